@@ -1,0 +1,56 @@
+"""When to log, and how long a fit is: what several callbacks ask the Trainer."""
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+
+from hybrid_lightning.durations import FitLength
+from hybrid_lightning.errors import ConfigError
+
+
+def is_log_step(trainer: pl.Trainer) -> bool:
+    """Whether the optimizer step that is under way is one that the Trainer logs."""
+    every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+    return bool(trainer.loggers) and every > 0 and (trainer.global_step + 1) % every == 0
+
+
+def fit_length(trainer: pl.Trainer) -> FitLength:
+    """Length of the running fit in optimizer steps; to be asked from ``on_train_start`` on.
+
+    `Trainer.estimated_stepping_batches` is not used, because reading it too early builds the loader before its state
+    has been restored.
+    """
+    return length_of(trainer, trainer.num_training_batches)
+
+
+def length_of(trainer: pl.Trainer, batches: float) -> FitLength:
+    """Length of a fit with this many batches per epoch (``inf`` if the data have no length)."""
+    per_epoch = None if math.isinf(batches) else max(math.ceil(batches / trainer.accumulate_grad_batches), 1)
+    limits = []
+    if trainer.max_steps >= 0:
+        limits.append(trainer.max_steps)
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0 and per_epoch is not None:
+        limits.append(trainer.max_epochs * per_epoch)
+    return FitLength(per_epoch, min(limits, default=None))
+
+
+def named_groups(trainer: pl.Trainer, callback: str) -> list[dict[str, Any]]:
+    """The param groups of the one optimizer, read anew because restoring a checkpoint replaces them.
+
+    Args:
+        trainer: Its optimizers exist from ``on_fit_start`` on.
+        callback: Name of the callback that asks, for the error.
+
+    Raises:
+        ConfigError: If there are several optimizers, or the groups have no parts.
+    """
+    if len(trainer.optimizers) != 1:
+        raise ConfigError(f"{callback}: works with one optimizer; this module has {len(trainer.optimizers)}.")
+    groups = trainer.optimizers[0].param_groups
+    if any("part" not in group for group in groups):
+        raise ConfigError(
+            f"{callback}: the optimizer's groups have no part names. In configure_optimizers, make them with "
+            f"hybrid_lightning.named_param_groups(self, {{'backbone': 'backbone', 'head': 'head'}}, lr=...)."
+        )
+    return groups

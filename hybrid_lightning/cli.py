@@ -1,0 +1,214 @@
+"""The command line: LightningCLI with ``plan``, merged configs, run folders and short errors."""
+
+import csv
+import math
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
+from hybrid_lightning.callbacks.logging import length_of
+from hybrid_lightning.configs import merged_arguments
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.export import export_part
+from hybrid_lightning.tasks import HybridTask
+from hybrid_lightning.tasks.example import first_batch
+
+_BEST_AND_LAST = {
+    "monitor": "val/loss",
+    "filename": "best",
+    "save_last": True,
+    "save_top_k": 1,
+    "auto_insert_metric_name": False,
+}
+
+
+class HybridTrainer(pl.Trainer):
+    """Lightning's Trainer with a ``plan``."""
+
+    def plan(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
+        """Prints what would train when and at which rate; trains nothing.
+
+        Args:
+            model: The task.
+            datamodule: Its first two samples decide the sizes, its length the moments.
+        """
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        loader = datamodule.train_dataloader()
+        network = model.build(first_batch(loader)).built()
+        limit = self.limit_train_batches
+        batches = math.ceil(len(loader) / self.world_size)
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+        groups = network.param_groups(model.base_lr, model.weight_decay)
+        print(model.plan(groups, self, length_of(self, batches)))
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in a few lines, without the usage of all options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ConfigError(shortened(message))
+
+
+def shortened(message: str, lines: int = 10) -> str:
+    """The first lines of a message, each of bounded length."""
+    kept = [line.rstrip()[:400] for line in message.strip().splitlines() if line.strip()]
+    more = [f"... ({len(kept) - lines} more lines)"] if len(kept) > lines else []
+    return "\n".join(kept[:lines] + more)
+
+
+class HybridCLI(LightningCLI):
+    """``fit``, ``validate``, ``test``, ``predict`` and ``plan`` for `HybridTask`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the keys of this program beside model, data and trainer."""
+        parser.add_argument(
+            "--name", type=str, default="run", help="Folder under runs/; the config's file name if left out."
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=False, help="Whether fit ends with one test of the best checkpoint."
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({f"checkpoint.{key}": value for key, value in _BEST_AND_LAST.items()})
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's own, and ``plan``."""
+        return {**LightningCLI.subcommands(), "plan": {"model", "datamodule"}}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "plan":
+            parser.set_defaults({"weights_only": True})
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses without Lightning's warning that `args` and the process's own arguments may differ."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """A Trainer that writes to ``runs/<name>/<version>/``, beside the loggers of the config."""
+        given = self._get(self.config_init, "trainer")
+        wanted = given.get("logger") is not False and self.subcommand != "plan"
+        kwargs["logger"] = self._loggers(given.get("logger"), given.get("default_root_dir")) if wanted else False
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, given: Any, root: str | None) -> list[Logger]:
+        folder, name = Path(root or ".") / "runs", self._get(self.config_init, "name")
+        table = CSVLogger(folder, name=name)
+        if isinstance(given, Logger):
+            return [table, given]
+        if isinstance(given, list):
+            return [table, *given]
+        boards = [TensorBoardLogger(folder, name, version=table.version)] if find_spec("tensorboard") else []
+        return [table, *boards]
+
+    def before_instantiate_classes(self) -> None:
+        """Finds the checkpoint of an evaluation, before time is spent on data and model."""
+        if self.subcommand in ("fit", "plan"):
+            return
+        options = self.config[self.subcommand]
+        path = options.get("ckpt_path")
+        if path is None:
+            raise ConfigError(
+                f"{self.subcommand}: without a checkpoint the weights would be random. "
+                f"Add --ckpt_path best, --ckpt_path last (of the newest run of this name) or a path."
+            )
+        if path in ("best", "last"):
+            root = Path(options.trainer.get("default_root_dir") or ".") / "runs" / options["name"]
+            path = newest_checkpoint(root, f"{path}.ckpt")
+        if not Path(path).is_file():
+            raise ConfigError(f"{self.subcommand}: --ckpt_path: there is no file {str(path)!r}.")
+        options["ckpt_path"] = str(path)
+
+    def after_fit(self) -> None:
+        """Tests the best checkpoint once, if the config asks for it, and says where the results are."""
+        if self._get(self.config_init, "test_after_fit"):
+            self.trainer.test(self.model, self.datamodule, ckpt_path="best", weights_only=True)
+        if self.trainer.is_global_zero and self.trainer.log_dir:
+            print(f"results: {self.trainer.log_dir}")
+
+    def predict(self, **kwargs: Any) -> None:
+        """Writes the predictions to ``predictions.csv`` in the run's folder, in the order of the data."""
+        if self.trainer.world_size > 1:
+            raise ConfigError(
+                "predict: several devices would mix up the order of the samples. Set --trainer.devices 1."
+            )
+        batches = self.trainer.predict(**kwargs)
+        table = torch.cat([torch.as_tensor(batch).cpu() for batch in batches or []])
+        path = Path(self.trainer.log_dir or ".") / "predictions.csv"
+        write_predictions(table, path)
+        print(f"predictions: {path}")
+
+
+def newest_checkpoint(folder: Path, name: str) -> Path:
+    """The checkpoint of this name in the newest version below a run's folder.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    found = sorted(folder.glob(f"version_*/checkpoints/{name}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ConfigError(f"--ckpt_path: there is no {name} below {str(folder)!r}. Run fit first, or give a path.")
+    return found[-1]
+
+
+def write_predictions(table: torch.Tensor, path: Path) -> None:
+    """Writes predictions `(N,)` or `(N, outputs)` as CSV; the file appears whole or not at all."""
+    rows = table.reshape(len(table), -1).tolist()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", *(f"output_{index}" for index in range(len(rows[0]) if rows else 0))])
+        writer.writerows([index, *row] for index, row in enumerate(rows))
+    temporary.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: Words after the program's name; None takes those of the process.
+
+    Returns:
+        0, or 2 if an input was wrong (the reason is on standard error).
+    """
+    # the data of this package are in memory; worker processes would cost more than they bring
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    try:
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        if words[:1] == ["export_part"]:
+            export_part(words[1:])
+        else:
+            HybridCLI(
+                HybridTask,
+                pl.LightningDataModule,
+                args=merged_arguments(words),
+                trainer_class=HybridTrainer,
+                trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
+                seed_everything_default=0,
+                parser_class=_Parser,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+    except (ConfigError, MisconfigurationException) as error:
+        if os.environ.get("HYBRID_LIGHTNING_TRACEBACK"):
+            raise
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
+        return 2
+    return 0

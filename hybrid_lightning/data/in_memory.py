@@ -1,0 +1,93 @@
+"""Data that fit into memory: one dict of tensors per split, served in whole batches."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+Entry = Tensor | dict[str, Tensor]
+
+
+class DictDataset(Dataset[dict[str, Any]]):
+    """Samples as dicts, from tensors whose first dimension counts samples.
+
+    Args:
+        entries: Key → tensor `(N, ...)` or dict of such tensors; ``target`` holds the labels.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        self.entries = dict(entries)
+
+    @property
+    def targets(self) -> Tensor:
+        """All labels, `(N, ...)`."""
+        targets = self.entries["target"]
+        assert isinstance(targets, Tensor)
+        return targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._select(index)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """A whole batch at once; torch's loader prefers this to one call per sample."""
+        return self._select(torch.as_tensor(indices))
+
+    def _select(self, index: int | Tensor) -> dict[str, Any]:
+        return {
+            key: {name: tensor[index] for name, tensor in entry.items()} if isinstance(entry, dict) else entry[index]
+            for key, entry in self.entries.items()
+        }
+
+
+def as_batch(batch: Any) -> Any:
+    """Collation for `DictDataset`, whose batches arrive complete."""
+    return batch
+
+
+class InMemoryDataModule(pl.LightningDataModule, ABC):
+    """A DataModule over `DictDataset`; a subclass says how each split is loaded.
+
+    Args:
+        batch_size: Samples per batch.
+    """
+
+    def __init__(self, batch_size: int = 32) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.splits: dict[str, DictDataset] = {}
+
+    @abstractmethod
+    def load(self) -> dict[str, DictDataset]:
+        """The splits ``train``, ``val`` and ``test``."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads the splits once."""
+        self.splits = self.splits or self.load()
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Shuffled training batches; the last one is dropped if it holds a single sample."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Validation batches in order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Test batches in order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The test batches."""
+        return self._loader("test")
+
+    def _loader(self, split: str, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
+        dataset = self.splits[split]
+        lonely = shuffle and len(dataset) % self.batch_size == 1 and len(dataset) > 1
+        return DataLoader(dataset, self.batch_size, shuffle=shuffle, collate_fn=as_batch, drop_last=lonely)

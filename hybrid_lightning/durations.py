@@ -1,0 +1,80 @@
+"""Durations: times of a fit with their unit written, such as ``3 epochs`` or ``10%``."""
+
+import re
+from dataclasses import dataclass
+from math import ceil
+
+from hybrid_lightning.errors import ConfigError
+
+_PATTERN = re.compile(r"(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>%|epochs?|steps?|validations?)")
+
+
+@dataclass(frozen=True)
+class FitLength:
+    """How long a fit is, in optimizer steps.
+
+    Args:
+        steps_per_epoch: Optimizer steps in one epoch; None if the data have no length.
+        total_steps: Optimizer steps in the whole fit; None if it has no end.
+    """
+
+    steps_per_epoch: int | None
+    total_steps: int | None
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A time with its unit: ``3 epochs``, ``500 steps``, ``10%`` (of the fit), ``2 validations``.
+
+    Args:
+        value: The number, 0 or more; at most 100 for ``%``.
+        unit: ``epochs``, ``steps``, ``%`` or ``validations``.
+    """
+
+    value: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: object, where: str = "duration") -> "Duration":
+        """Reads a duration.
+
+        Args:
+            text: For example ``"3 epochs"``. A bare number is refused, because its unit would be a guess.
+            where: Config path named in the error.
+
+        Raises:
+            ConfigError: If `text` is not a number with a unit, or is more than 100%.
+        """
+        match = _PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
+        if match is None:
+            raise ConfigError(
+                f"{where}: {text!r} is not a duration. Write a number and its unit, such as "
+                f"'3 epochs', '500 steps', '10%' (of the fit) or '2 validations'."
+            )
+        value, unit = float(match["value"]), match["unit"]
+        if unit == "%" and value > 100:
+            raise ConfigError(f"{where}: {text!r} is more than the whole fit; give at most '100%'.")
+        return cls(value, unit if unit == "%" or unit.endswith("s") else unit + "s")
+
+    def steps(self, length: FitLength, where: str = "duration") -> int:
+        """The duration in optimizer steps, rounded up.
+
+        Raises:
+            ConfigError: If the unit cannot be turned into steps for a fit of this length.
+        """
+        if self.unit == "steps":
+            return ceil(self.value)
+        if self.unit == "epochs" and length.steps_per_epoch is not None:
+            return ceil(self.value * length.steps_per_epoch)
+        if self.unit == "%" and length.total_steps is not None:
+            return ceil(round(self.value * length.total_steps / 100, 6))
+        reason = {
+            "epochs": "the training data have no length",
+            "%": "the fit has no end (set trainer.max_epochs or trainer.max_steps)",
+        }.get(self.unit, "validations can only be counted where a metric is waited for")
+        raise ConfigError(f"{where}: '{self}' cannot be turned into steps: {reason}. Write it in 'steps'.")
+
+    def __str__(self) -> str:
+        if self.unit == "%":
+            return f"{self.value:g}%"
+        return f"{self.value:g} {self.unit if self.value != 1 else self.unit[:-1]}"

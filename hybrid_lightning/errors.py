@@ -1,0 +1,33 @@
+"""The one error of this package that is meant to be read by a user."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message says where, what was given, what is possible and what to do.
+
+    The command line prints it without a traceback.
+    """
+
+
+def listing(names: Iterable[str], limit: int = 12) -> str:
+    """Names in quotes, at most `limit` of them, with a count of the rest."""
+    names = list(names)
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "") or "none"
+
+
+def unknown(where: str, kind: str, given: str, known: Iterable[str]) -> ConfigError:
+    """An error for a name that is not among `known`, with the closest one suggested.
+
+    Args:
+        where: Config path of the setting.
+        kind: What the name stands for ("key", "part").
+        given: The name that was given.
+        known: The names that are possible.
+    """
+    known = list(known)
+    close = get_close_matches(given, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return ConfigError(f"{where}: unknown {kind} {given!r}.{hint} Possible: {listing(known)}.")

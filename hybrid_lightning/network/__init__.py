@@ -1,0 +1,1 @@
+"""Plain torch: parts, stages, fusion and the network that joins them."""

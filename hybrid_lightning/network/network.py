@@ -1,0 +1,272 @@
+"""The network: parts in chains and parallel towers, a fusion where several meet, and a head."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.network.parts import Part, execution_order, feeding_parts
+from hybrid_lightning.network.registry import check_arguments, parameters_of, refuse_fetching, resolve
+from hybrid_lightning.network.stages import Stages, discover_stages, recorded_calls
+from hybrid_lightning.param_groups import named_param_groups
+from hybrid_lightning.weights import load_weights
+
+Batch = Mapping[str, Any]
+_CHANNEL_ARGUMENTS = ("in_channels", "in_chans")
+_FEATURE_ARGUMENTS = ("in_features", "input_size")
+_OUTPUT_ARGUMENTS = ("out_features", "num_classes")
+HEAD = Part("LinearHead", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
+FUSION = Part("ConcatFusion", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
+
+
+def pooled(output: Tensor, how: str) -> Tensor:
+    """A part's output `(B, C, ...)` as `(B, features)`; one that is 2-d already stays as it is.
+
+    Args:
+        output: What the part returned.
+        how: ``mean`` or ``max`` over all dimensions after the second, or ``flatten``.
+    """
+    if output.ndim < 3 or how == "flatten":
+        return output.flatten(1)
+    flat = output.flatten(2)
+    return flat.mean(2) if how == "mean" else flat.amax(2)
+
+
+class HybridNetwork(nn.Module):
+    """Parts → fusion → head, built part by part along one dry run that infers all sizes.
+
+    Args:
+        parts: Name → facts, defaults filled in (`parse_parts`); ``head`` may be among them.
+        outputs: Number of outputs of the head.
+        fusion: Facts of the fusion; used only if several parts feed the head.
+        example: A batch of two samples for the dry run. None if `record` is given.
+        record: Sizes and stages of an earlier network with the same facts, see `record`; needs no data.
+        load: Whether the parts' weights are read; False where a checkpoint follows.
+        trust: None, or the packages that a file's dotted paths may name, see `resolve`.
+
+    Raises:
+        ConfigError: If a fact is impossible, a key is missing in the batch, or sizes do not fit.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        outputs: int,
+        *,
+        fusion: Part = FUSION,
+        example: Batch | None = None,
+        record: Mapping[str, Any] | None = None,
+        load: bool = True,
+        trust: Collection[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.facts = {name: part for name, part in parts.items() if name != "head"}
+        self.order = execution_order(parts)
+        self.feeding = feeding_parts(parts)
+        if len(self.feeding) > 1:
+            self.facts["fusion"] = fusion
+        self.facts["head"] = parts.get("head", HEAD)
+        self.outputs = outputs
+        self.sizes: dict[str, dict[str, Any]] = dict(record["sizes"]) if record else {}
+        self.stages: dict[str, Stages] = dict(record["stages"]) if record else {}
+        self.parts = nn.ModuleDict()
+        self._load, self._trust = load, trust
+        if record is None:
+            assert example is not None, "a new network needs an example batch"
+            self._build_along(example)
+        else:
+            for name in self.facts:
+                self.parts[name] = self._make(name, self.sizes.get(name, {}))
+        self.fixed = {name for name, p in self.named_parameters() if not p.requires_grad}
+        self.param_groups(lr=1.0, weight_decay=0.0)  # finds impossible stages before an optimizer is made
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Resolved sizes and stages as plain data; with the facts, all that a rebuild needs."""
+        return {"sizes": self.sizes, "stages": self.stages}
+
+    def forward(self, batch: Batch) -> Tensor:
+        """A batch, with the keys that the parts read → outputs `(B, outputs)`."""
+        features = self.features(batch)
+        if "fusion" in self.parts:
+            head_input = self.parts["fusion"](features)
+        else:
+            (head_input,) = features.values()
+        output: Tensor = self.parts["head"](head_input)
+        return output
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """The features `(B, features)` of each part that feeds the fusion or the head."""
+        outputs: dict[str, Tensor] = {}
+        for name in self.order:
+            outputs[name] = self._call(name, self._inputs(name, batch, outputs))
+        return {name: pooled(outputs[name], self.facts[name].pool) for name in self.feeding}
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Named param groups of all parts, see `named_param_groups`."""
+        return named_param_groups(
+            self,
+            {name: f"parts.{name}" for name in self.parts if any(True for _ in self.parts[name].parameters())},
+            lr=lr,
+            weight_decay=weight_decay,
+            rates={name: part.rates for name, part in self.facts.items() if self._has_parameters(name)},
+            stages={name: self._full_patterns(name) for name in self.parts if self._has_parameters(name)},
+            fixed=self.fixed,
+        )
+
+    def _has_parameters(self, name: str) -> bool:
+        return any(True for _ in self.parts[name].parameters())
+
+    def _full_patterns(self, name: str) -> dict[str, list[str]]:
+        return {s: [f"parts.{name}.{pattern}" for pattern in patterns] for s, patterns in self.stages[name].items()}
+
+    def _inputs(self, name: str, batch: Batch, outputs: Mapping[str, Tensor]) -> list[Any]:
+        wanted = self.facts[name].input or name
+        found = []
+        for key in wanted if isinstance(wanted, list) else [wanted]:
+            if key in outputs:
+                found.append(outputs[key])
+            elif key in batch:
+                found.append(batch[key])
+            else:
+                raise ConfigError(
+                    f"model.parts.{name}.input: part {name!r} reads {key!r}, which is neither a part before it nor in "
+                    f"the batch. The batch has: {listing(batch)}. Set 'input' to one of them."
+                )
+        return found
+
+    def _call(self, name: str, inputs: list[Any]) -> Tensor:
+        module = self.parts[name]
+        if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+            return module(**inputs[0])  # type: ignore[no-any-return]
+        return module(*inputs)  # type: ignore[no-any-return]
+
+    def _build_along(self, example: Batch) -> None:
+        """Makes each part with the sizes that the parts before it produce."""
+        outputs: dict[str, Tensor] = {}
+        for name in self.order:
+            outputs[name] = self._build_part(name, self._inputs(name, example, outputs))
+        features = {name: pooled(outputs[name], self.facts[name].pool) for name in self.feeding}
+        head_input = features[self.feeding[0]]
+        if len(self.feeding) > 1:
+            head_input = self._build_part("fusion", [features], call=lambda module: module(features))
+        output = self._build_part("head", [head_input])
+        if output.shape != (len(head_input), self.outputs):
+            raise ConfigError(
+                f"model.parts.head: the head returns shape {tuple(output.shape)} for {len(head_input)} samples; the "
+                f"task needs ({len(head_input)}, {self.outputs}). Leave its output size out, or correct it."
+            )
+
+    def _build_part(self, name: str, inputs: list[Any], call: Callable[[nn.Module], Tensor] | None = None) -> Tensor:
+        where = self._where(name)
+        sizes = self._infer_sizes(name, inputs)
+        self.sizes[name] = sizes
+        self.parts[name] = module = self._make(name, sizes)
+        with dry_run(module), recorded_calls(module) as called:
+            try:
+                output = call(module) if call else self._call(name, inputs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                if isinstance(error, ConfigError):
+                    raise
+                raise ConfigError(
+                    f"{where}: {type(module).__name__} fails on its input {_shapes(inputs)}: {str(error)[:400]}"
+                ) from error
+        if not isinstance(output, Tensor) or output.ndim < 2:
+            raise ConfigError(
+                f"{where}: {type(module).__name__} returns {_shapes([output])}; a part returns one tensor (B, ...). "
+                f"Wrap it in a module that picks the tensor to use."
+            )
+        given = self.facts[name].stages
+        self.stages[name] = {s: [s] for s in given} if given else discover_stages(module, called)
+        return output
+
+    def _infer_sizes(self, name: str, inputs: list[Any]) -> dict[str, Any]:
+        """Values for the size arguments that the facts leave out."""
+        part = self.facts[name]
+        if isinstance(part.module, nn.Module):
+            return {}
+        factory = resolve(part.module, f"{self._where(name)}.module", self._trust)
+        wanted = [argument for argument in parameters_of(factory) if argument not in part.args]
+        sizes: dict[str, Any] = {}
+        first = inputs[0] if inputs else None
+        if name == "fusion":
+            return {"in_features": {part: f.shape[1] for part, f in inputs[0].items()}}
+        for argument in wanted:
+            if isinstance(first, Tensor) and first.ndim >= 2 and argument in _CHANNEL_ARGUMENTS:
+                sizes[argument] = first.shape[1]
+            elif isinstance(first, Tensor) and first.ndim >= 2 and argument in _FEATURE_ARGUMENTS:
+                sizes[argument] = first.shape[-1]
+            elif name == "head" and argument in _OUTPUT_ARGUMENTS:
+                sizes[argument] = self.outputs
+        return sizes
+
+    def _make(self, name: str, sizes: Mapping[str, Any]) -> nn.Module:
+        """The part's module, with its weights."""
+        part, where = self.facts[name], self._where(name)
+        if isinstance(part.module, nn.Module):
+            module = part.module
+        else:
+            factory = resolve(part.module, f"{where}.module", self._trust)
+            args = {**part.args, **sizes}
+            if self._trust is not None:
+                refuse_fetching(args, f"{where}.args")
+            check_arguments(factory, args, f"{where}.args")
+            module = factory(**args)
+            if not isinstance(module, nn.Module):
+                raise ConfigError(
+                    f"{where}.module: {part.module!r} returns a {type(module).__name__}, not a torch module."
+                )
+        if self._load and part.weights is not None and not isinstance(part.module, nn.Module):
+            load_weights(module, part.weights, f"{where}.weights")
+        return module
+
+    @staticmethod
+    def _where(name: str) -> str:
+        return "model.fusion" if name == "fusion" else f"model.parts.{name}"
+
+
+def _shapes(values: list[Any]) -> str:
+    """Values in words for an error: shapes of tensors, types of the rest."""
+
+    def describe(value: Any) -> str:
+        if isinstance(value, Tensor):
+            return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{key}: {describe(entry)}" for key, entry in value.items()) + "}"
+        return f"a {type(value).__name__}"
+
+    return ", ".join(describe(value) for value in values)
+
+
+@contextmanager
+def dry_run(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; modes, buffers and the random state are as before afterwards."""
+    modes = {m: m.training for m in module.modules()}
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
+        for name, buffer in module.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+
+
+def first_samples(batch: Batch, count: int = 2) -> dict[str, Any]:
+    """The first samples of a batch, on the CPU; a single one is repeated."""
+
+    def cut(entry: Any) -> Any:
+        if isinstance(entry, Tensor):
+            short = entry[:count].detach().cpu()
+            return short if len(short) == count else short.repeat(count, *[1] * (entry.ndim - 1))
+        if isinstance(entry, Mapping):
+            return {key: cut(value) for key, value in entry.items()}
+        return entry[:count] if isinstance(entry, list | tuple) else entry
+
+    return {key: cut(entry) for key, entry in batch.items()}

@@ -1,0 +1,222 @@
+"""Parts: what a user says about each sub-network, as plain facts."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from hybrid_lightning.durations import Duration
+from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.param_groups import PartRates
+from hybrid_lightning.schedules import UnfreezingSchedule
+
+RESERVED = ("fusion", "target", "id", "present", "pretrained", "untrained", "total")
+POOLS = ("mean", "max", "flatten")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named sub-network. A fact that is None takes its value from the defaults of the part's origin.
+
+    Args:
+        module: A registered name, a dotted path to a class or factory function, or a live module.
+        args: Keyword arguments of the class or function. Input sizes (``in_features``, ``in_channels``, ...) that are
+            left out are filled in by the dry run.
+        weights: ``pretrained`` (the module brings its own), the path of a ``.safetensors`` or ``.pt`` file, or None for
+            an untrained part. A live module that is already trained says ``pretrained``.
+        input: Key of the batch, name of another part, or a list of keys passed by position. None reads the key of the
+            part's own name.
+        pool: How an output with more than two dimensions, ``(B, C, ...)``, becomes ``(B, features)`` before the fusion
+            or the head: ``mean``, ``max`` or ``flatten``.
+        stages: Patterns of parameter names from input to output; None cuts the part by execution order.
+        lr_scale: Factor on the base rate.
+        layer_decay: Factor on the rate for each stage towards the input.
+        weight_decay: Weight decay of parameters with two or more dimensions.
+        decay_all: Whether biases and 1-d parameters decay too.
+        unfreeze: ``always``, ``never``, a duration, or ``{start: 10%, every: 1 epochs}`` (top-down by stage).
+    """
+
+    module: Any
+    args: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    input: str | list[str] | None = None
+    pool: str = "mean"
+    stages: list[str] | None = None
+    lr_scale: float | None = None
+    layer_decay: float | None = None
+    weight_decay: float | None = None
+    decay_all: bool | None = None
+    unfreeze: Any = None
+
+    @property
+    def origin(self) -> str:
+        """``pretrained`` if weights are loaded, else ``untrained``."""
+        return "untrained" if self.weights is None else "pretrained"
+
+    @property
+    def rates(self) -> PartRates:
+        """The facts that `named_param_groups` needs."""
+        return PartRates(self.lr_scale or 0.0, self.layer_decay or 1.0, self.weight_decay, bool(self.decay_all))
+
+    def plain(self) -> dict[str, Any]:
+        """The facts as plain data, without those that are None; a live module is left out."""
+        facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: v for k, v in facts.items() if v is not None and not (k == "module" and not isinstance(v, str))}
+
+
+@dataclass(frozen=True)
+class OriginDefaults:
+    """Facts for all parts of one origin that do not state them themselves; the fields are those of `Part`."""
+
+    lr_scale: float = 1.0
+    layer_decay: float = 1.0
+    weight_decay: float | None = None
+    decay_all: bool = False
+    unfreeze: Any = "always"
+
+
+DEFAULTS = {"pretrained": OriginDefaults(lr_scale=0.1, unfreeze="10%"), "untrained": OriginDefaults()}
+"""Pretrained parts learn at a tenth of the base rate, after the new parts have settled for a tenth of the fit."""
+
+
+def _defaults(origin: str, given: Mapping[str, Any] | None) -> OriginDefaults:
+    known = [f.name for f in dataclasses.fields(OriginDefaults)]
+    for key in given or {}:
+        if key not in known:
+            raise unknown(f"model.{origin}", "key", str(key), known)
+    return dataclasses.replace(DEFAULTS[origin], **(given or {}))
+
+
+def parse_part(name: str, value: Any, defaults: Mapping[str, OriginDefaults]) -> Part:
+    """Reads one part and fills in the defaults of its origin.
+
+    Args:
+        name: The part's name.
+        value: A `Part`, a dict of its fields, a module name, or a live module.
+        defaults: Origin → defaults.
+
+    Raises:
+        ConfigError: If a name, a key or a value is not possible.
+    """
+    where = f"model.parts.{name}" if name != "fusion" else "model.fusion"
+    if isinstance(value, str | nn.Module) or (callable(value) and not isinstance(value, Part)):
+        value = {"module": value}
+    if isinstance(value, Mapping):
+        known = [f.name for f in dataclasses.fields(Part)]
+        for key in value:
+            if key not in known:
+                raise unknown(where, "key", str(key), known)
+        if "module" not in value:
+            raise ConfigError(f"{where}: 'module' is missing; give a registered name, a dotted path or a live module.")
+        value = Part(**{**value, "args": dict(value.get("args") or {})})
+    if not isinstance(value, Part):
+        raise ConfigError(f"{where}: a part is a dict of facts or a module, not {value!r}.")
+    origin = defaults[value.origin]
+    missing = {f.name: getattr(origin, f.name) for f in dataclasses.fields(origin) if getattr(value, f.name) is None}
+    part = dataclasses.replace(value, module=_named(value.module, where), **missing)
+    _check_values(part, where)
+    return part
+
+
+def _named(module: Any, where: str) -> Any:
+    """A class or function as its dotted path, so that a checkpoint can name it; anything else as it is."""
+    if isinstance(module, str | nn.Module):
+        return module
+    path = f"{getattr(module, '__module__', '')}.{getattr(module, '__qualname__', '')}"
+    if not callable(module) or "<" in path or path.startswith(".") or path.endswith("."):
+        raise ConfigError(f"{where}.module: {module!r} cannot be named by a path; pass an instance of it instead.")
+    return path
+
+
+def _check_values(part: Part, where: str) -> None:
+    _check_number(part.lr_scale, f"{where}.lr_scale", low=0)
+    _check_number(part.layer_decay, f"{where}.layer_decay", low=0, high=1, above_low=True)
+    if part.weight_decay is not None:
+        _check_number(part.weight_decay, f"{where}.weight_decay", low=0)
+    if part.pool not in POOLS:
+        raise unknown(f"{where}.pool", "pooling", str(part.pool), POOLS)
+    if part.weights is not None and not isinstance(part.weights, str):
+        raise ConfigError(f"{where}.weights: {part.weights!r} is neither 'pretrained', nor a path, nor null.")
+    if not (part.input is None or isinstance(part.input, str | list)):
+        raise ConfigError(f"{where}.input: {part.input!r} is neither a key, nor a part, nor a list of keys.")
+    schedule = UnfreezingSchedule.parse(part.unfreeze, f"{where}.unfreeze")
+    for duration in (schedule.start, schedule.every):
+        if isinstance(duration, Duration) and duration.unit == "validations":
+            raise ConfigError(f"{where}.unfreeze: '{duration}': unfreezing counts epochs, steps or % of the fit.")
+
+
+def _check_number(value: Any, where: str, low: float, high: float | None = None, above_low: bool = False) -> None:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not numeric or value < low or (above_low and value == low) or (high is not None and value > high):
+        bounds = f"{'above' if above_low else 'at least'} {low}" + (f" and at most {high}" if high is not None else "")
+        hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) else ""
+        raise ConfigError(f"{where}: {value!r} is not a number {bounds}{hint}.")
+
+
+def parse_parts(
+    parts: Mapping[str, Any], pretrained: Mapping[str, Any] | None = None, untrained: Mapping[str, Any] | None = None
+) -> dict[str, Part]:
+    """Reads all parts.
+
+    Args:
+        parts: Name → facts; names match ``[a-z][a-z0-9_]*``.
+        pretrained: Defaults of the parts that have weights.
+        untrained: Defaults of the parts that have none.
+
+    Raises:
+        ConfigError: If there is no part beside the head, or a name or a fact is not possible.
+    """
+    if not isinstance(parts, Mapping) or not set(parts) - {"head"}:
+        raise ConfigError(
+            "model.parts: name at least one part beside the head, such as {image: {module: ConvExtractor}}."
+        )
+    taken = nn.ModuleDict()
+    for name in parts:
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in RESERVED or hasattr(taken, name):
+            raise ConfigError(
+                f"model.parts: {name!r} cannot name a part. Names are lower-case words ([a-z][a-z0-9_]*) other than "
+                f"{listing(RESERVED)} and the names of torch's module methods."
+            )
+    defaults = all_defaults(pretrained, untrained)
+    return {name: parse_part(name, value, defaults) for name, value in parts.items()}
+
+
+def all_defaults(
+    pretrained: Mapping[str, Any] | None, untrained: Mapping[str, Any] | None
+) -> dict[str, OriginDefaults]:
+    """Origin → its defaults with the user's changes."""
+    return {"pretrained": _defaults("pretrained", pretrained), "untrained": _defaults("untrained", untrained)}
+
+
+def execution_order(parts: Mapping[str, Part]) -> list[str]:
+    """Part names, each after the part it reads; the head is left out.
+
+    Raises:
+        ConfigError: If parts read each other in a circle.
+    """
+    order: list[str] = []
+    waiting = [name for name in parts if name != "head"]
+    while waiting:
+        ready = [n for n in waiting if not set(part_inputs(n, parts)) & set(waiting)]
+        if not ready:
+            raise ConfigError(f"model.parts: {listing(waiting)} read each other in a circle; let one read a batch key.")
+        order += ready
+        waiting = [name for name in waiting if name not in ready]
+    return order
+
+
+def part_inputs(name: str, parts: Mapping[str, Part]) -> list[str]:
+    """The other parts that a part reads."""
+    wanted = parts[name].input
+    wanted = wanted if isinstance(wanted, list) else [wanted] if wanted else []
+    return [key for key in wanted if key in parts and key not in (name, "head")]
+
+
+def feeding_parts(parts: Mapping[str, Part]) -> list[str]:
+    """The parts that no other part reads: they feed the fusion, or the head if there is only one."""
+    read = {other for name in parts for other in part_inputs(name, parts)}
+    return [name for name in execution_order(parts) if name not in read]

@@ -1,0 +1,152 @@
+"""From a name to the class or factory behind it, and who may be named by a file."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torch import nn
+
+from hybrid_lightning.errors import ConfigError, listing, unknown
+
+REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
+    "ConvExtractor": "hybrid_lightning.network.extractors.ConvExtractor",
+    "ResidualConv1d": "hybrid_lightning.network.extractors.ResidualConv1d",
+    "MLP": "hybrid_lightning.network.extractors.MLP",
+    "LinearHead": "hybrid_lightning.network.extractors.LinearHead",
+    "ConcatFusion": "hybrid_lightning.network.fusion.ConcatFusion",
+    "FracastEncoder": "hybrid_lightning.network.fracast.FracastEncoder",
+}
+"""Names that a part's ``module`` may take without a dot."""
+
+INSTALLABLE = {"timm", "torchvision", "transformers"}
+_FETCHING_ARGUMENTS = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "trust_remote_code")
+
+
+def register(name: str, factory: Callable[..., nn.Module]) -> None:
+    """Makes a class or function available as a bare ``module`` name.
+
+    Args:
+        name: The new name; one that exists is replaced.
+        factory: Called with the part's ``args``; returns a module.
+    """
+    REGISTRY[name] = factory
+
+
+def resolve(path: str, where: str, trust: Collection[str] | None = None) -> Callable[..., Any]:
+    """The class or factory behind a registered name or a dotted path.
+
+    Args:
+        path: ``MLP`` or ``package.module.name``.
+        where: Config path named in errors.
+        trust: None allows every path, as for a config that the user wrote. Otherwise, as for a path found in a file,
+            only our registry, layers of `torch.nn`, timm, torchvision and transformers models, and paths that begin
+            with one of these package names.
+
+    Raises:
+        ConfigError: If nothing is there, or the path is not allowed.
+    """
+    target = REGISTRY.get(path, path)
+    if not isinstance(target, str):
+        return target
+    if "." not in target:
+        raise unknown(where, "module", path, REGISTRY)
+    if path not in REGISTRY and trust is not None and not _may_be_imported(path, trust):
+        raise _refused(path, where)
+    found = _import(target, where)
+    if path not in REGISTRY and trust is not None and not _may_be_called(path, found, trust):
+        raise _refused(path, where)
+    if not callable(found):
+        raise ConfigError(f"{where}: {path!r} is a {type(found).__name__}, not a class or function.")
+    return found  # type: ignore[no-any-return]
+
+
+def _refused(path: str, where: str) -> ConfigError:
+    package = path.split(".")[0]
+    return ConfigError(
+        f"{where}: the file names {path!r}, which is outside the allowed places (the built-in names, torch.nn, timm, "
+        f"torchvision, transformers). A path in a file is code chosen by whoever wrote it. "
+        f"If you trust it, load with trust=[{package!r}]."
+    )
+
+
+def _trusted(path: str, trust: Collection[str]) -> bool:
+    return any(path == name or path.startswith(name + ".") for name in trust)
+
+
+def _may_be_imported(path: str, trust: Collection[str]) -> bool:
+    return _trusted(path, trust) or path.startswith("torch.nn.") or path.split(".")[0] in INSTALLABLE
+
+
+def _may_be_called(path: str, found: object, trust: Collection[str]) -> bool:
+    """A layer or model class that lives where its path says, or one of the two libraries' model factories."""
+    if _trusted(path, trust):
+        return True
+    package = path.split(".")[0]
+    home = getattr(found, "__module__", "") or ""
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        return home.startswith("torch.nn." if package == "torch" else package + ".")
+    return path == "timm.create_model" or (inspect.isfunction(found) and home.startswith("torchvision.models."))
+
+
+def _import(path: str, where: str) -> Any:
+    """Imports the longest prefix that is a module, then follows attributes."""
+    names = path.split(".")
+    for length in range(len(names) - 1, 0, -1):
+        module = ".".join(names[:length])
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
+                continue
+            raise
+        for name in names[length:]:
+            if not hasattr(found, name):
+                raise unknown(f"{where}: {path!r}", "name", name, [n for n in dir(found) if not n.startswith("_")])
+            found = getattr(found, name)
+        return found
+    package = names[0]
+    if package in INSTALLABLE:
+        raise ConfigError(f"{where}: {path!r} needs {package}. Install it with: pip install {package}")
+    raise ConfigError(f"{where}: {path!r} cannot be imported: there is no module {package!r} on the Python path.")
+
+
+def refuse_fetching(args: Mapping[str, Any], where: str) -> None:
+    """Refuses arguments of a file that would make a factory download or unpickle something.
+
+    Raises:
+        ConfigError: If one of them is set, or a name points to a hub.
+    """
+    for name, value in args.items():
+        if (name in _FETCHING_ARGUMENTS and value) or (isinstance(value, str) and ":" in value):
+            raise ConfigError(f"{where}.{name}: {value!r} would fetch or load something else; refused in a checkpoint.")
+
+
+def check_arguments(factory: Callable[..., Any], args: Mapping[str, Any], where: str) -> None:
+    """Compares argument names with a factory's signature.
+
+    Args:
+        factory: The class or function.
+        args: The keyword arguments it is to be called with.
+        where: Config path named in errors.
+
+    Raises:
+        ConfigError: If a name is unknown (with the closest one) or a required one is missing.
+    """
+    parameters = parameters_of(factory)
+    names = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        for given in args:
+            if given not in names:
+                raise unknown(where, "argument", str(given), names)
+    missing = [name for name in names if parameters[name].default is inspect.Parameter.empty and name not in args]
+    if missing:
+        raise ConfigError(f"{where}: {listing(missing)} must be given. Arguments: {listing(names)}.")
+
+
+def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The signature's parameters; empty where Python cannot tell."""
+    try:
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}

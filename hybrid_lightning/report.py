@@ -1,0 +1,79 @@
+"""The plan: one table of what trains when, and at which rate."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hybrid_lightning.callbacks.unfreezing import ALWAYS, stages_above, unfreezing_steps
+from hybrid_lightning.durations import FitLength
+from hybrid_lightning.schedules import UnfreezingSchedule
+
+COLUMNS = ("part", "origin", "stage", "parameters", "lr", "weight decay", "unfreezes at", "mode")
+_RIGHT_ALIGNED = ("parameters", "lr")
+
+
+def plan_rows(
+    groups: list[dict[str, Any]],
+    schedules: Mapping[str, UnfreezingSchedule],
+    origins: Mapping[str, str],
+    length: FitLength,
+) -> list[dict[str, str]]:
+    """One row per part and stage, in the order of the groups.
+
+    Args:
+        groups: From `named_param_groups`.
+        schedules: Part → unfreezing schedule; parts that are not named train from the start.
+        origins: Part → ``pretrained`` or ``untrained``.
+        length: Turns durations into steps.
+    """
+    steps = unfreezing_steps(groups, schedules, length)
+    above = stages_above(groups)
+    by_stage: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for group in groups:
+        by_stage.setdefault((group["part"], group["stage"]), []).append(group)
+    rows = []
+    for (part, _), of_stage in by_stage.items():
+        first = next((group for group in of_stage if not group["fixed"]), of_stage[0])
+        schedule = schedules.get(part, ALWAYS)
+        step = steps[first["name"]]
+        moment = "never" if step is None else "start" if step == 0 else f"{schedule.describe(above[first['name']])}"
+        rows.append(
+            {
+                "part": part,
+                "origin": origins.get(part, "untrained"),
+                "stage": first["name"].removeprefix(part).split("/")[0].removeprefix(".") or "all",
+                "parameters": f"{sum(p.numel() for group in of_stage for p in group['params']):,}",
+                "lr": f"{first.get('initial_lr', first['lr']):.3g}",
+                "weight decay": ", ".join(dict.fromkeys(f"{group['weight_decay']:g}" for group in of_stage)),
+                "unfreezes at": moment if not step else f"{moment} (step {step})",
+                "mode": "train" if step == 0 else "eval" if step is None else "eval, then train",
+            }
+        )
+    return rows
+
+
+def plan_table(
+    groups: list[dict[str, Any]],
+    schedules: Mapping[str, UnfreezingSchedule],
+    origins: Mapping[str, str],
+    length: FitLength,
+) -> str:
+    """The rows of `plan_rows` as text, with the length of the fit below.
+
+    Two values under weight decay are those of parameters with two or more dimensions and of all others.
+    """
+    end = "no end" if length.total_steps is None else f"{length.total_steps} steps"
+    epoch = "unknown" if length.steps_per_epoch is None else f"{length.steps_per_epoch} steps"
+    rows = plan_rows(groups, schedules, origins, length)
+    return f"{format_table(rows, COLUMNS, _RIGHT_ALIGNED)}\nlength of the fit: {end}; of an epoch: {epoch}"
+
+
+def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], right: Iterable[str] = ()) -> str:
+    """Rows as an aligned text table with a header."""
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
+
+    def line(row: Mapping[str, str]) -> str:
+        cells = [row[c].rjust(widths[c]) if c in right else row[c].ljust(widths[c]) for c in columns]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * widths[column] for column in columns)
+    return "\n".join([line({column: column for column in columns}), rule, *map(line, rows)])

@@ -1,0 +1,365 @@
+"""The task that all tasks share: builds the network, groups its parameters, steps, measures and logs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, Self
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from hybrid_lightning.callbacks import GradientNormMonitor, GradualUnfreezing
+from hybrid_lightning.callbacks.logging import fit_length, is_log_step
+from hybrid_lightning.callbacks.unfreezing import refuse_late, starting_groups, unfreezing_steps
+from hybrid_lightning.durations import FitLength
+from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.gradients import (
+    clip_coefficient,
+    gradient_norms,
+    norms_by_part,
+    optimizer_parameters,
+    scale_gradients,
+)
+from hybrid_lightning.network.network import FUSION, HybridNetwork, first_samples
+from hybrid_lightning.network.parts import all_defaults, parse_part, parse_parts
+from hybrid_lightning.rates import GroupRates
+from hybrid_lightning.report import plan_table
+from hybrid_lightning.tasks.checkpoints import (
+    CHECKPOINT_KEY,
+    CHECKPOINT_VERSION,
+    concrete_subclasses,
+    group_names,
+    read_checkpoint,
+    with_live_modules,
+)
+from hybrid_lightning.tasks.example import example_batch
+from hybrid_lightning.tasks.metrics import SplitMetrics
+from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler
+
+_FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true")
+
+
+class HybridTask(pl.LightningModule, ABC):
+    """A LightningModule around a `HybridNetwork`; a subclass says what its outputs mean.
+
+    Logged on each log step: ``train/loss`` (mean since the last log) and ``lr/<group>``; after each validation or test:
+    ``val/loss`` or ``test/loss`` and the subclass's metrics.
+
+    Args:
+        parts: Name → facts of each part (see `Part`); ``head`` names the head, a linear one if left out.
+        lr: Base learning rate, the only one; each group's own rate is a multiple of it.
+        weight_decay: Weight decay of parameters with two or more dimensions.
+        pretrained: Defaults of all pretrained parts: ``lr_scale`` (0.1), ``layer_decay`` (1), ``weight_decay``,
+            ``decay_all`` (false), ``unfreeze`` (10%).
+        untrained: Defaults of all untrained parts; ``lr_scale`` is 1 and ``unfreeze`` is ``always``.
+        fusion: Facts of the fusion of several parts, such as ``{module: ConcatFusion, args: {width: 64}}``.
+        optimizer: A class of `torch.optim`, by name or as ``{class_path: ..., init_args: {...}}``; null is AdamW.
+        rates: ``{shape: ..., warm_up: ...}``: the course of the rates from each group's unfreezing on. Shapes: constant
+            (default), linear, cosine, one_cycle, slanted_triangular; warm_up is a duration.
+        scheduler: Instead of ``rates``, a torch scheduler as ``{class_path: ..., init_args: {...}, interval: epoch}``.
+
+    Raises:
+        ConfigError: If a fact is impossible.
+    """
+
+    def __init__(
+        self,
+        parts: dict[str, Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        pretrained: dict[str, Any] | None = None,
+        untrained: dict[str, Any] | None = None,
+        fusion: dict[str, Any] | None = None,
+        optimizer: str | dict[str, Any] | None = None,
+        rates: dict[str, Any] | None = None,
+        scheduler: str | dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if rates and scheduler:
+            raise ConfigError("model.scheduler: give either 'rates' or 'scheduler', not both.")
+        for key in rates or {}:
+            if key not in ("shape", "warm_up"):
+                raise unknown("model.rates", "key", str(key), ("shape", "warm_up"))
+        self.parts = parse_parts(parts, pretrained, untrained)
+        self.fusion = FUSION
+        if fusion is not None:
+            self.fusion = parse_part("fusion", {"module": "ConcatFusion", **fusion}, all_defaults(None, untrained))
+        self.base_lr, self.weight_decay = lr, weight_decay
+        self.optimizer_facts, self.rates, self.scheduler_facts = optimizer, rates or {}, scheduler
+        self.network: HybridNetwork | None = None
+        self.measured_norms: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+        self.facts: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "optimizer": optimizer}
+        self.facts |= {"rates": rates, "scheduler": scheduler}
+        self.split_metrics = nn.ModuleDict({"val": self.make_metrics(), "test": self.make_metrics()})
+        self._loss_sum: Tensor | None = None
+        self._loss_count = 0
+        self._trust: Collection[str] | None = None
+        self._own_callbacks: list[pl.Callback] = []
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Number of outputs of the head."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch, a scalar, from the head's outputs `(B, outputs)`."""
+
+    @abstractmethod
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """What metrics and users see, from the head's outputs."""
+
+    @abstractmethod
+    def make_metrics(self) -> SplitMetrics:
+        """New metrics for one split."""
+
+    @abstractmethod
+    def check_target(self, target: Tensor, where: str) -> None:
+        """Raises `ConfigError` if targets have a wrong shape or range."""
+
+    # Building
+
+    def build(
+        self, example: Mapping[str, Any] | None = None, record: Mapping[str, Any] | None = None, load: bool = True
+    ) -> Self:
+        """Builds the network; the Trainer does it by itself when it starts.
+
+        Args:
+            example: A batch; two samples of it are used to infer sizes.
+            record: Sizes and stages of an earlier network instead of an example.
+            load: Whether the parts' weights are read.
+        """
+        self.network = HybridNetwork(
+            self.parts,
+            self.outputs,
+            fusion=self.fusion,
+            example=None if example is None else first_samples(example),
+            record=record,
+            load=load,
+            trust=self._trust,
+        )
+        return self
+
+    def built(self) -> HybridNetwork:
+        """The network.
+
+        Raises:
+            ConfigError: If it has not been built yet.
+        """
+        if self.network is None:
+            raise ConfigError("The network's sizes are not known yet. Call model.build(batch), or start a Trainer.")
+        return self.network
+
+    @property
+    def unfreezing(self) -> dict[str, Any]:
+        """Part → when it unfreezes, for the parts that do not train from the start."""
+        schedules = {name: part.unfreeze for name, part in {**self.parts, "fusion": self.fusion}.items()}
+        return {name: schedule for name, schedule in schedules.items() if schedule != "always"}
+
+    def configure_model(self) -> None:
+        """Builds the network from two samples of the data, unless it exists."""
+        if self.network is None:
+            self.build(example_batch(self.trainer), load=self.trainer.ckpt_path is None)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Gradual unfreezing and gradient norms; a callback of the same type in the Trainer takes its place."""
+        self._own_callbacks = self._own_callbacks or [GradualUnfreezing(self.unfreezing), GradientNormMonitor()]
+        others = [c for c in self.trainer.callbacks if c not in self._own_callbacks]  # type: ignore[attr-defined]
+        kinds = (GradualUnfreezing, GradientNormMonitor)
+        return [
+            own
+            for own, kind in zip(self._own_callbacks, kinds, strict=True)
+            if not any(isinstance(other, kind) for other in others)
+        ]
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over all parameters in named groups, and the course of their rates."""
+        groups = self.built().param_groups(self.base_lr, self.weight_decay)
+        fused = self.trainer.precision in _FUSED_PRECISIONS
+        optimizer = make_optimizer(self.optimizer_facts, groups, fused=fused, trust=self._trust)
+        if self.scheduler_facts:
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": make_scheduler(self.scheduler_facts, optimizer, self._trust),
+            }
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": GroupRates(optimizer, **self.rates), "interval": "step"},
+        }
+
+    # Steps
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """A batch → the head's outputs `(B, outputs)`."""
+        return self.built()(batch)  # type: ignore[no-any-return]
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of a training batch."""
+        loss = self.loss(self(batch), batch["target"])
+        self._loss_sum = loss.detach() if self._loss_sum is None else self._loss_sum + loss.detach()
+        self._loss_count += 1
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Adds a batch to the validation metrics."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Adds a batch to the test metrics."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Predictions for a batch, see `predictions`."""
+        return self.predictions(self(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test metrics."""
+        self._log_metrics("test")
+
+    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
+        outputs = self(batch)
+        loss = self.loss(outputs, batch["target"])
+        self._metrics_of(split).update(loss, self.predictions(outputs), batch["target"])
+
+    def _metrics_of(self, split: str) -> SplitMetrics:
+        metrics = self.split_metrics[split]
+        assert isinstance(metrics, SplitMetrics)
+        return metrics
+
+    def _log_metrics(self, split: str) -> None:
+        values, undefined = self._metrics_of(split).compute()
+        if not self.trainer.sanity_checking:
+            for name, reason in undefined.items():
+                rank_zero_info(f"{split}/{name} is not logged, because it is undefined: {reason}.")
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True, prog_bar=True)
+
+    # Checks and logs around the steps
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Checks the targets while they are still on the CPU, so that the device is not waited for."""
+        if not self.trainer.predicting:
+            if "target" not in batch:
+                raise ConfigError(f"data: the batch has no 'target'. It has: {listing(batch)}.")
+            self.check_target(batch["target"], "data: target")
+        return batch
+
+    def on_train_start(self) -> None:
+        """Checks all labels that a dataset shows as ``targets``, sets the length of the fit and prints the plan."""
+        length = fit_length(self.trainer)
+        for split, loaders in (("train", self.trainer.train_dataloader), ("val", self.trainer.val_dataloaders)):
+            for loader in loaders if isinstance(loaders, list) else [loaders]:
+                targets = getattr(getattr(loader, "dataset", None), "targets", None)
+                if isinstance(targets, Tensor):
+                    self.check_target(targets, f"data: {split} targets")
+        schedulers = self.lr_schedulers()
+        if isinstance(schedulers, GroupRates):
+            schedulers.bind(length)
+        rank_zero_info(self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length))
+
+    def plan(self, groups: list[dict[str, Any]], trainer: pl.Trainer, length: FitLength) -> str:
+        """The table of parts and stages, their rates, and when each starts to train.
+
+        Args:
+            groups: The optimizer's param groups.
+            trainer: A `GradualUnfreezing` among its callbacks decides what unfreezes; else the parts' facts do.
+            length: Length of the fit.
+        """
+        callbacks = [c for c in trainer.callbacks if isinstance(c, GradualUnfreezing)]  # type: ignore[attr-defined]
+        schedules = (callbacks or [GradualUnfreezing(self.unfreezing)])[0].schedules
+        starting_groups(groups, schedules)
+        if not getattr(trainer, "fast_dev_run", False):
+            refuse_late(unfreezing_steps(groups, schedules, length), length)
+        return plan_table(groups, schedules, {name: part.origin for name, part in self.built().facts.items()}, length)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the mean training loss since the last log, and the rates of this step."""
+        if not is_log_step(self.trainer) or self._loss_sum is None:
+            return
+        self.log("train/loss", self._loss_sum / self._loss_count, prog_bar=True)
+        self.log_dict({f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups})
+        self._loss_sum, self._loss_count = None, 0
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as the Trainer's ``gradient_clip_val`` says, with one pass for clipping and logging."""
+        parameters = optimizer_parameters(optimizer.param_groups)
+        by_norm = bool(gradient_clip_val) and gradient_clip_algorithm in (None, "norm")
+        logged = is_log_step(self.trainer)
+        if any(isinstance(p, DTensor) for p in parameters[:1]):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        norms = gradient_norms(parameters) if by_norm or logged else None
+        before = norms_by_part(optimizer.param_groups, norms) if logged and norms is not None else {}
+        after = before
+        if by_norm and norms is not None and gradient_clip_val:
+            coefficient = clip_coefficient(norms, gradient_clip_val)
+            scale_gradients(parameters, coefficient)
+            after = {part: norm * coefficient for part, norm in before.items()}
+        elif gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            if logged:
+                after = norms_by_part(optimizer.param_groups, gradient_norms(parameters))
+        self.measured_norms = (before, after) if logged else None
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a rebuild needs, as plain data."""
+        network = self.built()
+        checkpoint[CHECKPOINT_KEY] = {
+            "version": CHECKPOINT_VERSION,
+            "task": f"{type(self).__module__}.{type(self).__qualname__}",
+            "facts": self.facts,
+            "parts": {name: part.plain() for name, part in self.parts.items()},
+            "fusion": self.fusion.plain(),
+            "network": network.record,
+            "groups": group_names(network, network.param_groups(self.base_lr, self.weight_decay)),
+        }
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        *,
+        trust: Collection[str] = (),
+        parts: Mapping[str, nn.Module] | None = None,
+    ) -> "HybridTask":
+        """A trained model from a checkpoint of this program, without data, network access, or code from the file.
+
+        Args:
+            checkpoint_path: A ``.ckpt`` file.
+            map_location: Device for the weights; None is the CPU.
+            trust: Packages whose classes the file may name, beside the built-in names, torch.nn, timm, torchvision and
+                transformers.
+            parts: Part name → live module, for the parts that were live modules when the model was made.
+
+        Returns:
+            The model in eval mode.
+
+        Raises:
+            ConfigError: If the file is broken or foreign, names code that is not allowed, or lacks a live module.
+        """
+        saved, state = read_checkpoint(checkpoint_path)
+        candidates = {f"{c.__module__}.{c.__qualname__}": c for c in concrete_subclasses(cls)}
+        if saved["task"] not in candidates:
+            raise ConfigError(
+                f"checkpoint_path: the file was written by {saved['task']!r}, which is not among the classes imported "
+                f"here: {listing(candidates)}. Import it first."
+            )
+        complete = with_live_modules(saved["parts"], parts or {})
+        model = candidates[saved["task"]](parts=complete, fusion=saved["fusion"], **saved["facts"])
+        model._trust = tuple(trust)
+        model.build(record=saved["network"], load=False)
+        model.load_state_dict(state)
+        return model.to(map_location or "cpu").eval()

@@ -1,0 +1,62 @@
+"""What a task adds to a checkpoint, and how it is read back without running anything from the file."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.weights import read_file
+
+CHECKPOINT_KEY = "hybrid_lightning"
+CHECKPOINT_VERSION = 1
+Task = TypeVar("Task")
+
+
+def read_checkpoint(path: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a task added to a checkpoint, and the weights.
+
+    Raises:
+        ConfigError: If the file is broken, holds code, or was not written by a task of this version.
+    """
+    checkpoint = read_file(path, "checkpoint_path")
+    saved = checkpoint.get(CHECKPOINT_KEY)
+    wanted = {"version", "task", "facts", "parts", "fusion", "network"}
+    if not isinstance(saved, dict) or not wanted <= saved.keys() or "state_dict" not in checkpoint:
+        raise ConfigError(f"checkpoint_path: {str(path)!r} was not written by a task of this program.")
+    if saved["version"] != CHECKPOINT_VERSION:
+        raise ConfigError(
+            f"checkpoint_path: {str(path)!r} has format {saved['version']}; this program reads {CHECKPOINT_VERSION}. "
+            f"Install a newer hybrid_lightning."
+        )
+    return saved, checkpoint["state_dict"]
+
+
+def group_names(module: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Group name → names of its parameters in `module`."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {group["name"]: [names[id(p)] for p in group["params"]] for group in groups}
+
+
+def concrete_subclasses(cls: type[Task]) -> list[type[Task]]:
+    """The class and its subclasses that exist already, without abstract ones: nothing is imported for a file."""
+    found = [] if inspect.isabstract(cls) else [cls]
+    for child in cls.__subclasses__():
+        found += concrete_subclasses(child)
+    return found
+
+
+def with_live_modules(parts: Mapping[str, Any], live: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """The saved facts, completed by the modules that could not be saved as facts."""
+    for name in live:
+        if name not in parts:
+            raise unknown("parts", "part", name, parts)
+    missing = [name for name, facts in parts.items() if "module" not in facts and name not in live]
+    if missing:
+        example = ", ".join(f"{name!r}: module" for name in missing)
+        raise ConfigError(
+            f"checkpoint_path: {listing(missing)} were live modules when the model was made, so it cannot rebuild "
+            f"them. Pass modules of the same architecture: load_from_checkpoint(path, parts={{{example}}})."
+        )
+    return {name: {**facts, **({"module": live[name]} if name in live else {})} for name, facts in parts.items()}

@@ -1,0 +1,49 @@
+"""Two samples for the dry run, taken without disturbing the loader that will train."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from hybrid_lightning.errors import ConfigError
+
+
+def example_batch(trainer: pl.Trainer) -> Mapping[str, Any]:
+    """A batch of the data that the Trainer is about to read; torch's random state stays as it was.
+
+    Raises:
+        ConfigError: If the loader is empty or its batches are not dicts.
+    """
+    loop: Any = trainer._active_loop
+    # the only place that knows loaders of a DataModule, of the module and of a plain argument alike
+    source = loop._data_source
+    with torch.random.fork_rng(devices=[]):
+        batch = first_batch(source.dataloader())
+    if not isinstance(batch, Mapping):
+        raise ConfigError(
+            f"data: a batch is a dict such as {{'image': ..., 'target': ...}}; the loader gave {type(batch).__name__}."
+        )
+    return batch
+
+
+def first_batch(loaders: Any) -> Any:
+    """Two collated samples of a map-style dataset, or the first batch of anything else."""
+    loader = next(iter(loaders.values())) if isinstance(loaders, Mapping) else loaders
+    loader = loader[0] if isinstance(loader, list | tuple) else loader
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return _next(loader)
+    dataset: Any = loader.dataset
+    count = min(2, len(dataset))
+    if count == 0:
+        raise ConfigError("data: the dataset is empty.")
+    whole = hasattr(dataset, "__getitems__")
+    samples = dataset.__getitems__(list(range(count))) if whole else [dataset[index] for index in range(count)]
+    return loader.collate_fn(samples)
+
+
+def _next(loader: Iterable[Any]) -> Any:
+    for batch in loader:
+        return batch
+    raise ConfigError("data: the loader is empty.")

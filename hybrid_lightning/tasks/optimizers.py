@@ -1,0 +1,99 @@
+"""Optimizers and schedulers from plain facts."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.network.registry import check_arguments, parameters_of, resolve
+
+_PER_GROUP_RATES = ("max_lr", "base_lr")
+_STEPWISE = ("OneCycleLR", "CyclicLR")
+
+
+def _parse(spec: object, where: str, namespace: Any, trust: Collection[str] | None) -> tuple[type, dict[str, Any]]:
+    """Class and arguments of ``Adam``, ``torch.optim.Adam`` or ``{class_path: ..., init_args: {...}}``."""
+    if isinstance(spec, str):
+        spec = {"class_path": spec}
+    if isinstance(spec, type):
+        return spec, {}
+    if not isinstance(spec, Mapping) or "class_path" not in spec:
+        raise ConfigError(f"{where}: write {{class_path: ..., init_args: {{...}}}} or a class name, not {spec!r}.")
+    for key in spec:
+        if key not in ("class_path", "init_args"):
+            raise unknown(where, "key", str(key), ("class_path", "init_args"))
+    path = str(spec["class_path"])
+    name = path.removeprefix(namespace.__name__ + ".")
+    found = getattr(namespace, name, None) if "." not in name else resolve(path, f"{where}.class_path", trust)
+    if not isinstance(found, type):
+        raise unknown(f"{where}.class_path", "class", path, [n for n in vars(namespace) if n[0].isupper()])
+    return found, dict(spec.get("init_args") or {})
+
+
+def make_optimizer(
+    spec: object, groups: list[dict[str, Any]], *, fused: bool, trust: Collection[str] | None = None
+) -> Optimizer:
+    """An optimizer over named groups.
+
+    Args:
+        spec: None for AdamW, a class of `torch.optim` by name, or ``{class_path: ..., init_args: {...}}``.
+        groups: From `named_param_groups`; they carry their rates and decays.
+        fused: Whether the fused implementation may be used where the class has one and the facts do not choose.
+        trust: See `resolve`.
+
+    Raises:
+        ConfigError: If the class or an argument is unknown, or a rate or decay is given here.
+    """
+    where = "model.optimizer"
+    optimizer_class, args = _parse(spec or "AdamW", where, torch.optim, trust)
+    if not issubclass(optimizer_class, Optimizer):
+        raise ConfigError(f"{where}.class_path: {optimizer_class.__name__} is not an optimizer.")
+    for name in ("lr", "weight_decay"):
+        if name in args:
+            raise ConfigError(
+                f"{where}.init_args.{name}: {args[name]!r} is given inside the optimizer, where it would not reach the "
+                f"parts. Remove it and set model.{name}, the only one; parts scale it with lr_scale or weight_decay."
+            )
+    check_arguments(optimizer_class, {"params": groups, **args}, f"{where}.init_args")
+    if fused and "fused" in parameters_of(optimizer_class) and not {"fused", "foreach", "differentiable"} & args.keys():
+        args["fused"] = True
+    return optimizer_class(groups, **args)
+
+
+def make_scheduler(
+    spec: str | Mapping[str, Any], optimizer: Optimizer, trust: Collection[str] | None = None
+) -> dict[str, Any]:
+    """A torch scheduler as Lightning's ``lr_scheduler`` dict.
+
+    A scalar ``max_lr`` or ``base_lr`` is expanded to the groups, each times its ``lr_factor``.
+
+    Args:
+        spec: ``{class_path: StepLR, init_args: {...}}``, plus ``interval`` (``epoch`` or ``step``) and ``monitor``.
+        optimizer: With named groups.
+        trust: See `resolve`.
+
+    Raises:
+        ConfigError: If the class or an argument is unknown.
+    """
+    where = "model.scheduler"
+    spec = {"class_path": spec} if isinstance(spec, str) else dict(spec)
+    monitor = spec.pop("monitor", "val/loss")
+    scheduler_class, args = _parse(
+        {k: v for k, v in spec.items() if k != "interval"}, where, torch.optim.lr_scheduler, trust
+    )
+    check_arguments(scheduler_class, {"optimizer": optimizer, **args}, f"{where}.init_args")
+    for name in _PER_GROUP_RATES:
+        if isinstance(args.get(name), int | float):
+            args[name] = [args[name] * group["lr_factor"] for group in optimizer.param_groups]
+    try:
+        scheduler = scheduler_class(optimizer, **args)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {scheduler_class.__name__} refuses its arguments: {error}") from error
+    interval = spec.get("interval", "step" if scheduler_class.__name__ in _STEPWISE else "epoch")
+    if interval not in ("epoch", "step"):
+        raise unknown(f"{where}.interval", "interval", str(interval), ("epoch", "step"))
+    plateau = {"monitor": monitor} if issubclass(scheduler_class, ReduceLROnPlateau) else {}
+    return {"scheduler": scheduler, "interval": interval, **plateau}
