@@ -188,6 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # the data of this package are in memory; worker processes would cost more than they bring
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # lightning 2.6.6 calls a function that torch 2.13 deprecates
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
         if words[:1] == ["export_part"]:

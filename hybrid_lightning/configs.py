@@ -34,7 +34,7 @@ def _anchor_weights(config: Mapping[str, Any], folder: Path) -> None:
     parts = init_args.get("parts") if isinstance(init_args, Mapping) else None
     for part in parts.values() if isinstance(parts, Mapping) else ():
         weights = part.get("weights") if isinstance(part, dict) else None
-        if isinstance(weights, str) and (folder / weights).is_file():
+        if isinstance(weights, str) and weights != "pretrained" and (folder / weights).is_file():
             part["weights"] = str(folder / weights)
 
 

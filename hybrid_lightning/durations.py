@@ -65,7 +65,7 @@ class Duration:
         if self.unit == "steps":
             return ceil(self.value)
         if self.unit == "epochs" and length.steps_per_epoch is not None:
-            return ceil(self.value * length.steps_per_epoch)
+            return ceil(round(self.value * length.steps_per_epoch, 6))
         if self.unit == "%" and length.total_steps is not None:
             return ceil(round(self.value * length.total_steps / 100, 6))
         reason = {
@@ -76,5 +76,5 @@ class Duration:
 
     def __str__(self) -> str:
         if self.unit == "%":
-            return f"{self.value:g}%"
-        return f"{self.value:g} {self.unit if self.value != 1 else self.unit[:-1]}"
+            return f"{self.value:.12g}%"
+        return f"{self.value:.12g} {self.unit if self.value != 1 else self.unit[:-1]}"

@@ -13,22 +13,31 @@ def optimizer_parameters(param_groups: Iterable[Mapping[str, Any]]) -> list[nn.P
 
 
 def gradient_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The 2-norm of each parameter's gradient, float32 `(number of parameters,)`, on the first one's device.
+    """The 2-norm of each parameter's gradient, `(number of parameters,)`, on the first one's device.
+
+    The result is float32, or float64 if one of the gradients is.
 
     Args:
         parameters: Parameters with a gradient.
     """
     if not parameters:
         return torch.zeros(0)
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [_real(p.grad) for p in parameters if p.grad is not None]
     device = gradients[0].device
-    norms: list[Tensor] = list(torch._foreach_norm(gradients, 2, dtype=torch.float32))
+    dtype = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
+    norms: list[Tensor] = list(torch._foreach_norm(gradients, 2, dtype=dtype))
     return torch.stack([norm.to(device, non_blocking=True) for norm in norms])
+
+
+def _real(gradient: Tensor) -> Tensor:
+    """A complex gradient as pairs of real numbers, which have the same 2-norm."""
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
 def clip_coefficient(norms: Tensor, max_norm: float) -> Tensor:
     """The factor that brings the global norm down to `max_norm`, a scalar in (0, 1], as in ``clip_grad_norm_``."""
-    return (max_norm / (norms.norm() + 1e-6)).clamp(max=1.0)
+    coefficient: Tensor = max_norm / (norms.norm() + 1e-6)
+    return coefficient.clamp(max=1.0)
 
 
 def scale_gradients(parameters: Sequence[nn.Parameter], coefficient: Tensor) -> None:

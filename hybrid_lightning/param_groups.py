@@ -1,7 +1,7 @@
 """Named optimizer param groups: every parameter in exactly one, by part, stage and decay."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -41,7 +41,11 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def partition(
-    names: Iterable[str], patterns: Mapping[str, Patterns], where: str = "parts", demand_all: bool = True
+    names: Iterable[str],
+    patterns: Mapping[str, Patterns],
+    where: str = "parts",
+    demand_all: bool = True,
+    tied: Collection[str] = (),
 ) -> dict[str, list[str]]:
     """Distributes names over labels, each to exactly one.
 
@@ -50,6 +54,7 @@ def partition(
         patterns: Label → pattern or patterns, see `matches`.
         where: Config path named in errors.
         demand_all: Whether a name that no pattern covers is an error.
+        tied: Further names of the same parameters; a pattern may match only these, but they are not distributed.
 
     Returns:
         Label → its names, in the order of `names`.
@@ -63,7 +68,7 @@ def partition(
     for label, wanted in patterns.items():
         for pattern in [wanted] if isinstance(wanted, str) else wanted:
             covered = [name for name in names if matches(pattern, name)]
-            if not covered:
+            if not covered and not any(matches(pattern, name) for name in tied):
                 tops = dict.fromkeys(".".join(name.split(".")[: pattern.count(".") + 1]) for name in names)
                 raise ConfigError(
                     f"{where}.{label}: pattern {pattern!r} matches no parameter. Names start with: {listing(tops)}."
@@ -109,27 +114,34 @@ def named_param_groups(
 
     Returns:
         Dicts with ``params``, ``name`` (``image.layer4/no_decay``), ``part``, ``stage`` (0 is nearest the input),
-        ``lr``, ``lr_factor`` (share of the base rate), ``weight_decay``, ``unfrozen_at`` (step; None while frozen), ``fixed``.
+        ``lr``, ``lr_factor`` (share of the base rate), ``weight_decay``, ``unfrozen_at`` (step; None while frozen) and
+        ``fixed``.
 
     Raises:
         ConfigError: If a part is unknown, a pattern matches nothing, or a parameter is in two groups or in none.
     """
     parameters = dict(module.named_parameters())
+    every_name = dict(module.named_parameters(remove_duplicate=False))
+    tied = every_name.keys() - parameters.keys()
+    for name in fixed:
+        if name not in every_name:
+            raise unknown("fixed", "parameter", name, parameters)
+    fixed_ids = {id(every_name[name]) for name in fixed}
     for option, given in (("rates", rates), ("stages", stages)):
         for part in given or {}:
             if part not in parts:
                 raise unknown(option, "part", part, parts)
     groups: list[dict[str, Any]] = []
-    for part, names in partition(parameters, parts).items():
+    for part, names in partition(parameters, parts, tied=tied).items():
         fact = (rates or {}).get(part, PartRates())
-        fact = fact if isinstance(fact, PartRates) else PartRates(**fact)
-        by_stage = _stages_of(part, names, (stages or {}).get(part))
+        fact = fact if isinstance(fact, PartRates) else _part_rates(part, fact)
+        by_stage = _stages_of(part, names, (stages or {}).get(part), tied)
         for index, (stage, stage_names) in enumerate(by_stage.items()):
             factor = fact.lr_scale * fact.layer_decay ** (len(by_stage) - 1 - index)
             decay = weight_decay if fact.weight_decay is None else fact.weight_decay
             common = {"part": part, "stage": index, "lr": lr * factor, "lr_factor": factor}
             label = part if len(by_stage) == 1 else f"{part}.{stage}"
-            for suffix, chosen in _by_decay(stage_names, parameters, fact.decay_all, fixed).items():
+            for suffix, chosen in _by_decay(stage_names, parameters, fact.decay_all, fixed_ids).items():
                 chosen_decay = decay if suffix == "" else 0.0
                 own = {"name": label + suffix, "weight_decay": chosen_decay, "fixed": suffix == "/fixed"}
                 params = [parameters[name] for name in chosen]
@@ -137,24 +149,32 @@ def named_param_groups(
     return groups
 
 
+def _part_rates(part: str, given: Mapping[str, Any]) -> PartRates:
+    known = [field.name for field in fields(PartRates)]
+    for key in given:
+        if key not in known:
+            raise unknown(f"rates.{part}", "key", str(key), known)
+    return PartRates(**given)
+
+
 def _stages_of(
-    part: str, names: list[str], stages: Mapping[str, Patterns] | Sequence[str] | None
+    part: str, names: list[str], stages: Mapping[str, Patterns] | Sequence[str] | None, tied: Collection[str]
 ) -> dict[str, list[str]]:
     if stages is None:
         return {part: names}
     if not isinstance(stages, Mapping):
         stages = {pattern: pattern for pattern in stages}
-    return partition(names, stages, where=f"parts.{part}.stages")
+    return partition(names, stages, where=f"parts.{part}.stages", tied=tied)
 
 
 def _by_decay(
-    names: list[str], parameters: Mapping[str, nn.Parameter], decay_all: bool, fixed: Collection[str]
+    names: list[str], parameters: Mapping[str, nn.Parameter], decay_all: bool, fixed_ids: Collection[int]
 ) -> dict[str, list[str]]:
     """Names under the suffix of their group; suffixes without names are left out."""
     chosen: dict[str, list[str]] = {"": [], "/no_decay": [], "/fixed": []}
     for name in names:
         parameter = parameters[name]
-        if name in fixed or not parameter.is_floating_point():
+        if id(parameter) in fixed_ids or not (parameter.is_floating_point() or parameter.is_complex()):
             chosen["/fixed"].append(name)
         else:
             chosen["" if decay_all or parameter.ndim > 1 else "/no_decay"].append(name)

@@ -108,7 +108,7 @@ class GroupRates(LRScheduler):
 
     def _multiplier(self, group: dict[str, Any]) -> float:
         unfrozen_at = group.get("unfrozen_at", 0)
-        start = self.last_epoch if unfrozen_at is None else unfrozen_at
+        start = self.last_epoch if unfrozen_at is None else min(unfrozen_at, self.last_epoch)
         return multiplier(self.shape, self.last_epoch - start, self._total_steps - start, self._warm_up_steps)
 
     def state_dict(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def load_weights(module: nn.Module, source: str, where: str = "weights") -> None
         if name in tensors and getattr(tensors[name], "shape", None) != tensor.shape:
             given = tuple(getattr(tensors[name], "shape", ()))
             raise ConfigError(f"{where}: {name!r} has shape {given} in {source!r}; the part has {tuple(tensor.shape)}.")
-    missing, surplus = [expected.keys() - tensors.keys(), tensors.keys() - expected.keys()]
+    missing, surplus = expected.keys() - tensors.keys(), {str(name) for name in tensors.keys() - expected.keys()}
     if missing or surplus:
         raise ConfigError(
             f"{where}: {source!r} does not fit {type(module).__name__}. "
@@ -85,5 +85,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    # safetensors refuses tensors that share memory, such as tied ones
+    own = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    temporary.write_bytes(save(own))
     temporary.replace(path)

@@ -53,6 +53,8 @@ class GradualUnfreezing(pl.Callback):
             _refuse_other_strategies(trainer)
         self.moments = {name: 0 if trains else None for name, trains in at_start.items()}
         self._apply(trainer, pl_module, step=0)
+        # Lightning warns of modules in eval here; each batch start puts every module into its own mode
+        apply_modes(dict.fromkeys(self._modes, True))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Turns durations into steps, now that the length of the fit is known and a checkpoint is restored."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.network.parts import Part, execution_order, feeding_parts
@@ -78,7 +79,8 @@ class HybridNetwork(nn.Module):
             assert example is not None, "a new network needs an example batch"
             self._build_along(example)
         else:
-            for name in self.facts:
+            # in the order of the dry run, because the order of the groups follows it
+            for name in [*self.order, *(n for n in ("fusion", "head") if n in self.facts)]:
                 self.parts[name] = self._make(name, self.sizes.get(name, {}))
         self.fixed = {name for name, p in self.named_parameters() if not p.requires_grad}
         self.param_groups(lr=1.0, weight_decay=0.0)  # finds impossible stages before an optimizer is made
@@ -174,13 +176,17 @@ class HybridNetwork(nn.Module):
                 raise ConfigError(
                     f"{where}: {type(module).__name__} fails on its input {_shapes(inputs)}: {str(error)[:400]}"
                 ) from error
-        if not isinstance(output, Tensor) or output.ndim < 2:
+        samples = _samples(inputs)
+        if not isinstance(output, Tensor) or output.ndim < 2 or samples not in (0, len(output)):
             raise ConfigError(
-                f"{where}: {type(module).__name__} returns {_shapes([output])}; a part returns one tensor (B, ...). "
-                f"Wrap it in a module that picks the tensor to use."
+                f"{where}: {type(module).__name__} returns {_shapes([output])} for {samples} samples; a part returns "
+                f"one tensor (B, ...), the samples first. Wrap it in a module that picks and shapes the tensor to use."
             )
         given = self.facts[name].stages
-        self.stages[name] = {s: [s] for s in given} if given else discover_stages(module, called)
+        if name == "fusion":  # its projections run side by side, not one after the other
+            self.stages[name] = {"all": ["*"]}
+        else:
+            self.stages[name] = {s: [s] for s in given} if given else discover_stages(module, called)
         return output
 
     def _infer_sizes(self, name: str, inputs: list[Any]) -> dict[str, Any]:
@@ -214,18 +220,30 @@ class HybridNetwork(nn.Module):
             if self._trust is not None:
                 refuse_fetching(args, f"{where}.args")
             check_arguments(factory, args, f"{where}.args")
-            module = factory(**args)
+            try:
+                module = factory(**args)
+            except (RuntimeError, TypeError, ValueError) as error:
+                if isinstance(error, ConfigError):
+                    raise
+                raise ConfigError(f"{where}.args: {part.module!r} refuses {args!r}: {str(error)[:400]}") from error
             if not isinstance(module, nn.Module):
                 raise ConfigError(
                     f"{where}.module: {part.module!r} returns a {type(module).__name__}, not a torch module."
                 )
-        if self._load and part.weights is not None and not isinstance(part.module, nn.Module):
+        is_trained = isinstance(part.module, nn.Module) and part.weights == "pretrained"
+        if self._load and part.weights is not None and not is_trained:
             load_weights(module, part.weights, f"{where}.weights")
         return module
 
     @staticmethod
     def _where(name: str) -> str:
         return "model.fusion" if name == "fusion" else f"model.parts.{name}"
+
+
+def _samples(inputs: list[Any]) -> int:
+    """Number of samples in a part's inputs, each a tensor or a dict of tensors; 0 if that cannot be seen."""
+    entries = [e for value in inputs for e in (value.values() if isinstance(value, Mapping) else [value])]
+    return next((len(e) for e in entries if isinstance(e, Tensor) and e.ndim), 0)
 
 
 def _shapes(values: list[Any]) -> str:
@@ -245,7 +263,7 @@ def _shapes(values: list[Any]) -> str:
 def dry_run(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; modes, buffers and the random state are as before afterwards."""
     modes = {m: m.training for m in module.modules()}
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if not is_lazy(buffer)}
     module.eval()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -262,8 +280,8 @@ def first_samples(batch: Batch, count: int = 2) -> dict[str, Any]:
     """The first samples of a batch, on the CPU; a single one is repeated."""
 
     def cut(entry: Any) -> Any:
-        if isinstance(entry, Tensor):
-            short = entry[:count].detach().cpu()
+        if isinstance(entry, Tensor) and entry.ndim:
+            short = entry[:count].detach().cpu().clone()  # a module that works in place gets a copy
             return short if len(short) == count else short.repeat(count, *[1] * (entry.ndim - 1))
         if isinstance(entry, Mapping):
             return {key: cut(value) for key, value in entry.items()}

@@ -1,6 +1,7 @@
 """Parts: what a user says about each sub-network, as plain facts."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -112,6 +113,8 @@ def parse_part(name: str, value: Any, defaults: Mapping[str, OriginDefaults]) ->
                 raise unknown(where, "key", str(key), known)
         if "module" not in value:
             raise ConfigError(f"{where}: 'module' is missing; give a registered name, a dotted path or a live module.")
+        if not isinstance(value.get("args") or {}, Mapping):
+            raise ConfigError(f"{where}.args: {value['args']!r} are not keyword arguments such as {{hidden: [64]}}.")
         value = Part(**{**value, "args": dict(value.get("args") or {})})
     if not isinstance(value, Part):
         raise ConfigError(f"{where}: a part is a dict of facts or a module, not {value!r}.")
@@ -141,16 +144,22 @@ def _check_values(part: Part, where: str) -> None:
         raise unknown(f"{where}.pool", "pooling", str(part.pool), POOLS)
     if part.weights is not None and not isinstance(part.weights, str):
         raise ConfigError(f"{where}.weights: {part.weights!r} is neither 'pretrained', nor a path, nor null.")
-    if not (part.input is None or isinstance(part.input, str | list)):
+    if not (part.input is None or isinstance(part.input, str) or _is_list_of_names(part.input)):
         raise ConfigError(f"{where}.input: {part.input!r} is neither a key, nor a part, nor a list of keys.")
+    if not (part.stages is None or _is_list_of_names(part.stages)):
+        raise ConfigError(f"{where}.stages: {part.stages!r} is not a list of patterns such as [stem, layer1, layer2].")
     schedule = UnfreezingSchedule.parse(part.unfreeze, f"{where}.unfreeze")
     for duration in (schedule.start, schedule.every):
         if isinstance(duration, Duration) and duration.unit == "validations":
             raise ConfigError(f"{where}.unfreeze: '{duration}': unfreezing counts epochs, steps or % of the fit.")
 
 
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
 def _check_number(value: Any, where: str, low: float, high: float | None = None, above_low: bool = False) -> None:
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not numeric or value < low or (above_low and value == low) or (high is not None and value > high):
         bounds = f"{'above' if above_low else 'at least'} {low}" + (f" and at most {high}" if high is not None else "")
         hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) else ""
@@ -182,7 +191,13 @@ def parse_parts(
                 f"{listing(RESERVED)} and the names of torch's module methods."
             )
     defaults = all_defaults(pretrained, untrained)
-    return {name: parse_part(name, value, defaults) for name, value in parts.items()}
+    parsed = {name: parse_part(name, value, defaults) for name, value in parts.items()}
+    if "head" in parsed and parsed["head"].input is not None:
+        raise ConfigError(
+            f"model.parts.head.input: {parsed['head'].input!r} has no meaning; the head reads the parts that no other "
+            f"part reads. Remove it, and set 'input' of the parts."
+        )
+    return parsed
 
 
 def all_defaults(

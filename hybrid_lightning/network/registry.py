@@ -49,7 +49,7 @@ def resolve(path: str, where: str, trust: Collection[str] | None = None) -> Call
     target = REGISTRY.get(path, path)
     if not isinstance(target, str):
         return target
-    if "." not in target:
+    if not all(name.isidentifier() for name in target.split(".")) or "." not in target:
         raise unknown(where, "module", path, REGISTRY)
     if path not in REGISTRY and trust is not None and not _may_be_imported(path, trust):
         raise _refused(path, where)

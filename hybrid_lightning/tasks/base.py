@@ -1,5 +1,6 @@
 """The task that all tasks share: builds the network, groups its parameters, steps, measures and logs."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, Self
@@ -38,6 +39,8 @@ from hybrid_lightning.tasks.example import example_batch
 from hybrid_lightning.tasks.metrics import SplitMetrics
 from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler
 
+# says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
+warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
 _FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true")
 
 
@@ -260,7 +263,9 @@ class HybridTask(pl.LightningModule, ABC):
         schedulers = self.lr_schedulers()
         if isinstance(schedulers, GroupRates):
             schedulers.bind(length)
-        rank_zero_info(self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length))
+        plan = self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length)
+        if self.trainer.is_global_zero:
+            print(plan)
 
     def plan(self, groups: list[dict[str, Any]], trainer: pl.Trainer, length: FitLength) -> str:
         """The table of parts and stages, their rates, and when each starts to train.
@@ -282,7 +287,9 @@ class HybridTask(pl.LightningModule, ABC):
         if not is_log_step(self.trainer) or self._loss_sum is None:
             return
         self.log("train/loss", self._loss_sum / self._loss_count, prog_bar=True)
-        self.log_dict({f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups})
+        # float64, because Lightning would round a Python number to float32
+        rates = {f"lr/{g['name']}": torch.tensor(g["lr"], dtype=torch.float64) for g in optimizer.param_groups}
+        self.log_dict(rates)
         self._loss_sum, self._loss_count = None, 0
 
     def configure_gradient_clipping(

@@ -1,0 +1,202 @@
+import copy
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from hybrid_lightning import ConfigError, GradualUnfreezing
+from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
+
+STEPS_PER_EPOCH = 5
+
+
+class Recorder(pl.Callback):
+    """What each batch saw: the step, the groups that trained, and which modules were in train mode."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, set[str], set[str]]] = []
+        self.group_names: list[list[str]] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        groups = optimizer.param_groups
+        training = {g["name"] for g in groups if all(p.requires_grad for p in g["params"])}
+        assert training == {g["name"] for g in groups if any(p.grad is not None for p in g["params"])}
+        modes = {name for name, module in pl_module.named_modules() if module.training}
+        self.seen.append((trainer.global_step, training, modes))
+        self.group_names.append([g["name"] for g in groups])
+
+
+def fitted(model: pl.LightningModule, *callbacks: pl.Callback, **options: Any) -> tuple[pl.Trainer, Recorder]:
+    recorder = Recorder()
+    runner = trainer(callbacks=[*callbacks, recorder], **options)
+    runner.fit(model, batches(), batches(samples=12))
+    return runner, recorder
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", {"class_path": "SGD", "init_args": {"momentum": 0.9}}])
+def test_a_frozen_part_is_bit_equal_after_a_fit(optimizer: Any) -> None:
+    model = hybrid("never", optimizer=optimizer, weight_decay=0.3).build(next(iter(batches())))
+    before = copy.deepcopy(model.built().parts["old"].state_dict())
+    new = copy.deepcopy(model.built().parts["new"].state_dict())
+    runner, _ = fitted(model, accumulate_grad_batches=2, gradient_clip_val=0.5)
+    after = model.built().parts["old"].state_dict()
+    assert before.keys() == after.keys()
+    assert "first.1.running_mean" in after
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(torch.equal(new[name], value) for name, value in model.built().parts["new"].state_dict().items())
+    frozen = {p for g in runner.optimizers[0].param_groups if g["part"] == "old" for p in g["params"]}
+    assert frozen
+    assert not frozen & runner.optimizers[0].state.keys()
+
+
+def test_a_part_trains_from_the_step_of_its_duration_on() -> None:
+    runner, recorder = fitted(hybrid("7 steps"))
+    for step, training, _ in recorder.seen:
+        assert any(name.startswith("old") for name in training) is (step >= 7)
+    unfrozen = {g["name"]: g["unfrozen_at"] for g in runner.optimizers[0].param_groups}
+    assert {step for name, step in unfrozen.items() if name.startswith("old")} == {7}
+    assert {step for name, step in unfrozen.items() if not name.startswith("old")} == {0}
+
+
+def test_stages_unfreeze_one_by_one_from_the_output_to_the_input() -> None:
+    runner, recorder = fitted(hybrid({"start": "10%", "every": "1 epochs"}))
+    total = 4 * STEPS_PER_EPOCH
+    moments = {"old.third": total // 10, "old.second": total // 10 + 5, "old.first": total // 10 + 10}
+    for step, training, _ in recorder.seen:
+        for stage, moment in moments.items():
+            assert (stage in training) is (step >= moment), (step, stage)
+    unfrozen = {g["name"]: g["unfrozen_at"] for g in runner.optimizers[0].param_groups}
+    assert {name: unfrozen[name] for name in moments} == moments
+
+
+def test_groups_never_change_their_number_order_or_names() -> None:
+    _, recorder = fitted(hybrid({"start": "2 steps", "every": "3 steps"}))
+    assert all(names == recorder.group_names[0] for names in recorder.group_names)
+
+
+def test_rates_keep_their_ratios_and_each_group_has_its_own_clock() -> None:
+    rates = {"shape": "linear", "warm_up": "2 steps"}
+    model = hybrid("8 steps", rates=rates)
+    seen: dict[str, list[float]] = {}
+
+    class Rates(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+            for group in optimizer.param_groups:
+                seen.setdefault(group["name"], []).append(group["lr"])
+
+    fitted(model, Rates())
+    by_hand = [(c + 1) / 3 if c < 2 else 1 - (c - 2) / (20 - 2) for c in range(20)]
+    assert seen["new"] == pytest.approx([0.01 * factor for factor in by_hand])
+    late = [(c + 1) / 3 if c < 2 else 1 - (c - 2) / (12 - 2) for c in range(12)]
+    assert seen["old.first"] == pytest.approx([0.001 / 3] * 8 + [0.001 * factor for factor in late])
+
+
+def test_modes_follow_the_part_through_validation_and_after_unfreezing() -> None:
+    _, recorder = fitted(hybrid("7 steps"), val_check_interval=2)
+    inside_old = {"network.parts.old.second.2", "network.parts.old.second.1", "network.parts.old.first.1"}
+    for step, _, modes in recorder.seen:
+        assert inside_old <= modes if step >= 7 else not inside_old & modes
+        assert "network.parts.new" in modes
+
+
+def test_a_module_that_arrives_in_eval_trains_once_it_is_unfrozen() -> None:
+    model = hybrid("2 steps").build(next(iter(batches())))
+    model.built().parts["old"].eval()
+    _, recorder = fitted(model)
+    assert "network.parts.old.second.2" in recorder.seen[-1][2]
+
+
+def test_a_parameter_that_arrives_frozen_stays_fixed_and_is_said_to_never_train() -> None:
+    tower = nn.Linear(4, 3)
+    tower.bias.requires_grad_(False)
+    model = hybrid()
+    parts = {"old": {"module": tower, "input": "old"}}
+    model = type(model)(num_classes=2, parts=parts)
+    bias = tower.bias.clone()
+    runner, _ = fitted(model)
+    assert torch.equal(tower.bias, bias)
+    assert [g["unfrozen_at"] for g in runner.optimizers[0].param_groups if g["fixed"]] == [None]
+
+
+def test_after_a_fit_nothing_stays_frozen_and_a_second_fit_freezes_again() -> None:
+    model = hybrid("never")
+    fitted(model, max_epochs=1)
+    assert all(p.requires_grad for p in model.parameters())
+    before = copy.deepcopy(model.built().parts["old"].state_dict())
+    runner, recorder = fitted(model, max_epochs=1)
+    runner.validate(model, batches(), verbose=False)
+    runner.fit_loop.epoch_progress.reset()
+    assert all(torch.equal(before[n], v) for n, v in model.built().parts["old"].state_dict().items())
+    assert all("/fixed" not in name for name in recorder.group_names[0])
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the resumed run saves nothing
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_resumed_run_trains_what_an_uninterrupted_one_does(stop_after: int, tmp_path: Any) -> None:
+    options: dict[str, Any] = {"dropout": 0.0, "rates": {"shape": "cosine", "warm_up": "2 steps"}}
+    schedule = {"start": "3 steps", "every": "4 steps"}
+    whole = hybrid(schedule, **options)
+    fitted(whole)
+    saved = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
+    fitted(hybrid(schedule, **options), saved, enable_checkpointing=True)
+    resumed = hybrid(schedule, **options)
+    recorder = Recorder()
+    again = trainer(callbacks=[recorder])
+    path = tmp_path / f"epoch={stop_after - 1}.ckpt"
+    again.fit(resumed, batches(), batches(samples=12), ckpt_path=path, weights_only=True)
+    assert recorder.seen[0][0] == stop_after * STEPS_PER_EPOCH
+    other = resumed.state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_it_works_in_somebody_elses_module(optimizer: Any) -> None:
+    model = Foreign(optimizer)
+    start = copy.deepcopy(model.state_dict())
+    at_seven: dict[str, torch.Tensor] = {}
+
+    class Snapshot(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 7:
+                at_seven.update(copy.deepcopy(pl_module.state_dict()))
+
+    runner = trainer(callbacks=[GradualUnfreezing({"backbone": {"start": "7 steps", "every": "5 steps"}}), Snapshot()])
+    runner.fit(model, batches())
+    frozen = [name for name in start if name.startswith("backbone")]
+    assert frozen
+    assert all(torch.equal(start[name], at_seven[name]) for name in frozen)
+    assert not torch.equal(start["head.weight"], at_seven["head.weight"])
+    assert not torch.equal(start["backbone.first.0.weight"], model.backbone.first[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "words"),
+    [
+        ({"backbonne": "3 steps"}, ["unknown part 'backbonne'", "Did you mean 'backbone'", "'head'"]),
+        ({"backbone": "never", "head": "never"}, ["everything is frozen at step 0", "'backbone', 'head'"]),
+        ({"backbone": "5 epochs"}, ["ends after 20 steps", "backbone.first at step 25"]),
+        ({"backbone": "100%"}, ["ends after 20 steps"]),
+    ],
+)
+def test_an_impossible_schedule_is_an_error_before_the_first_step(unfreeze: Any, words: list[str]) -> None:
+    recorder = Recorder()
+    runner = trainer(callbacks=[GradualUnfreezing(unfreeze), recorder])
+    with pytest.raises(ConfigError) as caught:
+        runner.fit(Foreign(), batches())
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert not recorder.seen
+
+
+def test_a_fast_development_run_does_not_trip_over_a_late_unfreezing() -> None:
+    trainer(callbacks=[GradualUnfreezing({"backbone": "3 epochs"})], fast_dev_run=True).fit(Foreign(), batches())
+
+
+def test_groups_without_parts_are_refused_with_what_to_write() -> None:
+    class Plain(Foreign):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(ConfigError, match="named_param_groups"):
+        trainer(callbacks=[GradualUnfreezing({"backbone": "3 steps"})]).fit(Plain(), batches())

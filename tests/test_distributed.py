@@ -1,0 +1,41 @@
+"""Two real gloo ranks through several unfreezings, with clipping and accumulation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(kind: str, ranks: int, folder: Path) -> None:
+    command = [sys.executable, "-m", "tests.distributed_worker", kind, str(ranks), str(folder)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["task", "foreign"])
+def test_two_ranks_agree_with_each_other_and_with_one_process(kind: str, tmp_path: Path) -> None:
+    for ranks in (1, 2):
+        run(kind, ranks, tmp_path)
+    one, first, second = (load(tmp_path / f"{kind}-{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert first.keys() == second.keys() == one.keys()
+    for name, value in first.items():
+        assert (value - second[name]).abs().max() == 0, name
+        assert (value - one[name]).abs().max() <= 1e-6, name
+    moments = [json.loads((tmp_path / f"{kind}-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")]
+    assert moments[0] == moments[1] == moments[2]
+    assert sorted(set(moments[0].values())) == [0, 2, 4, 6]
+
+
+def load(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state
