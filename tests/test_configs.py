@@ -53,7 +53,9 @@ def test_a_path_of_weights_beside_the_file_is_found_from_anywhere(tmp_path, monk
         assert read_config("configs/c.yaml")["model"]["init_args"]["parts"]["image"]["weights"] == expected
 
 
-@pytest.mark.parametrize("config", ["model: null", "model: {init_args: [1]}", "model: {init_args: {parts: [1]}}", "a: 1"])
+@pytest.mark.parametrize(
+    "config", ["model: null", "model: {init_args: [1]}", "model: {init_args: {parts: [1]}}", "a: 1"]
+)
 def test_a_config_without_parts_is_read_as_it_is(config, tmp_path):
     (tmp_path / "c.yaml").write_text(config)
     assert read_config(tmp_path / "c.yaml") == yaml.safe_load(config)
@@ -77,7 +79,7 @@ def test_a_file_that_is_no_mapping_is_refused(content, message, tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--config", "no.yaml"], ["--config=no.yaml"], ["-c", "no.yaml"], ["--config"]])
 def test_a_config_that_is_missing_is_named(arguments):
-    with pytest.raises(ConfigError, match="^--config: there is no file"):
+    with pytest.raises(ConfigError, match=r"^--config: there is no file"):
         merged_arguments(["fit", *arguments])
 
 

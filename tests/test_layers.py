@@ -9,7 +9,17 @@ import hybrid_lightning
 
 ROOT = Path(hybrid_lightning.__file__).parent
 TOOL = "hybrid_lightning"
-PLAIN_TORCH = {"errors", "durations", "schedules", "rates", "freezing", "gradients", "param_groups", "weights", "configs"}
+PLAIN_TORCH = {
+    "errors",
+    "durations",
+    "schedules",
+    "rates",
+    "freezing",
+    "gradients",
+    "param_groups",
+    "weights",
+    "configs",
+}
 LAYERS = [PLAIN_TORCH | {"network"}, {"tasks", "data", "callbacks", "report"}, {"cli", "__main__", "export"}]
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file != ROOT / "__init__.py"]
 

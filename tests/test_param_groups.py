@@ -162,7 +162,10 @@ def test_a_complex_parameter_trains():
         ({"rates": {"head": {"lrscale": 1}}}, r"^rates\.head: unknown key 'lrscale'. Did you mean 'lr_scale'\?"),
         ({"fixed": ["body.stem.wait"]}, r"^fixed: unknown parameter 'body\.stem\.wait'. Did you mean"),
         ({"stages": {"image": ["body.stem"]}}, r"^parts\.image\.stages: no pattern covers 'body\.norm\.weight'"),
-        ({"stages": {"image": ["body", "body.stem"]}}, r"^parts\.image\.stages: parameter 'body\.stem\.weight' is in two"),
+        (
+            {"stages": {"image": ["body", "body.stem"]}},
+            r"^parts\.image\.stages: parameter 'body\.stem\.weight' is in two",
+        ),
         ({"stages": {"image": ["body", "head"]}}, r"^parts\.image\.stages\.head: pattern 'head' matches no parameter"),
     ],
 )

@@ -44,7 +44,7 @@ def test_a_file_with_code_is_refused_and_nothing_runs(write, wrap, tmp_path, lay
 
 def test_a_whole_pickled_module_is_refused(tmp_path, layer):
     torch.save(layer, tmp_path / "module.pt")
-    with pytest.raises(ConfigError, match="is refused, because loading it could run code.*Save the tensors alone"):
+    with pytest.raises(ConfigError, match=r"is refused, because loading it could run code.*Save the tensors alone"):
         read_file(tmp_path / "module.pt")
 
 
@@ -85,7 +85,10 @@ def test_a_file_that_holds_no_names_is_refused(tmp_path):
             {"weight": torch.ones(3, 2), "bias": torch.ones(3), "extra": torch.ones(1), 7: torch.ones(1)},
             r"Missing in the file: none. Not in the part: '7', 'extra'",
         ),
-        ({"weight": torch.ones(2, 3), "bias": torch.ones(3)}, r"'weight' has shape \(2, 3\) in '.*'; the part has \(3, 2\)"),
+        (
+            {"weight": torch.ones(2, 3), "bias": torch.ones(3)},
+            r"'weight' has shape \(2, 3\) in '.*'; the part has \(3, 2\)",
+        ),
         ({"weight": "text", "bias": torch.ones(3)}, r"'weight' has shape \(\)"),
         ({"state_dict": {}}, r"Missing in the file: 'bias', 'weight'. Not in the part: 'state_dict'"),
     ],

@@ -47,7 +47,7 @@ class FracastEncoder(nn.Module):
         """
         if values.shape[-1] != self.context:
             raise ConfigError(
-                f"FracastEncoder: the series have {values.shape[-1]} samples, the encoder was built for {self.context}. "
+                f"FracastEncoder: series have {values.shape[-1]} samples; the encoder was built for {self.context}. "
                 f"Set args: {{context: {values.shape[-1]}}}."
             )
         encoded = self.core(values[:, None], mask[:, None], mask[:, None].to(values.dtype))

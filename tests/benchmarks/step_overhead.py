@@ -1,9 +1,9 @@
 """What a training step costs with us, against a loop written by hand.
 
-The model, data, batch size, optimizer settings, clipping and unfreezing of ``configs/deep_cnn_gradual.yaml``. Each round
-runs in turn, in one process and with the same number of threads: our ``fit`` with its default callbacks, a CSV log and a
-progress bar; a plain loop with the same fused Adam and ``clip_grad_norm_``; and that loop with Adam as most people write
-it (not fused). Timed from the first batch to the last.
+The model, data, batch size, optimizer settings, clipping and unfreezing of ``configs/deep_cnn_gradual.yaml``. A round
+runs in turn, in one process and with the same number of threads: our ``fit`` with its default callbacks, a CSV log and
+a progress bar; a plain loop with the same fused Adam and ``clip_grad_norm_``; and that loop with Adam as most people
+write it (not fused). Timed from the first batch to the last.
 
 RESULT step_overhead: median over rounds of ours / the plain loop with the same fused optimizer.
 RESULT step_overhead_unfused: median over rounds of ours / the plain loop with the unfused optimizer.

@@ -1,0 +1,60 @@
+"""The score of a config over several seeds, each a run of its own, as a user would start it.
+
+Runs ``python -m hybrid_lightning fit`` once per seed with ``--test_after_fit true`` in a temporary folder and prints
+the test metrics per seed.
+
+RESULT config_scores: mean over the seeds of the test metric (unit: the metric's name).
+RESULT config_scores_std: standard deviation over the seeds (of a sample).
+RESULT config_scores_seconds: median wall time of the whole command.
+
+    python tests/benchmarks/config_scores.py configs/quickstart.yaml --seeds 0 1 2 3 4 --threads 2
+"""
+
+import argparse
+import csv
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def run(config: Path, seed: int, threads: int, extra: list[str]) -> tuple[dict[str, float], float]:
+    """The test metrics and the seconds of one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "hybrid_lightning", "fit", "--config", str(config.resolve())]
+        command += ["--seed_everything", str(seed), "--test_after_fit", "true"]
+        command += ["--trainer.enable_progress_bar", "false"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        started = time.perf_counter()
+        subprocess.run([*command, *extra], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - started
+        (table,) = Path(folder).glob("runs/*/version_0/metrics.csv")
+        rows = list(csv.DictReader(table.read_text().splitlines()))
+    names = [name for name in rows[0] if name.startswith(("test/", "val/"))]
+    last = {name: [row[name] for row in rows if row[name]] for name in names}
+    return {name: float(values[-1]) for name, values in last.items() if values}, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="A config file.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds of model and batches.")
+    parser.add_argument("--threads", type=int, default=2, help="Threads of torch.")
+    parser.add_argument("--metric", default="test/accuracy", help="The metric to report.")
+    options, extra = parser.parse_known_args()
+    scores, times = [], []
+    for seed in options.seeds:
+        metrics, seconds = run(options.config, seed, options.threads, extra)
+        scores.append(metrics[options.metric])
+        times.append(seconds)
+        print(f"seed {seed}: {seconds:.0f} s", *(f"{name}={value:.4f}" for name, value in metrics.items()), flush=True)
+    print(f"RESULT config_scores {statistics.mean(scores):.4f} {options.metric}")
+    print(f"RESULT config_scores_std {statistics.stdev(scores) if len(scores) > 1 else 0.0:.4f} {options.metric}")
+    print(f"RESULT config_scores_seconds {statistics.median(times):.0f} s")
+
+
+if __name__ == "__main__":
+    main()
