@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,9 +21,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
 from hybrid_lightning.callbacks.logging import length_of
 from hybrid_lightning.configs import merged_arguments
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.export import export_part
 from hybrid_lightning.tasks import HybridTask
+from hybrid_lightning.tasks.checkpoints import concrete_subclasses, read_checkpoint
 from hybrid_lightning.tasks.example import first_batch
 
 _BEST_AND_LAST = {
@@ -32,6 +34,23 @@ _BEST_AND_LAST = {
     "save_top_k": 1,
     "auto_insert_metric_name": False,
 }
+_BASES: dict[str, type] = {
+    "model": HybridTask,
+    "data": pl.LightningDataModule,
+    "trainer.callbacks": pl.Callback,
+    "trainer.logger": Logger,
+}
+_UNKNOWN_KEY = re.compile(
+    r"(?:Subcommand|Group) '.*' does not accept option '(.+)'|Option '(.+)' is not accepted|"
+    r"unrecognized arguments: --([\w.]+).*",
+    re.DOTALL,
+)
+_UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+_REQUIRED = re.compile(r"the following arguments are required: (.+)")
+_FRAME = re.compile(  # what surrounds the reasons in jsonargparse's messages
+    r"Does not validate|Subtypes: |Errors:|Given value type: |Expected a <class 'NoneType'>|Subclass types expect|"
+    r"a class path \(str\)|a dict with"
+)
 
 
 class HybridTrainer(pl.Trainer):
@@ -59,7 +78,65 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in a few lines, without the usage of all options."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(shortened(message))
+        found = _UNKNOWN_KEY.fullmatch(message.strip())
+        if found:
+            parser = getattr(ex, "subcommand_parser", None) or self
+            raise _unknown_key(next(filter(None, found.groups())), [action.dest for action in parser._actions])
+        raise ConfigError(explained(message)) from ex
+
+
+def _unknown_key(given: str, known: Sequence[str]) -> ConfigError:
+    """Names the keys beside the one that does not exist."""
+    section, dot, key = given.rpartition(".")
+    beside = [name.removeprefix(section + dot) for name in known if name.startswith(section + dot)]
+    hidden = ("help", "config", "print_config", "print_shtab", "subcommand")
+    return unknown(section or "config", "key", key, [n for n in beside if "." not in n and n not in hidden])
+
+
+def explained(message: str) -> str:
+    """A message of jsonargparse as ``where: what was given, what is possible``."""
+    path: list[str] = []
+    reasons: list[str] = []
+    given = ""
+    for line in message.splitlines():
+        path += [key for key in re.findall(r'Parser key "([^"]+)":', line) if key != "config"]
+        text = re.sub(r'Parser key "[^"]+":', "", line).strip().removeprefix("- ").strip()
+        if text.startswith("Given value: "):
+            given = given or text.removeprefix("Given value: ")
+        elif text and not _FRAME.match(text):
+            reasons.append(text)
+    where = ".".join(path)
+    telling = [r for r in reasons if not r.startswith(("Expected a <", "Expected a typing", "Not a valid subclass"))]
+    words = [_in_words(where, reason) for reason in dict.fromkeys(telling or reasons)]
+    text = " ".join(words)
+    if not telling:
+        text = " or ".join(words).replace(" or Expected a ", " or ") + (f". Given: {given}" if given else "")
+    nested = re.match(r"[\w.]+: ", text)  # from the arguments of a class
+    return f"{where}{'.' if nested else ': '}{text}".replace(".config: ", ": ") if where else text
+
+
+def _in_words(where: str, reason: str) -> str:
+    """One reason of jsonargparse, with what is possible and what to do."""
+    if found := _UNKNOWN_CLASS.match(reason):
+        found_classes: list[type] = concrete_subclasses(_BASES[where]) if where in _BASES else []
+        known = [c.__name__ for c in found_classes if c is not _BASES[where] and c.__name__[0] != "_"]
+        return str(unknown("class_path", "class", found[1], known)) + " Any other class needs its full dotted path."
+    if found := _REQUIRED.match(reason):
+        missing = [name.rpartition(".")[2] for name in found[1].split(", ")]
+        example = "{class_path: ..., init_args: {...}}"
+        hints = [f" Add '{name}: {example}' to the config." for name in missing if name in _BASES]
+        return f"{listing(missing)} must be given.{''.join(hints)}"
+    if reason.startswith("Not a valid subclass of"):
+        return "Expected a class: write {class_path: ..., init_args: {...}}, with nothing else beside these two keys"
+    return re.sub(r"<class '([^']+)'>", r"\1", reason).replace("typing.Literal", "one of ")
+
+
+def cause_of(error: BaseException) -> ConfigError | None:
+    """The `ConfigError` that led to another error, which may hide it in a longer text."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, ConfigError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
 
 
 def shortened(message: str, lines: int = 10) -> str:
@@ -105,8 +182,20 @@ class HybridCLI(LightningCLI):
         kwargs["logger"] = self._loggers(given.get("logger"), given.get("default_root_dir")) if wanted else False
         return super().instantiate_trainer(**kwargs)
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
+
     def _loggers(self, given: Any, root: str | None) -> list[Logger]:
         folder, name = Path(root or ".") / "runs", self._get(self.config_init, "name")
+        try:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"trainer.default_root_dir: no folder can be made at {str(folder / name)!r}: {error.strerror}. "
+                f"Choose another place with --trainer.default_root_dir."
+            ) from error
         table = CSVLogger(folder, name=name)
         if isinstance(given, Logger):
             return [table, given]
@@ -115,28 +204,41 @@ class HybridCLI(LightningCLI):
         boards = [TensorBoardLogger(folder, name, version=table.version)] if find_spec("tensorboard") else []
         return [table, *boards]
 
+    def _parse_ckpt_path(self) -> None:
+        """Takes no settings from a checkpoint: the config decides, and a file may not name classes."""
+
     def before_instantiate_classes(self) -> None:
-        """Finds the checkpoint of an evaluation, before time is spent on data and model."""
-        if self.subcommand in ("fit", "plan"):
-            return
+        """Checks the run's name and the checkpoint, before time is spent on data and model."""
         options = self.config[self.subcommand]
-        path = options.get("ckpt_path")
-        if path is None:
+        name, path = options["name"], options.get("ckpt_path")
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise ConfigError(f"name: {name!r} is not the name of one folder below runs/. Choose one without slashes.")
+        if path is None and self.subcommand not in ("fit", "plan"):
             raise ConfigError(
                 f"{self.subcommand}: without a checkpoint the weights would be random. "
                 f"Add --ckpt_path best, --ckpt_path last (of the newest run of this name) or a path."
             )
-        if path in ("best", "last"):
-            root = Path(options.trainer.get("default_root_dir") or ".") / "runs" / options["name"]
-            path = newest_checkpoint(root, f"{path}.ckpt")
-        if not Path(path).is_file():
-            raise ConfigError(f"{self.subcommand}: --ckpt_path: there is no file {str(path)!r}.")
-        options["ckpt_path"] = str(path)
+        if path is not None:
+            if path in ("best", "last"):
+                root = Path(options.trainer.get("default_root_dir") or ".") / "runs" / name
+                path = newest_checkpoint(root, f"{path}.ckpt")
+            read_checkpoint(path, "--ckpt_path")
+            options["ckpt_path"] = str(path)
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and Trainer; an impossible argument of one of them is told in short."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, OSError) as error:
+            raise cause_of(error) or ConfigError(explained(str(error))) from error
 
     def after_fit(self) -> None:
         """Tests the best checkpoint once, if the config asks for it, and says where the results are."""
         if self._get(self.config_init, "test_after_fit"):
-            self.trainer.test(self.model, self.datamodule, ckpt_path="best", weights_only=True)
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            if not best:
+                print("test: no best checkpoint was saved, because nothing was validated; the last weights are tested")
+            self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, weights_only=True)
         if self.trainer.is_global_zero and self.trainer.log_dir:
             print(f"results: {self.trainer.log_dir}")
 
@@ -184,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; None takes those of the process.
 
     Returns:
-        0, or 2 if an input was wrong (the reason is on standard error).
+        0; 2 if an input was wrong (the reason is on standard error); 130 after an interrupt.
     """
     # the data of this package are in memory; worker processes would cost more than they bring
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -205,6 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parser_class=_Parser,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
+                save_config_kwargs={"overwrite": True},  # without a logger there is no new folder for each run
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
@@ -213,4 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {shortened(str(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0

@@ -92,11 +92,12 @@ def test_a_partly_unfrozen_part_trains_where_it_is_unfrozen():
     assert not modes[model.body[1]]
 
 
-def test_a_module_in_two_places_trains_if_one_of_them_does():
+@pytest.mark.parametrize("frozen", ["body", "head"])
+def test_a_module_in_two_places_trains_if_one_of_them_does(frozen):
     model, shared = Model(), nn.Dropout()
     model.body.append(shared)
     model.head.append(shared)
-    set_trainable(model.body.parameters(), False)
+    set_trainable(model.get_submodule(frozen).parameters(), False)
     assert module_modes(model, set(model.parameters()))[shared]
 
 

@@ -12,7 +12,7 @@ from hybrid_lightning.errors import ConfigError
 def is_log_step(trainer: pl.Trainer) -> bool:
     """Whether the optimizer step that is under way is one that the Trainer logs."""
     every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
-    return bool(trainer.loggers) and every > 0 and (trainer.global_step + 1) % every == 0
+    return every > 0 and (trainer.global_step + 1) % every == 0
 
 
 def fit_length(trainer: pl.Trainer) -> FitLength:

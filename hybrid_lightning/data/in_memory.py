@@ -90,4 +90,4 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         dataset = self.splits[split]
         lonely = shuffle and len(dataset) % self.batch_size == 1 and len(dataset) > 1
-        return DataLoader(dataset, self.batch_size, shuffle=shuffle, collate_fn=as_batch, drop_last=lonely)
+        return DataLoader(dataset, batch_size=self.batch_size, shuffle=shuffle, collate_fn=as_batch, drop_last=lonely)

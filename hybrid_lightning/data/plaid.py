@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
 from hybrid_lightning.errors import ConfigError
@@ -21,7 +20,7 @@ class PlaidDataModule(InMemoryDataModule):
     becomes the validation split. Each sample has
 
     - ``trace``: ``values`` `(context,)` scaled to [0, 1] and padded on the left, ``mask`` `(context,)` bool;
-    - ``wave``: the trace standardised and resampled to `(1, wave_length)`;
+    - ``wave``: `(1, wave_length)`, the trace relative to its mean magnitude, peaks compressed, padded on the right;
     - ``stats``: `(4,)`, logarithms of length, standard deviation and peak, and the mean, which ``trace`` and ``wave``
       no longer show; standardised with the training split;
     - ``target``: the class, 0 to 10.
@@ -29,17 +28,17 @@ class PlaidDataModule(InMemoryDataModule):
     Args:
         batch_size: Samples per batch.
         context: Length of ``trace``, in samples; of longer traces the end is kept.
-        wave_length: Length of ``wave``, in samples.
+        wave_length: Length of ``wave``, in samples; of longer traces the start is kept.
         val_fraction: Share of the training traces used for validation, between 0 and 1.
         seed: Seed of the validation split; does not follow the seed of the model.
     """
 
     def __init__(
         self,
-        batch_size: int = 32,
-        context: int = 1024,
+        batch_size: int = 16,
+        context: int = 512,
         wave_length: int = 512,
-        val_fraction: float = 0.2,
+        val_fraction: float = 0.15,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size)
@@ -68,7 +67,7 @@ class PlaidDataModule(InMemoryDataModule):
     def _dataset(self, split: Traces, stats: Tensor) -> DictDataset:
         traces, targets = split
         values, mask = pad_left(traces, self.context)
-        wave = resample(traces, self.wave_length)
+        wave = pad_right(traces, self.wave_length)
         return DictDataset({"trace": {"values": values, "mask": mask}, "wave": wave, "stats": stats, "target": targets})
 
 
@@ -120,10 +119,21 @@ def pad_left(traces: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
     return values, mask
 
 
-def resample(traces: list[Tensor], length: int) -> Tensor:
-    """Standardises each trace and interpolates it linearly to one length, `(N, 1, length)`."""
-    scaled = [(trace - trace.mean()) / trace.std().clamp(min=1e-5) for trace in traces]
-    return torch.cat([functional.interpolate(t[None, None], length, mode="linear", align_corners=True) for t in scaled])
+def pad_right(traces: list[Tensor], length: int) -> Tensor:
+    """Divides each trace by its mean magnitude, compresses its peaks (arsinh) and aligns the starts.
+
+    Args:
+        traces: Series `(L,)` of different lengths; of longer ones the first `length` samples are kept.
+        length: Length of the result, in samples.
+
+    Returns:
+        `(N, 1, length)` with zeros after the last sample.
+    """
+    wave = torch.zeros(len(traces), 1, length)
+    for row, trace in enumerate(traces):
+        kept = torch.asinh(trace / trace.abs().mean().clamp(min=1e-5))[:length]
+        wave[row, 0, : len(kept)] = kept
+    return wave
 
 
 def describe(traces: list[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -79,6 +80,8 @@ class ResidualConv1d(nn.Module):
         kernel_size: Length of the filters, in samples; odd. The stem's filters are twice as long.
         stride: Factor by which each block shortens the series.
         dropout: Probability of zeroing a whole channel within each block while training.
+        flip: Probability of turning a whole series upside down while training, as augmentation where the sign means
+            nothing, such as the direction of an alternating current.
     """
 
     def __init__(
@@ -88,17 +91,22 @@ class ResidualConv1d(nn.Module):
         kernel_size: int = 7,
         stride: int = 2,
         dropout: float = 0.0,
+        flip: float = 0.0,
     ) -> None:
         super().__init__()
         _require_sizes("channels", channels)
         if kernel_size % 2 == 0:
             raise ConfigError(f"kernel_size: {kernel_size} is even; residual blocks need an odd length such as 7.")
+        self.flip = flip
         self.stem = nn.Sequential(_convolution(in_channels, channels[0], 2 * kernel_size + 1, 2), nn.ReLU())
         for index, (before, after) in enumerate(zip([channels[0], *channels], channels, strict=False)):
             self.add_module(f"block{index}", ResidualBlock1d(before, after, kernel_size, stride, dropout))
 
     def forward(self, series: Tensor) -> Tensor:
         """Maps series `(B, in_channels, L)` to feature maps `(B, channels[-1], L')`."""
+        if self.training and self.flip:
+            upside_down = torch.rand(len(series), 1, 1, device=series.device) < self.flip
+            series = torch.where(upside_down, -series, series)
         return _in_turn(self, series)
 
 

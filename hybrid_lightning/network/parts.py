@@ -136,10 +136,10 @@ def _named(module: Any, where: str) -> Any:
 
 
 def _check_values(part: Part, where: str) -> None:
-    _check_number(part.lr_scale, f"{where}.lr_scale", low=0)
-    _check_number(part.layer_decay, f"{where}.layer_decay", low=0, high=1, above_low=True)
+    check_number(part.lr_scale, f"{where}.lr_scale", low=0)
+    check_number(part.layer_decay, f"{where}.layer_decay", low=0, high=1, above_low=True)
     if part.weight_decay is not None:
-        _check_number(part.weight_decay, f"{where}.weight_decay", low=0)
+        check_number(part.weight_decay, f"{where}.weight_decay", low=0)
     if part.pool not in POOLS:
         raise unknown(f"{where}.pool", "pooling", str(part.pool), POOLS)
     if part.weights is not None and not isinstance(part.weights, str):
@@ -158,7 +158,8 @@ def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
-def _check_number(value: Any, where: str, low: float, high: float | None = None, above_low: bool = False) -> None:
+def check_number(value: Any, where: str, low: float, high: float | None = None, above_low: bool = False) -> None:
+    """Raises `ConfigError` unless `value` is a finite number of at least `low` (above it: `above_low`)."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not numeric or value < low or (above_low and value == low) or (high is not None and value > high):
         bounds = f"{'above' if above_low else 'at least'} {low}" + (f" and at most {high}" if high is not None else "")

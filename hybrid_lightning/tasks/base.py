@@ -24,7 +24,7 @@ from hybrid_lightning.gradients import (
     scale_gradients,
 )
 from hybrid_lightning.network.network import FUSION, HybridNetwork, first_samples
-from hybrid_lightning.network.parts import all_defaults, parse_part, parse_parts
+from hybrid_lightning.network.parts import all_defaults, check_number, parse_part, parse_parts
 from hybrid_lightning.rates import GroupRates
 from hybrid_lightning.report import plan_table
 from hybrid_lightning.tasks.checkpoints import (
@@ -33,11 +33,13 @@ from hybrid_lightning.tasks.checkpoints import (
     concrete_subclasses,
     group_names,
     read_checkpoint,
+    refuse_other_model,
+    require_plain,
     with_live_modules,
 )
 from hybrid_lightning.tasks.example import example_batch
 from hybrid_lightning.tasks.metrics import SplitMetrics
-from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler
+from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
@@ -85,16 +87,23 @@ class HybridTask(pl.LightningModule, ABC):
         for key in rates or {}:
             if key not in ("shape", "warm_up"):
                 raise unknown("model.rates", "key", str(key), ("shape", "warm_up"))
+        check_number(lr, "model.lr", low=0, above_low=True)
+        check_number(weight_decay, "model.weight_decay", low=0)
         self.parts = parse_parts(parts, pretrained, untrained)
         self.fusion = FUSION
         if fusion is not None:
             self.fusion = parse_part("fusion", {"module": "ConcatFusion", **fusion}, all_defaults(None, untrained))
+        optimizer = named_class(optimizer, torch.optim)
+        scheduler = named_class(scheduler, torch.optim.lr_scheduler)
         self.base_lr, self.weight_decay = lr, weight_decay
         self.optimizer_facts, self.rates, self.scheduler_facts = optimizer, rates or {}, scheduler
         self.network: HybridNetwork | None = None
         self.measured_norms: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.facts: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "optimizer": optimizer}
         self.facts |= {"rates": rates, "scheduler": scheduler}
+        for name, part in {**self.parts, "fusion": self.fusion}.items():
+            require_plain(part.plain(), f"model.parts.{name}")
+        require_plain(self.facts, "model")
         self.split_metrics = nn.ModuleDict({"val": self.make_metrics(), "test": self.make_metrics()})
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
@@ -165,6 +174,8 @@ class HybridTask(pl.LightningModule, ABC):
         """Builds the network from two samples of the data, unless it exists."""
         if self.network is None:
             self.build(example_batch(self.trainer), load=self.trainer.ckpt_path is None)
+        if self.trainer.state.fn == "fit":
+            self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Gradual unfreezing and gradient norms; a callback of the same type in the Trainer takes its place."""
@@ -259,13 +270,32 @@ class HybridTask(pl.LightningModule, ABC):
             for loader in loaders if isinstance(loaders, list) else [loaders]:
                 targets = getattr(getattr(loader, "dataset", None), "targets", None)
                 if isinstance(targets, Tensor):
+                    if not len(targets):
+                        raise ConfigError(
+                            f"data: the {split} split is empty. Give it samples, or leave its loader out."
+                        )
                     self.check_target(targets, f"data: {split} targets")
+        if (self.trainer.gradient_clip_val or 0) < 0:
+            raise ConfigError(
+                f"trainer.gradient_clip_val: {self.trainer.gradient_clip_val} is negative; 0 clips nothing."
+            )
         schedulers = self.lr_schedulers()
         if isinstance(schedulers, GroupRates):
+            self._restate_rates()
             schedulers.bind(length)
         plan = self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length)
         if self.trainer.is_global_zero:
             print(plan)
+
+    def _restate_rates(self) -> None:
+        """Sets each group's own rate and decay to what the facts say now, after a checkpoint restored older ones."""
+        fresh = self.built().param_groups(self.base_lr, self.weight_decay)
+        for group, wanted in zip(self.trainer.optimizers[0].param_groups, fresh, strict=True):
+            new = {key: wanted[key] for key in ("lr_factor", "weight_decay")} | {"initial_lr": wanted["lr"]}
+            for key, value in new.items():
+                if group[key] != value:
+                    rank_zero_info(f"{group['name']}: {key} is {value:g}; the checkpoint had {group[key]:g}.")
+            group.update(new)
 
     def plan(self, groups: list[dict[str, Any]], trainer: pl.Trainer, length: FitLength) -> str:
         """The table of parts and stages, their rates, and when each starts to train.
@@ -333,6 +363,18 @@ class HybridTask(pl.LightningModule, ABC):
             "groups": group_names(network, network.param_groups(self.base_lr, self.weight_decay)),
         }
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another model, before anything is restored from it."""
+        refuse_other_model(self.state_dict(), checkpoint.get("state_dict", {}))
+        network = self.built()
+        groups = group_names(network, network.param_groups(self.base_lr, self.weight_decay))
+        saved = checkpoint.get(CHECKPOINT_KEY, {}).get("groups")
+        if self.trainer.state.fn == "fit" and list(groups.items()) != list((saved or groups).items()):
+            raise ConfigError(
+                f"--ckpt_path: the checkpoint's optimizer has the groups {listing(saved)}; this config makes "
+                f"{listing(groups)}. To continue a fit, keep the parts' stages and decay_all as they were."
+            )
+
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
         cls,
@@ -368,5 +410,6 @@ class HybridTask(pl.LightningModule, ABC):
         model = candidates[saved["task"]](parts=complete, fusion=saved["fusion"], **saved["facts"])
         model._trust = tuple(trust)
         model.build(record=saved["network"], load=False)
+        refuse_other_model(model.state_dict(), state, "checkpoint_path")
         model.load_state_dict(state)
         return model.to(map_location or "cpu").eval()

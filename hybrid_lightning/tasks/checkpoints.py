@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.weights import read_file
@@ -14,23 +15,58 @@ CHECKPOINT_VERSION = 1
 Task = TypeVar("Task")
 
 
-def read_checkpoint(path: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(path: Any, where: str = "checkpoint_path") -> tuple[dict[str, Any], dict[str, Any]]:
     """What a task added to a checkpoint, and the weights.
+
+    Args:
+        path: The file.
+        where: Name of the setting, for errors.
 
     Raises:
         ConfigError: If the file is broken, holds code, or was not written by a task of this version.
     """
-    checkpoint = read_file(path, "checkpoint_path")
+    checkpoint = read_file(path, where)
     saved = checkpoint.get(CHECKPOINT_KEY)
     wanted = {"version", "task", "facts", "parts", "fusion", "network"}
     if not isinstance(saved, dict) or not wanted <= saved.keys() or "state_dict" not in checkpoint:
-        raise ConfigError(f"checkpoint_path: {str(path)!r} was not written by a task of this program.")
+        raise ConfigError(f"{where}: {str(path)!r} was not written by a task of this program.")
     if saved["version"] != CHECKPOINT_VERSION:
         raise ConfigError(
-            f"checkpoint_path: {str(path)!r} has format {saved['version']}; this program reads {CHECKPOINT_VERSION}. "
+            f"{where}: {str(path)!r} has format {saved['version']}; this program reads {CHECKPOINT_VERSION}. "
             f"Install a newer hybrid_lightning."
         )
     return saved, checkpoint["state_dict"]
+
+
+def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str = "--ckpt_path") -> None:
+    """Compares the names and shapes of a model's tensors with those of a checkpoint.
+
+    Raises:
+        ConfigError: If they differ.
+    """
+    other = [f"{name} {tuple(t.shape)}" for name, t in own.items() if name in saved and saved[name].shape != t.shape]
+    if other or own.keys() != saved.keys():
+        missing, surplus = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+        raise ConfigError(
+            f"{where}: the checkpoint is of another model. Missing in it: {listing(missing, 4)}. "
+            f"Only in it: {listing(surplus, 4)}. Of another shape here: {listing(other, 4)}. "
+            f"Use the config of its run (config.yaml in its folder), or modules of the same architecture."
+        )
+
+
+def require_plain(value: Any, where: str) -> None:
+    """Raises `ConfigError` if a fact is not plain data, so that a checkpoint could not hold it."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            require_plain(entry, f"{where}.{key}")
+    elif isinstance(value, list | tuple | set):
+        for entry in value:
+            require_plain(entry, where)
+    elif type(value) not in (type(None), bool, int, float, str, torch.dtype):
+        raise ConfigError(
+            f"{where}: {str(value)[:80]!r} is a {type(value).__name__}, which a checkpoint cannot hold. Give numbers, "
+            f"text, lists or dicts of them; or pass the whole part as a live module: {{module: MyNet(...)}}."
+        )
 
 
 def group_names(module: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.network.parts import check_number
 from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.metrics import SplitMetrics, classification_metrics
 
@@ -48,6 +49,9 @@ class HybridClassifier(HybridTask):
             raise ConfigError(f"model.num_classes: {num_classes} is not possible for a {kind} target.")
         if class_weights is not None and len(class_weights) != num_classes:
             raise ConfigError(f"model.class_weights: {len(class_weights)} weights are given for {num_classes} classes.")
+        class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
+        for weight in class_weights or ():
+            check_number(weight, "model.class_weights", low=0)
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"model.label_smoothing: {label_smoothing} is not in [0, 1).")
         self.num_classes, self.kind, self.label_smoothing = num_classes, kind, label_smoothing

@@ -7,6 +7,8 @@ import torchmetrics
 from torch import Tensor, nn
 from torchmetrics import classification, regression
 
+from hybrid_lightning.errors import listing
+
 
 class TargetCounts(torchmetrics.Metric):
     """How many samples each class has, and how many there are in all.
@@ -76,10 +78,10 @@ class SplitMetrics(nn.Module):
             few = {"r2": "it needs at least two samples"} if self.samples.compute() < 2 else {}
             return {name: reason for name, reason in few.items() if name in self.metrics}
         positives, total = self.counts.compute()
-        absent = [str(index) for index in torch.nonzero((positives == 0) | (positives == total)).flatten().tolist()]
+        absent = torch.nonzero((positives == 0) | (positives == total)).flatten().tolist()
         if not absent or "auroc" not in self.metrics:
             return {}
-        return {"auroc": f"class {', '.join(absent)} has no samples, or all of them"}
+        return {"auroc": f"class {listing(map(str, absent))} has no samples, or all of them"}
 
 
 def classification_metrics(classes: int, multilabel: bool) -> SplitMetrics:

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from hybrid_lightning.configs import torch_classes
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.network.registry import check_arguments, parameters_of, resolve
 
@@ -18,8 +19,6 @@ def _parse(spec: object, where: str, namespace: Any, trust: Collection[str] | No
     """Class and arguments of ``Adam``, ``torch.optim.Adam`` or ``{class_path: ..., init_args: {...}}``."""
     if isinstance(spec, str):
         spec = {"class_path": spec}
-    if isinstance(spec, type):
-        return spec, {}
     if not isinstance(spec, Mapping) or "class_path" not in spec:
         raise ConfigError(f"{where}: write {{class_path: ..., init_args: {{...}}}} or a class name, not {spec!r}.")
     for key in spec:
@@ -27,10 +26,20 @@ def _parse(spec: object, where: str, namespace: Any, trust: Collection[str] | No
             raise unknown(where, "key", str(key), ("class_path", "init_args"))
     path = str(spec["class_path"])
     name = path.removeprefix(namespace.__name__ + ".")
-    found = getattr(namespace, name, None) if "." not in name else resolve(path, f"{where}.class_path", trust)
+    found = torch_classes(namespace).get(name) if "." not in name else resolve(path, f"{where}.class_path", trust)
     if not isinstance(found, type):
-        raise unknown(f"{where}.class_path", "class", path, [n for n in vars(namespace) if n[0].isupper()])
+        raise unknown(f"{where}.class_path", "class", path, torch_classes(namespace))
     return found, dict(spec.get("init_args") or {})
+
+
+def named_class(spec: Any, namespace: Any) -> Any:
+    """A spec whose class is given by its name, so that a checkpoint can hold it."""
+    if isinstance(spec, Mapping) and "class_path" in spec:
+        return {**spec, "class_path": named_class(spec["class_path"], namespace)}
+    if not isinstance(spec, type):
+        return spec
+    known = torch_classes(namespace).get(spec.__name__) is spec
+    return spec.__name__ if known else f"{spec.__module__}.{spec.__qualname__}"
 
 
 def make_optimizer(
@@ -60,7 +69,10 @@ def make_optimizer(
     check_arguments(optimizer_class, {"params": groups, **args}, f"{where}.init_args")
     if fused and "fused" in parameters_of(optimizer_class) and not {"fused", "foreach", "differentiable"} & args.keys():
         args["fused"] = True
-    return optimizer_class(groups, **args)
+    try:
+        return optimizer_class(groups, **args)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {optimizer_class.__name__} refuses its arguments: {error}") from error
 
 
 def make_scheduler(
@@ -80,20 +92,23 @@ def make_scheduler(
     """
     where = "model.scheduler"
     spec = {"class_path": spec} if isinstance(spec, str) else dict(spec)
-    monitor = spec.pop("monitor", "val/loss")
-    scheduler_class, args = _parse(
-        {k: v for k, v in spec.items() if k != "interval"}, where, torch.optim.lr_scheduler, trust
-    )
+    own = {key: spec.pop(key) for key in ("interval", "monitor") if key in spec}
+    for key in spec:
+        if key not in ("class_path", "init_args"):
+            raise unknown(where, "key", str(key), ("class_path", "init_args", "interval", "monitor"))
+    scheduler_class, args = _parse(spec, where, torch.optim.lr_scheduler, trust)
     check_arguments(scheduler_class, {"optimizer": optimizer, **args}, f"{where}.init_args")
     for name in _PER_GROUP_RATES:
         if isinstance(args.get(name), int | float):
             args[name] = [args[name] * group["lr_factor"] for group in optimizer.param_groups]
+    if not issubclass(scheduler_class, LRScheduler):
+        raise ConfigError(f"{where}.class_path: {scheduler_class.__name__} is not a scheduler.")
     try:
         scheduler = scheduler_class(optimizer, **args)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {scheduler_class.__name__} refuses its arguments: {error}") from error
-    interval = spec.get("interval", "step" if scheduler_class.__name__ in _STEPWISE else "epoch")
+    interval = own.get("interval", "step" if scheduler_class.__name__ in _STEPWISE else "epoch")
     if interval not in ("epoch", "step"):
         raise unknown(f"{where}.interval", "interval", str(interval), ("epoch", "step"))
-    plateau = {"monitor": monitor} if issubclass(scheduler_class, ReduceLROnPlateau) else {}
+    plateau = {"monitor": own.get("monitor", "val/loss")} if issubclass(scheduler_class, ReduceLROnPlateau) else {}
     return {"scheduler": scheduler, "interval": interval, **plateau}

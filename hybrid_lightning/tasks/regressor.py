@@ -63,7 +63,8 @@ class HybridRegressor(HybridTask):
         wanted = () if self.num_outputs == 1 else (self.num_outputs,)
         if tuple(target.shape[1:]) != wanted:
             raise ConfigError(
-                f"{where}: the shape is {tuple(target.shape)}; num_outputs {self.num_outputs} needs (B, *{wanted})."
+                f"{where}: the shape is {tuple(target.shape)}; num_outputs {self.num_outputs} needs "
+                f"{'(B,)' if self.num_outputs == 1 else f'(B, {self.num_outputs})'}."
             )
         if not bool(target.isfinite().all()):
             raise ConfigError(f"{where}: some values are not finite. Remove or correct these rows.")
