@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from hybrid_lightning.errors import ConfigError
+
 
 class ConcatFusion(nn.Module):
     """Concatenates standardised projections, so that no part dominates by its scale or its width.
@@ -13,12 +15,14 @@ class ConcatFusion(nn.Module):
 
     Args:
         in_features: Part name → number of features; filled in by the dry run.
-        width: Features that each part keeps.
+        width: Features that each part keeps, at least 2 (a single one, standardised, would be constant).
         dropout: Share of the concatenated features that is dropped while training, in [0, 1).
     """
 
     def __init__(self, in_features: Mapping[str, int], width: int = 64, dropout: float = 0.0) -> None:
         super().__init__()
+        if width < 2:
+            raise ConfigError(f"model.fusion.args.width: {width} is too small; give at least 2.")
         self.projections = nn.ModuleDict({part: nn.Linear(size, width) for part, size in in_features.items()})
         self.standardise = nn.LayerNorm(width, elementwise_affine=False)
         self.dropout = nn.Dropout(dropout)

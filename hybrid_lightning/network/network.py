@@ -213,26 +213,33 @@ class HybridNetwork(nn.Module):
         """The part's module, with its weights."""
         part, where = self.facts[name], self._where(name)
         if isinstance(part.module, nn.Module):
-            module = part.module
+            module, has_weights = part.module, part.weights == "pretrained"
         else:
             factory = resolve(part.module, f"{where}.module", self._trust)
             args = {**part.args, **sizes}
+            # timm's way: the factory itself reads the weights if asked to
+            has_weights = part.weights == "pretrained" and "pretrained" in parameters_of(factory)
+            if has_weights:
+                args["pretrained"] = self._load
             if self._trust is not None:
                 refuse_fetching(args, f"{where}.args")
-            check_arguments(factory, args, f"{where}.args")
-            try:
-                module = factory(**args)
-            except (RuntimeError, TypeError, ValueError) as error:
-                if isinstance(error, ConfigError):
-                    raise
-                raise ConfigError(f"{where}.args: {part.module!r} refuses {args!r}: {str(error)[:400]}") from error
-            if not isinstance(module, nn.Module):
-                raise ConfigError(
-                    f"{where}.module: {part.module!r} returns a {type(module).__name__}, not a torch module."
-                )
-        is_trained = isinstance(part.module, nn.Module) and part.weights == "pretrained"
-        if self._load and part.weights is not None and not is_trained:
+            module = self._create(factory, args, part.module, where)
+        if self._load and part.weights is not None and not has_weights:
             load_weights(module, part.weights, f"{where}.weights")
+        return module
+
+    @staticmethod
+    def _create(factory: Callable[..., Any], args: Mapping[str, Any], path: str, where: str) -> nn.Module:
+        """Calls a factory; what goes wrong there is told with its place."""
+        check_arguments(factory, args, f"{where}.args")
+        try:
+            module = factory(**args)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{where}.args: {path!r} refuses {dict(args)!r}: {str(error)[:400]}") from error
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"{where}.module: {path!r} returns a {type(module).__name__}, not a torch module.")
         return module
 
     @staticmethod

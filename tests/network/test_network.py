@@ -313,3 +313,20 @@ def test_first_samples_are_two_copies_on_the_cpu():
 
 def test_a_single_sample_is_repeated():
     assert first_samples({"x": torch.tensor([[7, 8]])})["x"].tolist() == [[7, 8], [7, 8]]
+
+
+def backbone(width: int = 3, pretrained: bool = False) -> nn.Module:
+    """A factory in timm's manner: asked for pretrained weights, it brings them."""
+    layer = nn.Linear(4, width)
+    if pretrained:
+        nn.init.constant_(layer.weight, 7.0)
+    return layer
+
+
+def test_a_factory_with_a_pretrained_switch_brings_its_own_weights_except_in_a_rebuild():
+    path = f"{__name__}.backbone"
+    parts = parse_parts({"x": {"module": path, "weights": "pretrained"}})
+    network = HybridNetwork(parts, 2, example={"x": torch.ones(2, 4)})
+    assert bool((network.parts["x"].weight == 7).all())
+    rebuilt = HybridNetwork(parts, 2, record=network.record, load=False, trust=(__name__,))
+    assert not bool((rebuilt.parts["x"].weight == 7).any())
