@@ -207,12 +207,20 @@ class HybridCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Takes no settings from a checkpoint: the config decides, and a file may not name classes."""
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ConfigError(f"seed_everything: {error}.") from error
+
     def before_instantiate_classes(self) -> None:
         """Checks the run's name and the checkpoint, before time is spent on data and model."""
         options = self.config[self.subcommand]
         name, path = options["name"], options.get("ckpt_path")
         if name in ("", ".", "..") or Path(name).name != name:
             raise ConfigError(f"name: {name!r} is not the name of one folder below runs/. Choose one without slashes.")
+        if options.trainer.get("accumulate_grad_batches", 1) < 1:
+            raise ConfigError("trainer.accumulate_grad_batches: less than 1 batch makes no step; give 1 or more.")
         if path is None and self.subcommand not in ("fit", "plan"):
             raise ConfigError(
                 f"{self.subcommand}: without a checkpoint the weights would be random. "
@@ -239,8 +247,9 @@ class HybridCLI(LightningCLI):
             if not best:
                 print("test: no best checkpoint was saved, because nothing was validated; the last weights are tested")
             self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, weights_only=True)
-        if self.trainer.is_global_zero and self.trainer.log_dir:
-            print(f"results: {self.trainer.log_dir}")
+        folder = self.trainer.log_dir  # every rank has to ask, because the answer is broadcast
+        if self.trainer.is_global_zero and folder:
+            print(f"results: {folder}")
 
     def predict(self, **kwargs: Any) -> None:
         """Writes the predictions to ``predictions.csv`` in the run's folder, in the order of the data."""

@@ -158,6 +158,10 @@ def merged_arguments(arguments: Sequence[str]) -> list[str]:
     for section in ("trainer", "checkpoint"):
         if config.get(section, 0) is None:  # all of its keys are commented out
             del config[section]
+    for section in ("model", "data"):
+        for key in ("class_path", "init_args"):
+            if isinstance(config.get(section), dict) and config[section].get(key, 0) is None:
+                del config[section][key]
     for section in config:
         if config[section] == {} and section not in ("trainer", "checkpoint"):
             config[section] = None  # the parser would skip an unknown section that is empty

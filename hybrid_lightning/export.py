@@ -24,6 +24,9 @@ def export_part(arguments: Sequence[str]) -> None:
     if options.part not in parts:
         raise unknown("--part", "part", options.part, parts)
     own = f"{prefix}{options.part}."
-    save_weights({n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}, options.output)
+    try:
+        save_weights({n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}, options.output)
+    except OSError as error:
+        raise ConfigError(f"--output: {options.output!r} cannot be written: {error.strerror}.") from error
     digest = hashlib.sha256(Path(options.output).read_bytes()).hexdigest()
     print(f"{options.output}  sha256:{digest}")

@@ -1,4 +1,3 @@
-import copy
 import csv
 import os
 import signal
@@ -10,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
 import hybrid_lightning
-from hybrid_lightning.cli import explained, main, shortened, write_predictions
+from hybrid_lightning.cli import HybridCLI, explained, main, shortened, write_predictions
 from tests.small import CONFIG, DELETE, changed, command, write
 
 ROOT = Path(hybrid_lightning.__file__).parents[1]
@@ -109,13 +109,25 @@ def test_the_run_is_named_after_the_first_config(folder, capsys):
         (["--model.init_args.parts", "{stem: {lr_scale: 0.1}}"], "stem", 4, "0.0001"),
         (["--model.init_args.parts.stem.args.channels", "[8]"], "stem", 3, "224"),
         (["--model.parts.stem.unfreeze", "never"], "stem", 7, "never"),
-        (["--model.untrained.lr_scale", "0.5", "--model.parts.head.lr_scale", "2", "--model.parts.head.module", "LinearHead"], "body", 4, "0.0005"),
+        (
+            [
+                "--model.untrained.lr_scale",
+                "0.5",
+                "--model.parts.head.lr_scale",
+                "2",
+                "--model.parts.head.module",
+                "LinearHead",
+            ],
+            "body",
+            4,
+            "0.0005",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_flag_beats_the_config_and_changes_nothing_else(flags, part, column, value, capsys):
     plan = plan_of(capsys, *flags)
     assert plan[part][column] == value
-    assert list(plan)[-3:] == ["body", "stem", "part"] or {"stem", "body", "head"} <= plan.keys()
+    assert {"stem", "body", "head"} <= plan.keys()
 
 
 def test_a_nested_flag_beats_the_config_also_when_it_stands_before_it(capsys):
@@ -141,7 +153,7 @@ def test_plan_prints_the_table_and_trains_nothing(folder, capsys):
     before = set(folder.rglob("*"))
     plan = plan_of(capsys, "--model.parts.stem.unfreeze", "50%")
     assert plan["part"][:5] == ["part", "origin", "stage", "parameters", "lr"]
-    assert plan["stem"] == "stem untrained all 112 0.001 0.01, 0 50% (step 2) eval, then train".split()
+    assert " ".join(plan["stem"]) == "stem untrained all 112 0.001 0.01, 0 50% (step 2) eval, then train"
     assert set(folder.rglob("*")) == before
 
 
@@ -306,8 +318,14 @@ BAD = {
     "module is a package": ({f"{STEM}.module": "torch.nn"}, ["model.parts.stem.module", "is a module"]),
     "module is a function": ({f"{STEM}.module": "os.getcwd", f"{STEM}.args": {}}, ["returns a str"]),
     "module not installed": ({f"{STEM}.module": "nopkg.Net"}, ["model.parts.stem.module", "no module 'nopkg'"]),
-    "wrong arguments": ({f"{STEM}.module": "torch.nn.Linear"}, ["model.parts.stem.args", "'channels'", "'in_features'"]),
-    "wrong sizes": ({STEM: {"module": "torch.nn.Linear", "args": {"in_features": 7, "out_features": 2}, "input": "image"}}, ["model.parts.stem", "(2, 3, 16, 16)"]),
+    "wrong arguments": (
+        {f"{STEM}.module": "torch.nn.Linear"},
+        ["model.parts.stem.args", "'channels'", "'in_features'"],
+    ),
+    "wrong sizes": (
+        {STEM: {"module": "torch.nn.Linear", "args": {"in_features": 7, "out_features": 2}, "input": "image"}},
+        ["model.parts.stem", "(2, 3, 16, 16)"],
+    ),
     "weights missing": ({f"{STEM}.weights": "no.safetensors"}, ["model.parts.stem.weights", "no.safetensors"]),
     "weights that are none": ({f"{STEM}.weights": "pretrained"}, ["model.parts.stem.weights", "brings no"]),
     "stage matches nothing": ({f"{STEM}.stages": ["block7"]}, ["block7", "matches no parameter", "block0"]),
@@ -316,19 +334,46 @@ BAD = {
     "no unit": ({f"{STEM}.unfreeze": 3}, ["model.parts.stem.unfreeze", "3 is not a duration", "'3 epochs'"]),
     "no such unit": ({f"{STEM}.unfreeze": "3 bananas"}, ["'3 bananas'", "'500 steps'"]),
     "unfreezing too late": ({f"{STEM}.unfreeze": "5 epochs"}, ["ends after 3 steps", "stem at step 15"]),
-    "all frozen": ({"init.untrained": {"unfreeze": "never"}, "init.parts.head": {"module": "LinearHead"}}, ["everything is frozen", "'stem', 'body', 'head'"]),
-    "lr inside the optimizer": ({"init.optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}}, ["model.optimizer.init_args.lr", "set model.lr"]),
+    "all frozen": (
+        {"init.untrained": {"unfreeze": "never"}, "init.parts.head": {"module": "LinearHead"}},
+        ["everything is frozen", "'stem', 'body', 'head'"],
+    ),
+    "lr inside the optimizer": (
+        {"init.optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}},
+        ["model.optimizer.init_args.lr", "set model.lr"],
+    ),
     "unknown optimizer": ({"init.optimizer": "AdamWW"}, ["model.optimizer.class_path", "mean 'AdamW'"]),
-    "unknown optimizer with arguments": ({"init.optimizer": {"class_path": "SDG", "init_args": {"momentum": 0.1}}}, ["model.optimizer.class_path", "mean 'SGD'"]),
-    "unknown optimizer argument": ({"init.optimizer": {"class_path": "SGD", "init_args": {"momentun": 0.1}}}, ["model.optimizer.init_args", "mean 'momentum'"]),
-    "wrong optimizer argument": ({"init.optimizer": {"class_path": "SGD", "init_args": {"momentum": "x"}}}, ["model.optimizer", "SGD refuses"]),
+    "unknown optimizer with arguments": (
+        {"init.optimizer": {"class_path": "SDG", "init_args": {"momentum": 0.1}}},
+        ["model.optimizer.class_path", "mean 'SGD'"],
+    ),
+    "unknown optimizer argument": (
+        {"init.optimizer": {"class_path": "SGD", "init_args": {"momentun": 0.1}}},
+        ["model.optimizer.init_args", "mean 'momentum'"],
+    ),
+    "wrong optimizer argument": (
+        {"init.optimizer": {"class_path": "SGD", "init_args": {"momentum": "x"}}},
+        ["model.optimizer", "SGD refuses"],
+    ),
     "optimizer without groups": ({"init.optimizer": "LBFGS"}, ["model.optimizer", "LBFGS"]),
     "optimizer a list": ({"init.optimizer": ["SGD"]}, ["model.optimizer", "['SGD']"]),
     "unknown scheduler": ({"init.scheduler": "StepL"}, ["model.scheduler.class_path", "mean 'StepLR'"]),
-    "scheduler without argument": ({"init.scheduler": "StepLR"}, ["model.scheduler.init_args", "'step_size' must be given"]),
-    "unknown scheduler key": ({"init.scheduler": {"class_path": "StepLR", "interva": "epoch"}}, ["model.scheduler", "mean 'interval'"]),
-    "unknown interval": ({"init.scheduler": {"class_path": "StepLR", "init_args": {"step_size": 1}, "interval": "day"}}, ["model.scheduler.interval", "'epoch', 'step'"]),
-    "rates and scheduler": ({"init.scheduler": "StepLR", "init.rates": {"shape": "cosine"}}, ["either 'rates' or 'scheduler'"]),
+    "scheduler without argument": (
+        {"init.scheduler": "StepLR"},
+        ["model.scheduler.init_args", "'step_size' must be given"],
+    ),
+    "unknown scheduler key": (
+        {"init.scheduler": {"class_path": "StepLR", "interva": "epoch"}},
+        ["model.scheduler", "mean 'interval'"],
+    ),
+    "unknown interval": (
+        {"init.scheduler": {"class_path": "StepLR", "init_args": {"step_size": 1}, "interval": "day"}},
+        ["model.scheduler.interval", "'epoch', 'step'"],
+    ),
+    "rates and scheduler": (
+        {"init.scheduler": "StepLR", "init.rates": {"shape": "cosine"}},
+        ["either 'rates' or 'scheduler'"],
+    ),
     "unknown rates key": ({"init.rates": {"shap": "cosine"}}, ["model.rates", "mean 'shape'"]),
     "unknown shape": ({"init.rates": {"shape": "cosin"}}, ["rates.shape", "mean 'cosine'"]),
     "warm-up without unit": ({"init.rates": {"warm_up": 5}}, ["rates.warm_up", "5 is not a duration"]),
@@ -350,8 +395,24 @@ BAD = {
     "negative class weight": ({"init.class_weights": [1, 2, -1]}, ["model.class_weights", "-1.0"]),
     "label smoothing": ({"init.label_smoothing": 2.0}, ["model.label_smoothing", "[0, 1)"]),
     "unknown kind": ({"init.kind": "multi"}, ["model.kind", "'multiclass', 'binary', 'multilabel'"]),
-    "unknown loss": ({"model": {"class_path": "HybridRegressor", "init_args": {"parts": CONFIG["model"]["init_args"]["parts"], "loss_function": "mes"}}}, ["model.loss_function", "mean 'mse'"]),
-    "wrong number of outputs": ({"model": {"class_path": "HybridRegressor", "init_args": {"parts": CONFIG["model"]["init_args"]["parts"], "num_outputs": 2}}}, ["data: target", "(B, 2)"]),
+    "unknown loss": (
+        {
+            "model": {
+                "class_path": "HybridRegressor",
+                "init_args": {"parts": CONFIG["model"]["init_args"]["parts"], "loss_function": "mes"},
+            }
+        },
+        ["model.loss_function", "mean 'mse'"],
+    ),
+    "wrong number of outputs": (
+        {
+            "model": {
+                "class_path": "HybridRegressor",
+                "init_args": {"parts": CONFIG["model"]["init_args"]["parts"], "num_outputs": 2},
+            }
+        },
+        ["data: target", "(B, 2)"],
+    ),
     "labels out of range": ({"init.num_classes": 2}, ["labels run from 0 to 2", "model.num_classes"]),
     "one digit": ({"data.init_args.classes": [1]}, ["data.classes", "[1]"]),
     "empty validation split": ({"data.init_args.val_fraction": 0.001}, ["val", "empty"]),
@@ -360,15 +421,37 @@ BAD = {
     "unknown accelerator": ({"trainer.accelerator": "tpuu"}, ["accelerator", "tpuu", "cpu"]),
     "unknown strategy": ({"trainer.strategy": "dpp"}, ["strategy", "dpp"]),
     "negative clipping": ({"trainer.gradient_clip_val": -1.0}, ["trainer.gradient_clip_val", "negative"]),
-    "unknown clipping": ({"trainer.gradient_clip_val": 1.0, "trainer.gradient_clip_algorithm": "nrm"}, ["gradient_clip_algorithm", "nrm", "norm"]),
-    "schedule of an unknown part": ({"trainer.callbacks": [{"class_path": "GradualUnfreezing", "init_args": {"unfreeze": {"stm": "never"}}}]}, ["unfreeze", "mean 'stem'"]),
-    "schedule without unit": ({"trainer.callbacks": [{"class_path": "GradualUnfreezing", "init_args": {"unfreeze": {"stem": "3"}}}]}, ["unfreeze.stem", "is not a duration"]),
+    "unknown clipping": (
+        {"trainer.gradient_clip_val": 1.0, "trainer.gradient_clip_algorithm": "nrm"},
+        ["gradient_clip_algorithm", "nrm", "norm"],
+    ),
+    "schedule of an unknown part": (
+        {"trainer.callbacks": [{"class_path": "GradualUnfreezing", "init_args": {"unfreeze": {"stm": "never"}}}]},
+        ["unfreeze", "mean 'stem'"],
+    ),
+    "schedule without unit": (
+        {"trainer.callbacks": [{"class_path": "GradualUnfreezing", "init_args": {"unfreeze": {"stem": "3"}}}]},
+        ["unfreeze.stem", "is not a duration"],
+    ),
+    "init_args all commented out": ({"model.init_args": None}, ["model: ", "must be given"]),
+    "class_path null": ({"model.class_path": None}, ["model: ", "class_path: ..."]),
+    "negative seed": ({"seed_everything": -5}, ["seed_everything", "-5"]),
+    "no accumulation": ({"trainer.accumulate_grad_batches": 0}, ["trainer.accumulate_grad_batches", "1 or more"]),
+    "no batch": ({"data.init_args.batch_size": 0}, ["data.batch_size", "0"]),
+    "no pixels": ({"data.init_args.size": 0}, ["data.size", "0"]),
+    "unknown monitor": ({"checkpoint.monitor": "val/acuracy"}, ["'val/acuracy'", "could not find"]),
+    "a module among the arguments": (
+        {f"{STEM}.args.norm": {"class_path": "torch.nn.ReLU", "init_args": {}}},
+        ["model.parts.stem.args.norm", "live module"],
+    ),
     "name with a slash": ({"name": "../x"}, ["name: '../x'", "slashes"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_wrong_input_is_told_in_short_before_the_first_step(case, folder, capsys):
+def test_a_wrong_input_is_told_in_short_before_the_first_step(case, folder, capsys, monkeypatch):
+    fit = LightningCLI.subcommands()["fit"]  # one parser instead of five, to save time
+    monkeypatch.setattr(HybridCLI, "subcommands", staticmethod(lambda: {"fit": fit}))
     changes, words = BAD[case]
     assert command("fit", config=changed(changes)) == 2
     message = error_of(capsys)
@@ -408,7 +491,10 @@ def test_a_file_that_is_no_config_is_refused(text, words, folder, capsys):
         (["fit", "--config", "small.yaml", "--trainer.max_epochs"], ["--trainer.max_epochs"]),
         (["fit", "--config", "small.yaml", "--model.lr"], ["--model", "expected one argument"]),
         (["fit", "--config", "small.yaml", "--model.lrr", "1"], ["model: ", "mean 'lr'"]),
-        (["fit", "--config", "small.yaml", "--model.parts.stm.lr_scale", "1"], ["model.parts.stm", "'module' is missing"]),
+        (
+            ["fit", "--config", "small.yaml", "--model.parts.stm.lr_scale", "1"],
+            ["model.parts.stm", "'module' is missing"],
+        ),
         (["fit", "--config", "small.yaml", "--model.parts.stem", "{a"], ["--model.parts.stem", "not valid YAML"]),
         (["fit", "--config", "small.yaml", "--data.siz", "1"], ["data: ", "mean 'size'"]),
         (["fit", "--config", "small.yaml", "stray"], ["stray"]),
@@ -419,9 +505,12 @@ def test_a_file_that_is_no_config_is_refused(text, words, folder, capsys):
         (["fit", "--config", "small.yaml", "--ckpt_path", "last"], ["no last.ckpt below 'runs/small'", "Run fit"]),
         (["fit", "--config", "small.yaml", "--ckpt_path", "no.ckpt"], ["--ckpt_path", "'no.ckpt'"]),
         (["fit", "--config", "small.yaml", "--ckpt_path", "a_folder"], ["--ckpt_path", "'a_folder'"]),
-        (["fit", "--config", "small.yaml", "--trainer.default_root_dir", "small.yaml"], ["default_root_dir", "no folder"]),
+        (
+            ["fit", "--config", "small.yaml", "--trainer.default_root_dir", "small.yaml"],
+            ["default_root_dir", "no folder"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_command_line_is_told_in_short(arguments, words, folder, capsys):
     write(CONFIG)
     (folder / "a_folder").mkdir()
@@ -492,7 +581,3 @@ def test_an_interrupt_ends_the_fit_without_a_traceback(folder):
     assert started.returncode not in (0, None)
     assert "Traceback" not in err
     assert "KeyboardInterrupt" in err
-
-
-def test_configs_are_not_changed_by_the_tests():
-    assert copy.deepcopy(CONFIG) == changed()

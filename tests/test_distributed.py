@@ -39,3 +39,20 @@ def test_two_ranks_agree_with_each_other_and_with_one_process(kind: str, tmp_pat
 def load(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path, weights_only=True)
     return state
+
+
+@pytest.mark.slow
+def test_the_command_line_fits_and_tests_on_two_ranks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hybrid_lightning", "fit", "--config", str(ROOT / "configs/deep_cnn_gradual.yaml")]
+    devices = {"devices": "2", "strategy": "ddp", "accelerator": "cpu", "max_epochs": "2", "limit_train_batches": "3"}
+    options = [word for key, value in devices.items() for word in (f"--trainer.{key}", value)]
+    options += ["--trainer.enable_progress_bar", "false", "--data.init_args.size", "16", "--test_after_fit", "true"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.count("results: runs/deep_cnn_gradual/version_0") == 1
+    assert done.stdout.count("eval, then train") == 1
+    files = {path.name for path in tmp_path.glob("runs/deep_cnn_gradual/*/**/*") if path.is_file()}
+    assert files == {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt"}

@@ -37,6 +37,8 @@ class DigitsDataModule(InMemoryDataModule):
         super().__init__(batch_size)
         if len(classes) < 2 or not set(classes) <= set(range(10)) or len(set(classes)) < len(classes):
             raise ConfigError(f"data.classes: {classes} are not at least two different digits from 0 to 9.")
+        if size < 1:
+            raise ConfigError(f"data.size: {size} is less than 1 pixel.")
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise ConfigError("data: val_fraction and test_fraction are above 0, and together below 1.")
         self.classes, self.size, self.seed = classes, size, seed

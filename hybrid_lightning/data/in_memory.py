@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hybrid_lightning.errors import ConfigError
+
 Entry = Tensor | dict[str, Tensor]
 
 
@@ -60,6 +62,8 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
 
     def __init__(self, batch_size: int = 32) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ConfigError(f"data.batch_size: {batch_size} is less than 1.")
         self.batch_size = batch_size
         self.splits: dict[str, DictDataset] = {}
 

@@ -37,7 +37,7 @@ from hybrid_lightning.tasks.checkpoints import (
     require_plain,
     with_live_modules,
 )
-from hybrid_lightning.tasks.example import example_batch
+from hybrid_lightning.tasks.example import example_batch, require_dict
 from hybrid_lightning.tasks.metrics import SplitMetrics
 from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class
 
@@ -257,9 +257,13 @@ class HybridTask(pl.LightningModule, ABC):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Checks the targets while they are still on the CPU, so that the device is not waited for."""
+        require_dict(batch)
         if not self.trainer.predicting:
             if "target" not in batch:
                 raise ConfigError(f"data: the batch has no 'target'. It has: {listing(batch)}.")
+            if not isinstance(batch["target"], Tensor):
+                kind = type(batch["target"]).__name__
+                raise ConfigError(f"data: target: a {kind} is not a tensor; let the loader collate the labels to one.")
             self.check_target(batch["target"], "data: target")
         return batch
 

@@ -45,8 +45,11 @@ class HybridClassifier(HybridTask):
     ) -> None:
         if kind not in KINDS:
             raise unknown("model.kind", "kind", kind, KINDS)
-        if num_classes < (1 if kind == "multilabel" else 2) or (kind == "binary" and num_classes != 2):
-            raise ConfigError(f"model.num_classes: {num_classes} is not possible for a {kind} target.")
+        if num_classes < 2 or (kind == "binary" and num_classes != 2):
+            wanted = "2" if kind == "binary" else "2 or more; one label alone is 'kind: binary' with 2 classes"
+            raise ConfigError(
+                f"model.num_classes: {num_classes} is not possible for a {kind} target, which has {wanted}."
+            )
         if class_weights is not None and len(class_weights) != num_classes:
             raise ConfigError(f"model.class_weights: {len(class_weights)} weights are given for {num_classes} classes.")
         class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
@@ -70,7 +73,7 @@ class HybridClassifier(HybridTask):
         """Cross-entropy, averaged as torch does: weighted by class if there are class weights."""
         weights = self.class_weights
         if self.kind == "multiclass":
-            return functional.cross_entropy(outputs, target, weights, label_smoothing=self.label_smoothing)
+            return functional.cross_entropy(outputs, target.long(), weights, label_smoothing=self.label_smoothing)
         hard = target.to(outputs.dtype)
         outputs = outputs.squeeze(1) if self.kind == "binary" else outputs
         soft = hard * (1 - self.label_smoothing) + self.label_smoothing / 2
@@ -101,6 +104,8 @@ class HybridClassifier(HybridTask):
             raise ConfigError(f"{where}: the shape is {tuple(target.shape)}; a {self.kind} target is {wanted}.")
         if not multilabel and target.is_floating_point():
             raise ConfigError(f"{where}: labels are {target.dtype}; class indices are integers (int64).")
+        if multilabel and bool(((target != 0) & (target != 1)).any()):
+            raise ConfigError(f"{where}: a multilabel target holds 0 and 1 only, not values such as {target.max():g}.")
         low, high = target.min().item(), target.max().item()
         top = 1 if multilabel else self.num_classes - 1
         if low < 0 or high > top:

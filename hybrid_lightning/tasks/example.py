@@ -21,11 +21,16 @@ def example_batch(trainer: pl.Trainer) -> Mapping[str, Any]:
     source = loop._data_source
     with torch.random.fork_rng(devices=[]):
         batch = first_batch(source.dataloader())
+    require_dict(batch)
+    return batch  # type: ignore[no-any-return]
+
+
+def require_dict(batch: Any) -> None:
+    """Raises `ConfigError` if a batch is not a dict."""
     if not isinstance(batch, Mapping):
         raise ConfigError(
             f"data: a batch is a dict such as {{'image': ..., 'target': ...}}; the loader gave {type(batch).__name__}."
         )
-    return batch
 
 
 def first_batch(loaders: Any) -> Any:

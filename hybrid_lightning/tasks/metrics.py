@@ -57,6 +57,7 @@ class SplitMetrics(nn.Module):
         self.loss.update(loss, len(target))
         self.samples.update(len(target))
         if self.counts is not None:
+            target = target.long()  # also bool, small integers, and indicators that are floats
             self.counts.update(target)
         for metric in self.metrics.values():
             metric.update(predictions, target)  # type: ignore[operator]

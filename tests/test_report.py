@@ -1,0 +1,82 @@
+import torch
+from torch import nn
+
+from hybrid_lightning import FitLength, UnfreezingSchedule, named_param_groups
+from hybrid_lightning.report import COLUMNS, format_table, plan_rows, plan_table
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        self.table = nn.Embedding(2, 2)
+        self.head = nn.Linear(1, 1, bias=False)
+
+
+def groups():
+    return named_param_groups(
+        Net(),
+        {"tower": "tower", "table": "table", "head": "head"},
+        lr=0.01,
+        weight_decay=0.1,
+        rates={"tower": {"lr_scale": 0.1, "layer_decay": 0.5}},
+        stages={"tower": ["tower.0", "tower.1"]},
+        fixed=["table.weight"],
+    )
+
+
+SCHEDULES = {"tower": UnfreezingSchedule.parse({"start": "10%", "every": "1 epochs"})}
+LENGTH = FitLength(steps_per_epoch=20, total_steps=100)
+
+
+def rows(schedules=SCHEDULES, length=LENGTH):
+    return plan_rows(groups(), schedules, {"tower": "pretrained"}, length)
+
+
+def test_each_part_and_stage_has_one_row():
+    first, second, table, head = rows()
+    assert first == {
+        "part": "tower",
+        "origin": "pretrained",
+        "stage": "tower.0",
+        "parameters": "9",
+        "lr": "0.0005",
+        "weight decay": "0.1, 0",
+        "unfreezes at": "10% + 1 × 1 epoch (step 30)",
+        "mode": "eval, then train",
+    }
+    assert [second[name] for name in ("stage", "parameters", "lr")] == ["tower.1", "4", "0.001"]
+    assert second["unfreezes at"] == "10% (step 10)"
+    assert [head[name] for name in COLUMNS[1:]] == ["untrained", "all", "1", "0.01", "0.1", "start", "train"]
+    assert [table["unfreezes at"], table["mode"]] == ["never", "eval"]
+
+
+def test_what_never_trains_says_so():
+    row = rows({"tower": UnfreezingSchedule.parse("never")})[0]
+    assert [row["unfreezes at"], row["mode"]] == ["never", "eval"]
+
+
+def test_the_rate_is_the_configured_one_also_while_a_scheduler_changes_it():
+    made = groups()
+    optimizer = torch.optim.SGD(made)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer.param_groups[0]["lr"] = 123.0
+    assert plan_rows(optimizer.param_groups, {}, {}, LENGTH)[0]["lr"] == "0.0005"
+
+
+def test_a_table_is_aligned_and_tells_the_length_of_the_fit():
+    lines = plan_table(groups(), SCHEDULES, {}, LENGTH).splitlines()
+    assert lines[-1] == "length of the fit: 100 steps; of an epoch: 20 steps"
+    start = lines[0].index("unfreezes at")
+    assert all(line[start - 2 : start] == "  " for line in lines[2:-1])
+    assert set(lines[1]) == {"-", " "}
+    assert not any(line.endswith(" ") for line in lines)
+
+
+def test_a_fit_without_an_end_has_a_table_too():
+    assert "no end; of an epoch: unknown" in plan_table(groups(), {}, {}, FitLength(None, None))
+
+
+def test_numbers_stand_on_the_right():
+    table = format_table([{"a": "x", "n": "1"}, {"a": "long", "n": "1,000"}], ("a", "n"), right=("n",))
+    assert table.splitlines() == ["a         n", "----  -----", "x         1", "long  1,000"]
