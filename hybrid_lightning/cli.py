@@ -3,13 +3,12 @@
 import csv
 import math
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -21,10 +20,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
 from hybrid_lightning.callbacks.logging import length_of
 from hybrid_lightning.configs import merged_arguments
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.export import export_part
+from hybrid_lightning.parser_errors import cause_of, explained, parser_error
 from hybrid_lightning.tasks import HybridTask
-from hybrid_lightning.tasks.checkpoints import concrete_subclasses, read_checkpoint
+from hybrid_lightning.tasks.checkpoints import read_checkpoint
 from hybrid_lightning.tasks.example import first_batch
 
 _BEST_AND_LAST = {
@@ -34,23 +34,6 @@ _BEST_AND_LAST = {
     "save_top_k": 1,
     "auto_insert_metric_name": False,
 }
-_BASES: dict[str, type] = {
-    "model": HybridTask,
-    "data": pl.LightningDataModule,
-    "trainer.callbacks": pl.Callback,
-    "trainer.logger": Logger,
-}
-_UNKNOWN_KEY = re.compile(
-    r"(?:Subcommand|Group) '.*' does not accept option '(.+)'|Option '(.+)' is not accepted|"
-    r"unrecognized arguments: --([\w.]+).*",
-    re.DOTALL,
-)
-_UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
-_REQUIRED = re.compile(r"the following arguments are required: (.+)")
-_FRAME = re.compile(  # what surrounds the reasons in jsonargparse's messages
-    r"Does not validate|Subtypes: |Errors:|Given value type: |Expected a <class 'NoneType'>|Subclass types expect|"
-    r"a class path \(str\)|a dict with"
-)
 
 
 class HybridTrainer(pl.Trainer):
@@ -78,65 +61,8 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in a few lines, without the usage of all options."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        found = _UNKNOWN_KEY.fullmatch(message.strip())
-        if found:
-            parser = getattr(ex, "subcommand_parser", None) or self
-            raise _unknown_key(next(filter(None, found.groups())), [action.dest for action in parser._actions])
-        raise ConfigError(explained(message)) from ex
-
-
-def _unknown_key(given: str, known: Sequence[str]) -> ConfigError:
-    """Names the keys beside the one that does not exist."""
-    section, dot, key = given.rpartition(".")
-    beside = [name.removeprefix(section + dot) for name in known if name.startswith(section + dot)]
-    hidden = ("help", "config", "print_config", "print_shtab", "subcommand")
-    return unknown(section or "config", "key", key, [n for n in beside if "." not in n and n not in hidden])
-
-
-def explained(message: str) -> str:
-    """A message of jsonargparse as ``where: what was given, what is possible``."""
-    path: list[str] = []
-    reasons: list[str] = []
-    given = ""
-    for line in message.splitlines():
-        path += [key for key in re.findall(r'Parser key "([^"]+)":', line) if key != "config"]
-        text = re.sub(r'Parser key "[^"]+":', "", line).strip().removeprefix("- ").strip()
-        if text.startswith("Given value: "):
-            given = given or text.removeprefix("Given value: ")
-        elif text and not _FRAME.match(text):
-            reasons.append(text)
-    where = ".".join(path)
-    telling = [r for r in reasons if not r.startswith(("Expected a <", "Expected a typing", "Not a valid subclass"))]
-    words = [_in_words(where, reason) for reason in dict.fromkeys(telling or reasons)]
-    text = " ".join(words)
-    if not telling:
-        text = " or ".join(words).replace(" or Expected a ", " or ") + (f". Given: {given}" if given else "")
-    nested = re.match(r"[\w.]+: ", text)  # from the arguments of a class
-    return f"{where}{'.' if nested else ': '}{text}".replace(".config: ", ": ") if where else text
-
-
-def _in_words(where: str, reason: str) -> str:
-    """One reason of jsonargparse, with what is possible and what to do."""
-    if found := _UNKNOWN_CLASS.match(reason):
-        found_classes: list[type] = concrete_subclasses(_BASES[where]) if where in _BASES else []
-        known = [c.__name__ for c in found_classes if c is not _BASES[where] and c.__name__[0] != "_"]
-        return str(unknown("class_path", "class", found[1], known)) + " Any other class needs its full dotted path."
-    if found := _REQUIRED.match(reason):
-        missing = [name.rpartition(".")[2] for name in found[1].split(", ")]
-        example = "{class_path: ..., init_args: {...}}"
-        hints = [f" Add '{name}: {example}' to the config." for name in missing if name in _BASES]
-        return f"{listing(missing)} must be given.{''.join(hints)}"
-    if reason.startswith("Not a valid subclass of"):
-        return "Expected a class: write {class_path: ..., init_args: {...}}, with nothing else beside these two keys"
-    return re.sub(r"<class '([^']+)'>", r"\1", reason).replace("typing.Literal", "one of ")
-
-
-def cause_of(error: BaseException) -> ConfigError | None:
-    """The `ConfigError` that led to another error, which may hide it in a longer text."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, ConfigError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+        parser = getattr(ex, "subcommand_parser", None) or self
+        raise parser_error(message, [action.dest for action in parser._actions]) from ex
 
 
 def shortened(message: str, lines: int = 10) -> str:
@@ -155,7 +81,10 @@ class HybridCLI(LightningCLI):
             "--name", type=str, default="run", help="Folder under runs/; the config's file name if left out."
         )
         parser.add_argument(
-            "--test_after_fit", type=bool, default=False, help="Whether fit ends with one test of the best checkpoint."
+            "--test_after_fit",
+            type=Literal["best", "last"] | None,
+            default=None,
+            help="Checkpoint that is tested once at the end of fit: best or last; null tests nothing.",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{key}": value for key, value in _BEST_AND_LAST.items()})
@@ -241,12 +170,13 @@ class HybridCLI(LightningCLI):
             raise cause_of(error) or ConfigError(explained(str(error))) from error
 
     def after_fit(self) -> None:
-        """Tests the best checkpoint once, if the config asks for it, and says where the results are."""
-        if self._get(self.config_init, "test_after_fit"):
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            if not best:
-                print("test: no best checkpoint was saved, because nothing was validated; the last weights are tested")
-            self.trainer.test(self.model, self.datamodule, ckpt_path=best or None, weights_only=True)
+        """Tests one checkpoint, if the config asks for it, and says where the results are."""
+        which = self._get(self.config_init, "test_after_fit")
+        if which:
+            path = getattr(self.trainer.checkpoint_callback, f"{which}_model_path", "")
+            if not path:
+                print(f"test: no {which} checkpoint was saved; the model is tested as it is now")
+            self.trainer.test(self.model, self.datamodule, ckpt_path=path or None, weights_only=True)
         folder = self.trainer.log_dir  # every rank has to ask, because the answer is broadcast
         if self.trainer.is_global_zero and folder:
             print(f"results: {folder}")

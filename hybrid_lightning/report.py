@@ -35,7 +35,9 @@ def plan_rows(
         first = next((group for group in of_stage if not group["fixed"]), of_stage[0])
         schedule = schedules.get(part, ALWAYS)
         step = steps[first["name"]]
-        moment = "never" if step is None else "start" if step == 0 else f"{schedule.describe(above[first['name']])}"
+        moment = "start" if step == 0 else schedule.describe(above[first["name"]])
+        if first["fixed"]:
+            moment = "never (arrived frozen)"
         rows.append(
             {
                 "part": part,

@@ -80,7 +80,7 @@ def test_every_fast_config_fits_within_limits(config, folder):
         "--trainer.accelerator",
         "cpu",
     ]
-    assert main(["fit", "--config", str(config), "--test_after_fit", "false", *limits, *quiet]) == 0
+    assert main(["fit", "--config", str(config), "--test_after_fit", "null", *limits, *quiet]) == 0
     assert (run_of(folder, name=config.stem) / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -253,14 +253,14 @@ def test_predictions_appear_whole(folder):
 
 
 def test_test_after_fit_tests_the_best_checkpoint(folder, capsys):
-    assert command("fit", "--test_after_fit", "true") == 0
+    assert command("fit", "--test_after_fit", "best") == 0
     assert [row["test/accuracy"] for row in rows(run_of(folder)) if row["test/accuracy"]]
 
 
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
 def test_without_validation_the_last_weights_are_kept_and_tested(folder, capsys):
-    assert command("fit", "--test_after_fit", "true", "--trainer.limit_val_batches", "0") == 0
-    assert "the last weights are tested" in capsys.readouterr().out
+    assert command("fit", "--test_after_fit", "best", "--trainer.limit_val_batches", "0") == 0
+    assert "the model is tested as it is now" in capsys.readouterr().out
     assert (run_of(folder) / "checkpoints" / "last.ckpt").is_file()
 
 

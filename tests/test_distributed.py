@@ -46,7 +46,7 @@ def test_the_command_line_fits_and_tests_on_two_ranks(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hybrid_lightning", "fit", "--config", str(ROOT / "configs/deep_cnn_gradual.yaml")]
     devices = {"devices": "2", "strategy": "ddp", "accelerator": "cpu", "max_epochs": "2", "limit_train_batches": "3"}
     options = [word for key, value in devices.items() for word in (f"--trainer.{key}", value)]
-    options += ["--trainer.enable_progress_bar", "false", "--data.init_args.size", "16", "--test_after_fit", "true"]
+    options += ["--trainer.enable_progress_bar", "false", "--data.init_args.size", "16", "--test_after_fit", "best"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300

@@ -20,7 +20,11 @@ PLAIN_TORCH = {
     "weights",
     "configs",
 }
-LAYERS = [PLAIN_TORCH | {"network"}, {"tasks", "data", "callbacks", "report"}, {"cli", "__main__", "export"}]
+LAYERS = [
+    PLAIN_TORCH | {"network"},
+    {"tasks", "data", "callbacks", "report"},
+    {"cli", "__main__", "export", "parser_errors"},
+]
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file != ROOT / "__init__.py"]
 
 

@@ -48,7 +48,7 @@ def test_each_part_and_stage_has_one_row():
     assert [second[name] for name in ("stage", "parameters", "lr")] == ["tower.1", "4", "0.001"]
     assert second["unfreezes at"] == "10% (step 10)"
     assert [head[name] for name in COLUMNS[1:]] == ["untrained", "all", "1", "0.01", "0.1", "start", "train"]
-    assert [table["unfreezes at"], table["mode"]] == ["never", "eval"]
+    assert [table["unfreezes at"], table["mode"]] == ["never (arrived frozen)", "eval"]
 
 
 def test_what_never_trains_says_so():

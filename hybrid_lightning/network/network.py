@@ -19,7 +19,6 @@ Batch = Mapping[str, Any]
 _CHANNEL_ARGUMENTS = ("in_channels", "in_chans")
 _FEATURE_ARGUMENTS = ("in_features", "input_size")
 _OUTPUT_ARGUMENTS = ("out_features", "num_classes")
-HEAD = Part("LinearHead", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
 FUSION = Part("ConcatFusion", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
 
 
@@ -40,7 +39,7 @@ class HybridNetwork(nn.Module):
     """Parts → fusion → head, built part by part along one dry run that infers all sizes.
 
     Args:
-        parts: Name → facts, defaults filled in (`parse_parts`); ``head`` may be among them.
+        parts: Name → facts, from `parse_parts`, which fills in defaults and the ``head``.
         outputs: Number of outputs of the head.
         fusion: Facts of the fusion; used only if several parts feed the head.
         example: A batch of two samples for the dry run. None if `record` is given.
@@ -69,7 +68,7 @@ class HybridNetwork(nn.Module):
         self.feeding = feeding_parts(parts)
         if len(self.feeding) > 1:
             self.facts["fusion"] = fusion
-        self.facts["head"] = parts.get("head", HEAD)
+        self.facts["head"] = parts["head"]
         self.outputs = outputs
         self.sizes: dict[str, dict[str, Any]] = dict(record["sizes"]) if record else {}
         self.stages: dict[str, Stages] = dict(record["stages"]) if record else {}

@@ -170,7 +170,7 @@ def check_number(value: Any, where: str, low: float, high: float | None = None, 
 def parse_parts(
     parts: Mapping[str, Any], pretrained: Mapping[str, Any] | None = None, untrained: Mapping[str, Any] | None = None
 ) -> dict[str, Part]:
-    """Reads all parts.
+    """Reads all parts, and adds a linear head if there is none.
 
     Args:
         parts: Name → facts; names match ``[a-z][a-z0-9_]*``.
@@ -192,8 +192,9 @@ def parse_parts(
                 f"{listing(RESERVED)} and the names of torch's module methods."
             )
     defaults = all_defaults(pretrained, untrained)
-    parsed = {name: parse_part(name, value, defaults) for name, value in parts.items()}
-    if "head" in parsed and parsed["head"].input is not None:
+    with_head = {**parts, "head": parts.get("head", "LinearHead")}
+    parsed = {name: parse_part(name, value, defaults) for name, value in with_head.items()}
+    if parsed["head"].input is not None:
         raise ConfigError(
             f"model.parts.head.input: {parsed['head'].input!r} has no meaning; the head reads the parts that no other "
             f"part reads. Remove it, and set 'input' of the parts."

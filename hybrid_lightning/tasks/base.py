@@ -23,10 +23,11 @@ from hybrid_lightning.gradients import (
     optimizer_parameters,
     scale_gradients,
 )
-from hybrid_lightning.network.network import FUSION, HybridNetwork, first_samples
+from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.network.parts import all_defaults, check_number, parse_part, parse_parts
 from hybrid_lightning.rates import GroupRates
 from hybrid_lightning.report import plan_table
+from hybrid_lightning.schedules import UnfreezingSchedule
 from hybrid_lightning.tasks.checkpoints import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
@@ -37,7 +38,7 @@ from hybrid_lightning.tasks.checkpoints import (
     require_plain,
     with_live_modules,
 )
-from hybrid_lightning.tasks.example import example_batch, require_dict
+from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
 from hybrid_lightning.tasks.metrics import SplitMetrics
 from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class
 
@@ -90,9 +91,9 @@ class HybridTask(pl.LightningModule, ABC):
         check_number(lr, "model.lr", low=0, above_low=True)
         check_number(weight_decay, "model.weight_decay", low=0)
         self.parts = parse_parts(parts, pretrained, untrained)
-        self.fusion = FUSION
-        if fusion is not None:
-            self.fusion = parse_part("fusion", {"module": "ConcatFusion", **fusion}, all_defaults(None, untrained))
+        self.fusion = parse_part(
+            "fusion", {"module": "ConcatFusion", **(fusion or {})}, all_defaults(pretrained, untrained)
+        )
         optimizer = named_class(optimizer, torch.optim)
         scheduler = named_class(scheduler, torch.optim.lr_scheduler)
         self.base_lr, self.weight_decay = lr, weight_decay
@@ -118,6 +119,10 @@ class HybridTask(pl.LightningModule, ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar, from the head's outputs `(B, outputs)`."""
+
+    def loss_weight(self, target: Tensor) -> Tensor | int:
+        """What `loss` divides by, so that the loss of a split is exact: the number of samples, unless overridden."""
+        return len(target)
 
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
@@ -164,22 +169,26 @@ class HybridTask(pl.LightningModule, ABC):
             raise ConfigError("The network's sizes are not known yet. Call model.build(batch), or start a Trainer.")
         return self.network
 
-    @property
-    def unfreezing(self) -> dict[str, Any]:
-        """Part → when it unfreezes, for the parts that do not train from the start."""
-        schedules = {name: part.unfreeze for name, part in {**self.parts, "fusion": self.fusion}.items()}
-        return {name: schedule for name, schedule in schedules.items() if schedule != "always"}
+    def schedules(self) -> dict[str, UnfreezingSchedule]:
+        """Part → when it unfreezes, for the parts that have parameters and do not train from the start."""
+        network = self.built()
+        grouped = {group["part"] for group in network.param_groups(self.base_lr, self.weight_decay)}
+        late = {name: part.unfreeze for name, part in network.facts.items() if part.unfreeze != "always"}
+        return {n: UnfreezingSchedule.parse(value) for n, value in late.items() if n in grouped}
 
     def configure_model(self) -> None:
         """Builds the network from two samples of the data, unless it exists."""
         if self.network is None:
             self.build(example_batch(self.trainer), load=self.trainer.ckpt_path is None)
+        for callback in self._own_callbacks:
+            if isinstance(callback, GradualUnfreezing):
+                callback.schedules = self.schedules()
         if self.trainer.state.fn == "fit":
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Gradual unfreezing and gradient norms; a callback of the same type in the Trainer takes its place."""
-        self._own_callbacks = self._own_callbacks or [GradualUnfreezing(self.unfreezing), GradientNormMonitor()]
+        self._own_callbacks = self._own_callbacks or [GradualUnfreezing({}), GradientNormMonitor()]
         others = [c for c in self.trainer.callbacks if c not in self._own_callbacks]  # type: ignore[attr-defined]
         kinds = (GradualUnfreezing, GradientNormMonitor)
         return [
@@ -239,7 +248,8 @@ class HybridTask(pl.LightningModule, ABC):
     def _evaluate(self, batch: dict[str, Any], split: str) -> None:
         outputs = self(batch)
         loss = self.loss(outputs, batch["target"])
-        self._metrics_of(split).update(loss, self.predictions(outputs), batch["target"])
+        target = batch["target"]
+        self._metrics_of(split).update(loss, self.loss_weight(target), self.predictions(outputs), target)
 
     def _metrics_of(self, split: str) -> SplitMetrics:
         metrics = self.split_metrics[split]
@@ -270,15 +280,8 @@ class HybridTask(pl.LightningModule, ABC):
     def on_train_start(self) -> None:
         """Checks all labels that a dataset shows as ``targets``, sets the length of the fit and prints the plan."""
         length = fit_length(self.trainer)
-        for split, loaders in (("train", self.trainer.train_dataloader), ("val", self.trainer.val_dataloaders)):
-            for loader in loaders if isinstance(loaders, list) else [loaders]:
-                targets = getattr(getattr(loader, "dataset", None), "targets", None)
-                if isinstance(targets, Tensor):
-                    if not len(targets):
-                        raise ConfigError(
-                            f"data: the {split} split is empty. Give it samples, or leave its loader out."
-                        )
-                    self.check_target(targets, f"data: {split} targets")
+        for split, targets in shown_targets(self.trainer):
+            self.check_target(targets, f"data: {split} targets")
         if (self.trainer.gradient_clip_val or 0) < 0:
             raise ConfigError(
                 f"trainer.gradient_clip_val: {self.trainer.gradient_clip_val} is negative; 0 clips nothing."
@@ -310,7 +313,7 @@ class HybridTask(pl.LightningModule, ABC):
             length: Length of the fit.
         """
         callbacks = [c for c in trainer.callbacks if isinstance(c, GradualUnfreezing)]  # type: ignore[attr-defined]
-        schedules = (callbacks or [GradualUnfreezing(self.unfreezing)])[0].schedules
+        schedules = callbacks[0].schedules if callbacks else self.schedules()
         starting_groups(groups, schedules)
         if not getattr(trainer, "fast_dev_run", False):
             refuse_late(unfreezing_steps(groups, schedules, length), length)

@@ -85,6 +85,12 @@ class HybridClassifier(HybridTask):
         of_samples = weights[target.long()]
         return (losses * of_samples).sum() / of_samples.sum()
 
+    def loss_weight(self, target: Tensor) -> Tensor | int:
+        """The summed class weights of the samples, or their number."""
+        if self.class_weights is None or self.kind == "multilabel":
+            return len(target)
+        return self.class_weights[target.long()].sum()
+
     def predictions(self, outputs: Tensor) -> Tensor:
         """Probabilities `(B, num_classes)`; over the classes they sum to 1, except for multilabel."""
         if self.kind == "multiclass":

@@ -1,10 +1,11 @@
 """Two samples for the dry run, taken without disturbing the loader that will train."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.errors import ConfigError
@@ -52,3 +53,18 @@ def _next(loader: Iterable[Any]) -> Any:
     for batch in loader:
         return batch
     raise ConfigError("data: the loader is empty.")
+
+
+def shown_targets(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
+    """Split and labels of the datasets that show all their labels as ``targets``, while a fit is under way.
+
+    Raises:
+        ConfigError: If a split is empty.
+    """
+    for split, loaders in (("train", trainer.train_dataloader), ("val", trainer.val_dataloaders)):
+        for loader in loaders if isinstance(loaders, list) else [loaders]:
+            targets = getattr(getattr(loader, "dataset", None), "targets", None)
+            if isinstance(targets, Tensor):
+                if not len(targets):
+                    raise ConfigError(f"data: the {split} split is empty. Give it samples, or leave its loader out.")
+                yield split, targets

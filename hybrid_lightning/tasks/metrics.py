@@ -52,9 +52,9 @@ class SplitMetrics(nn.Module):
         self.counts = counts
         self.samples = torchmetrics.SumMetric()
 
-    def update(self, loss: Tensor, predictions: Tensor, target: Tensor) -> None:
-        """Adds a batch; the loss is weighted by the number of its samples."""
-        self.loss.update(loss, len(target))
+    def update(self, loss: Tensor, weight: Tensor | int, predictions: Tensor, target: Tensor) -> None:
+        """Adds a batch; `weight` is what its loss was divided by."""
+        self.loss.update(loss, weight)
         self.samples.update(len(target))
         if self.counts is not None:
             target = target.long()  # also bool, small integers, and indicators that are floats

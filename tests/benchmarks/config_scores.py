@@ -1,7 +1,7 @@
 """The score of a config over several seeds, each a run of its own, as a user would start it.
 
-Runs ``python -m hybrid_lightning fit`` once per seed with ``--test_after_fit true`` in a temporary folder and prints
-the test metrics per seed.
+Runs ``python -m hybrid_lightning fit`` once per seed in a temporary folder and prints the last
+validation and test metrics per seed; the config says with ``test_after_fit`` which checkpoint is tested.
 
 RESULT config_scores: mean over the seeds of the test metric (unit: the metric's name).
 RESULT config_scores_std: standard deviation over the seeds (of a sample).
@@ -25,8 +25,7 @@ def run(config: Path, seed: int, threads: int, extra: list[str]) -> tuple[dict[s
     """The test metrics and the seconds of one run."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "hybrid_lightning", "fit", "--config", str(config.resolve())]
-        command += ["--seed_everything", str(seed), "--test_after_fit", "true"]
-        command += ["--trainer.enable_progress_bar", "false"]
+        command += ["--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         started = time.perf_counter()
         subprocess.run([*command, *extra], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)

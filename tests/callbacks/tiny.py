@@ -37,7 +37,8 @@ def hybrid(unfreeze: Any = "never", dropout: float = 0.5, **options: Any) -> Hyb
         "old": {"module": Tower, "args": {"dropout": dropout}, "unfreeze": unfreeze, "lr_scale": 0.1},
         "new": {"module": "MLP", "args": {"hidden": [5]}},
     }
-    return HybridClassifier(num_classes=2, parts=parts, **{"lr": 0.01, **options})
+    fusion = {"args": {"standardise": "features"}}  # without batch statistics, so that ranks can be compared
+    return HybridClassifier(num_classes=2, parts=parts, fusion=fusion, **{"lr": 0.01, **options})
 
 
 class Foreign(pl.LightningModule):

@@ -305,3 +305,25 @@ def test_a_fusion_is_described_by_facts():
     model = regressor(parts=parts, fusion={"args": {"width": 5}}).build({"x": table()})
     assert model({"x": table(3)}).shape == (3, 1)
     assert model.built().parts["head"].linear.in_features == 10
+
+
+def test_a_part_without_parameters_of_its_own_needs_no_unfreezing():
+    """A module without any, and one that is the same module as another part."""
+    shared = torch.nn.Linear(4, 3)
+    parts = {
+        "flat": {"module": "torch.nn.Flatten", "input": "x"},
+        "one": {"module": shared, "weights": "pretrained", "input": "flat"},
+        "two": {"module": shared, "weights": "pretrained", "input": "x"},
+    }
+    parts["flat"]["unfreeze"] = "1 steps"
+    model = HybridClassifier(num_classes=3, parts=parts, pretrained={"unfreeze": "2 steps"})
+    run = trainer(max_epochs=1)
+    run.fit(model, data())
+    assert {g["part"]: g["unfrozen_at"] for g in run.optimizers[0].param_groups} == {"two": 2, "fusion": 0, "head": 0}
+
+
+def test_defaults_of_untrained_parts_reach_the_fusion_and_the_head():
+    parts = {"a": {"module": "MLP", "input": "x"}, "b": {"module": "MLP", "input": "x"}}
+    model = HybridClassifier(num_classes=3, parts=parts, lr=1.0, untrained={"lr_scale": 0.5})
+    groups = model.build(next(iter(data()))).built().param_groups(1.0, 0.0)
+    assert {g["part"]: g["lr"] for g in groups} == {"a": 0.5, "b": 0.5, "fusion": 0.5, "head": 0.5}

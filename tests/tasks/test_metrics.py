@@ -12,7 +12,7 @@ def filled(metrics: SplitMetrics, predictions, target, losses=None) -> SplitMetr
     """Metrics that were shown the samples in uneven batches."""
     parts = zip(predictions.split(SIZES), target.split(SIZES), losses or [0.0] * len(SIZES), strict=True)
     for of_batch, of_target, loss in parts:
-        metrics.update(torch.tensor(loss), of_batch, of_target)
+        metrics.update(torch.tensor(loss), len(of_target), of_batch, of_target)
     return metrics
 
 
@@ -121,7 +121,7 @@ def test_the_names_of_many_absent_classes_are_cut():
 
 def test_a_single_sample_leaves_r2_undefined():
     metrics = regression_metrics()
-    metrics.update(torch.tensor(0.0), torch.ones(1), torch.ones(1))
+    metrics.update(torch.tensor(0.0), 1, torch.ones(1), torch.ones(1))
     found, undefined = metrics.compute()
     assert "r2" not in found
     assert undefined == {"r2": "it needs at least two samples"}
