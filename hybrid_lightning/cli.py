@@ -25,12 +25,11 @@ from hybrid_lightning.export import export_part
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.checkpoints import read_checkpoint
-from hybrid_lightning.tasks.example import first_batch
+from hybrid_lightning.tasks.example import first_batch, number_of_batches
 
-_BEST_AND_LAST = {
+_BEST = {
     "monitor": "val/loss",
     "filename": "best",
-    "save_last": True,
     "save_top_k": 1,
     "auto_insert_metric_name": False,
 }
@@ -51,8 +50,11 @@ class HybridTrainer(pl.Trainer):
         loader = datamodule.train_dataloader()
         network = model.build(first_batch(loader)).built()
         limit = self.limit_train_batches
-        batches = math.ceil(len(loader) / self.world_size)
-        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+        batches = number_of_batches(loader) / self.world_size
+        if isinstance(limit, int):
+            batches = min(batches, limit)
+        elif not math.isinf(batches):
+            batches = int(math.ceil(batches) * limit)
         groups = network.param_groups(model.base_lr, model.weight_decay)
         print(model.plan(groups, self, length_of(self, batches)))
 
@@ -87,7 +89,7 @@ class HybridCLI(LightningCLI):
             help="Checkpoint that is tested once at the end of fit: best or last; null tests nothing.",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({f"checkpoint.{key}": value for key, value in _BEST_AND_LAST.items()})
+        parser.set_defaults({f"checkpoint.{key}": value for key, value in _BEST.items()})
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -114,6 +116,9 @@ class HybridCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        else:
+            # not ModelCheckpoint's save_last, which writes only when the best one is written too
+            callbacks = [*callbacks, ModelCheckpoint(filename="last", save_on_train_epoch_end=True)]
         return super()._instantiate_trainer(config, callbacks)
 
     def _loggers(self, given: Any, root: str | None) -> list[Logger]:
@@ -166,6 +171,8 @@ class HybridCLI(LightningCLI):
         """Makes model, data and Trainer; an impossible argument of one of them is told in short."""
         try:
             super().instantiate_classes()
+            if self._get(self.config_init, "ckpt_path"):
+                self.model.reads_weights = False
         except (ValueError, TypeError, OSError) as error:
             raise cause_of(error) or ConfigError(explained(str(error))) from error
 
@@ -173,7 +180,8 @@ class HybridCLI(LightningCLI):
         """Tests one checkpoint, if the config asks for it, and says where the results are."""
         which = self._get(self.config_init, "test_after_fit")
         if which:
-            path = getattr(self.trainer.checkpoint_callback, f"{which}_model_path", "")
+            callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+            path = {callback.filename: callback.best_model_path for callback in callbacks}.get(which, "")
             if not path:
                 print(f"test: no {which} checkpoint was saved; the model is tested as it is now")
             self.trainer.test(self.model, self.datamodule, ckpt_path=path or None, weights_only=True)

@@ -16,6 +16,8 @@ def export_part(arguments: Sequence[str]) -> None:
     parser.add_argument("--part", required=True, help="Name of the part, such as stem or head.")
     parser.add_argument("--output", required=True, help="The .safetensors file to write.")
     options = parser.parse_args(arguments)
+    if not options.output.endswith(".safetensors"):
+        raise ConfigError(f"--output: {options.output!r} does not end in .safetensors, the format that is written.")
     tensors = read_file(options.ckpt_path, "--ckpt_path").get("state_dict")
     if not isinstance(tensors, dict):
         raise ConfigError(f"--ckpt_path: {options.ckpt_path!r} holds no state_dict; give a checkpoint of a fit.")

@@ -29,8 +29,10 @@ def read_file(path: str | Path, where: str = "weights") -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ConfigError(f"{where}: {str(path)!r} cannot be read: {_first_line(error)}") from None
+    except (KeyError, IndexError):  # what torch's reader does with bytes that are no pickle
+        raise ConfigError(f"{where}: {str(path)!r} is neither safetensors nor a file of torch.save.") from None
     except Exception as error:  # pickle.UnpicklingError, and whatever a hostile file provokes
         raise ConfigError(
             f"{where}: {str(path)!r} is refused, because loading it could run code: {_first_line(error)} "

@@ -67,7 +67,7 @@ def test_a_missing_file_is_named_with_the_folder_it_was_looked_up_from(tmp_path,
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"just text"], ids=["empty", "cut", "text"])
 def test_a_broken_file_is_a_config_error(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"^here: '.*{name}' (cannot be read|is refused)"):
+    with pytest.raises(ConfigError, match=rf"^here: '.*{name}' (cannot be read|is refused|is neither)"):
         read_file(tmp_path / name, "here")
 
 

@@ -48,6 +48,8 @@ class GradientNormMonitor(pl.Callback):
             return
         self._due = False
         if _measures_itself(pl_module):
+            if pl_module.measured_norms is None:  # sharded gradients are not measured
+                return
             before, after = pl_module.measured_norms  # type: ignore[misc]
         else:
             before, after = self._before, _norms(trainer.optimizers[0])
@@ -59,7 +61,7 @@ class GradientNormMonitor(pl.Callback):
 
 
 def _measures_itself(pl_module: pl.LightningModule) -> bool:
-    return getattr(pl_module, "measured_norms", None) is not None
+    return hasattr(pl_module, "measured_norms")
 
 
 def _norms(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def named_groups(trainer: pl.Trainer, callback: str) -> list[dict[str, Any]]:
     if len(trainer.optimizers) != 1:
         raise ConfigError(f"{callback}: works with one optimizer; this module has {len(trainer.optimizers)}.")
     groups = trainer.optimizers[0].param_groups
-    if any("part" not in group for group in groups):
+    if any(not {"name", "part", "stage", "unfrozen_at", "fixed"} <= group.keys() for group in groups):
         raise ConfigError(
             f"{callback}: the optimizer's groups have no part names. In configure_optimizers, make them with "
             f"hybrid_lightning.named_param_groups(self, {{'backbone': 'backbone', 'head': 'head'}}, lr=...)."

@@ -30,7 +30,7 @@ class GradualUnfreezing(pl.Callback):
     Args:
         unfreeze: Part → ``always``, ``never``, a duration (``3 epochs``, ``500 steps``, ``10%`` of the fit), or
             ``{start: 10%, every: 1 epochs}``, which unfreezes the stages one by one from the output to the input. Parts
-            that are not named train from the start.
+            that are not named stay as they arrive: trainable, unless you froze them.
 
     Raises:
         ConfigError: On a value that is none of these; at the start of a fit, on an unknown part, on an unfreezing after
@@ -48,6 +48,9 @@ class GradualUnfreezing(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freezes before the first batch, and before the optimizer's state is restored."""
         groups = named_groups(trainer, type(self).__name__)
+        for group in groups:
+            if group["part"] not in self.schedules and not any(p.requires_grad for p in group["params"]):
+                group["fixed"], group["unfrozen_at"] = True, None  # frozen by somebody else, who did not name it here
         at_start = starting_groups(groups, self.schedules)
         if any(not trains for trains in at_start.values()):
             _refuse_other_strategies(trainer)
@@ -80,11 +83,19 @@ class GradualUnfreezing(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """After a fit nothing stays frozen: the flags were this fit's, and the next user of a module sets its own."""
-        if stage == "fit" and self.moments and len(trainer.optimizers) == 1:
+        if stage == "fit":
+            self._release(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """An interrupted fit ends like any other."""
+        self._release(trainer)
+
+    def _release(self, trainer: pl.Trainer) -> None:
+        if self.moments and len(trainer.optimizers) == 1:
             for group in trainer.optimizers[0].param_groups:
                 if not group.get("fixed", True):
                     set_trainable(group["params"], True)
-        self._modes = {}
+        self.moments, self._modes = {}, {}
 
     def _apply(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Brings flags, records and modes to what the schedule says for `step`; does nothing the second time."""
@@ -173,7 +184,7 @@ def rewrap(trainer: pl.Trainer) -> None:
 
 
 def _refuse_other_strategies(trainer: pl.Trainer) -> None:
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):  # not DeepSpeed, which derives from DDP
         raise ConfigError(
             f"trainer.strategy: unfreezing under {type(trainer.strategy).__name__} would not be exact and is refused. "
             f"Use 'auto' or 'ddp', or set 'unfreeze: always' for every part."

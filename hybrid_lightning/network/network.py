@@ -10,7 +10,15 @@ from torch.nn.parameter import is_lazy
 
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.network.parts import Part, execution_order, feeding_parts
-from hybrid_lightning.network.registry import check_arguments, parameters_of, refuse_fetching, resolve
+from hybrid_lightning.network.registry import (
+    check_arguments,
+    forbid_fetching,
+    parameters_of,
+    refuse_hidden_weights,
+    resolve,
+    switch_weights,
+    trusted,
+)
 from hybrid_lightning.network.stages import Stages, discover_stages, recorded_calls
 from hybrid_lightning.param_groups import named_param_groups
 from hybrid_lightning.weights import load_weights
@@ -81,13 +89,25 @@ class HybridNetwork(nn.Module):
             # in the order of the dry run, because the order of the groups follows it
             for name in [*self.order, *(n for n in ("fusion", "head") if n in self.facts)]:
                 self.parts[name] = self._make(name, self.sizes.get(name, {}))
+        for name in record["fixed"] if record else ():
+            self.get_parameter(name).requires_grad_(False)
         self.fixed = {name for name, p in self.named_parameters() if not p.requires_grad}
+        self._refuse_frozen_parts()
         self.param_groups(lr=1.0, weight_decay=0.0)  # finds impossible stages before an optimizer is made
 
     @property
     def record(self) -> dict[str, Any]:
-        """Resolved sizes and stages as plain data; with the facts, all that a rebuild needs."""
-        return {"sizes": self.sizes, "stages": self.stages}
+        """Resolved sizes, stages and fixed parameters as plain data; with the facts, all that a rebuild needs."""
+        return {"sizes": self.sizes, "stages": self.stages, "fixed": sorted(self.fixed)}
+
+    def _refuse_frozen_parts(self) -> None:
+        for name, part in self.facts.items():
+            parameters = list(self.parts[name].parameters())
+            if parameters and not any(p.requires_grad for p in parameters) and part.unfreeze != "never":
+                raise ConfigError(
+                    f"{self._where(name)}.unfreeze: all parameters arrive frozen (requires_grad=False), so they would "
+                    f"never train. Write 'unfreeze: never', or leave the flags to the schedule: requires_grad_(True)."
+                )
 
     def forward(self, batch: Batch) -> Tensor:
         """A batch, with the keys that the parts read → outputs `(B, outputs)`."""
@@ -169,9 +189,9 @@ class HybridNetwork(nn.Module):
         with dry_run(module), recorded_calls(module) as called:
             try:
                 output = call(module) if call else self._call(name, inputs)
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                if isinstance(error, ConfigError):
-                    raise
+            except ConfigError:
+                raise
+            except Exception as error:  # somebody else's code may raise anything
                 raise ConfigError(
                     f"{where}: {type(module).__name__} fails on its input {_shapes(inputs)}: {str(error)[:400]}"
                 ) from error
@@ -216,12 +236,12 @@ class HybridNetwork(nn.Module):
         else:
             factory = resolve(part.module, f"{where}.module", self._trust)
             args = {**part.args, **sizes}
-            # timm's way: the factory itself reads the weights if asked to
-            has_weights = part.weights == "pretrained" and "pretrained" in parameters_of(factory)
-            if has_weights:
-                args["pretrained"] = self._load
-            if self._trust is not None:
-                refuse_fetching(args, f"{where}.args")
+            has_weights = part.weights == "pretrained" and switch_weights(factory, args, self._load)
+            if self._trust is None:
+                if part.weights is None:
+                    refuse_hidden_weights(part.module, args, f"{where}.args")
+            elif not trusted(part.module, self._trust):
+                forbid_fetching(factory, part.module, args, f"{where}.args")
             module = self._create(factory, args, part.module, where)
         if self._load and part.weights is not None and not has_weights:
             load_weights(module, part.weights, f"{where}.weights")
@@ -233,9 +253,9 @@ class HybridNetwork(nn.Module):
         check_arguments(factory, args, f"{where}.args")
         try:
             module = factory(**args)
-        except (RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
+        except ConfigError:
+            raise
+        except Exception as error:  # somebody else's code may raise anything
             raise ConfigError(f"{where}.args: {path!r} refuses {dict(args)!r}: {str(error)[:400]}") from error
         if not isinstance(module, nn.Module):
             raise ConfigError(f"{where}.module: {path!r} returns a {type(module).__name__}, not a torch module.")

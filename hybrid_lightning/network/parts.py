@@ -29,8 +29,8 @@ class Part:
             left out are filled in by the dry run.
         weights: ``pretrained`` (the module brings its own), the path of a ``.safetensors`` or ``.pt`` file, or None for
             an untrained part. A live module that is already trained says ``pretrained``.
-        input: Key of the batch, name of another part, or a list of keys passed by position. None reads the key of the
-            part's own name.
+        input: Name of another part, key of the batch, or a list of them passed by position; a part's name wins over a
+            key of the same name. None reads the key of the part's own name.
         pool: How an output with more than two dimensions, ``(B, C, ...)``, becomes ``(B, features)`` before the fusion
             or the head: ``mean``, ``max`` or ``flatten``.
         stages: Patterns of parameter names from input to output; None cuts the part by execution order.

@@ -70,23 +70,26 @@ def _refused(path: str, where: str) -> ConfigError:
     )
 
 
-def _trusted(path: str, trust: Collection[str]) -> bool:
+def trusted(path: str, trust: Collection[str]) -> bool:
+    """Whether a path begins with one of the trusted package names."""
     return any(path == name or path.startswith(name + ".") for name in trust)
 
 
 def _may_be_imported(path: str, trust: Collection[str]) -> bool:
-    return _trusted(path, trust) or path.startswith("torch.nn.") or path.split(".")[0] in INSTALLABLE
+    return trusted(path, trust) or path.startswith("torch.nn.") or path.split(".")[0] in INSTALLABLE
 
 
 def _may_be_called(path: str, found: object, trust: Collection[str]) -> bool:
     """A layer or model class that lives where its path says, or one of the two libraries' model factories."""
-    if _trusted(path, trust):
+    if trusted(path, trust):
         return True
     package = path.split(".")[0]
     home = getattr(found, "__module__", "") or ""
     if isinstance(found, type) and issubclass(found, nn.Module):
         return home.startswith("torch.nn." if package == "torch" else package + ".")
-    return path == "timm.create_model" or (inspect.isfunction(found) and home.startswith("torchvision.models."))
+    return path == "timm.create_model" or (
+        inspect.isfunction(found) and home.startswith("torchvision.models.") and not home.endswith("._api")
+    )
 
 
 def _import(path: str, where: str) -> Any:
@@ -111,15 +114,59 @@ def _import(path: str, where: str) -> Any:
     raise ConfigError(f"{where}: {path!r} cannot be imported: there is no module {package!r} on the Python path.")
 
 
-def refuse_fetching(args: Mapping[str, Any], where: str) -> None:
-    """Refuses arguments of a file that would make a factory download or unpickle something.
+def switch_weights(factory: Callable[..., Any], args: dict[str, Any], load: bool) -> bool:
+    """Sets the argument by which timm's and torchvision's factories read pretrained weights themselves.
+
+    Args:
+        factory: The class or function.
+        args: Its arguments, to which the switch is added.
+        load: Whether the weights are to be read.
+
+    Returns:
+        Whether the factory has such a switch.
+    """
+    names = parameters_of(factory)
+    if "pretrained" in names:
+        args["pretrained"] = load
+    elif (getattr(factory, "__module__", None) or "").startswith("torchvision."):
+        args["weights"] = "DEFAULT" if load else None
+    else:
+        return False
+    return True
+
+
+def refuse_hidden_weights(path: str, args: Mapping[str, Any], where: str) -> None:
+    """Refuses pretrained weights that are asked for in the arguments of a part that counts as untrained.
 
     Raises:
-        ConfigError: If one of them is set, or a name points to a hub.
+        ConfigError: If there are any.
+    """
+    for name in _FETCHING_ARGUMENTS if path.split(".")[0] in INSTALLABLE else ():
+        if args.get(name):
+            raise ConfigError(
+                f"{where}.{name}: {args[name]!r} would make a pretrained part that is treated as an untrained one. "
+                f"Remove it and write 'weights: pretrained' (or a path) on the part."
+            )
+
+
+def forbid_fetching(factory: Callable[..., Any], path: str, args: dict[str, Any], where: str) -> None:
+    """Keeps a factory that a file names from downloading or unpickling something.
+
+    Args:
+        factory: The class or function.
+        path: The name in the file.
+        args: Its arguments; weights that torchvision would read by default are turned off in them.
+        where: Config path named in errors.
+
+    Raises:
+        ConfigError: If an argument asks for weights, or points to a hub.
     """
     for name, value in args.items():
         if (name in _FETCHING_ARGUMENTS and value) or (isinstance(value, str) and ":" in value):
-            raise ConfigError(f"{where}.{name}: {value!r} would fetch or load something else; refused in a checkpoint.")
+            raise ConfigError(f"{where}.{name}: {value!r} would fetch or load something; refused in a checkpoint.")
+    for name in ("weights", "weights_backbone") if path.split(".")[0] == "torchvision" else ():
+        if name in parameters_of(factory):
+            args[name] = None
 
 
 def check_arguments(factory: Callable[..., Any], args: Mapping[str, Any], where: str) -> None:

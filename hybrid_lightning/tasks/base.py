@@ -35,6 +35,7 @@ from hybrid_lightning.tasks.checkpoints import (
     group_names,
     read_checkpoint,
     refuse_other_model,
+    require_all_facts,
     require_plain,
     with_live_modules,
 )
@@ -49,6 +50,9 @@ _FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true")
 
 class HybridTask(pl.LightningModule, ABC):
     """A LightningModule around a `HybridNetwork`; a subclass says what its outputs mean.
+
+    A subclass with arguments of its own adds them to ``self.facts`` after ``super().__init__``, for checkpoints to
+    rebuild it.
 
     Logged on each log step: ``train/loss`` (mean since the last log) and ``lr/<group>``; after each validation or test:
     ``val/loss`` or ``test/loss`` and the subclass's metrics.
@@ -99,6 +103,8 @@ class HybridTask(pl.LightningModule, ABC):
         self.base_lr, self.weight_decay = lr, weight_decay
         self.optimizer_facts, self.rates, self.scheduler_facts = optimizer, rates or {}, scheduler
         self.network: HybridNetwork | None = None
+        self.reads_weights = True
+        """Whether the parts' weights are read when the Trainer builds the network; False if a checkpoint follows."""
         self.measured_norms: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.facts: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "optimizer": optimizer}
         self.facts |= {"rates": rates, "scheduler": scheduler}
@@ -108,6 +114,7 @@ class HybridTask(pl.LightningModule, ABC):
         self.split_metrics = nn.ModuleDict({"val": self.make_metrics(), "test": self.make_metrics()})
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
+        self._restored = False
         self._trust: Collection[str] | None = None
         self._own_callbacks: list[pl.Callback] = []
 
@@ -179,7 +186,7 @@ class HybridTask(pl.LightningModule, ABC):
     def configure_model(self) -> None:
         """Builds the network from two samples of the data, unless it exists."""
         if self.network is None:
-            self.build(example_batch(self.trainer), load=self.trainer.ckpt_path is None)
+            self.build(example_batch(self.trainer), load=self.reads_weights)
         for callback in self._own_callbacks:
             if isinstance(callback, GradualUnfreezing):
                 callback.schedules = self.schedules()
@@ -189,7 +196,13 @@ class HybridTask(pl.LightningModule, ABC):
     def configure_callbacks(self) -> list[pl.Callback]:
         """Gradual unfreezing and gradient norms; a callback of the same type in the Trainer takes its place."""
         self._own_callbacks = self._own_callbacks or [GradualUnfreezing({}), GradientNormMonitor()]
-        others = [c for c in self.trainer.callbacks if c not in self._own_callbacks]  # type: ignore[attr-defined]
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
+        for callback in stale:  # of another model that this Trainer trained before
+            callbacks.remove(callback)
+        for callback in self._own_callbacks:
+            callback.made_by_task = True  # type: ignore[attr-defined]
+        others = [c for c in callbacks if c not in self._own_callbacks]
         kinds = (GradualUnfreezing, GradientNormMonitor)
         return [
             own
@@ -201,7 +214,9 @@ class HybridTask(pl.LightningModule, ABC):
         """One optimizer over all parameters in named groups, and the course of their rates."""
         groups = self.built().param_groups(self.base_lr, self.weight_decay)
         fused = self.trainer.precision in _FUSED_PRECISIONS
-        optimizer = make_optimizer(self.optimizer_facts, groups, fused=fused, trust=self._trust)
+        optimizer = make_optimizer(
+            self.optimizer_facts, groups, fused=fused, scaled=self.trainer.precision == "16-mixed", trust=self._trust
+        )
         if self.scheduler_facts:
             return {
                 "optimizer": optimizer,
@@ -279,6 +294,7 @@ class HybridTask(pl.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Checks all labels that a dataset shows as ``targets``, sets the length of the fit and prints the plan."""
+        self._loss_sum, self._loss_count = None, 0
         length = fit_length(self.trainer)
         for split, targets in shown_targets(self.trainer):
             self.check_target(targets, f"data: {split} targets")
@@ -288,7 +304,8 @@ class HybridTask(pl.LightningModule, ABC):
             )
         schedulers = self.lr_schedulers()
         if isinstance(schedulers, GroupRates):
-            self._restate_rates()
+            if self._restored:
+                self._restate_rates()
             schedulers.bind(length)
         plan = self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length)
         if self.trainer.is_global_zero:
@@ -323,7 +340,7 @@ class HybridTask(pl.LightningModule, ABC):
         """Logs the mean training loss since the last log, and the rates of this step."""
         if not is_log_step(self.trainer) or self._loss_sum is None:
             return
-        self.log("train/loss", self._loss_sum / self._loss_count, prog_bar=True)
+        self.log("train/loss", self._loss_sum / self._loss_count, prog_bar=True, sync_dist=True)
         # float64, because Lightning would round a Python number to float32
         rates = {f"lr/{g['name']}": torch.tensor(g["lr"], dtype=torch.float64) for g in optimizer.param_groups}
         self.log_dict(rates)
@@ -360,6 +377,7 @@ class HybridTask(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a rebuild needs, as plain data."""
         network = self.built()
+        require_all_facts(type(self), HybridTask, self.facts)
         checkpoint[CHECKPOINT_KEY] = {
             "version": CHECKPOINT_VERSION,
             "task": f"{type(self).__module__}.{type(self).__qualname__}",
@@ -372,6 +390,7 @@ class HybridTask(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model, before anything is restored from it."""
+        self._restored = True
         refuse_other_model(self.state_dict(), checkpoint.get("state_dict", {}))
         network = self.built()
         groups = group_names(network, network.param_groups(self.base_lr, self.weight_decay))
@@ -414,9 +433,12 @@ class HybridTask(pl.LightningModule, ABC):
                 f"here: {listing(candidates)}. Import it first."
             )
         complete = with_live_modules(saved["parts"], parts or {})
-        model = candidates[saved["task"]](parts=complete, fusion=saved["fusion"], **saved["facts"])
-        model._trust = tuple(trust)
-        model.build(record=saved["network"], load=False)
+        try:
+            model = candidates[saved["task"]](parts=complete, fusion=saved["fusion"], **saved["facts"])
+            model._trust = (trust,) if isinstance(trust, str) else tuple(trust)
+            model.build(record=saved["network"], load=False)
+        except (TypeError, AttributeError, KeyError) as error:
+            raise ConfigError(f"checkpoint_path: the facts in {str(checkpoint_path)!r} are damaged: {error}") from error
         refuse_other_model(model.state_dict(), state, "checkpoint_path")
         model.load_state_dict(state)
         return model.to(map_location or "cpu").eval()

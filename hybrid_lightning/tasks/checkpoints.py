@@ -69,6 +69,21 @@ def require_plain(value: Any, where: str) -> None:
         )
 
 
+def require_all_facts(task: type, base: type, facts: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if an argument of a task's constructors is missing in its facts and would be lost."""
+    constructors = [cls.__init__ for cls in task.__mro__ if issubclass(cls, base)]
+    signatures = [inspect.signature(constructor).parameters for constructor in constructors]
+    names = {
+        n for parameters in signatures for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
+    missing = sorted(names - {"self", "parts", "fusion", "pretrained", "untrained"} - facts.keys())
+    if missing:
+        raise ConfigError(
+            f"{task.__name__}: a checkpoint would lose {listing(missing)}. After super().__init__, write for each: "
+            f"self.facts[{missing[0]!r}] = {missing[0]}."
+        )
+
+
 def group_names(module: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Group name → names of its parameters in `module`."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}

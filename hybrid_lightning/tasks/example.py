@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from hybrid_lightning.data.in_memory import DictDataset
 from hybrid_lightning.errors import ConfigError
 
 
@@ -38,7 +39,11 @@ def first_batch(loaders: Any) -> Any:
     """Two collated samples of a map-style dataset, or the first batch of anything else."""
     loader = next(iter(loaders.values())) if isinstance(loaders, Mapping) else loaders
     loader = loader[0] if isinstance(loader, list | tuple) else loader
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    if (
+        not isinstance(loader, DataLoader)
+        or loader.batch_sampler is None
+        or isinstance(loader.dataset, IterableDataset)
+    ):
         return _next(loader)
     dataset: Any = loader.dataset
     count = min(2, len(dataset))
@@ -56,15 +61,26 @@ def _next(loader: Iterable[Any]) -> Any:
 
 
 def shown_targets(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
-    """Split and labels of the datasets that show all their labels as ``targets``, while a fit is under way.
+    """Split and all labels of each `DictDataset`, while a fit is under way.
 
     Raises:
         ConfigError: If a split is empty.
     """
     for split, loaders in (("train", trainer.train_dataloader), ("val", trainer.val_dataloaders)):
         for loader in loaders if isinstance(loaders, list) else [loaders]:
-            targets = getattr(getattr(loader, "dataset", None), "targets", None)
-            if isinstance(targets, Tensor):
+            dataset = getattr(loader, "dataset", None)
+            if isinstance(dataset, DictDataset):
+                targets = dataset.targets
                 if not len(targets):
                     raise ConfigError(f"data: the {split} split is empty. Give it samples, or leave its loader out.")
                 yield split, targets
+
+
+def number_of_batches(loaders: Any) -> float:
+    """Batches of one pass over the training data, as the Trainer counts them; ``inf`` if the data have no length."""
+    if isinstance(loaders, Mapping | list | tuple):
+        return max(map(number_of_batches, loaders.values() if isinstance(loaders, Mapping) else loaders))
+    try:
+        return len(loaders)
+    except TypeError:
+        return float("inf")

@@ -43,7 +43,12 @@ def named_class(spec: Any, namespace: Any) -> Any:
 
 
 def make_optimizer(
-    spec: object, groups: list[dict[str, Any]], *, fused: bool, trust: Collection[str] | None = None
+    spec: object,
+    groups: list[dict[str, Any]],
+    *,
+    fused: bool,
+    scaled: bool = False,
+    trust: Collection[str] | None = None,
 ) -> Optimizer:
     """An optimizer over named groups.
 
@@ -51,6 +56,7 @@ def make_optimizer(
         spec: None for AdamW, a class of `torch.optim` by name, or ``{class_path: ..., init_args: {...}}``.
         groups: From `named_param_groups`; they carry their rates and decays.
         fused: Whether the fused implementation may be used where the class has one and the facts do not choose.
+        scaled: Whether gradients are scaled until the step (precision 16-mixed).
         trust: See `resolve`.
 
     Raises:
@@ -67,6 +73,11 @@ def make_optimizer(
                 f"parts. Remove it and set model.{name}, the only one; parts scale it with lr_scale or weight_decay."
             )
     check_arguments(optimizer_class, {"params": groups, **args}, f"{where}.init_args")
+    if scaled and args.get("fused"):
+        raise ConfigError(
+            f"{where}.init_args.fused: under precision 16-mixed a fused optimizer unscales the gradients by itself, so "
+            f"they could be neither clipped nor logged. Remove it, or use bf16-mixed."
+        )
     if fused and "fused" in parameters_of(optimizer_class) and not {"fused", "foreach", "differentiable"} & args.keys():
         args["fused"] = True
     try:

@@ -12,8 +12,8 @@ from hybrid_lightning.network.extractors import MLP, ConvExtractor, LinearHead, 
     ("options", "shape"),
     [
         ({}, (2, 16, 8, 8)),
-        ({"channels": [4, 8], "pool": 3}, (2, 8, 1, 1)),
-        ({"pool": 1, "kernel_size": 5}, (2, 16, 16, 16)),
+        ({"channels": [4, 8], "pool_size": 3}, (2, 8, 1, 1)),
+        ({"pool_size": 1, "kernel_size": 5}, (2, 16, 16, 16)),
     ],
 )
 def test_conv_extractor_divides_the_sides_by_pool_in_each_block(options, shape):

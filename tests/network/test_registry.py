@@ -6,7 +6,15 @@ from torch import nn
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.extractors import MLP
-from hybrid_lightning.network.registry import REGISTRY, check_arguments, refuse_fetching, register, resolve
+from hybrid_lightning.network.registry import (
+    REGISTRY,
+    check_arguments,
+    forbid_fetching,
+    refuse_hidden_weights,
+    register,
+    resolve,
+    switch_weights,
+)
 
 
 @pytest.fixture
@@ -122,11 +130,39 @@ def test_a_missing_dependency_of_a_users_module_is_not_hidden(tmp_path, monkeypa
 )
 def test_a_file_cannot_make_a_factory_fetch_something(args):
     with pytest.raises(ConfigError, match=rf"^here\.{next(iter(args))}: .* refused in a checkpoint"):
-        refuse_fetching(args, "here")
+        forbid_fetching(nn.Linear, "timm.create_model", args, "here")
 
 
 def test_plain_arguments_are_no_fetching():
-    refuse_fetching({"model_name": "resnet18", "pretrained": False, "weights": None, "depth": 3}, "here")
+    args = {"model_name": "resnet18", "pretrained": False, "weights": None, "depth": 3}
+    forbid_fetching(nn.Linear, "timm.create_model", args, "here")
+
+
+def segmentation(weights: object = None, weights_backbone: object = "IMAGENET") -> nn.Module:
+    return nn.Identity()
+
+
+segmentation.__module__ = "torchvision.models.segmentation"
+
+
+def test_a_torchvision_factory_named_by_a_file_does_not_fetch_its_default_weights():
+    args: dict[str, object] = {}
+    forbid_fetching(segmentation, "torchvision.models.segmentation.any", args, "here")
+    assert args == {"weights": None, "weights_backbone": None}
+
+
+@pytest.mark.parametrize(("load", "weights"), [(True, "DEFAULT"), (False, None)])
+def test_pretrained_weights_of_torchvision_are_switched_on_by_its_own_argument(load, weights):
+    args: dict[str, object] = {}
+    assert switch_weights(segmentation, args, load)
+    assert args == {"weights": weights}
+    assert not switch_weights(nn.Linear, args, load)
+
+
+def test_weights_hidden_in_the_arguments_of_an_untrained_part_are_refused():
+    with pytest.raises(ConfigError, match=r"here\.pretrained: True .*write 'weights: pretrained'"):
+        refuse_hidden_weights("timm.create_model", {"pretrained": True}, "here")
+    refuse_hidden_weights("my_package.Net", {"weights": [0.5, 0.5]}, "here")
 
 
 @pytest.mark.parametrize(
