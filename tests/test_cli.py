@@ -177,6 +177,27 @@ def test_the_best_checkpoint_has_the_lowest_validation_loss(fitted):
     assert saved["epoch"] == min(losses, key=losses.__getitem__)
 
 
+def test_the_last_checkpoint_is_of_the_last_step_also_when_an_earlier_one_was_best(folder, capsys):
+    falling = changed({"init.lr": 0.02, "trainer.max_epochs": 4})  # the highest loss is the first
+    assert command("fit", "--test_after_fit", "last", "--checkpoint.mode", "max", config=falling) == 0
+    best, last = (torch.load(run_of(folder) / f"checkpoints/{n}.ckpt", weights_only=True) for n in ("best", "last"))
+    assert best["global_step"] < last["global_step"] == 4 * 3
+    assert "checkpoints/last.ckpt" in capsys.readouterr().err
+
+
+def test_an_evaluation_needs_no_weights_files_because_a_checkpoint_follows(folder):
+    weights = folder / "stem.safetensors"
+    assert command("fit") == 0
+    best = run_of(folder) / "checkpoints" / "best.ckpt"
+    assert main(["export_part", "--ckpt_path", str(best), "--part", "stem", "--output", str(weights)]) == 0
+    pretrained = changed({"init.parts.stem.weights": str(weights), "init.pretrained": {"unfreeze": "always"}})
+    assert command("fit", "--name", "other", config=pretrained) == 0
+    weights.unlink()
+    last = str(run_of(folder, name="other") / "checkpoints" / "last.ckpt")
+    assert command("test", "--ckpt_path", last, config=pretrained) == 0
+    assert command("fit", "--ckpt_path", last, "--trainer.max_epochs", "2", config=pretrained) == 0
+
+
 def test_the_saved_config_repeats_the_run(fitted, folder):
     assert main(["fit", "--config", str(run_of(fitted) / "config.yaml")]) == 0
     first, second = rows(run_of(fitted)), rows(run_of(folder))

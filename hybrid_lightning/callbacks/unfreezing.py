@@ -53,7 +53,7 @@ class GradualUnfreezing(pl.Callback):
                 group["fixed"], group["unfrozen_at"] = True, None  # frozen by somebody else, who did not name it here
         at_start = starting_groups(groups, self.schedules)
         if any(not trains for trains in at_start.values()):
-            _refuse_other_strategies(trainer)
+            refuse_other_strategies(trainer)
         self.moments = {name: 0 if trains else None for name, trains in at_start.items()}
         self._apply(trainer, pl_module, step=0)
         # Lightning warns of modules in eval here; each batch start puts every module into its own mode
@@ -183,7 +183,8 @@ def rewrap(trainer: pl.Trainer) -> None:
         strategy.configure_ddp()
 
 
-def _refuse_other_strategies(trainer: pl.Trainer) -> None:
+def refuse_other_strategies(trainer: pl.Trainer) -> None:
+    """Raises `ConfigError` under a strategy for which unfreezing is not known to be exact."""
     if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):  # not DeepSpeed, which derives from DDP
         raise ConfigError(
             f"trainer.strategy: unfreezing under {type(trainer.strategy).__name__} would not be exact and is refused. "

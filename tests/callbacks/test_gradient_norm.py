@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from hybrid_lightning import GradientNormMonitor, GradualUnfreezing
+from hybrid_lightning.callbacks import gradient_norm
+from hybrid_lightning.gradients import gradient_norms
 from hybrid_lightning.tasks import base
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 
@@ -130,3 +132,17 @@ def test_everything_of_a_step_stands_in_one_row(tmp_path: Any) -> None:
     assert all(wanted <= row.keys() for row in rows)
     assert [row["trainable/old"] for row in rows] == [0.0] * 6 + [1.0] * 14
     assert rows[0]["lr/old.first"] == pytest.approx(0.001, rel=1e-12)
+
+
+def test_a_task_that_measures_itself_is_not_measured_again(tmp_path: Any, monkeypatch: Any) -> None:
+    calls: list[int] = []
+
+    def counted(parameters: Any) -> torch.Tensor:
+        calls.append(1)
+        return gradient_norms(parameters)
+
+    for module in (base, gradient_norm):
+        monkeypatch.setattr(module, "gradient_norms", counted)
+    runner = trainer(logger=CSVLogger(tmp_path), log_every_n_steps=10, gradient_clip_val=1.0, max_epochs=1)
+    runner.fit(hybrid("6 steps", dropout=0.0), batches(samples=160))
+    assert len(calls) == runner.global_step == 20

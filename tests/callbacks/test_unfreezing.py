@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_lightning import ConfigError, GradualUnfreezing
+from hybrid_lightning import ConfigError, GradualUnfreezing, HybridClassifier
+from hybrid_lightning.callbacks import unfreezing
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 
 STEPS_PER_EPOCH = 5
@@ -200,3 +201,56 @@ def test_groups_without_parts_are_refused_with_what_to_write() -> None:
 
     with pytest.raises(ConfigError, match="named_param_groups"):
         trainer(callbacks=[GradualUnfreezing({"backbone": "3 steps"})]).fit(Plain(), batches())
+
+
+def test_an_interrupted_fit_leaves_nothing_frozen() -> None:
+    class Interrupt(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            if trainer.global_step == 3:
+                raise RuntimeError("stop")
+
+    model = Foreign()
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer(callbacks=[GradualUnfreezing({"backbone": "9 steps"}), Interrupt()]).fit(model, batches())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_what_the_user_froze_and_did_not_name_stays_frozen() -> None:
+    model = Foreign()
+    model.backbone.requires_grad_(False)
+    before = copy.deepcopy(model.backbone.first.state_dict())
+    runner = trainer(callbacks=[GradualUnfreezing({"head": "always"})])
+    runner.fit(model, batches())
+    weights = {name: value for name, value in before.items() if "running" not in name and "num_batches" not in name}
+    assert all(torch.equal(value, model.backbone.first.state_dict()[name]) for name, value in weights.items())
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+
+
+def test_a_part_that_arrives_all_frozen_and_is_to_unfreeze_is_an_error() -> None:
+    tower = nn.Linear(4, 3).requires_grad_(False)
+    parts = {"old": {"module": tower, "weights": "pretrained"}}
+    with pytest.raises(ConfigError, match=r"model\.parts\.old\.unfreeze: all parameters arrive frozen"):
+        HybridClassifier(num_classes=2, parts=parts).build(next(iter(batches())))
+    parts["old"]["unfreeze"] = "never"
+    HybridClassifier(num_classes=2, parts=parts).build(next(iter(batches())))
+
+
+def test_a_second_model_in_the_same_trainer_follows_its_own_schedule() -> None:
+    runner = trainer(max_epochs=1)
+    runner.fit(hybrid("2 steps"), batches(), batches(samples=12))
+    runner.fit_loop.epoch_progress.reset()
+    second = hybrid("4 steps")
+    runner = trainer(max_epochs=1, callbacks=runner.callbacks)
+    runner.fit(second, batches(), batches(samples=12))
+    assert {g["unfrozen_at"] for g in runner.optimizers[0].param_groups if g["part"] == "old"} == {4}
+
+
+@pytest.mark.parametrize("strategy", ["deepspeed", "fsdp"])
+def test_strategies_that_cannot_be_exact_are_refused_by_name(strategy: str, monkeypatch: Any) -> None:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    other = type(f"{strategy.title()}Strategy", (DDPStrategy,), {})
+    runner = trainer(max_epochs=1)
+    monkeypatch.setattr(type(runner), "strategy", property(lambda _: other()))
+    with pytest.raises(ConfigError, match=rf"trainer\.strategy: .*{other.__name__}"):
+        unfreezing.refuse_other_strategies(runner)

@@ -336,3 +336,13 @@ def test_a_rebuilt_model_trains_on(checkpoint):
     trainer(limit_val_batches=0).fit(model, data())
     assert modes == [{True}, {True}]
     assert not torch.equal(model.built().parts["x"].layer0[0].weight, before)
+
+
+def test_an_argument_that_a_checkpoint_would_lose_is_told_when_it_is_saved(tmp_path):
+    class Focal(HybridClassifier):
+        def __init__(self, gamma: float = 2.0, **common):
+            super().__init__(**common)
+
+    model = Focal(gamma=5.0, num_classes=3, parts={"x": {"module": "MLP"}}).build({"x": torch.randn(2, 4)})
+    with pytest.raises(ConfigError, match=r"Focal: a checkpoint would lose 'gamma'.*self\.facts\['gamma'\] = gamma"):
+        model.on_save_checkpoint({})

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning import ConfigError
-from hybrid_lightning.tasks.example import example_batch, first_batch
+from hybrid_lightning.tasks.example import example_batch, first_batch, number_of_batches
 from tests.small import classifier, loader, table, trainer
 
 
@@ -63,3 +63,9 @@ def test_a_fit_sees_its_first_batch_although_an_example_was_taken():
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]["x"].clone()))
     trainer(limit_val_batches=0).fit(model, DataLoader(Stream(), batch_size=8))
     assert torch.equal(torch.cat(seen), table())
+
+
+def test_the_length_of_any_collection_of_loaders_is_that_of_the_longest():
+    assert number_of_batches(range(3)) == 3
+    assert number_of_batches({"a": range(3), "b": range(5)}) == 5
+    assert number_of_batches(iter([])) == float("inf")
