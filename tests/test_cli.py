@@ -589,16 +589,24 @@ def test_a_message_of_the_parser_that_is_not_known_stays_as_it_is():
 @pytest.mark.slow
 def test_an_interrupt_ends_the_fit_without_a_traceback(folder):
     write(changed({"trainer.max_epochs": 100_000}))
-    started = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "hybrid_lightning", "fit", "--config", "small.yaml"],
-        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list(folder.rglob("config.yaml")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=30)
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that started the tests in the background has the signal ignored, which is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as started:
+        deadline = time.monotonic() + 60
+        while not list(folder.rglob("metrics.csv")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        started.send_signal(signal.SIGINT)
+        try:
+            _, err = started.communicate(timeout=30)
+        finally:
+            started.kill()
     assert started.returncode not in (0, None)
     assert "Traceback" not in err
     assert "KeyboardInterrupt" in err

@@ -276,7 +276,9 @@ class HybridTask(pl.LightningModule, ABC):
         if not self.trainer.sanity_checking:
             for name, reason in undefined.items():
                 rank_zero_info(f"{split}/{name} is not logged, because it is undefined: {reason}.")
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True, prog_bar=True)
+        shown = list(values)[:2]  # the loss and the first metric; more would not fit into a line
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, sync_dist=True, prog_bar=name in shown)
 
     # Checks and logs around the steps
 
