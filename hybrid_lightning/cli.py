@@ -23,6 +23,7 @@ from hybrid_lightning.configs import merged_arguments
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.export import export_part
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
+from hybrid_lightning.rates import GroupRates
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.checkpoints import read_checkpoint
 from hybrid_lightning.tasks.example import first_batch, number_of_batches
@@ -48,15 +49,19 @@ class HybridTrainer(pl.Trainer):
         datamodule.prepare_data()
         datamodule.setup("fit")
         loader = datamodule.train_dataloader()
-        network = model.build(first_batch(loader)).built()
+        model.build(first_batch(loader))
         limit = self.limit_train_batches
         batches = number_of_batches(loader) / self.world_size
         if isinstance(limit, int):
             batches = min(batches, limit)
         elif not math.isinf(batches):
             batches = int(math.ceil(batches) * limit)
-        groups = network.param_groups(model.base_lr, model.weight_decay)
-        print(model.plan(groups, self, length_of(self, batches)))
+        length = length_of(self, batches)
+        optimization = model.optimization()
+        scheduler = optimization["lr_scheduler"]["scheduler"]
+        if isinstance(scheduler, GroupRates):
+            scheduler.bind(length)
+        print(model.plan(optimization["optimizer"].param_groups, self, length))
 
 
 class _Parser(LightningArgumentParser):

@@ -177,6 +177,18 @@ def test_the_best_checkpoint_has_the_lowest_validation_loss(fitted):
     assert saved["epoch"] == min(losses, key=losses.__getitem__)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"init.optimizer": {"class_path": "Adam", "init_args": {"lr": 0.1}}}, {"init.rates": {"shape": "cosinus"}}],
+    ids=["optimizer", "rates"],
+)
+def test_plan_finds_what_fit_would_find(change, folder, capsys):
+    assert command("plan", config=changed(change)) == 2
+    found = error_of(capsys)
+    assert command("fit", config=changed(change)) == 2
+    assert error_of(capsys) == found
+
+
 def test_the_last_checkpoint_is_of_the_last_step_also_when_an_earlier_one_was_best(folder, caplog):
     falling = changed({"init.lr": 0.02, "trainer.max_epochs": 4})  # the highest loss is the first
     assert command("fit", "--test_after_fit", "last", "--checkpoint.mode", "max", config=falling) == 0

@@ -212,20 +212,18 @@ class HybridTask(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all parameters in named groups, and the course of their rates."""
+        precision = self.trainer.precision
+        return self.optimization(fused=precision in _FUSED_PRECISIONS, scaled=precision == "16-mixed")
+
+    def optimization(self, fused: bool = False, scaled: bool = False) -> dict[str, Any]:
+        """The optimizer and its scheduler, as Lightning takes them; for the arguments see `make_optimizer`."""
         groups = self.built().param_groups(self.base_lr, self.weight_decay)
-        fused = self.trainer.precision in _FUSED_PRECISIONS
-        optimizer = make_optimizer(
-            self.optimizer_facts, groups, fused=fused, scaled=self.trainer.precision == "16-mixed", trust=self._trust
-        )
+        optimizer = make_optimizer(self.optimizer_facts, groups, fused=fused, scaled=scaled, trust=self._trust)
         if self.scheduler_facts:
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": make_scheduler(self.scheduler_facts, optimizer, self._trust),
-            }
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": GroupRates(optimizer, **self.rates), "interval": "step"},
-        }
+            scheduler = make_scheduler(self.scheduler_facts, optimizer, self._trust)
+        else:
+            scheduler = {"scheduler": GroupRates(optimizer, **self.rates), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     # Steps
 
