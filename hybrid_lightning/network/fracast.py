@@ -25,7 +25,7 @@ class FracastEncoder(nn.Module):
         ConfigError: If the package `fracast` is not installed, or `context` is too short.
     """
 
-    def __init__(self, context: int = 1024) -> None:
+    def __init__(self, context: int = 512) -> None:
         super().__init__()
         if context < 16:
             raise ConfigError(f"FracastEncoder.context: {context} is too short; give at least 16 samples.")

@@ -1,0 +1,66 @@
+"""What README shows works as it stands there."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from hybrid_lightning.cli import main
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+class Base(pl.LightningModule):
+    """The part of a module that README leaves to the reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = {name: nn.Linear(4, 4) for name in ("stem", "layer1", "layer2")}
+        self.backbone, self.head = nn.Sequential(), nn.Linear(4, 2)
+        for name, layer in layers.items():
+            self.backbone.add_module(name, layer)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.head(self.backbone(batch)).square().mean()
+
+
+def test_the_yaml_plans(tmp_path, capsys):
+    (yaml,) = blocks("yaml")
+    (tmp_path / "x.yaml").write_text(yaml)
+    assert main(["plan", "--config", str(tmp_path / "x.yaml")]) == 0
+    assert "encoder  pretrained" in capsys.readouterr().out
+
+
+def test_the_callbacks_work_in_a_module_that_knows_nothing_of_us():
+    trainers: list[Any] = []
+
+    def trainer(**options: Any) -> pl.Trainer:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "max_epochs": 4}
+        trainers.append(pl.Trainer(**quiet, **options))
+        return trainers[0]
+
+    (code,) = blocks("python")
+    loader = torch.utils.data.DataLoader(torch.randn(20, 4), batch_size=2)
+    exec(code, {"torch": torch, "pl": SimpleNamespace(LightningModule=Base, Trainer=trainer), "loader": loader})
+    groups = trainers[0].optimizers[0].param_groups
+    assert {g["name"]: g["unfrozen_at"] for g in groups if "no_decay" not in g["name"]} == {
+        "backbone.backbone.stem": 24,
+        "backbone.backbone.layer1": 14,
+        "backbone.backbone.layer2": 4,
+        "head": 0,
+    }
+
+
+def test_ci_runs_the_second_command_as_it_stands_here():
+    first, second = (command.strip() for command in blocks("bash"))
+    assert first.endswith("python -m hybrid_lightning fit --config configs/quickstart.yaml")
+    assert second in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
