@@ -10,10 +10,12 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
+from torch.utils.data import DataLoader, TensorDataset
 
 import hybrid_lightning
-from hybrid_lightning.cli import HybridCLI, explained, main, shortened, write_predictions
-from tests.small import CONFIG, DELETE, changed, command, write
+from hybrid_lightning import ConfigError
+from hybrid_lightning.cli import HybridCLI, HybridTrainer, explained, main, shortened, write_predictions
+from tests.small import CONFIG, DELETE, changed, classifier, command, write
 
 ROOT = Path(hybrid_lightning.__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -175,6 +177,13 @@ def test_the_best_checkpoint_has_the_lowest_validation_loss(fitted):
     saved = torch.load(run_of(fitted) / "checkpoints" / "best.ckpt", weights_only=True)
     assert len(losses) == 2
     assert saved["epoch"] == min(losses, key=losses.__getitem__)
+
+
+def test_plan_tells_that_batches_are_no_dicts():
+    data = hybrid_lightning.DigitsDataModule([0, 1, 2], size=16)
+    data.train_dataloader = lambda: DataLoader(TensorDataset(torch.ones(4, 1), torch.ones(4)), batch_size=2)
+    with pytest.raises(ConfigError, match="a batch is a dict"):
+        HybridTrainer(logger=False, accelerator="cpu").plan(classifier(), data)
 
 
 @pytest.mark.parametrize(

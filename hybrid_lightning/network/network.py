@@ -128,18 +128,16 @@ class HybridNetwork(nn.Module):
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Named param groups of all parts, see `named_param_groups`."""
+        names = [name for name, module in self.parts.items() if any(True for _ in module.parameters())]
         return named_param_groups(
             self,
-            {name: f"parts.{name}" for name in self.parts if any(True for _ in self.parts[name].parameters())},
+            {name: f"parts.{name}" for name in names},
             lr=lr,
             weight_decay=weight_decay,
-            rates={name: part.rates for name, part in self.facts.items() if self._has_parameters(name)},
-            stages={name: self._full_patterns(name) for name in self.parts if self._has_parameters(name)},
+            rates={name: self.facts[name].rates for name in names},
+            stages={name: self._full_patterns(name) for name in names},
             fixed=self.fixed,
         )
-
-    def _has_parameters(self, name: str) -> bool:
-        return any(True for _ in self.parts[name].parameters())
 
     def _full_patterns(self, name: str) -> dict[str, list[str]]:
         return {s: [f"parts.{name}.{pattern}" for pattern in patterns] for s, patterns in self.stages[name].items()}

@@ -22,9 +22,7 @@ def example_batch(trainer: pl.Trainer) -> Mapping[str, Any]:
     # the only place that knows loaders of a DataModule, of the module and of a plain argument alike
     source = loop._data_source
     with torch.random.fork_rng(devices=[]):
-        batch = first_batch(source.dataloader())
-    require_dict(batch)
-    return batch  # type: ignore[no-any-return]
+        return first_batch(source.dataloader())
 
 
 def require_dict(batch: Any) -> None:
@@ -35,8 +33,18 @@ def require_dict(batch: Any) -> None:
         )
 
 
-def first_batch(loaders: Any) -> Any:
-    """Two collated samples of a map-style dataset, or the first batch of anything else."""
+def first_batch(loaders: Any) -> Mapping[str, Any]:
+    """Two collated samples of a map-style dataset, or the first batch of anything else.
+
+    Raises:
+        ConfigError: If the loader is empty or its batches are not dicts.
+    """
+    batch = _any_first_batch(loaders)
+    require_dict(batch)
+    return batch  # type: ignore[no-any-return]
+
+
+def _any_first_batch(loaders: Any) -> Any:
     loader = next(iter(loaders.values())) if isinstance(loaders, Mapping) else loaders
     loader = loader[0] if isinstance(loader, list | tuple) else loader
     if (
