@@ -33,9 +33,9 @@ def read_file(path: str | Path, where: str = "weights") -> dict[str, Any]:
         raise ConfigError(f"{where}: {str(path)!r} cannot be read: {_first_line(error)}") from None
     except (KeyError, IndexError):  # what torch's reader does with bytes that are no pickle
         raise ConfigError(f"{where}: {str(path)!r} is neither safetensors nor a file of torch.save.") from None
-    except Exception as error:  # pickle.UnpicklingError, and whatever a hostile file provokes
+    except Exception:  # an unpickling error, whose text would advise to load the file all the same
         raise ConfigError(
-            f"{where}: {str(path)!r} is refused, because loading it could run code: {_first_line(error)} "
+            f"{where}: {str(path)!r} is refused, because loading it could run code: it holds more than plain tensors. "
             f"Save the tensors alone, as safetensors, where the file was made."
         ) from None
     if not isinstance(content, Mapping):
