@@ -47,6 +47,11 @@ def refuse_other_strategies(trainer: pl.Trainer) -> None:
             f"trainer.strategy: unfreezing under {type(strategy).__name__} would not be exact and is refused. "
             f"Use 'auto' or 'ddp', or set 'unfreeze: always' for every part."
         )
+    if getattr(strategy, "_ddp_kwargs", {}).get("static_graph") and trainer.accumulate_grad_batches > 1:
+        raise ConfigError(
+            "trainer.strategy: torch cannot accumulate gradients with static_graph=True. "
+            "Leave static_graph out, or set trainer.accumulate_grad_batches to 1."
+        )
     state = getattr(strategy, "_ddp_comm_state", None)
     if isinstance(state, PowerSGDState | PostLocalSGDState):
         reason = {
@@ -82,8 +87,10 @@ def refuse_different_ranks(trainer: pl.Trainer, pl_module: pl.LightningModule) -
         return
     named = dict(pl_module.named_parameters())
     mine = checksums(named.values()).to(trainer.strategy.root_device)
-    everybody: Tensor = trainer.strategy.all_gather(mine)
-    differ = (everybody != everybody[0]).any(0).tolist()
+    low, high = mine.clone(), mine.clone()
+    torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
+    differ = (low != high).tolist()
     if any(differ):
         names = [name for name, other in zip(named, differ, strict=True) if other]
         raise ConfigError(
