@@ -198,6 +198,7 @@ class HybridTask(pl.LightningModule, ABC):
             if isinstance(callback, GradualUnfreezing):
                 callback.schedules = self.schedules()
                 callback.norm = {name: part.norm for name, part in self.built().facts.items() if part.norm}
+        self.built().compile_parts()
         if self.trainer.state.fn == "fit":
             self.train()  # a rebuilt model arrives in eval mode
 
