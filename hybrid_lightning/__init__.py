@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybrid_lightning.callbacks import GradientNormMonitor, GradualUnfreezing
+    from hybrid_lightning.callbacks import GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
     from hybrid_lightning.data import DigitsDataModule, InMemoryDataModule, PlaidDataModule
     from hybrid_lightning.durations import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
@@ -31,6 +31,7 @@ _HOMES = {
     "InMemoryDataModule": "data",
     "Part": "network.parts",
     "PlaidDataModule": "data",
+    "ReestimateStatistics": "callbacks",
     "UnfreezingSchedule": "schedules",
     "named_param_groups": "param_groups",
     "register": "network.registry",
@@ -50,6 +51,7 @@ __all__ = [
     "InMemoryDataModule",
     "Part",
     "PlaidDataModule",
+    "ReestimateStatistics",
     "UnfreezingSchedule",
     "named_param_groups",
     "register",

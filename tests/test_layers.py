@@ -16,6 +16,7 @@ PLAIN_TORCH = {
     "phases",
     "rates",
     "freezing",
+    "norms",
     "gradients",
     "param_groups",
     "weights",

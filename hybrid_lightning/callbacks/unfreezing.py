@@ -13,7 +13,8 @@ from hybrid_lightning.callbacks.logging import fit_length, is_log_step, named_gr
 from hybrid_lightning.callbacks.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.freezing import NORM_MODES, apply_modes, module_modes, set_trainable
+from hybrid_lightning.freezing import apply_modes, module_modes, set_trainable
+from hybrid_lightning.norms import NORM_MODES
 from hybrid_lightning.phases import (
     group_spans,
     label,
