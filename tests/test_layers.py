@@ -17,6 +17,7 @@ PLAIN_TORCH = {
     "freezing",
     "gradients",
     "param_groups",
+    "sampling",
     "weights",
     "configs",
 }

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hybrid_lightning.callbacks import GradientNormMonitor, GradualUnfreezing
+from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
 from hybrid_lightning.callbacks.unfreezing import refuse_late, starting_groups, unfreezing_steps
 from hybrid_lightning.durations import FitLength
@@ -194,8 +194,8 @@ class HybridTask(pl.LightningModule, ABC):
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Gradual unfreezing and gradient norms; a callback of the same type in the Trainer takes its place."""
-        self._own_callbacks = self._own_callbacks or [GradualUnfreezing({}), GradientNormMonitor()]
+        """Gradual unfreezing, gradient norms and exact resume; one of the same type in the Trainer replaces it."""
+        self._own_callbacks = self._own_callbacks or [GradualUnfreezing({}), GradientNormMonitor(), ExactResume()]
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
         for callback in stale:  # of another model that this Trainer trained before
@@ -203,7 +203,7 @@ class HybridTask(pl.LightningModule, ABC):
         for callback in self._own_callbacks:
             callback.made_by_task = True  # type: ignore[attr-defined]
         others = [c for c in callbacks if c not in self._own_callbacks]
-        kinds = (GradualUnfreezing, GradientNormMonitor)
+        kinds = (GradualUnfreezing, GradientNormMonitor, ExactResume)
         return [
             own
             for own, kind in zip(self._own_callbacks, kinds, strict=True)
