@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybrid_lightning.callbacks import GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
+    from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
     from hybrid_lightning.data import DigitsDataModule, InMemoryDataModule, PlaidDataModule
     from hybrid_lightning.durations import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
@@ -21,6 +21,7 @@ _HOMES = {
     "ConfigError": "errors",
     "DigitsDataModule": "data",
     "Duration": "durations",
+    "ExactResume": "callbacks",
     "FitLength": "durations",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
@@ -41,6 +42,7 @@ __all__ = [
     "ConfigError",
     "DigitsDataModule",
     "Duration",
+    "ExactResume",
     "FitLength",
     "GradientNormMonitor",
     "GradualUnfreezing",

@@ -19,6 +19,7 @@ PLAIN_TORCH = {
     "norms",
     "gradients",
     "param_groups",
+    "sampling",
     "weights",
     "configs",
 }

@@ -96,5 +96,5 @@ def readable(trainer: pl.Trainer) -> DataLoader[Any]:
     enough = len(loader.dataset) >= size  # type: ignore[arg-type]
     order = torch.Generator().manual_seed(0)
     return DataLoader(
-        loader.dataset, size, shuffle=True, generator=order, collate_fn=loader.collate_fn, drop_last=whole
+        loader.dataset, size, shuffle=True, generator=order, collate_fn=loader.collate_fn, drop_last=enough
     )

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hybrid_lightning.callbacks import GradientNormMonitor, GradualUnfreezing
+from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
@@ -203,8 +203,8 @@ class HybridTask(pl.LightningModule, ABC):
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Gradual unfreezing and gradient norms; a callback of the same type in the Trainer takes its place."""
-        self._own_callbacks = self._own_callbacks or [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor()]
+        """Unfreezing, gradient norms, exact resume, statistics; a callback of the same type in the Trainer replaces it."""
+        self._own_callbacks = self._own_callbacks or self._default_callbacks()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
         for callback in stale:  # of another model that this Trainer trained before
@@ -212,12 +212,12 @@ class HybridTask(pl.LightningModule, ABC):
         for callback in self._own_callbacks:
             callback.made_by_task = True  # type: ignore[attr-defined]
         others = [c for c in callbacks if c not in self._own_callbacks]
-        kinds = (GradualUnfreezing, GradientNormMonitor)
-        return [
-            own
-            for own, kind in zip(self._own_callbacks, kinds, strict=True)
-            if not any(isinstance(other, kind) for other in others)
-        ]
+        return [own for own in self._own_callbacks if not any(isinstance(other, type(own)) for other in others)]
+
+    def _default_callbacks(self) -> list[pl.Callback]:
+        stats = [name for name, part in {**self.parts, "fusion": self.fusion}.items() if part.norm == "stats"]
+        own = [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor(), ExactResume()]
+        return [*own, *([ReestimateStatistics(stats)] if stats else [])]
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all parameters in named groups, and the course of their rates."""
