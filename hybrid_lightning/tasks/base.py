@@ -23,7 +23,7 @@ from hybrid_lightning.gradients import (
     scale_gradients,
 )
 from hybrid_lightning.network.network import HybridNetwork, first_samples
-from hybrid_lightning.network.parts import all_defaults, check_number, parse_part, parse_parts
+from hybrid_lightning.network.parts import all_defaults, check_number, feeding_parts, parse_part, parse_parts
 from hybrid_lightning.phases import group_spans, refuse_impossible, training_at_start
 from hybrid_lightning.rates import GroupRates
 from hybrid_lightning.report import plan_table
@@ -203,7 +203,7 @@ class HybridTask(pl.LightningModule, ABC):
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Unfreezing, gradient norms, exact resume, statistics; a callback of the same type in the Trainer replaces it."""
+        """Unfreezing, gradient norms, exact resume; a callback of the same type in the Trainer takes its place."""
         self._own_callbacks = self._own_callbacks or self._default_callbacks()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
@@ -215,7 +215,8 @@ class HybridTask(pl.LightningModule, ABC):
         return [own for own in self._own_callbacks if not any(isinstance(other, type(own)) for other in others)]
 
     def _default_callbacks(self) -> list[pl.Callback]:
-        stats = [name for name, part in {**self.parts, "fusion": self.fusion}.items() if part.norm == "stats"]
+        fusion = {"fusion": self.fusion} if len(feeding_parts(self.parts)) > 1 else {}
+        stats = [name for name, part in {**self.parts, **fusion}.items() if part.norm == "stats"]
         own = [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor(), ExactResume()]
         return [*own, *([ReestimateStatistics(stats)] if stats else [])]
 
