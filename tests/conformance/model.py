@@ -32,11 +32,11 @@ adam = torch.optim.Adam
 adamw = torch.optim.AdamW
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818
     """A tool does not hold what a check asks for; the text is what was measured."""
 
 
-class NotApplicable(Exception):
+class NotApplicable(Exception):  # noqa: N818
     """A tool says before the first step that it does not do what a check needs; the text is its reason."""
 
 
@@ -123,7 +123,7 @@ def fit(runner: pl.Trainer, module: Module, data: Any = None, *others: Any, **op
             runner.fit(module, loader() if data is None else data, *others, weights_only=False, **options)
     except (MisconfigurationException, ConfigError) as error:
         if runner.global_step == 0:
-            raise NotApplicable(str(error).split(". ")[0]) from error
+            raise NotApplicable("refused before the first step") from error
         raise Violation(f"{type(error).__name__} at step {runner.global_step}") from error
     except (AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise Violation(f"{type(error).__name__} at step {runner.global_step}") from error

@@ -22,10 +22,10 @@ States = list[dict[str, Tensor]]
 
 
 @cache
-def states(tool: Tool, ranks: int, find_unused: bool) -> list[States]:
+def states(tool: Tool, ranks: int, strategy: str) -> list[States]:
     """Each rank's parameters after each epoch, from a fit in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "tests.conformance.worker", tool.name, str(ranks), str(find_unused), folder]
+        words = [sys.executable, "-m", "tests.conformance.worker", tool.name, str(ranks), strategy, folder]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with subprocess.Popen(
             words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -50,7 +50,7 @@ def apart(one: States, other: States) -> float:
 
 def agree(tool: Tool, folder: Path) -> str:
     """max − min over the ranks is 0, for each parameter after each epoch."""
-    spreads = [apart(*states(tool, 2, find_unused)) for find_unused in tool.find_unused]
+    spreads = [apart(*states(tool, 2, strategy)) for strategy in tool.strategies]
     if min(spreads) > 0:
         raise Violation(f"ranks apart by {min(spreads):.2g}")
     return "ranks apart by 0"
@@ -58,8 +58,8 @@ def agree(tool: Tool, folder: Path) -> str:
 
 def like_one(tool: Tool, folder: Path) -> str:
     """Two ranks end where one process does on the same global batches, within 1e-6."""
-    (single,) = states(tool, 1, False)
-    distances = [max(apart(single, r) for r in states(tool, 2, find_unused)) for find_unused in tool.find_unused]
+    (single,) = states(tool, 1, "auto")
+    distances = [max(apart(single, r) for r in states(tool, 2, strategy)) for strategy in tool.strategies]
     found = f"off by {min(distances):.2g}"
     if min(distances) > 1e-6:
         raise Violation(found)

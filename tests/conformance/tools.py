@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning, Mode
 
 import hybrid_lightning
 from hybrid_lightning import GradualUnfreezing, named_param_groups
-from tests.conformance.model import BACKBONE_RATE, EPOCHS, HEAD_RATE, Module, Schedule
+from tests.conformance.model import BACKBONE_RATE, HEAD_RATE, Module, Schedule
 
 RATIO = BACKBONE_RATE / HEAD_RATE
 
@@ -21,8 +21,8 @@ class Tool:
     """A way to train some parts of a model only from some epoch on."""
 
     name: str
-    find_unused: tuple[bool, ...] = (False, True)
-    """Settings of DDP's ``find_unused_parameters`` to try; the better one counts."""
+    strategies: tuple[str, ...] = ("ddp", "ddp_find_unused_parameters_true")
+    """Strategies to try for two ranks; the better one counts."""
 
     def installed(self) -> bool:
         return True
@@ -52,7 +52,7 @@ class Ours(Tool):
     """
 
     name = "hybrid_lightning"
-    find_unused = (False,)
+    strategies = ("ddp",)
 
     def version(self) -> str:
         return f"hybrid_lightning {hybrid_lightning.__version__}"
@@ -126,8 +126,9 @@ class Scheduler(Tool):
     Phase 0 is the head, each further phase what starts at one epoch. ``epoch_transitions_only``, because a schedule
     here knows epochs alone; ``restore_best=False``, because going back to an earlier checkpoint at an unfreezing is
     another run; ``frozen_bn_track_running_stats=False``, its option for statistics that stand still;
-    ``apply_lambdas_new_pgs``, its option for groups that follow a LambdaLR. Checkpoints come from its `FTSCheckpoint`,
-    and the optimizer gets the parameters that train, as its documentation shows.
+    ``apply_lambdas_new_pgs``, its option for groups that follow a LambdaLR. The last phase's ``max_transition_epoch``
+    is required, and small enough not to lengthen the fit. Checkpoints come from its `FTSCheckpoint`, and the optimizer
+    gets the parameters that train, as its documentation shows.
     """
 
     name = "finetuning-scheduler"
@@ -150,7 +151,7 @@ class Scheduler(Tool):
     def callbacks(self, schedule: Schedule, folder: Path) -> list[pl.Callback]:
         starts = sorted(set(schedule.values()))
         phases: dict[int, dict[str, Any]] = {0: {"params": ["head.*"], "max_transition_epoch": starts[0]}}
-        for depth, (start, end) in enumerate(zip(starts, [*starts[1:], EPOCHS], strict=True), 1):
+        for depth, (start, end) in enumerate(zip(starts, [*starts[1:], starts[-1] + 1], strict=True), 1):
             patterns = [f"{path}.*" for path, epoch in schedule.items() if epoch == start]
             phases[depth] = {"params": patterns, "max_transition_epoch": end, "lr": BACKBONE_RATE}
         options = {"epoch_transitions_only": True, "restore_best": False, "apply_lambdas_new_pgs": True}
@@ -166,7 +167,7 @@ class RateZero(Tool):
     """The common workaround: everything trains from the start, and the waiting parts' groups have rate 0."""
 
     name = "lr = 0"
-    find_unused = (False,)
+    strategies = ("ddp",)
 
     def groups(self, module: Module, schedule: Schedule, weight_decay: float) -> Iterable[Any]:
         waiting = [

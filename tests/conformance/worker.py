@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, DistributedSampler
 
 from tests.conformance.model import BATCH, STAGES, Module, loader, sgd, trainer
@@ -31,16 +30,14 @@ class Save(pl.Callback):
         torch.save(pl_module.state_dict(), self.folder / f"{trainer.global_rank}-{trainer.current_epoch}.pt")
 
 
-def main(name: str, ranks: int, find_unused: bool, folder: Path) -> None:
+def main(name: str, ranks: int, strategy: str, folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     (tool,) = (tool for tool in TOOLS if tool.name == name)
-    ddp = DDPStrategy(process_group_backend="gloo", find_unused_parameters=find_unused)
     options = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2, "use_distributed_sampler": False}
-    strategy = {"devices": ranks, "strategy": ddp if ranks > 1 else "auto"}
-    runner = trainer(tool, STAGES, folder, Save(folder), **strategy, **options)
+    runner = trainer(tool, STAGES, folder, Save(folder), devices=ranks, strategy=strategy, **options)
     runner.fit(Module(tool, STAGES, optimizer=sgd), Share())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True", Path(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
