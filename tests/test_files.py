@@ -16,11 +16,16 @@ def test_a_file_is_replaced_in_one_step(tmp_path):
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(ValueError, match="broken"), whole_file(path) as temporary:
-        temporary.write_text("ne")
-        raise ValueError("broken")
+    with pytest.raises(ValueError, match="broken"):
+        write_half(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def write_half(path):
+    with whole_file(path) as temporary:
+        temporary.write_text("ne")
+        raise ValueError("broken")
 
 
 def test_leftovers_are_removed_at_every_depth(tmp_path):
