@@ -4,7 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybrid_lightning.callbacks import GradientNormMonitor, GradualUnfreezing, LastCheckpoint
+    from hybrid_lightning.callbacks import (
+        ExactResume,
+        GradientNormMonitor,
+        GradualUnfreezing,
+        LastCheckpoint,
+        ReestimateStatistics,
+    )
     from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
     from hybrid_lightning.data import DigitsDataModule, InMemoryDataModule, PlaidDataModule
     from hybrid_lightning.durations import Duration, FitLength
@@ -23,6 +29,7 @@ _HOMES = {
     "ConfigError": "errors",
     "DigitsDataModule": "data",
     "Duration": "durations",
+    "ExactResume": "callbacks",
     "FitLength": "durations",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
@@ -34,6 +41,7 @@ _HOMES = {
     "LastCheckpoint": "callbacks",
     "Part": "network.parts",
     "PlaidDataModule": "data",
+    "ReestimateStatistics": "callbacks",
     "UnfreezingSchedule": "schedules",
     "named_param_groups": "param_groups",
     "register": "network.registry",
@@ -44,6 +52,7 @@ __all__ = [
     "ConfigError",
     "DigitsDataModule",
     "Duration",
+    "ExactResume",
     "FitLength",
     "GradientNormMonitor",
     "GradualUnfreezing",
@@ -55,6 +64,7 @@ __all__ = [
     "LastCheckpoint",
     "Part",
     "PlaidDataModule",
+    "ReestimateStatistics",
     "UnfreezingSchedule",
     "named_param_groups",
     "register",

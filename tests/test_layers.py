@@ -14,10 +14,13 @@ PLAIN_TORCH = {
     "durations",
     "files",
     "schedules",
+    "phases",
     "rates",
     "freezing",
+    "norms",
     "gradients",
     "param_groups",
+    "sampling",
     "weights",
     "configs",
 }

@@ -11,9 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hybrid_lightning.callbacks import GradientNormMonitor, GradualUnfreezing
+from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
-from hybrid_lightning.callbacks.unfreezing import refuse_late, starting_groups, unfreezing_steps
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.gradients import (
@@ -25,6 +24,7 @@ from hybrid_lightning.gradients import (
 )
 from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.network.parts import all_defaults, check_number, parse_part, parse_parts
+from hybrid_lightning.phases import group_spans, refuse_impossible, training_at_start
 from hybrid_lightning.rates import GroupRates
 from hybrid_lightning.report import plan_table
 from hybrid_lightning.schedules import UnfreezingSchedule
@@ -69,6 +69,8 @@ class HybridTask(pl.LightningModule, ABC):
         rates: ``{shape: ..., warm_up: ...}``: the course of the rates from each group's unfreezing on. Shapes: constant
             (default), linear, cosine, one_cycle, slanted_triangular; warm_up is a duration.
         scheduler: Instead of ``rates``, a torch scheduler as ``{class_path: ..., init_args: {...}, interval: epoch}``.
+        unfreezing: ``{restart_early_stopping: true}`` starts the patience of early stopping anew at each unfreezing;
+            ``{check_ranks: epochs}`` compares the ranks after each epoch, not only after the first step of each phase.
 
     Raises:
         ConfigError: If a fact is impossible.
@@ -85,6 +87,7 @@ class HybridTask(pl.LightningModule, ABC):
         optimizer: str | dict[str, Any] | None = None,
         rates: dict[str, Any] | None = None,
         scheduler: str | dict[str, Any] | None = None,
+        unfreezing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if rates and scheduler:
@@ -102,12 +105,16 @@ class HybridTask(pl.LightningModule, ABC):
         scheduler = named_class(scheduler, torch.optim.lr_scheduler)
         self.base_lr, self.weight_decay = lr, weight_decay
         self.optimizer_facts, self.rates, self.scheduler_facts = optimizer, rates or {}, scheduler
+        self.unfreezing = unfreezing or {}
+        for key in self.unfreezing:
+            if key not in ("restart_early_stopping", "check_ranks"):
+                raise unknown("model.unfreezing", "key", str(key), ("restart_early_stopping", "check_ranks"))
         self.network: HybridNetwork | None = None
         self.reads_weights = True
         """Whether the parts' weights are read when the Trainer builds the network; False if a checkpoint follows."""
         self.measured_norms: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.facts: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "optimizer": optimizer}
-        self.facts |= {"rates": rates, "scheduler": scheduler}
+        self.facts |= {"rates": rates, "scheduler": scheduler, "unfreezing": unfreezing}
         for name, part in {**self.parts, "fusion": self.fusion}.items():
             require_plain(part.plain(), f"model.parts.{name}")
         require_plain(self.facts, "model")
@@ -190,12 +197,14 @@ class HybridTask(pl.LightningModule, ABC):
         for callback in self._own_callbacks:
             if isinstance(callback, GradualUnfreezing):
                 callback.schedules = self.schedules()
+                callback.norm = {name: part.norm for name, part in self.built().facts.items() if part.norm}
+        self.built().compile_parts()
         if self.trainer.state.fn == "fit":
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Gradual unfreezing and gradient norms; a callback of the same type in the Trainer takes its place."""
-        self._own_callbacks = self._own_callbacks or [GradualUnfreezing({}), GradientNormMonitor()]
+        """Unfreezing, gradient norms, exact resume, statistics; a callback of the same type in the Trainer replaces it."""
+        self._own_callbacks = self._own_callbacks or self._default_callbacks()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
         for callback in stale:  # of another model that this Trainer trained before
@@ -203,12 +212,12 @@ class HybridTask(pl.LightningModule, ABC):
         for callback in self._own_callbacks:
             callback.made_by_task = True  # type: ignore[attr-defined]
         others = [c for c in callbacks if c not in self._own_callbacks]
-        kinds = (GradualUnfreezing, GradientNormMonitor)
-        return [
-            own
-            for own, kind in zip(self._own_callbacks, kinds, strict=True)
-            if not any(isinstance(other, kind) for other in others)
-        ]
+        return [own for own in self._own_callbacks if not any(isinstance(other, type(own)) for other in others)]
+
+    def _default_callbacks(self) -> list[pl.Callback]:
+        stats = [name for name, part in {**self.parts, "fusion": self.fusion}.items() if part.norm == "stats"]
+        own = [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor(), ExactResume()]
+        return [*own, *([ReestimateStatistics(stats)] if stats else [])]
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all parameters in named groups, and the course of their rates."""
@@ -331,9 +340,9 @@ class HybridTask(pl.LightningModule, ABC):
         """
         callbacks = [c for c in trainer.callbacks if isinstance(c, GradualUnfreezing)]  # type: ignore[attr-defined]
         schedules = callbacks[0].schedules if callbacks else self.schedules()
-        starting_groups(groups, schedules)
+        training_at_start(groups, schedules)
         if not getattr(trainer, "fast_dev_run", False):
-            refuse_late(unfreezing_steps(groups, schedules, length), length)
+            refuse_impossible(group_spans(groups, schedules, length), length)
         return plan_table(groups, schedules, {name: part.origin for name, part in self.built().facts.items()}, length)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
