@@ -4,7 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
+    from hybrid_lightning.callbacks import (
+        ExactResume,
+        GradientNormMonitor,
+        GradualUnfreezing,
+        LastCheckpoint,
+        ReestimateStatistics,
+    )
+    from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
     from hybrid_lightning.data import DigitsDataModule, InMemoryDataModule, PlaidDataModule
     from hybrid_lightning.durations import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "AtomicCheckpointIO": "checkpoint_io",
     "ConfigError": "errors",
     "DigitsDataModule": "data",
     "Duration": "durations",
@@ -30,6 +38,7 @@ _HOMES = {
     "HybridRegressor": "tasks",
     "HybridTask": "tasks",
     "InMemoryDataModule": "data",
+    "LastCheckpoint": "callbacks",
     "Part": "network.parts",
     "PlaidDataModule": "data",
     "ReestimateStatistics": "callbacks",
@@ -39,6 +48,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AtomicCheckpointIO",
     "ConfigError",
     "DigitsDataModule",
     "Duration",
@@ -51,6 +61,7 @@ __all__ = [
     "HybridRegressor",
     "HybridTask",
     "InMemoryDataModule",
+    "LastCheckpoint",
     "Part",
     "PlaidDataModule",
     "ReestimateStatistics",

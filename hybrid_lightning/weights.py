@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.files import whole_file
 
 
 def read_file(path: str | Path, where: str = "weights") -> dict[str, Any]:
@@ -84,10 +85,7 @@ def load_weights(module: nn.Module, source: str, where: str = "weights") -> None
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Writes tensors as safetensors; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
     # safetensors refuses tensors that share memory, such as tied ones
     own = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    temporary.write_bytes(save(own))
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(save(own))

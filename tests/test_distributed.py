@@ -72,4 +72,4 @@ def test_the_command_line_fits_and_tests_on_two_ranks(tmp_path: Path) -> None:
     assert done.stdout.count("results: runs/deep_cnn_gradual/version_0") == 1
     assert done.stdout.count("eval, then train") == 1
     files = {path.name for path in tmp_path.glob("runs/deep_cnn_gradual/*/**/*") if path.is_file()}
-    assert files == {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt"}
+    assert files == {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "finished.yaml"}

@@ -12,6 +12,7 @@ TOOL = "hybrid_lightning"
 PLAIN_TORCH = {
     "errors",
     "durations",
+    "files",
     "schedules",
     "phases",
     "rates",
@@ -25,7 +26,7 @@ PLAIN_TORCH = {
 }
 LAYERS = [
     PLAIN_TORCH | {"network"},
-    {"tasks", "data", "callbacks", "report"},
+    {"tasks", "data", "callbacks", "report", "checkpoint_io", "run_folder", "run_logger"},
     {"cli", "__main__", "export", "parser_errors"},
 ]
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file != ROOT / "__init__.py"]
