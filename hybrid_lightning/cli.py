@@ -23,7 +23,6 @@ from hybrid_lightning.configs import merged_arguments
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.export import export_part
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
-from hybrid_lightning.rates import GroupRates
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.checkpoints import read_checkpoint
 from hybrid_lightning.tasks.example import first_batch, number_of_batches
@@ -58,9 +57,7 @@ class HybridTrainer(pl.Trainer):
             batches = int(math.ceil(batches) * limit)
         length = length_of(self, batches)
         optimization = model.optimization()
-        scheduler = optimization["lr_scheduler"]["scheduler"]
-        if isinstance(scheduler, GroupRates):
-            scheduler.bind(length)
+        optimization["lr_scheduler"]["scheduler"].bind(length)
         print(model.plan(optimization["optimizer"].param_groups, self, length))
 
 
