@@ -68,8 +68,8 @@ class HybridTask(pl.LightningModule, ABC):
         optimizer: A class of `torch.optim`, by name or as ``{class_path: ..., init_args: {...}}``; null is AdamW.
         rates: ``{shape: ..., warm_up: ...}``: the course of the rates from each group's unfreezing on. Shapes: constant
             (default), linear, cosine, one_cycle, slanted_triangular; warm_up is a duration.
-        scheduler: Instead of ``rates``, a torch scheduler as ``{class_path: ..., init_args: {...}, interval: epoch}``. It
-            runs at the base rate and every group takes its share; with ``warm_up`` (a duration) from its unfreezing on.
+        scheduler: Instead of ``rates``, a torch scheduler as ``{class_path: ..., init_args: {...}, interval: epoch}``.
+            It runs at the base rate, every group takes its share; ``warm_up`` (a duration) counts from its unfreezing.
 
     Raises:
         ConfigError: If a fact is impossible.
