@@ -1,8 +1,7 @@
 """Frozen means frozen: no gradient, no update, no moving statistics, no dropout."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 
-import torch
 from torch import nn
 
 
@@ -17,30 +16,47 @@ def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
             parameter.grad = None
 
 
-def module_modes(root: nn.Module, governed: Collection[torch.Tensor]) -> dict[nn.Module, bool]:
+NORM_MODES = ("eval", "stats", "train")
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module keeps running statistics: batch and instance normalisation, in any number of dimensions."""
+    return getattr(module, "running_mean", None) is not None
+
+
+def module_modes(
+    root: nn.Module, parts: Mapping[nn.Parameter, str], norm: Mapping[str, str] | None = None
+) -> dict[nn.Module, bool]:
     """Which modules have to be in train mode (True) or in eval mode (False) while `root` trains.
 
-    A module trains if one of its governed parameters does. A module without governed parameters (dropout, a
-    normalisation with ``affine=False``) follows its nearest ancestor that has some, except `root` itself. Modules that
-    follow nobody are left out and keep their mode.
+    A module trains if one of its parameters does. A module without parameters of its own (dropout, a normalisation with
+    ``affine=False``) follows its nearest ancestor that has some, except `root` itself. Modules that follow nobody are
+    left out and keep their mode.
 
     Args:
         root: The module whose descendants are judged.
-        governed: Parameters whose ``requires_grad`` decides.
+        parts: Parameter → name of its part; only these parameters' ``requires_grad`` decides.
+        norm: Part → mode of its normalisations with running statistics, whether the part trains or not: ``eval`` uses
+            and keeps the stored statistics, ``train`` those of the batch. ``stats`` makes no difference here.
     """
-    governed_ids = {id(parameter) for parameter in governed}
+    by_id = {id(parameter): part for parameter, part in parts.items()}
     modes: dict[nn.Module, bool] = {}
 
-    def visit(module: nn.Module, inherited: bool | None) -> None:
-        own = [parameter.requires_grad for parameter in module.parameters() if id(parameter) in governed_ids]
-        mode = any(own) if own else inherited
-        if mode is not None:
-            modes[module] = modes.get(module, False) or mode
+    def visit(module: nn.Module, trains: bool | None, part: str | None) -> None:
+        own = [parameter for parameter in module.parameters() if id(parameter) in by_id]
+        if own:
+            trains, owners = any(p.requires_grad for p in own), {by_id[id(p)] for p in own}
+            part = owners.pop() if len(owners) == 1 else None
+        forced = (norm or {}).get(part or "") if has_statistics(module) else None
+        if forced in ("eval", "train"):
+            modes[module] = forced == "train"
+        elif trains is not None:
+            modes[module] = modes.get(module, False) or trains
         for child in module.children():
-            visit(child, mode)
+            visit(child, trains, part)
 
     for child in root.children():
-        visit(child, None)
+        visit(child, None, None)
     return modes
 
 

@@ -109,7 +109,8 @@ def named_param_groups(
         lr: Base rate. A group's rate is ``lr × lr_scale × layer_decay ** (stages above it)``.
         weight_decay: Decay of parameters with two or more dimensions.
         rates: Part name → `PartRates` or its fields as a dict.
-        stages: Part name → stages from input to output: stage name → patterns, or a list of patterns.
+        stages: Part name → stages from input to output: stage name → patterns, or a list of patterns, which name the
+            stages by what follows the part's own pattern.
         fixed: Parameter names that never train, such as constant position tables; they get groups of their own.
 
     Returns:
@@ -135,7 +136,7 @@ def named_param_groups(
     for part, names in partition(parameters, parts, tied=tied).items():
         fact = (rates or {}).get(part, PartRates())
         fact = fact if isinstance(fact, PartRates) else _part_rates(part, fact)
-        by_stage = _stages_of(part, names, (stages or {}).get(part), tied)
+        by_stage = _stages_of(part, names, (stages or {}).get(part), parts[part], tied)
         for index, (stage, stage_names) in enumerate(by_stage.items()):
             factor = fact.lr_scale * fact.layer_decay ** (len(by_stage) - 1 - index)
             decay = weight_decay if fact.weight_decay is None else fact.weight_decay
@@ -158,12 +159,17 @@ def _part_rates(part: str, given: Mapping[str, Any]) -> PartRates:
 
 
 def _stages_of(
-    part: str, names: list[str], stages: Mapping[str, Patterns] | Sequence[str] | None, tied: Collection[str]
+    part: str,
+    names: list[str],
+    stages: Mapping[str, Patterns] | Sequence[str] | None,
+    patterns: Patterns,
+    tied: Collection[str],
 ) -> dict[str, list[str]]:
     if stages is None:
         return {part: names}
     if not isinstance(stages, Mapping):
-        stages = {pattern: pattern for pattern in stages}
+        prefix = f"{patterns}." if isinstance(patterns, str) else ""
+        stages = {pattern.removeprefix(prefix): pattern for pattern in stages}
     return partition(names, stages, where=f"parts.{part}.stages", tied=tied)
 
 

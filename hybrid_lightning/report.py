@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hybrid_lightning.callbacks.unfreezing import ALWAYS, stages_above, unfreezing_steps
 from hybrid_lightning.durations import FitLength
-from hybrid_lightning.schedules import UnfreezingSchedule
+from hybrid_lightning.phases import ALWAYS, group_spans, stage_name, stages_by_part
+from hybrid_lightning.schedules import Span, UnfreezingSchedule
 
 COLUMNS = ("part", "origin", "stage", "parameters", "lr", "weight decay", "unfreezes at", "mode")
 _RIGHT_ALIGNED = ("parameters", "lr")
@@ -25,32 +25,39 @@ def plan_rows(
         origins: Part → ``pretrained`` or ``untrained``.
         length: Turns durations into steps.
     """
-    steps = unfreezing_steps(groups, schedules, length)
-    above = stages_above(groups)
+    spans = group_spans(groups, schedules, length)
+    stages = stages_by_part(groups)
     by_stage: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for group in groups:
         by_stage.setdefault((group["part"], group["stage"]), []).append(group)
     rows = []
     for (part, _), of_stage in by_stage.items():
         first = next((group for group in of_stage if not group["fixed"]), of_stage[0])
+        span = spans[first["name"]]
         schedule = schedules.get(part, ALWAYS)
-        step = steps[first["name"]]
-        moment = "start" if step == 0 else schedule.describe(above[first["name"]])
-        if first["fixed"]:
-            moment = "never (arrived frozen)"
+        moment = "never (arrived frozen)" if first["fixed"] else schedule.describe(stages[part], stage_name(first))
+        steps = [str(step) for step in span if step]
         rows.append(
             {
                 "part": part,
                 "origin": origins.get(part, "untrained"),
-                "stage": first["name"].removeprefix(part).split("/")[0].removeprefix(".") or "all",
+                "stage": stage_name(first),
                 "parameters": f"{sum(p.numel() for group in of_stage for p in group['params']):,}",
                 "lr": f"{first.get('initial_lr', first['lr']):.3g}",
                 "weight decay": ", ".join(dict.fromkeys(f"{group['weight_decay']:g}" for group in of_stage)),
-                "unfreezes at": moment if not step else f"{moment} (step {step})",
-                "mode": "train" if step == 0 else "eval" if step is None else "eval, then train",
+                "unfreezes at": f"{moment} (step {' to '.join(steps)})" if steps else moment,
+                "mode": _mode(span, moment),
             }
         )
     return rows
+
+
+def _mode(span: Span, moment: str) -> str:
+    """The modes of a stage in their order; one that waits for a metric may train some day."""
+    modes = [] if span.start == 0 else ["eval"]
+    if span.start is not None or not moment.startswith("never"):
+        modes.append("train")
+    return ", then ".join([*modes, "eval"] if span.stop is not None and "train" in modes else modes)
 
 
 def plan_table(

@@ -22,7 +22,7 @@ class Model(nn.Module):
 def freeze_body(model: Model) -> None:
     set_trainable(model.body.parameters(), False)
     model.train()
-    apply_modes(module_modes(model, set(model.parameters())))
+    apply_modes(module_modes(model, dict.fromkeys(model.parameters(), "any")))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_modules_without_parameters_follow_their_nearest_ancestor_that_has_some(
 
 def test_a_module_that_follows_nobody_keeps_its_mode():
     model = Model().eval()
-    apply_modes(module_modes(model, set(model.parameters())))
+    apply_modes(module_modes(model, dict.fromkeys(model.parameters(), "any")))
     assert not model.metric.training
     assert model.body[3].training
 
@@ -79,14 +79,14 @@ def test_a_module_that_follows_nobody_keeps_its_mode():
 def test_only_governed_parameters_decide():
     model = Model()
     set_trainable(model.body.parameters(), False)
-    assert model.head not in module_modes(model, set(model.body.parameters()))
+    assert model.head not in module_modes(model, dict.fromkeys(model.body.parameters(), "any"))
 
 
 def test_a_partly_unfrozen_part_trains_where_it_is_unfrozen():
     model = Model()
     set_trainable(model.body.parameters(), False)
     set_trainable(model.body[4].parameters(), True)
-    modes = module_modes(model, set(model.parameters()))
+    modes = module_modes(model, dict.fromkeys(model.parameters(), "any"))
     assert modes[model.body]
     assert modes[model.body[4]]
     assert not modes[model.body[1]]
@@ -98,7 +98,7 @@ def test_a_module_in_two_places_trains_if_one_of_them_does(frozen):
     model.body.append(shared)
     model.head.append(shared)
     set_trainable(model.get_submodule(frozen).parameters(), False)
-    assert module_modes(model, set(model.parameters()))[shared]
+    assert module_modes(model, dict.fromkeys(model.parameters(), "any"))[shared]
 
 
 def test_modes_are_set_without_their_children():
@@ -106,3 +106,37 @@ def test_modes_are_set_without_their_children():
     apply_modes({block: False})
     assert not block.training
     assert block[0].training
+
+
+class Norms(nn.Module):
+    """Normalisations of every kind with statistics, between layers of two parts."""
+
+    def __init__(self):
+        super().__init__()
+        kinds = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm]
+        plain = [nn.BatchNorm1d(2, affine=False), nn.InstanceNorm1d(2, track_running_stats=True)]
+        self.old = nn.Sequential(nn.Linear(2, 2), *(kind(2) for kind in kinds), *plain, nn.Dropout(), nn.LayerNorm(2))
+        self.new = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+
+
+@pytest.mark.parametrize(
+    ("norm", "frozen", "trains"),
+    [
+        (None, True, False),
+        (None, False, True),
+        ("eval", True, False),
+        ("eval", False, False),
+        ("stats", True, False),
+        ("stats", False, True),
+        ("train", True, True),
+        ("train", False, True),
+    ],
+)
+def test_normalisations_with_statistics_have_the_mode_that_their_part_is_given(norm, frozen, trains):
+    model = Norms()
+    set_trainable(model.old.parameters(), not frozen)
+    parts = {**dict.fromkeys(model.old.parameters(), "old"), **dict.fromkeys(model.new.parameters(), "new")}
+    modes = module_modes(model, parts, {"old": norm} if norm else {})
+    assert [modes[module] for module in model.old[1:7]] == [trains] * 6
+    assert [modes[module] for module in model.old[7:]] == [not frozen] * 2, "dropout and LayerNorm follow the part"
+    assert modes[model.new[1]]

@@ -13,6 +13,7 @@ PLAIN_TORCH = {
     "errors",
     "durations",
     "schedules",
+    "phases",
     "rates",
     "freezing",
     "gradients",

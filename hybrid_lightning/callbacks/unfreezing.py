@@ -1,49 +1,126 @@
 """Gradual unfreezing: applies the unfreezing schedules to the optimizer's named groups."""
 
-import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step, named_groups
+from hybrid_lightning.callbacks.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.freezing import apply_modes, module_modes, set_trainable
-from hybrid_lightning.schedules import UnfreezingSchedule
+from hybrid_lightning.freezing import NORM_MODES, apply_modes, module_modes, set_trainable
+from hybrid_lightning.phases import (
+    group_spans,
+    label,
+    refuse_impossible,
+    trainable_shares,
+    training_at_start,
+    waiting_for,
+)
+from hybrid_lightning.schedules import Plateau, Span, UnfreezingSchedule
 
 Group = dict[str, Any]
 
 
 class GradualUnfreezing(pl.Callback):
-    """Trains each part from its own moment on; until then the part is frozen.
+    """Trains each part from its own moment on; until then, and after it is frozen again, the part is frozen.
 
     Frozen means: no gradient, no update, no weight decay, normalisation and dropout in eval mode. What trains is a
-    function of the schedule and the step alone, so a resumed run trains what an uninterrupted one would. Works in any
-    LightningModule whose one optimizer has groups from `named_param_groups`.
+    function of the schedule, the step and the moments that metrics have decided; the latter are in the checkpoint. So a
+    resumed run trains what an uninterrupted one would. Works in any LightningModule whose one optimizer has groups from
+    `named_param_groups`.
+
+    Metrics are waited for after each validation (not the sanity check), on the mean over all ranks. On several ranks
+    the parameters are compared bit by bit after the first step of each phase.
 
     Logged on each log step: ``trainable/<part>``, the share of the part's parameters that train, 0 to 1.
 
     Args:
-        unfreeze: Part → ``always``, ``never``, a duration (``3 epochs``, ``500 steps``, ``10%`` of the fit), or
-            ``{start: 10%, every: 1 epochs}``, which unfreezes the stages one by one from the output to the input. Parts
-            that are not named stay as they arrive: trainable, unless you froze them.
+        unfreeze: Part → schedule. Parts that are not named stay as they arrive: trainable, unless you froze them.
+
+            - ``always``, ``never``, or a duration: ``3 epochs``, ``500 steps``, ``10%`` of the fit;
+            - ``{plateau: val/loss, patience: 2 validations}``: when the metric is no better for so long; ``mode`` (min
+              or max) follows from well-known names, ``min_delta`` is 0;
+            - ``{start: 10%, every: 1 epochs}``: the stages one by one from the output to the input; ``start`` and
+              ``every`` may be plateaus;
+            - beside these, ``freeze: 80%`` freezes again, ``freeze: {start: 50%, every: 1 epochs}`` stage by stage from
+              the input to the output; ``restore_best: val/loss`` goes back to the weights with the best value so far
+              before each unfreezing of the part (``true`` takes the plateau's metric);
+            - ``{stages: {layer4: 10%, "*": never}}``: each stage by its name.
+        norm: Part → mode of its normalisations with running statistics: ``eval`` uses the stored statistics also once
+            the part trains; ``train`` uses those of the batch also while it is frozen; ``stats`` makes no difference
+            here, see `ReestimateStatistics`. A part that is not named uses the stored ones while it is frozen.
+        restart_early_stopping: Whether the patience of `EarlyStopping` starts anew at each unfreezing.
+        check_ranks: When ranks are compared: after the first step of each phase (``phases``), or after each epoch as
+            well (``epochs``).
 
     Raises:
         ConfigError: On a value that is none of these; at the start of a fit, on an unknown part, on an unfreezing after
-            the end of the fit, or if nothing trains at step 0.
+            the end of the fit, or if nothing trains at some step.
     """
 
-    def __init__(self, unfreeze: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        unfreeze: dict[str, Any],
+        norm: dict[str, str] | None = None,
+        restart_early_stopping: bool = False,
+        check_ranks: str = "phases",
+    ) -> None:
         super().__init__()
         self.schedules = {part: UnfreezingSchedule.parse(value, f"unfreeze.{part}") for part, value in unfreeze.items()}
-        self.moments: dict[str, int | None] = {}
+        self.norm = norm or {}
+        for part, mode in self.norm.items():
+            if mode not in NORM_MODES:
+                raise unknown(f"norm.{part}", "mode", str(mode), NORM_MODES)
+        if check_ranks not in ("phases", "epochs"):
+            raise unknown("unfreezing.check_ranks", "value", str(check_ranks), ("phases", "epochs"))
+        self.restart_early_stopping, self.check_ranks = restart_early_stopping, check_ranks
+        self._forget()
+
+    def _forget(self) -> None:
+        self.recorded: dict[str, int] = {}
+        """Part and stage → step that a plateau decided."""
+        self.spans: dict[str, Span] = {}
+        """Group → steps between which it trains."""
+        self._watches: dict[str, dict[str, float]] = {}
+        self._best: dict[str, dict[str, Any]] = {}
+        self._training: list[str] | None = None
+        self._length: FitLength | None = None
         self._next: float = 0
         self._modes: dict[nn.Module, bool] = {}
         self._shares: dict[str, float] = {}
+        self._batch_step = 0
+        self._uncompared = False
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """What metrics decided and what is needed to decide on; and the names of the groups that train."""
+        return {
+            "recorded": self.recorded,
+            "watches": self._watches,
+            "best": self._best,
+            "training": self._training or [],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the decisions of an earlier run."""
+        self.recorded = dict(state_dict.get("recorded", {}))
+        self._watches = {stage: dict(watch) for stage, watch in state_dict.get("watches", {}).items()}
+        self._best = dict(state_dict.get("best", {}))
+        self._training = list(state_dict["training"]) if state_dict.get("training") else None
+
+    # What trains
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """A fit starts without the memory of an earlier one; a checkpoint is read after this."""
+        if stage == "fit":
+            self._forget()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freezes before the first batch, and before the optimizer's state is restored."""
@@ -51,27 +128,31 @@ class GradualUnfreezing(pl.Callback):
         for group in groups:
             if group["part"] not in self.schedules and not any(p.requires_grad for p in group["params"]):
                 group["fixed"], group["unfrozen_at"] = True, None  # frozen by somebody else, who did not name it here
-        at_start = starting_groups(groups, self.schedules)
-        if any(not trains for trains in at_start.values()):
+        at_start = training_at_start(groups, self.schedules)
+        if len(at_start) < sum(not group["fixed"] for group in groups):
             refuse_other_strategies(trainer)
-        self.moments = {name: 0 if trains else None for name, trains in at_start.items()}
+        saved = self._training
+        training = set(at_start if saved is None else saved)
+        self.spans = {g["name"]: Span(0 if g["name"] in training else None) for g in groups}
         self._apply(trainer, pl_module, step=0)
         # Lightning warns of modules in eval here; each batch start puts every module into its own mode
         apply_modes(dict.fromkeys(self._modes, True))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Turns durations into steps, now that the length of the fit is known and a checkpoint is restored."""
-        groups = named_groups(trainer, type(self).__name__)
-        length = fit_length(trainer)
-        self.moments = unfreezing_steps(groups, self.schedules, length)
+        self._length = fit_length(trainer)
+        self._refuse_without_validation(trainer)
+        self._find_spans(trainer)
         if not getattr(trainer, "fast_dev_run", False):
-            refuse_late(self.moments, length)
+            refuse_impossible(self.spans, self._length)
         self._apply(trainer, pl_module, trainer.global_step)
+        self._uncompared = True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Unfreezes what is due; restores the modes, which a validation loop may have changed."""
+        """Unfreezes and freezes what is due; restores the modes, which a validation loop may have changed."""
+        self._batch_step = trainer.global_step
         if trainer.global_step >= self._next:
             self._apply(trainer, pl_module, trainer.global_step)
         apply_modes(self._modes)
@@ -80,6 +161,24 @@ class GradualUnfreezing(pl.Callback):
         """Logs what trains."""
         if is_log_step(trainer):
             pl_module.log_dict({f"trainable/{part}": share for part, share in self._shares.items()})
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Compares the ranks after the first step of a phase."""
+        if self._uncompared and trainer.global_step > self._batch_step:
+            self._uncompared = False
+            refuse_different_ranks(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compares the ranks, if that is wanted after each epoch."""
+        if self.check_ranks == "epochs":
+            refuse_different_ranks(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Names the stages that never trained, because their metric never stopped getting better."""
+        for stage, plateau in self._waiting(trainer, trainer.global_step).items():
+            rank_zero_info(f"{stage} has not been unfrozen: it waited for {plateau}.")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """After a fit nothing stays frozen: the flags were this fit's, and the next user of a module sets its own."""
@@ -91,115 +190,129 @@ class GradualUnfreezing(pl.Callback):
         self._release(trainer)
 
     def _release(self, trainer: pl.Trainer) -> None:
-        if self.moments and len(trainer.optimizers) == 1:
+        if self.spans and len(trainer.optimizers) == 1:
             for group in trainer.optimizers[0].param_groups:
                 if not group.get("fixed", True):
                     set_trainable(group["params"], True)
-        self.moments, self._modes = {}, {}
+        self.spans, self._modes = {}, {}
+
+    def _find_spans(self, trainer: pl.Trainer) -> None:
+        groups = named_groups(trainer, type(self).__name__)
+        assert self._length is not None
+        self.spans = group_spans(groups, self.schedules, self._length, self.recorded)
+        self._next = 0
 
     def _apply(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Brings flags, records and modes to what the schedule says for `step`; does nothing the second time."""
-        groups = [group for group in named_groups(trainer, type(self).__name__) if not group["fixed"]]
-        changed = False
-        for group in groups:
-            moment = self.moments[group["name"]]
-            trains = moment is not None and step >= moment
-            if not trains:
-                group["unfrozen_at"] = None
-            elif group["unfrozen_at"] is None:
-                group["unfrozen_at"] = step
-            if any(parameter.requires_grad is not trains for parameter in group["params"]):
-                set_trainable(group["params"], trains)
-                changed = True
+        everything = named_groups(trainer, type(self).__name__)
+        groups = [group for group in everything if not group["fixed"]]
+        trains = {group["name"]: self.spans[group["name"]].trains(step) for group in groups}
+        begun = [group for group in groups if trains[group["name"]] and group["unfrozen_at"] is None]
+        if begun and step:
+            self._before_unfreezing(trainer, pl_module, begun)
+        self._record(groups, trains, step)
+        changed = [g for g in groups if any(p.requires_grad is not trains[g["name"]] for p in g["params"])]
+        for group in changed:
+            set_trainable(group["params"], trains[group["name"]])
         if changed:
             rewrap(trainer)
-        self._next = min((m for m in self.moments.values() if m is not None and m > step), default=float("inf"))
-        self._modes = module_modes(pl_module, {p for group in groups for p in group["params"]})
+            self._uncompared = True
+        self._training = [name for name, training in trains.items() if training]
+        self._modes = module_modes(pl_module, {p: g["part"] for g in everything for p in g["params"]}, self.norm)
         self._shares = trainable_shares(groups)
+        moments = {moment for span in self.spans.values() for moment in span if moment is not None}
+        self._next = min((moment for moment in moments if moment > step), default=float("inf"))
+
+    def _record(self, groups: Sequence[Group], trains: Mapping[str, bool], step: int) -> None:
+        """Writes into each group since when it trains; a group that is frozen again keeps it."""
+        for group in groups:
+            start = self.spans[group["name"]].start
+            if start is None or step < start:
+                group["unfrozen_at"] = None
+            elif trains[group["name"]] and group["unfrozen_at"] is None:
+                group["unfrozen_at"] = step
+
+    # Metrics
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Decides whether a metric has stopped getting better; the same on all ranks."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self._length is None:
+            return
+        self._keep_best(trainer, pl_module)
+        # in the middle of an accumulation the next step has begun already
+        step = trainer.global_step + (self._batch_step == trainer.global_step)
+        for stage, plateau in self._waiting(trainer, trainer.global_step).items():
+            value = reduced_metric(trainer, plateau.metric)
+            watch = self._watches.setdefault(stage, {"best": plateau.worst, "validations": 0})
+            if plateau.is_better(value, watch["best"]):
+                watch.update(best=value, validations=0)
+            else:
+                watch["validations"] += 1
+            if watch["validations"] >= plateau.patience:
+                self.recorded[stage] = step
+                rank_zero_info(f"{plateau} (best: {watch['best']:.6g}): {stage} trains from step {step} on.")
+        self._find_spans(trainer)
+
+    def _waiting(self, trainer: pl.Trainer, step: int) -> dict[str, Plateau]:
+        groups = named_groups(trainer, type(self).__name__)
+        assert self._length is not None
+        return waiting_for(groups, self.schedules, self._length, self.recorded, step)
+
+    def _restoring(self) -> dict[str, Plateau]:
+        """Part → metric whose best weights are restored before an unfreezing of the part."""
+        return {part: best for part, s in self.schedules.items() if (best := s.restore_best) is not None}
+
+    def _keep_best(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        groups = named_groups(trainer, type(self).__name__)
+        frozen = {g["part"] for g in groups if not g["fixed"] and g["unfrozen_at"] is None}
+        wanted = {best.metric: best for part, best in self._restoring().items() if part in frozen}
+        self._best = {metric: kept for metric, kept in self._best.items() if metric in wanted}
+        for metric, best in wanted.items():
+            value = reduced_metric(trainer, metric)
+            if best.is_better(value, self._best.get(metric, {"value": best.worst})["value"]):
+                weights = {n: t.detach().cpu().clone() for n, t in pl_module.state_dict().items()}
+                self._best[metric] = {"value": value, "weights": weights}
+
+    def _before_unfreezing(self, trainer: pl.Trainer, pl_module: pl.LightningModule, begun: Sequence[Group]) -> None:
+        restoring = self._restoring()
+        for metric in {restoring[g["part"]].metric for g in begun if g["part"] in restoring} & self._best.keys():
+            restore(pl_module, self._best[metric]["weights"])
+            rank_zero_info(f"before {listing(dict.fromkeys(map(label, begun)))}: the weights with the best {metric}.")
+        if self.restart_early_stopping:
+            for callback in trainer.early_stopping_callbacks:
+                if isinstance(callback, EarlyStopping):
+                    callback.wait_count = 0
+
+    def _refuse_without_validation(self, trainer: pl.Trainer) -> None:
+        watched = [
+            part
+            for part, schedule in self.schedules.items()
+            for own in [schedule, *(of_stage for _, of_stage in schedule.stages)]
+            if isinstance(own.start, Plateau) or isinstance(own.every, Plateau) or own.restore_best
+        ]
+        if watched and not (trainer.enable_validation and any(trainer.num_val_batches)):
+            raise ConfigError(
+                f"unfreeze: {listing(dict.fromkeys(watched))} would wait for a metric, but nothing is validated. "
+                f"Give validation data, or write a duration."
+            )
 
 
-def stages_above(groups: list[Group]) -> dict[str, int]:
-    """Group name → number of stages of its part between it and the output."""
-    last: dict[str, int] = {}
-    for group in groups:
-        last[group["part"]] = max(last.get(group["part"], 0), group["stage"])
-    return {group["name"]: last[group["part"]] - group["stage"] for group in groups}
-
-
-ALWAYS = UnfreezingSchedule.parse("always")
-
-
-def starting_groups(groups: list[Group], schedules: Mapping[str, UnfreezingSchedule]) -> dict[str, bool]:
-    """Group name → whether it trains from step 0, for the groups that ever may.
+def reduced_metric(trainer: pl.Trainer, name: str) -> float:
+    """The last value of a logged metric: the mean over all ranks, the same number on each.
 
     Raises:
-        ConfigError: If a schedule names an unknown part, or nothing trains.
+        ConfigError: If no such metric has been logged.
     """
-    parts = list(dict.fromkeys(group["part"] for group in groups))
-    for part in schedules:
-        if part not in parts:
-            raise unknown("unfreeze", "part", part, parts)
-    above = stages_above(groups)
-    free = [group for group in groups if not group["fixed"]]
-    at_start = {g["name"]: schedules.get(g["part"], ALWAYS).trains_at_start(above[g["name"]]) for g in free}
-    if not any(at_start.values()):
-        raise ConfigError(
-            f"unfreeze: everything is frozen at step 0, so nothing can be learned. "
-            f"Set 'unfreeze: always' for at least one of: {listing(parts)}."
-        )
-    return at_start
+    metrics = trainer.callback_metrics
+    if name not in metrics:
+        raise unknown("unfreeze", "metric", name, sorted(metrics))
+    value = metrics[name].detach().to(trainer.strategy.root_device)
+    return float(trainer.strategy.broadcast(trainer.strategy.reduce(value, reduce_op="mean")))
 
 
-def unfreezing_steps(
-    groups: list[Group], schedules: Mapping[str, UnfreezingSchedule], length: FitLength
-) -> dict[str, int | None]:
-    """Group name → step from which it trains (None: never), a function of its arguments alone."""
-    above = stages_above(groups)
-    return {
-        group["name"]: None
-        if group["fixed"]
-        else schedules.get(group["part"], ALWAYS).step(above[group["name"]], length, f"unfreeze.{group['part']}")
-        for group in groups
-    }
-
-
-def trainable_shares(groups: list[Group]) -> dict[str, float]:
-    """Part → share of its parameters that train."""
-    totals: dict[str, list[int]] = {}
-    for group in groups:
-        counts = totals.setdefault(group["part"], [0, 0])
-        for parameter in group["params"]:
-            counts[0] += parameter.numel() * parameter.requires_grad
-            counts[1] += parameter.numel()
-    return {part: trains / total for part, (trains, total) in totals.items()}
-
-
-def rewrap(trainer: pl.Trainer) -> None:
-    """Rebuilds DistributedDataParallel, whose reducer knows only what was trainable when it was made."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
-        strategy.model = strategy.lightning_module
-        gc.collect()  # the old wrapper's hooks have to be gone before the new ones are set
-        strategy.configure_ddp()
-
-
-def refuse_other_strategies(trainer: pl.Trainer) -> None:
-    """Raises `ConfigError` under a strategy for which unfreezing is not known to be exact."""
-    if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):  # not DeepSpeed, which derives from DDP
-        raise ConfigError(
-            f"trainer.strategy: unfreezing under {type(trainer.strategy).__name__} would not be exact and is refused. "
-            f"Use 'auto' or 'ddp', or set 'unfreeze: always' for every part."
-        )
-
-
-def refuse_late(moments: Mapping[str, int | None], length: FitLength) -> None:
-    """Raises `ConfigError` if a group would start to train after the end of the fit."""
-    total = length.total_steps
-    if total is None:
-        return
-    late = [f"{name} at step {step}" for name, step in moments.items() if step is not None and step >= total]
-    if late:
-        raise ConfigError(
-            f"unfreeze: the fit ends after {total} steps, before these would train: {listing(late, 6)}. "
-            f"Unfreeze earlier, train longer, or write 'never'."
-        )
+def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies weights into a module, in place, so that optimizers and wrappers keep their parameters."""
+    own = module.state_dict()
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)

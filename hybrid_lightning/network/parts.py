@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.durations import Duration
 from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.freezing import NORM_MODES
 from hybrid_lightning.param_groups import PartRates
 from hybrid_lightning.schedules import UnfreezingSchedule
 
@@ -38,7 +38,12 @@ class Part:
         layer_decay: Factor on the rate for each stage towards the input.
         weight_decay: Weight decay of parameters with two or more dimensions.
         decay_all: Whether biases and 1-d parameters decay too.
-        unfreeze: ``always``, ``never``, a duration, or ``{start: 10%, every: 1 epochs}`` (top-down by stage).
+        unfreeze: ``always``, ``never``, a duration, ``{start: 10%, every: 1 epochs}`` (top-down by stage), a plateau
+            such as ``{plateau: val/loss, patience: 2 validations}``, and more, see `GradualUnfreezing`.
+        norm: Normalisations with running statistics: ``eval`` uses the stored statistics also once the part trains;
+            ``stats`` re-estimates them from training data before each validation; ``train`` uses those of the batch
+            also while the part is frozen. None uses the stored ones while it is frozen, those of the batch later.
+        compile: Whether the part is compiled with ``torch.compile``, or its options as a dict.
     """
 
     module: Any
@@ -52,6 +57,8 @@ class Part:
     weight_decay: float | None = None
     decay_all: bool | None = None
     unfreeze: Any = None
+    norm: str | None = None
+    compile: Any = False
 
     @property
     def origin(self) -> str:
@@ -78,6 +85,7 @@ class OriginDefaults:
     weight_decay: float | None = None
     decay_all: bool = False
     unfreeze: Any = "always"
+    norm: str | None = None
 
 
 DEFAULTS = {"pretrained": OriginDefaults(lr_scale=0.1, unfreeze="10%"), "untrained": OriginDefaults()}
@@ -148,10 +156,11 @@ def _check_values(part: Part, where: str) -> None:
         raise ConfigError(f"{where}.input: {part.input!r} is neither a key, nor a part, nor a list of keys.")
     if not (part.stages is None or _is_list_of_names(part.stages)):
         raise ConfigError(f"{where}.stages: {part.stages!r} is not a list of patterns such as [stem, layer1, layer2].")
-    schedule = UnfreezingSchedule.parse(part.unfreeze, f"{where}.unfreeze")
-    for duration in (schedule.start, schedule.every):
-        if isinstance(duration, Duration) and duration.unit == "validations":
-            raise ConfigError(f"{where}.unfreeze: '{duration}': unfreezing counts epochs, steps or % of the fit.")
+    if part.norm is not None and part.norm not in NORM_MODES:
+        raise unknown(f"{where}.norm", "mode", str(part.norm), NORM_MODES)
+    if not isinstance(part.compile, bool | Mapping):
+        raise ConfigError(f"{where}.compile: {part.compile!r} is neither true, nor false, nor options as a dict.")
+    UnfreezingSchedule.parse(part.unfreeze, f"{where}.unfreeze")
 
 
 def _is_list_of_names(value: Any) -> bool:

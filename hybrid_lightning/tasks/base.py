@@ -13,7 +13,6 @@ from torch.distributed.tensor import DTensor
 
 from hybrid_lightning.callbacks import GradientNormMonitor, GradualUnfreezing
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
-from hybrid_lightning.callbacks.unfreezing import refuse_late, starting_groups, unfreezing_steps
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.gradients import (
@@ -25,6 +24,7 @@ from hybrid_lightning.gradients import (
 )
 from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.network.parts import all_defaults, check_number, parse_part, parse_parts
+from hybrid_lightning.phases import group_spans, refuse_impossible, training_at_start
 from hybrid_lightning.rates import GroupLR, GroupRates
 from hybrid_lightning.report import plan_table
 from hybrid_lightning.schedules import UnfreezingSchedule
@@ -70,6 +70,8 @@ class HybridTask(pl.LightningModule, ABC):
             (default), linear, cosine, one_cycle, slanted_triangular; warm_up is a duration.
         scheduler: Instead of ``rates``, a torch scheduler as ``{class_path: ..., init_args: {...}, interval: epoch}``.
             It runs at the base rate, every group takes its share; ``warm_up`` (a duration) counts from its unfreezing.
+        unfreezing: ``{restart_early_stopping: true}`` starts the patience of early stopping anew at each unfreezing;
+            ``{check_ranks: epochs}`` compares the ranks after each epoch, not only after the first step of each phase.
 
     Raises:
         ConfigError: If a fact is impossible.
@@ -86,6 +88,7 @@ class HybridTask(pl.LightningModule, ABC):
         optimizer: str | dict[str, Any] | None = None,
         rates: dict[str, Any] | None = None,
         scheduler: str | dict[str, Any] | None = None,
+        unfreezing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if rates and scheduler:
@@ -103,12 +106,16 @@ class HybridTask(pl.LightningModule, ABC):
         scheduler = named_class(scheduler, torch.optim.lr_scheduler)
         self.base_lr, self.weight_decay = lr, weight_decay
         self.optimizer_facts, self.rates, self.scheduler_facts = optimizer, rates or {}, scheduler
+        self.unfreezing = unfreezing or {}
+        for key in self.unfreezing:
+            if key not in ("restart_early_stopping", "check_ranks"):
+                raise unknown("model.unfreezing", "key", str(key), ("restart_early_stopping", "check_ranks"))
         self.network: HybridNetwork | None = None
         self.reads_weights = True
         """Whether the parts' weights are read when the Trainer builds the network; False if a checkpoint follows."""
         self.measured_norms: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.facts: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "optimizer": optimizer}
-        self.facts |= {"rates": rates, "scheduler": scheduler}
+        self.facts |= {"rates": rates, "scheduler": scheduler, "unfreezing": unfreezing}
         for name, part in {**self.parts, "fusion": self.fusion}.items():
             require_plain(part.plain(), f"model.parts.{name}")
         require_plain(self.facts, "model")
@@ -191,12 +198,13 @@ class HybridTask(pl.LightningModule, ABC):
         for callback in self._own_callbacks:
             if isinstance(callback, GradualUnfreezing):
                 callback.schedules = self.schedules()
+                callback.norm = {name: part.norm for name, part in self.built().facts.items() if part.norm}
         if self.trainer.state.fn == "fit":
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Gradual unfreezing and gradient norms; a callback of the same type in the Trainer takes its place."""
-        self._own_callbacks = self._own_callbacks or [GradualUnfreezing({}), GradientNormMonitor()]
+        self._own_callbacks = self._own_callbacks or [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor()]
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
         for callback in stale:  # of another model that this Trainer trained before
@@ -341,9 +349,9 @@ class HybridTask(pl.LightningModule, ABC):
         """
         callbacks = [c for c in trainer.callbacks if isinstance(c, GradualUnfreezing)]  # type: ignore[attr-defined]
         schedules = callbacks[0].schedules if callbacks else self.schedules()
-        starting_groups(groups, schedules)
+        training_at_start(groups, schedules)
         if not getattr(trainer, "fast_dev_run", False):
-            refuse_late(unfreezing_steps(groups, schedules, length), length)
+            refuse_impossible(group_spans(groups, schedules, length), length)
         return plan_table(groups, schedules, {name: part.origin for name, part in self.built().facts.items()}, length)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

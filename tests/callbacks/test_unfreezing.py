@@ -4,10 +4,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
 from hybrid_lightning import ConfigError, GradualUnfreezing, HybridClassifier
-from hybrid_lightning.callbacks import unfreezing
+from hybrid_lightning.callbacks import ranks
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 
 STEPS_PER_EPOCH = 5
@@ -221,8 +223,7 @@ def test_what_the_user_froze_and_did_not_name_stays_frozen() -> None:
     before = copy.deepcopy(model.backbone.first.state_dict())
     runner = trainer(callbacks=[GradualUnfreezing({"head": "always"})])
     runner.fit(model, batches())
-    weights = {name: value for name, value in before.items() if "running" not in name and "num_batches" not in name}
-    assert all(torch.equal(value, model.backbone.first.state_dict()[name]) for name, value in weights.items())
+    assert all(torch.equal(value, model.backbone.first.state_dict()[name]) for name, value in before.items())
     assert not any(p.requires_grad for p in model.backbone.parameters())
 
 
@@ -247,10 +248,170 @@ def test_a_second_model_in_the_same_trainer_follows_its_own_schedule() -> None:
 
 @pytest.mark.parametrize("strategy", ["deepspeed", "fsdp"])
 def test_strategies_that_cannot_be_exact_are_refused_by_name(strategy: str, monkeypatch: Any) -> None:
-    from lightning.pytorch.strategies import DDPStrategy
-
     other = type(f"{strategy.title()}Strategy", (DDPStrategy,), {})
     runner = trainer(max_epochs=1)
     monkeypatch.setattr(type(runner), "strategy", property(lambda _: other()))
     with pytest.raises(ConfigError, match=rf"trainer\.strategy: .*{other.__name__}"):
-        unfreezing.refuse_other_strategies(runner)
+        ranks.refuse_other_strategies(runner)
+
+
+def test_communication_hooks_with_a_memory_are_refused_with_the_reason(monkeypatch: Any) -> None:
+    state = PowerSGDState(None)
+    runner = trainer(max_epochs=1)
+    strategy = DDPStrategy(ddp_comm_state=state, ddp_comm_hook=lambda *_: None)
+    monkeypatch.setattr(type(runner), "strategy", property(lambda _: strategy))
+    with pytest.raises(ConfigError, match="PowerSGDState keeps an error per bucket.*fp16_compress_hook"):
+        ranks.refuse_other_strategies(runner)
+
+
+def test_a_checksum_sees_every_bit_and_every_place() -> None:
+    values = torch.randn(5)
+    other, swapped = values.clone(), values.flip(0)
+    other[3] = torch.nextafter(other[3], torch.tensor(10.0))
+    sums = ranks.checksums([nn.Parameter(t) for t in (values, values.clone(), other, swapped, values.double())])
+    assert sums[0] == sums[1]
+    assert len(set(sums.tolist())) == 4
+
+
+class Judged(Foreign):
+    """Validates to given values, one after the other, and keeps what trained and which weights it had."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.values, self.validated, self.seen = values, 0, list[tuple[int, set[str]]]()
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        groups = self.trainer.optimizers[0].param_groups
+        self.seen.append((self.trainer.global_step, {g["name"] for g in groups if g["params"][0].requires_grad}))
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        if batch_idx == 0 and not self.trainer.sanity_checking:
+            self.weights.append(copy.deepcopy(self.state_dict()))
+            self.validated += 1
+        self.log("val/loss", self.values[max(self.validated, 1) - 1])
+
+    def first_step(self, stage: str) -> int | None:
+        return next((step for step, training in self.seen if f"backbone.{stage}" in training), None)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["validated"] = self.validated
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.validated = checkpoint["validated"]
+
+
+PLATEAU = {"plateau": "val/loss", "patience": "2 validations"}
+
+
+def judged(values: list[float], unfreeze: Any, *callbacks: pl.Callback, **options: Any) -> Judged:
+    model = Judged(values)
+    path = options.pop("ckpt_path", None)
+    runner = trainer(**{"max_epochs": len(values), "callbacks": [GradualUnfreezing(unfreeze), *callbacks], **options})
+    runner.fit(model, batches(), batches(samples=12), ckpt_path=path, weights_only=True)
+    return model
+
+
+def test_a_stage_trains_from_the_step_after_its_metric_has_stopped_getting_better() -> None:
+    model = judged([3.0, 2.0, 2.5, 2.0, 1.0], {"backbone": PLATEAU})
+    assert [model.first_step(stage) for stage in ("first", "second", "third")] == [20] * 3
+    groups = model.trainer.optimizers[0].param_groups
+    assert {g["unfrozen_at"] for g in groups if g["part"] == "backbone"} == {20}
+
+
+def test_every_next_stage_waits_for_a_plateau_of_its_own() -> None:
+    model = judged([3.0, 3.0, 3.0, 2.0, 2.0, 2.0, 1.0], {"backbone": {"start": "2 steps", "every": PLATEAU}})
+    assert [model.first_step(stage) for stage in ("third", "second", "first")] == [2, 15, 30]
+
+
+def test_triggers_of_all_kinds_mix_per_stage_and_a_metric_that_never_rests_is_named(caplog: Any) -> None:
+    stages = {"third": "10%", "second": "7 steps", "first": {**PLATEAU, "patience": "1 validations"}}
+    model = judged([3.0, 2.0, 1.0], {"backbone": {"stages": stages}})
+    assert [model.first_step(stage) for stage in ("third", "second", "first")] == [2, 7, None]
+    assert "backbone.first has not been unfrozen: it waited for val/loss no better for 1 validation" in caplog.text
+
+
+def test_a_plateau_in_the_middle_of_an_accumulation_waits_for_the_next_step() -> None:
+    options = {"val_check_interval": 1, "accumulate_grad_batches": 2, "max_epochs": 1}
+    model = judged([3.0, 3.0, 3.0, 3.0, 3.0], {"backbone": PLATEAU}, **options)
+    # the third batch is the first half of step 1, so that step is still made without the backbone
+    assert [step for step, training in model.seen if "backbone.first" in training] == [2]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 5, 6])
+def test_the_decisions_of_metrics_survive_a_restart(stop_after: int, tmp_path: Any) -> None:
+    values = [3.0, 2.0, 2.5, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    unfreeze = {"backbone": {"start": PLATEAU, "every": {**PLATEAU, "patience": "1 validations"}}}
+    save = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    whole = judged(values, unfreeze, save, enable_checkpointing=True)
+    resumed = judged(values, unfreeze, ckpt_path=tmp_path / f"epoch={stop_after - 1}.ckpt")
+    assert whole.seen[stop_after * STEPS_PER_EPOCH :] == resumed.seen
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert [whole.first_step(stage) for stage in ("third", "second", "first")] == [20, 30, 40]
+
+
+def test_a_part_freezes_again_and_stays_bit_equal_from_then_on() -> None:
+    model = judged([1.0] * 4, {"backbone": {"start": "5 steps", "freeze": {"start": "50%", "every": "1 epochs"}}})
+    for stage, stop in (("first", 10), ("second", 15), ("third", 20)):
+        trained = [step for step, training in model.seen if f"backbone.{stage}" in training]
+        assert trained == list(range(5, stop))
+    second, third = ({n: v for n, v in weights.items() if "first" in n} for weights in model.weights[1:3])
+    assert all(torch.equal(value, third[name]) for name, value in second.items())
+    assert {g["unfrozen_at"] for g in model.trainer.optimizers[0].param_groups if g["part"] == "backbone"} == {5}
+
+
+def test_the_best_weights_are_restored_before_an_unfreezing() -> None:
+    class Start(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 20:
+                self.weights = copy.deepcopy(pl_module.state_dict())
+
+    for unfreeze in ({"start": PLATEAU, "restore_best": True}, {"start": "20 steps", "restore_best": "val/loss"}):
+        start = Start()
+        model = judged([3.0, 2.0, 2.5, 2.0, 1.0], {"backbone": unfreeze}, start)
+        assert model.first_step("first") == 20
+        assert all(torch.equal(value, model.weights[1][name]) for name, value in start.weights.items())
+        assert not torch.equal(start.weights["head.weight"], model.weights[3]["head.weight"])
+
+
+@pytest.mark.parametrize(("restart", "epochs"), [(False, 4), (True, 5)])
+def test_the_patience_of_early_stopping_can_start_anew_at_an_unfreezing(restart: bool, epochs: int) -> None:
+    model = Judged([1.0] * 9)
+    callbacks = [
+        GradualUnfreezing({"backbone": "11 steps"}, restart_early_stopping=restart),
+        pl.callbacks.EarlyStopping("val/loss", patience=3),
+    ]
+    runner = trainer(callbacks=callbacks, max_epochs=9)
+    runner.fit(model, batches(), batches(samples=12))
+    assert runner.current_epoch == epochs
+
+
+def test_waiting_for_a_metric_that_is_not_logged_or_without_validation_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"unknown metric 'val/los'. Did you mean 'val/loss'"):
+        judged([1.0, 1.0], {"backbone": {**PLATEAU, "plateau": "val/los", "mode": "min"}})
+    runner = trainer(callbacks=[GradualUnfreezing({"backbone": PLATEAU})])
+    with pytest.raises(ConfigError, match="'backbone' would wait for a metric, but nothing is validated"):
+        runner.fit(Foreign(), batches())
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "message"),
+    [
+        ({"backbone": {"start": "8 steps", "freeze": "5 steps"}}, "frozen again at step 5, before it trains at step 8"),
+        ({p: {"freeze": "50%"} for p in ("backbone", "head")}, "from step 10 on nothing trains"),
+        ({"backbone": {"stages": {"third": "1%"}}}, r"nothing is said about 'first', 'second'"),
+    ],
+)
+def test_an_impossible_freezing_is_an_error_before_the_first_step(unfreeze: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trainer(callbacks=[GradualUnfreezing(unfreeze)]).fit(Foreign(), batches())
+
+
+@pytest.mark.parametrize(("norm", "moves"), [("eval", []), (None, [2, 3]), ("train", [0, 1, 2, 3])])
+def test_statistics_move_when_the_mode_of_the_part_says_so(norm: str | None, moves: list[int]) -> None:
+    model = Judged([1.0] * 5)
+    callback = GradualUnfreezing({"backbone": "3 epochs"}, norm={"backbone": norm} if norm else None)
+    trainer(callbacks=[callback], max_epochs=5).fit(model, batches(), batches(samples=12))
+    means = [weights["backbone.first.1.running_mean"] for weights in model.weights]
+    assert [i for i, (a, b) in enumerate(zip(means, means[1:], strict=False)) if not torch.equal(a, b)] == moves

@@ -107,9 +107,12 @@ def test_a_model_has_at_least_one_part_beside_the_head(parts):
         ({"module": "MLP", "unfreeze": 3}, r"\.unfreeze: 3 is not a duration"),
         (
             {"module": "MLP", "unfreeze": "2 validations"},
-            r"\.unfreeze: '2 validations': unfreezing counts epochs, steps or % of the fit",
+            r"\.unfreeze: '2 validations' cannot be turned into steps",
         ),
-        ({"module": "MLP", "unfreeze": {"every": "1 validation"}}, r"\.unfreeze: '1 validation': unfreezing counts"),
+        (
+            {"module": "MLP", "unfreeze": {"every": "1 validation"}},
+            r"\.every: '1 validation' cannot be turned into steps",
+        ),
     ],
 )
 def test_impossible_facts_are_refused(facts, message):
