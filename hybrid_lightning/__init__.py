@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hybrid_lightning.network.parts import Part
     from hybrid_lightning.network.registry import register
     from hybrid_lightning.param_groups import named_param_groups
-    from hybrid_lightning.rates import GroupRates
+    from hybrid_lightning.rates import GroupRates, GroupScheduler
     from hybrid_lightning.schedules import UnfreezingSchedule
     from hybrid_lightning.tasks import HybridClassifier, HybridRegressor, HybridTask
 
@@ -34,6 +34,7 @@ _HOMES = {
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
     "GroupRates": "rates",
+    "GroupScheduler": "rates",
     "HybridClassifier": "tasks",
     "HybridRegressor": "tasks",
     "HybridTask": "tasks",
@@ -57,6 +58,7 @@ __all__ = [
     "GradientNormMonitor",
     "GradualUnfreezing",
     "GroupRates",
+    "GroupScheduler",
     "HybridClassifier",
     "HybridRegressor",
     "HybridTask",

@@ -28,7 +28,6 @@ from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.export import export_part
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
-from hybrid_lightning.rates import GroupRates
 from hybrid_lightning.run_folder import Run, mark_finished, newest_checkpoint, run_to_continue, say
 from hybrid_lightning.run_logger import RunLogger
 from hybrid_lightning.tasks import HybridTask
@@ -65,9 +64,7 @@ class HybridTrainer(pl.Trainer):
             batches = int(math.ceil(batches) * limit)
         length = length_of(self, batches)
         optimization = model.optimization()
-        scheduler = optimization["lr_scheduler"]["scheduler"]
-        if isinstance(scheduler, GroupRates):
-            scheduler.bind(length)
+        optimization["lr_scheduler"]["scheduler"].bind(length)
         print(model.plan(optimization["optimizer"].param_groups, self, length))
 
 

@@ -25,7 +25,7 @@ from hybrid_lightning.gradients import (
 from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.network.parts import all_defaults, check_number, feeding_parts, parse_part, parse_parts
 from hybrid_lightning.phases import group_spans, refuse_impossible, training_at_start
-from hybrid_lightning.rates import GroupRates
+from hybrid_lightning.rates import GroupLR, GroupRates
 from hybrid_lightning.report import plan_table
 from hybrid_lightning.schedules import UnfreezingSchedule
 from hybrid_lightning.tasks.checkpoints import (
@@ -41,7 +41,7 @@ from hybrid_lightning.tasks.checkpoints import (
 )
 from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
 from hybrid_lightning.tasks.metrics import SplitMetrics
-from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class
+from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class, step_by_metric
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
@@ -69,6 +69,7 @@ class HybridTask(pl.LightningModule, ABC):
         rates: ``{shape: ..., warm_up: ...}``: the course of the rates from each group's unfreezing on. Shapes: constant
             (default), linear, cosine, one_cycle, slanted_triangular; warm_up is a duration.
         scheduler: Instead of ``rates``, a torch scheduler as ``{class_path: ..., init_args: {...}, interval: epoch}``.
+            It runs at the base rate, every group takes its share; ``warm_up`` (a duration) counts from its unfreezing.
         unfreezing: ``{restart_early_stopping: true}`` starts the patience of early stopping anew at each unfreezing;
             ``{check_ranks: epochs}`` compares the ranks after each epoch, not only after the first step of each phase.
 
@@ -230,7 +231,7 @@ class HybridTask(pl.LightningModule, ABC):
         groups = self.built().param_groups(self.base_lr, self.weight_decay)
         optimizer = make_optimizer(self.optimizer_facts, groups, fused=fused, scaled=scaled, trust=self._trust)
         if self.scheduler_facts:
-            scheduler = make_scheduler(self.scheduler_facts, optimizer, self._trust)
+            scheduler = make_scheduler(self.scheduler_facts, optimizer, self._trust, self.base_lr)
         else:
             scheduler = {"scheduler": GroupRates(optimizer, **self.rates), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -287,6 +288,13 @@ class HybridTask(pl.LightningModule, ABC):
         shown = list(values)[:2]  # the loss and the first metric; more would not fit into a line
         for name, value in values.items():
             self.log(f"{split}/{name}", value, sync_dist=True, prog_bar=name in shown)
+        if split == "val" and self.trainer.state.fn == "fit":
+            step_by_metric(self.trainer, values, undefined)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Steps the scheduler, unless it waits for a metric: then each validation does."""
+        if not getattr(scheduler, "by_metric", False):
+            super().lr_scheduler_step(scheduler, metric)
 
     # Checks and logs around the steps
 
@@ -313,9 +321,11 @@ class HybridTask(pl.LightningModule, ABC):
                 f"trainer.gradient_clip_val: {self.trainer.gradient_clip_val} is negative; 0 clips nothing."
             )
         schedulers = self.lr_schedulers()
-        if isinstance(schedulers, GroupRates):
+        if isinstance(schedulers, GroupLR):
             if self._restored:
                 self._restate_rates()
+            if getattr(schedulers, "by_metric", False) and not self.trainer.enable_validation:
+                raise ConfigError("model.scheduler: ReduceLROnPlateau needs a validation split, and there is none.")
             schedulers.bind(length)
         plan = self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length)
         if self.trainer.is_global_zero:
