@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hybrid_lightning.param_groups import named_param_groups
     from hybrid_lightning.rates import GroupRates
     from hybrid_lightning.schedules import UnfreezingSchedule
+    from hybrid_lightning.sharding import shard
+    from hybrid_lightning.strategies import FSDP2Strategy
     from hybrid_lightning.tasks import HybridClassifier, HybridRegressor, HybridTask
 
 __version__ = "0.1.0.dev0"
@@ -21,6 +23,7 @@ _HOMES = {
     "ConfigError": "errors",
     "DigitsDataModule": "data",
     "Duration": "durations",
+    "FSDP2Strategy": "strategies",
     "FitLength": "durations",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
@@ -34,12 +37,14 @@ _HOMES = {
     "UnfreezingSchedule": "schedules",
     "named_param_groups": "param_groups",
     "register": "network.registry",
+    "shard": "sharding",
 }
 
 __all__ = [
     "ConfigError",
     "DigitsDataModule",
     "Duration",
+    "FSDP2Strategy",
     "FitLength",
     "GradientNormMonitor",
     "GradualUnfreezing",
@@ -53,6 +58,7 @@ __all__ = [
     "UnfreezingSchedule",
     "named_param_groups",
     "register",
+    "shard",
 ]
 
 

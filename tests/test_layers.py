@@ -19,10 +19,11 @@ PLAIN_TORCH = {
     "param_groups",
     "weights",
     "configs",
+    "sharding",
 }
 LAYERS = [
     PLAIN_TORCH | {"network"},
-    {"tasks", "data", "callbacks", "report"},
+    {"tasks", "data", "callbacks", "report", "strategies"},
     {"cli", "__main__", "export", "parser_errors"},
 ]
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file != ROOT / "__init__.py"]

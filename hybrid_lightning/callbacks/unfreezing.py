@@ -14,6 +14,8 @@ from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.freezing import apply_modes, module_modes, set_trainable
 from hybrid_lightning.schedules import UnfreezingSchedule
+from hybrid_lightning.sharding import reshard
+from hybrid_lightning.strategies import FSDP2Strategy
 
 Group = dict[str, Any]
 
@@ -91,6 +93,7 @@ class GradualUnfreezing(pl.Callback):
         self._release(trainer)
 
     def _release(self, trainer: pl.Trainer) -> None:
+        reshard(trainer.lightning_module)
         if self.moments and len(trainer.optimizers) == 1:
             for group in trainer.optimizers[0].param_groups:
                 if not group.get("fixed", True):
@@ -99,6 +102,7 @@ class GradualUnfreezing(pl.Callback):
 
     def _apply(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Brings flags, records and modes to what the schedule says for `step`; does nothing the second time."""
+        reshard(pl_module)
         groups = [group for group in named_groups(trainer, type(self).__name__) if not group["fixed"]]
         changed = False
         for group in groups:
@@ -185,10 +189,11 @@ def rewrap(trainer: pl.Trainer) -> None:
 
 def refuse_other_strategies(trainer: pl.Trainer) -> None:
     """Raises `ConfigError` under a strategy for which unfreezing is not known to be exact."""
-    if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):  # not DeepSpeed, which derives from DDP
+    exact = (SingleDeviceStrategy, DDPStrategy, FSDP2Strategy)
+    if type(trainer.strategy) not in exact:  # not DeepSpeed, which derives from DDP
         raise ConfigError(
             f"trainer.strategy: unfreezing under {type(trainer.strategy).__name__} would not be exact and is refused. "
-            f"Use 'auto' or 'ddp', or set 'unfreeze: always' for every part."
+            f"Use 'auto' or 'ddp', 'fsdp2' for a sharded model, or set 'unfreeze: always' for every part."
         )
 
 
