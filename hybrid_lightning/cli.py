@@ -169,7 +169,7 @@ class HybridCLI(LightningCLI):
             if path in ("best", "last"):
                 root = Path(options.trainer.get("default_root_dir") or ".") / "runs" / name
                 path = newest_checkpoint(root, f"{path}.ckpt")
-            read_checkpoint(path, "--ckpt_path")
+            read_checkpoint(path, "--ckpt_path", tensors=False)
             options["ckpt_path"] = str(path)
 
     def instantiate_classes(self) -> None:

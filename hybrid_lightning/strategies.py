@@ -1,19 +1,23 @@
-"""The strategy ``fsdp2``: sharded training in which parts unfreeze exactly, with checkpoints that any strategy reads."""
+"""The strategy ``fsdp2``: sharded training in which parts unfreeze exactly and checkpoints fit any strategy."""
 
+import shutil
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.sharded_files import write_folder
 from hybrid_lightning.sharding import same_as_first_rank, shard, sharded_like, whole
 from hybrid_lightning.weights import read_file
 
@@ -27,14 +31,21 @@ class FSDP2Strategy(ModelParallelStrategy):
     your own shards itself in ``configure_model``, see `shard`; `HybridTask` does.
 
     Args:
+        save_distributed_checkpoint: Whether a checkpoint is a folder to which each rank writes its shares, which only
+            this strategy continues. If not, it is one file, as under any other strategy, gathered on the first rank.
         process_group_backend: ``nccl``, ``gloo``, ...; None chooses by device.
         timeout: Of a collective operation.
     """
 
-    def __init__(self, process_group_backend: str | None = None, timeout: timedelta = default_pg_timeout) -> None:
+    def __init__(
+        self,
+        save_distributed_checkpoint: bool = False,
+        process_group_backend: str | None = None,
+        timeout: timedelta = default_pg_timeout,
+    ) -> None:
         super().__init__(
             tensor_parallel_size=1,
-            save_distributed_checkpoint=False,
+            save_distributed_checkpoint=save_distributed_checkpoint,
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
@@ -73,21 +84,38 @@ class FSDP2Strategy(ModelParallelStrategy):
         return super().training_step(*args, **kwargs)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole state of the model on rank 0; empty on the other ranks."""
+        """The state of the model: this rank's shares for a folder, or the whole of it on rank 0 alone."""
         assert self.lightning_module is not None
-        state = {name: whole(value) for name, value in self.lightning_module.state_dict().items()}
-        return state if self.is_global_zero else {}
+        return self._to_save(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state of the optimizer on rank 0; empty on the other ranks."""
-        saved = Strategy.optimizer_state(self, optimizer)
-        state = {i: {key: whole(value) for key, value in entry.items()} for i, entry in saved["state"].items()}
-        return {**saved, "state": state} if self.is_global_zero else {}
+        """The state of the optimizer: this rank's shares for a folder, or the whole of it on rank 0 alone."""
+        saved: dict[str, Any] = Strategy.optimizer_state(self, optimizer)
+        return {**saved, "state": {index: self._to_save(entry) for index, entry in saved["state"].items()}}
+
+    def _to_save(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        if self._save_distributed_checkpoint:
+            return dict(entries)
+        gathered = ((name, whole(value)) for name, value in entries.items())
+        return {name: value for name, value in gathered if self.is_global_zero}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any = None) -> None:
+        """Writes a folder or a file, at the first rank's path."""
+        path = Path(self.broadcast(filepath))
+        if self._save_distributed_checkpoint:
+            write_folder(checkpoint, path)
+            return
+        if self.is_global_zero and path.is_dir():
+            shutil.rmtree(path)
+        Strategy.save_checkpoint(self, checkpoint, path, storage_options)
 
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a checkpoint of any strategy; `weights_only` changes nothing, because no file is ever unpickled."""
+        """Reads a file of any strategy, or a folder; never runs code from it, whatever `weights_only` says."""
         torch.cuda.empty_cache()
-        return read_file(self.broadcast(checkpoint_path), "--ckpt_path")
+        assert self.lightning_module is not None
+        fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        options = {"mesh": self.device_mesh["data_parallel"], "without": () if fits else ("optimizer_states",)}
+        return read_file(self.broadcast(checkpoint_path), "--ckpt_path", **options)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Puts each rank's share of the whole state into the model."""

@@ -20,6 +20,7 @@ PLAIN_TORCH = {
     "weights",
     "configs",
     "sharding",
+    "sharded_files",
 }
 LAYERS = [
     PLAIN_TORCH | {"network"},
