@@ -170,6 +170,11 @@ class HybridCLI(LightningCLI):
                 root = Path(options.trainer.get("default_root_dir") or ".") / "runs" / name
                 path = newest_checkpoint(root, f"{path}.ckpt")
             read_checkpoint(path, "--ckpt_path", tensors=False)
+            if Path(path).is_dir() and "fsdp2" not in str(options.trainer.get("strategy")).lower():
+                raise ConfigError(
+                    f"--ckpt_path: {str(path)!r} is a sharded checkpoint, which only the strategy fsdp2 reads. "
+                    f"Add --trainer.strategy fsdp2; any number of devices will do."
+                )
             options["ckpt_path"] = str(path)
 
     def instantiate_classes(self) -> None:

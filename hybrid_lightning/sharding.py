@@ -16,12 +16,19 @@ from hybrid_lightning.errors import ConfigError
 def shard(module: nn.Module, mesh: DeviceMesh, groups: Iterable[Mapping[str, Any]]) -> None:
     """Shards a module in place; every rank starts from the weights of the first one.
 
-    Param groups made before are of the old, whole parameters: make the optimizer's anew afterwards.
+    To be called in ``configure_model`` of a LightningModule for each network that its steps call as ``module(...)``::
+
+        groups = named_param_groups(self, {"backbone": "backbone", "head": "head"}, lr=0.01)
+        for network in (self.backbone, self.head):
+            shard(network, self.device_mesh["data_parallel"], groups)
+
+    The groups made before are of the old, whole parameters: make those of the optimizer anew.
 
     Args:
-        module: The module to shard, with whole parameters; its ``forward`` is called as ``module(...)``.
+        module: The module to shard, with whole parameters.
         mesh: One-dimensional mesh of the ranks to shard over.
-        groups: From `named_param_groups` of the same module: each part × stage becomes a unit, see `wrap_units`.
+        groups: From `named_param_groups`, of this module or of one around it: each part × stage becomes a unit, see
+            `wrap_units`.
 
     Raises:
         ConfigError: If a parameter is tied across units, or has no dimension.
@@ -34,7 +41,9 @@ def shard(module: nn.Module, mesh: DeviceMesh, groups: Iterable[Mapping[str, Any
                 f"trainer.strategy: fsdp2 cannot shard {name!r}, which has no dimension. "
                 f"Give it the shape (1,), or use the strategy 'ddp'."
             )
-    same_as_first_rank([*module.parameters(), *module.buffers()], mesh)
+    for parameter in module.parameters():  # one at a time, to spare memory
+        same_as_first_rank([parameter], mesh)
+    same_as_first_rank(module.buffers(), mesh)
     for modules in units:
         fully_shard(modules, mesh=mesh)
     if not isinstance(module, FSDPModule):
@@ -98,13 +107,21 @@ def _refuse_tied(module: nn.Module, units: list[list[nn.Module]]) -> None:
 
 
 def same_as_first_rank(tensors: Iterable[Tensor], mesh: DeviceMesh) -> None:
-    """Overwrites tensors with those of the first rank of a one-dimensional mesh; sharded ones are left alone."""
-    with torch.no_grad():
-        for tensor in tensors:
-            if not isinstance(tensor, DTensor):
-                sent = tensor.detach().to(mesh.device_type).contiguous()
-                dist.broadcast(sent, group=mesh.get_group(), group_src=0)
-                tensor.copy_(sent)
+    """Overwrites tensors with those of the first rank of a one-dimensional mesh, with one message per dtype.
+
+    Args:
+        tensors: The same names, shapes and types on all ranks; sharded ones are left alone.
+        mesh: The ranks.
+    """
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        if not isinstance(tensor, DTensor):
+            by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
+    for of_dtype in by_dtype.values():
+        sent = torch.cat([tensor.flatten().to(mesh.device_type) for tensor in of_dtype])
+        dist.broadcast(sent, group=mesh.get_group(), group_src=0)
+        for tensor, received in zip(of_dtype, torch.split(sent, [t.numel() for t in of_dtype]), strict=True):
+            tensor.copy_(received.view(tensor.shape))
 
 
 def reshard(module: nn.Module) -> None:

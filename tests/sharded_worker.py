@@ -31,7 +31,8 @@ class ForeignSharded(Foreign):
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, FSDP2Strategy):
             groups = named_param_groups(self, PARTS["parts"], lr=0.01, stages=STAGES)
-            shard(self, self.device_mesh["data_parallel"], groups)
+            for network in (self.backbone, self.head):
+                shard(network, self.device_mesh["data_parallel"], groups)
 
 
 class Watch(pl.Callback):
@@ -60,6 +61,8 @@ class Watch(pl.Callback):
 
 
 def make(kind: str) -> tuple[pl.LightningModule, list[pl.Callback]]:
+    if kind == "batch statistics":
+        return hybrid(SCHEDULE, dropout=0.0), []
     if kind == "task":
         return plain_norm(hybrid(SCHEDULE, dropout=0.0)), []
     return plain_norm(ForeignSharded()), [GradualUnfreezing({"backbone": SCHEDULE}), GradientNormMonitor()]
