@@ -217,7 +217,12 @@ class HybridCLI(LightningCLI):
         if path is not None:
             if path in ("best", "last"):
                 path = newest_checkpoint(runs, f"{path}.ckpt")
-            read_checkpoint(path, "--ckpt_path")
+            read_checkpoint(path, "--ckpt_path", tensors=False)
+            if Path(path).is_dir() and "fsdp2" not in str(options.trainer.get("strategy")).lower():
+                raise ConfigError(
+                    f"--ckpt_path: {str(path)!r} is a sharded checkpoint, which only the strategy fsdp2 reads. "
+                    f"Add --trainer.strategy fsdp2; any number of devices will do."
+                )
             options["ckpt_path"] = str(path)
 
     def _continue(self, options: Any, runs: Path) -> Path | None:

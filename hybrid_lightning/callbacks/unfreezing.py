@@ -24,6 +24,7 @@ from hybrid_lightning.phases import (
     waiting_for,
 )
 from hybrid_lightning.schedules import Plateau, Span, UnfreezingSchedule
+from hybrid_lightning.sharding import reshard
 
 Group = dict[str, Any]
 
@@ -191,6 +192,7 @@ class GradualUnfreezing(pl.Callback):
         self._release(trainer)
 
     def _release(self, trainer: pl.Trainer) -> None:
+        reshard(trainer.lightning_module)
         if self.spans and len(trainer.optimizers) == 1:
             for group in trainer.optimizers[0].param_groups:
                 if not group.get("fixed", True):
@@ -205,6 +207,7 @@ class GradualUnfreezing(pl.Callback):
 
     def _apply(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Brings flags, records and modes to what the schedule says for `step`; does nothing the second time."""
+        reshard(pl_module)
         everything = named_groups(trainer, type(self).__name__)
         groups = [group for group in everything if not group["fixed"]]
         trains = {group["name"]: self.spans[group["name"]].trains(step) for group in groups}

@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
@@ -28,6 +27,7 @@ from hybrid_lightning.phases import group_spans, refuse_impossible, training_at_
 from hybrid_lightning.rates import GroupLR, GroupRates
 from hybrid_lightning.report import plan_table
 from hybrid_lightning.schedules import UnfreezingSchedule
+from hybrid_lightning.strategies import shard_if_asked
 from hybrid_lightning.tasks.checkpoints import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
@@ -195,6 +195,8 @@ class HybridTask(pl.LightningModule, ABC):
         """Builds the network from two samples of the data, unless it exists."""
         if self.network is None:
             self.build(example_batch(self.trainer), load=self.reads_weights)
+        network = self.built()
+        shard_if_asked(self.trainer.strategy, network, network.param_groups(self.base_lr, self.weight_decay))
         for callback in self._own_callbacks:
             if isinstance(callback, GradualUnfreezing):
                 callback.schedules = self.schedules()
@@ -376,9 +378,6 @@ class HybridTask(pl.LightningModule, ABC):
         parameters = optimizer_parameters(optimizer.param_groups)
         by_norm = bool(gradient_clip_val) and gradient_clip_algorithm in (None, "norm")
         logged = is_log_step(self.trainer)
-        if any(isinstance(p, DTensor) for p in parameters[:1]):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
         norms = gradient_norms(parameters) if by_norm or logged else None
         before = norms_by_part(optimizer.param_groups, norms) if logged and norms is not None else {}
         after = before
