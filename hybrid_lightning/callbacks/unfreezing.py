@@ -25,6 +25,7 @@ from hybrid_lightning.phases import (
 )
 from hybrid_lightning.schedules import Plateau, Span, UnfreezingSchedule
 from hybrid_lightning.sharding import reshard
+from hybrid_lightning.strategies import FSDP2Strategy
 
 Group = dict[str, Any]
 
@@ -133,6 +134,8 @@ class GradualUnfreezing(pl.Callback):
         at_start = training_at_start(groups, self.schedules)
         if len(at_start) < sum(not group["fixed"] for group in groups):
             refuse_other_strategies(trainer)
+        if self._restoring() and isinstance(trainer.strategy, FSDP2Strategy):
+            raise ConfigError("unfreeze: restore_best keeps whole weights, which fsdp2 has not. Leave it out.")
         saved = self._training
         training = set(at_start if saved is None else saved)
         self.spans = {g["name"]: Span(0 if g["name"] in training else None) for g in groups}
