@@ -22,6 +22,9 @@ def main(words: list[str]) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     tools = [tool for tool in TOOLS if tool.installed()]
+    for tool in TOOLS:
+        if tool not in tools:
+            print(f"{tool.name} is left out; it comes with the extra 'conformance'\n", file=sys.stderr)
     print("|", *(f"| {tool.name}" for tool in tools), "|")
     print("|---" * (len(tools) + 1) + "|")
     for title in (title for title in CHECKS if not words or any(word in title for word in words)):

@@ -38,9 +38,13 @@ def states(tool: Tool, ranks: int, strategy: str) -> list[States]:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # the other rank, if one has failed
         if process.returncode:
-            raise Violation("crash: " + output.decode().strip().splitlines()[-1])
+            raise Violation("crash: " + output.decode().strip().splitlines()[-1].split(". ")[0])
         paths = [[Path(folder) / f"{rank}-{epoch}.pt" for epoch in range(EPOCHS)] for rank in range(ranks)]
-        return [[torch.load(path, weights_only=True) for path in of_rank] for of_rank in paths]
+        found = [[torch.load(path, weights_only=True) for path in of_rank] for of_rank in paths]
+    still = [name for name in found[0][0] if all(torch.equal(found[0][0][name], state[name]) for state in found[0])]
+    if still:
+        raise Violation(f"{len(still)} parameters never train")
+    return found
 
 
 def apart(one: States, other: States) -> float:

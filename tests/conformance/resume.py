@@ -35,6 +35,15 @@ def run(
     return module, recorder
 
 
+def whole_run(tool: Tool, schedule: Schedule, folder: Path, every_step: bool = False) -> tuple[Module, Recorder]:
+    """The fit that never stops; it has to unfreeze the backbone when it should, or there is nothing to compare with."""
+    module, recorder = run(tool, schedule, folder / "whole", every_step=every_step)
+    found, planned = recorder.first_step_of("backbone"), schedule["backbone"] * STEPS
+    if found != planned:
+        raise Violation(f"unfrozen at step {found} instead of {planned}, without any restart")
+    return module, recorder
+
+
 def differing_steps(whole: Recorder, resumed: Recorder, start: int) -> tuple[int, int]:
     """How many of the steps from `start` on changed other parameters, and how many there are."""
     steps = [step for step in whole.changed if step >= start]
@@ -43,7 +52,7 @@ def differing_steps(whole: Recorder, resumed: Recorder, start: int) -> tuple[int
 
 def after_unfreezing(tool: Tool, folder: Path) -> str:
     """Resumed at an epoch's end after the unfreezing, the same parameters train and the result is bit-equal."""
-    whole, recorded = run(tool, EARLY, folder / "whole")
+    whole, recorded = whole_run(tool, EARLY, folder)
     start = 2 * STEPS
     resumed, again = run(tool, EARLY, folder / "resumed", folder / "whole" / f"step={start}.ckpt")
     differing, total = differing_steps(recorded, again, start)
@@ -55,17 +64,17 @@ def after_unfreezing(tool: Tool, folder: Path) -> str:
 
 def before_unfreezing(tool: Tool, folder: Path) -> str:
     """Resumed at an epoch's end before the unfreezing, that comes at the same step."""
-    _, recorded = run(tool, WHOLE, folder / "whole")
+    _, recorded = whole_run(tool, WHOLE, folder)
     _, again = run(tool, WHOLE, folder / "resumed", folder / "whole" / f"step={STEPS}.ckpt")
     planned, found = recorded.first_step_of("backbone"), again.first_step_of("backbone")
-    if planned != WHOLE["backbone"] * STEPS or found != planned:
+    if found != planned:
         raise Violation(f"unfrozen at step {found}, without the restart at {planned}")
     return f"step {found}"
 
 
 def mid_epoch(tool: Tool, folder: Path) -> str:
     """Restarted within an epoch, before and after the unfreezing, each step trains what it would have trained."""
-    _, recorded = run(tool, EARLY, folder / "whole", every_step=True)
+    _, recorded = whole_run(tool, EARLY, folder, every_step=True)
     bad = all_steps = 0
     for start in (STEPS - 2, STEPS + 2):
         _, again = run(tool, EARLY, folder / f"from-{start}", folder / "whole" / f"step={start}.ckpt")
@@ -78,7 +87,7 @@ def mid_epoch(tool: Tool, folder: Path) -> str:
 
 def second_fit(tool: Tool, folder: Path) -> str:
     """fit → test → fit with one Trainer, parted after the unfreezing, trains at each step what one fit trains."""
-    _, recorded = run(tool, WHOLE, folder / "whole")
+    _, recorded = whole_run(tool, WHOLE, folder)
     module, again = Module(tool, WHOLE), Recorder()
     runner = trainer(tool, WHOLE, folder / "parts", again, max_epochs=EPOCHS - 1)
     fit(runner, module)

@@ -60,7 +60,7 @@ RATE_ZERO = {
 OURS = {} if has_exact_resume() else {"resume from every step is bit-equal": "✗ 0 of 14"}
 KNOWN = {
     "hybrid_lightning": OURS,
-    "BackboneFinetuning": LIGHTNING,
+    "Backbone/BaseFinetuning": LIGHTNING,
     "finetuning-scheduler": SCHEDULER,
     "lr = 0": RATE_ZERO,
 }

@@ -86,7 +86,7 @@ class LightningFinetuning(Tool):
     example in its documentation: ``freeze`` before training, ``unfreeze_and_add_param_group`` at the stage's epoch.
     """
 
-    name = "BackboneFinetuning"
+    name = "Backbone/BaseFinetuning"
 
     def groups(self, module: Module, schedule: Schedule, weight_decay: float) -> Iterable[Any]:
         return module.head.parameters()
