@@ -130,6 +130,13 @@ class HybridCLI(LightningCLI):
             default=None,
             help="How often last.ckpt is saved between the ends of epochs, such as '500 steps'; null: only there.",
         )
+        parser.add_argument(
+            "--on_group_change",
+            type=Literal["error", "weights_only", "match"],
+            default="error",
+            help="If the groups or the optimizer differ from those of fit's --ckpt_path: error; weights_only starts a "
+            "new fit with the weights that match; match also keeps the optimizer state that matches, and goes on.",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{key}": value for key, value in _BEST.items()})
 
@@ -240,7 +247,8 @@ class HybridCLI(LightningCLI):
         try:
             super().instantiate_classes()
             if self._get(self.config_init, "ckpt_path"):
-                self.model.reads_weights = False
+                self.model.on_group_change = self._get(self.config_init, "on_group_change")
+                self.model.reads_weights = self.model.on_group_change != "error"  # for parts that are new
         except (ValueError, TypeError, OSError) as error:
             raise cause_of(error) or ConfigError(explained(str(error))) from error
 

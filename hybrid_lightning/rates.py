@@ -33,6 +33,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
 }
 """Shape name → multiplier in [0, 1] as a function of progress in [0, 1]."""
 
+Clock = Literal["step", "epoch", "validation"]
 _WITH_OWN_RISE = ("one_cycle", "slanted_triangular")
 
 
@@ -73,6 +74,8 @@ class GroupLR(LRScheduler):
     def __init__(self, optimizer: Optimizer, where: str, warm_up: str, length: FitLength | None) -> None:
         self._where = where
         self.warm_up = Duration.parse(warm_up, f"{where}.warm_up")
+        self.restored_clock: str | None = None
+        """What the steps of a restored state count; None before one is restored."""
         self._warm_up_steps = 0
         if length is None and self._needs_no_length():
             length = FitLength(None, None)
@@ -80,6 +83,11 @@ class GroupLR(LRScheduler):
         if length is not None:
             self._measure(length)
         super().__init__(optimizer)
+
+    @property
+    def clock(self) -> Clock:
+        """After what `step` has to be called: ``step`` (of the optimizer), ``epoch`` or ``validation``."""
+        return "step"
 
     def _needs_no_length(self) -> bool:
         return self.warm_up.unit == "steps"
@@ -118,12 +126,13 @@ class GroupLR(LRScheduler):
         return self.last_epoch if unfrozen_at is None else min(unfrozen_at, self.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step that has been reached; everything else is configuration."""
-        return {"last_epoch": self.last_epoch}
+        """The step that has been reached, and what it counts; everything else is configuration."""
+        return {"last_epoch": self.last_epoch, "clock": self.clock}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the step from `state_dict`; load the optimizer's state first."""
         self.last_epoch = state_dict["last_epoch"]
+        self.restored_clock = state_dict.get("clock", self.clock)
         self._step_count = self.last_epoch + 1
         if self._bound:
             self._write()
@@ -210,7 +219,7 @@ class GroupScheduler(GroupLR):
         scheduler = GroupScheduler(optimizer, lambda one: OneCycleLR(one, max_lr=1e-2, total_steps=1000))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": scheduler.clock}}
 
-    For `ReduceLROnPlateau` add ``"monitor": "val_loss", "reduce_on_plateau": True`` to the inner dict.
+    For `ReduceLROnPlateau` the inner dict is ``{"scheduler": ..., "monitor": "val_loss", "reduce_on_plateau": True}``.
 
     Args:
         optimizer: With groups from `named_param_groups`, or any groups if `base_lr` is given.
@@ -250,12 +259,12 @@ class GroupScheduler(GroupLR):
             )
 
     def _needs_no_length(self) -> bool:
-        return self.clock == self.interval and super()._needs_no_length()
+        return (self.interval == "step" or not self.warm_up.value) and super()._needs_no_length()
 
     @property
-    def clock(self) -> Literal["step", "epoch"]:
-        """After what `step` has to be called: ``step`` (of the optimizer) or ``epoch``."""
-        return "step" if self.warm_up.value else self.interval
+    def clock(self) -> Clock:
+        """After what `step` has to be called: ``step`` (of the optimizer), ``epoch`` or ``validation``."""
+        return "validation" if self.by_metric else "step" if self.warm_up.value else self.interval
 
     def _start_over(self, optimizer: Optimizer) -> None:
         self._one = _OneGroup(self.base_lr, optimizer)
@@ -264,7 +273,7 @@ class GroupScheduler(GroupLR):
 
     def _measure(self, length: FitLength) -> None:
         super()._measure(length)
-        if self.clock != self.interval:
+        if self.clock == "step" and self.interval == "epoch":
             if length.steps_per_epoch is None:
                 raise ConfigError(
                     "scheduler.warm_up: the scheduler counts epochs, but the training data have no length. Set "

@@ -42,6 +42,7 @@ from hybrid_lightning.tasks.checkpoints import (
 from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
 from hybrid_lightning.tasks.metrics import SplitMetrics
 from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class, step_by_metric
+from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
@@ -122,7 +123,11 @@ class HybridTask(pl.LightningModule, ABC):
         self.split_metrics = nn.ModuleDict({"val": self.make_metrics(), "test": self.make_metrics()})
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
-        self._restored = False
+        self.on_group_change = "error"
+        """What a fit does with a checkpoint of other groups or another optimizer: ``error``; ``weights_only`` takes the
+        weights that match and starts at step 0; ``match`` also keeps the optimizer state that matches, and goes on."""
+        self._saved_facts: dict[str, Any] | None = None
+        self._trained = False
         self._trust: Collection[str] | None = None
         self._own_callbacks: list[pl.Callback] = []
 
@@ -314,7 +319,7 @@ class HybridTask(pl.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Checks all labels that a dataset shows as ``targets``, sets the length of the fit and prints the plan."""
-        self._loss_sum, self._loss_count = None, 0
+        self._loss_sum, self._loss_count, self._trained = None, 0, True
         length = fit_length(self.trainer)
         for split, targets in shown_targets(self.trainer):
             self.check_target(targets, f"data: {split} targets")
@@ -324,8 +329,7 @@ class HybridTask(pl.LightningModule, ABC):
             )
         schedulers = self.lr_schedulers()
         if isinstance(schedulers, GroupLR):
-            if self._restored:
-                self._restate_rates()
+            self._restate(schedulers, length)
             if getattr(schedulers, "by_metric", False) and not self.trainer.enable_validation:
                 raise ConfigError("model.scheduler: ReduceLROnPlateau needs a validation split, and there is none.")
             schedulers.bind(length)
@@ -333,15 +337,25 @@ class HybridTask(pl.LightningModule, ABC):
         if self.trainer.is_global_zero:
             print(plan)
 
-    def _restate_rates(self) -> None:
-        """Sets each group's own rate and decay to what the facts say now, after a checkpoint restored older ones."""
-        fresh = self.built().param_groups(self.base_lr, self.weight_decay)
-        for group, wanted in zip(self.trainer.optimizers[0].param_groups, fresh, strict=True):
-            new = {key: wanted[key] for key in ("lr_factor", "weight_decay")} | {"initial_lr": wanted["lr"]}
-            for key, value in new.items():
-                if group[key] != value:
-                    rank_zero_info(f"{group['name']}: {key} is {value:g}; the checkpoint had {group[key]:g}.")
-            group.update(new)
+    def _restate(self, scheduler: GroupLR, length: FitLength) -> None:
+        """After a checkpoint was restored: what the facts say now holds, and what has changed is printed."""
+        old, self._saved_facts = self._saved_facts, None
+        if old is None:
+            return
+        facts = all_facts(self._saved())
+        wanted = self.built().param_groups(self.base_lr, self.weight_decay)
+        restate(self.trainer.optimizers[0], wanted, old, facts)
+        set_position(scheduler, self.trainer.global_step, length)
+        lines = describe_changes(old, facts, self.trainer.current_epoch)
+        if lines and self.trainer.is_global_zero:
+            print(*lines, sep="\n")
+
+    def on_fit_end(self) -> None:
+        """Says so if there was nothing left to do."""
+        trained, self._trained = self._trained, False
+        message = None if trained else finished(self.trainer)
+        if message and self.trainer.is_global_zero:
+            print(message)
 
     def plan(self, groups: list[dict[str, Any]], trainer: pl.Trainer, length: FitLength) -> str:
         """The table of parts and stages, their rates, and when each starts to train.
@@ -395,9 +409,12 @@ class HybridTask(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a rebuild needs, as plain data."""
-        network = self.built()
         require_all_facts(type(self), HybridTask, self.facts)
-        checkpoint[CHECKPOINT_KEY] = {
+        checkpoint[CHECKPOINT_KEY] = self._saved()
+
+    def _saved(self) -> dict[str, Any]:
+        network = self.built()
+        return {
             "version": CHECKPOINT_VERSION,
             "task": f"{type(self).__module__}.{type(self).__qualname__}",
             "facts": self.facts,
@@ -408,17 +425,20 @@ class HybridTask(pl.LightningModule, ABC):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another model, before anything is restored from it."""
-        self._restored = True
-        refuse_other_model(self.state_dict(), checkpoint.get("state_dict", {}))
-        network = self.built()
-        groups = group_names(network, network.param_groups(self.base_lr, self.weight_decay))
-        saved = checkpoint.get(CHECKPOINT_KEY, {}).get("groups")
-        if self.trainer.state.fn == "fit" and list(groups.items()) != list((saved or groups).items()):
-            raise ConfigError(
-                f"--ckpt_path: the checkpoint's optimizer has the groups {listing(saved)}; this config makes "
-                f"{listing(groups)}. To continue a fit, keep the parts' stages and decay_all as they were."
-            )
+        """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
+        if self.trainer.state.fn != "fit":
+            refuse_other_model(self.state_dict(), checkpoint.get("state_dict", {}))
+            return
+        self._saved_facts, lines = take_up(
+            checkpoint,
+            self.state_dict(),
+            self._saved(),
+            lambda: self.configure_optimizers()["optimizer"],
+            self.on_group_change,
+            self.trainer,
+        )
+        if lines and self.trainer.is_global_zero:
+            print(*lines, sep="\n")
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

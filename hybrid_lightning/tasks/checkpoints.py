@@ -47,14 +47,20 @@ def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], w
     Raises:
         ConfigError: If they differ.
     """
-    other = [f"{name} {tuple(t.shape)}" for name, t in own.items() if name in saved and saved[name].shape != t.shape]
-    if other or own.keys() != saved.keys():
-        missing, surplus = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    sentences = other_tensors(own, saved)
+    if sentences:
         raise ConfigError(
-            f"{where}: the checkpoint is of another model. Missing in it: {listing(missing, 4)}. "
-            f"Only in it: {listing(surplus, 4)}. Of another shape here: {listing(other, 4)}. "
-            f"Use the config of its run (config.yaml in its folder), or modules of the same architecture."
+            f"{where}: the checkpoint is of another model. {' '.join(sentences)} Use the config of its run "
+            f"(config.yaml in its folder), or modules of the same architecture."
         )
+
+
+def other_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
+    """Sentences that say how the names and shapes of two models' tensors differ; none if they are equal."""
+    other = [f"{name} {tuple(t.shape)}" for name, t in own.items() if name in saved and saved[name].shape != t.shape]
+    missing, surplus = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    kinds = {"Missing in it": missing, "Only in it": surplus, "Of another shape here": other}
+    return [f"{kind}: {listing(names, 4)}." for kind, names in kinds.items() if names]
 
 
 def require_plain(value: Any, where: str) -> None:
