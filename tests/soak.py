@@ -7,6 +7,7 @@ import argparse
 import csv
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ class Kills:
     """What the kills met."""
 
     wanted: int
+    signal: signal.Signals
     hit: int = 0
     after_progress: int = 0
     during_save: int = 0
@@ -119,10 +121,11 @@ def fit_with_kills(folder: Path, kills: Kills, latest: float, chance: random.Ran
             check_end(process, folder)
             return
         except subprocess.TimeoutExpired:
-            process.kill()
-        if process.wait() != -9:
-            check_end(process, folder)
+            process.send_signal(kills.signal)
+        if process.wait(timeout=600) == 0:
             return
+        if process.returncode not in (-kills.signal, 128 + kills.signal):
+            check_end(process, folder)
         kills.hit += 1
         kills.during_save += bool(list(folder.rglob(f"*{TEMPORARY}")))
         steps, before = steps_saved(folder), steps
@@ -170,7 +173,7 @@ def compare(wanted: Path, given: Path) -> None:
     assert {path.name for path in wanted.rglob("*")} == {path.name for path in given.rglob("*")}
 
 
-def soak(folder: Path, kills: int, seed: int, epochs: int) -> Kills:
+def soak(folder: Path, kills: int, seed: int, epochs: int, number: signal.Signals = signal.SIGKILL) -> Kills:
     """Runs everything below `folder`.
 
     Raises:
@@ -181,7 +184,7 @@ def soak(folder: Path, kills: int, seed: int, epochs: int) -> Kills:
     print(f"left alone: first checkpoint after {first:.1f} s, end after {whole:.1f} s", flush=True)
     # so that a run takes several kills: with moments up to its end, every other process would end it
     latest = first + (whole - first) * min(1.0, 1.5 / kills**0.5)
-    count, chance = Kills(kills), random.Random(seed)
+    count, chance = Kills(kills, number), random.Random(seed)
     while count.hit < kills:
         killed = prepare(folder / f"killed_{count.runs}", epochs)
         fit_with_kills(killed, count, latest, chance)
@@ -194,9 +197,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="Kills that have to hit a living process.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the moments.")
     parser.add_argument("--epochs", type=int, default=60, help="Length of the fit.")
+    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL", help="KILL, or TERM, which saves.")
     options = parser.parse_args()
+    number = signal.Signals[f"SIG{options.signal}"]
     with tempfile.TemporaryDirectory() as folder:
-        count = soak(Path(folder), options.kills, options.seed, options.epochs)
+        count = soak(Path(folder), options.kills, options.seed, options.epochs, number)
     print(f"RESULT soak: {count}")
 
 

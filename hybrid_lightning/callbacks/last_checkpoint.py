@@ -10,6 +10,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from hybrid_lightning.callbacks.exact_resume import ExactResume
 from hybrid_lightning.callbacks.logging import fit_length
 from hybrid_lightning.durations import Duration
 from hybrid_lightning.errors import ConfigError
@@ -18,9 +19,10 @@ from hybrid_lightning.errors import ConfigError
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``, from which a fit continues after any end.
 
-    On SIGTERM the current optimizer step is finished (a validation, too), the checkpoint is saved, and
-    `SIGTERMException` leaves the fit; the process ends with code 143. The signal may reach any of several ranks; all
-    leave at the same step. Where Lightning requeues a SLURM job, its own handlers stay in place.
+    On SIGTERM the current optimizer step is finished, the checkpoint is saved, and `SIGTERMException` leaves the fit;
+    the process ends with code 143. The signal may reach any of several ranks; all leave at the same step. A validation
+    that is under way is finished first on several ranks, and without `ExactResume`, with which the next process repeats
+    it. Where Lightning requeues a SLURM job, its own handlers stay in place.
 
     Args:
         every: How often to save between the ends of epochs, a duration such as ``500 steps`` or ``0.5 epochs``; None
@@ -78,6 +80,17 @@ class LastCheckpoint(ModelCheckpoint):
         if self._stepped and not _epoch_ends(trainer) and not _validation_follows(trainer):
             self._save_between(trainer)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves before a validation that the next process can make."""
+        if _validation_is_repeated(trainer):
+            self._save_and_leave_if_told(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+        """Leaves in the midst of a validation that the next process can make."""
+        # ranks may have different numbers of validation batches, so they could not agree here
+        if trainer.world_size == 1 and _validation_is_repeated(trainer):
+            self._save_and_leave_if_told(trainer)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves after a validation within an epoch, if that is due."""
         if self._stepped and not trainer.sanity_checking and trainer.state.fn == "fit" and not _epoch_ends(trainer):
@@ -117,18 +130,30 @@ class LastCheckpoint(ModelCheckpoint):
         if callable(self._earlier_handler):
             self._earlier_handler(number, frame)
 
+    def _told(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank was told to end; all ranks have to ask."""
+        return trainer.strategy.reduce_boolean_decision(self._told_to_end, all=False)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def _save_between(self, trainer: pl.Trainer) -> None:
-        ends = trainer.strategy.reduce_boolean_decision(self._told_to_end, all=False)
-        if ends or (self._every_steps and trainer.global_step % self._every_steps == 0):
+        told = self._told(trainer)
+        if told or (self._every_steps and trainer.global_step % self._every_steps == 0):
             if trainer.training:
                 # Lightning logs the step after this hook, and so never, if the process ends here
                 trainer._logger_connector.update_train_step_metrics()
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        if ends:
+            self._save(trainer)
+        if told:
+            self._leave(trainer)
+
+    def _save_and_leave_if_told(self, trainer: pl.Trainer) -> None:
+        if self._told(trainer):
+            self._save(trainer)
             self._leave(trainer)
 
     def _leave_if_told(self, trainer: pl.Trainer) -> None:
-        if trainer.strategy.reduce_boolean_decision(self._told_to_end, all=False):
+        if self._told(trainer):
             self._leave(trainer)
 
     def _leave(self, trainer: pl.Trainer) -> None:
@@ -147,6 +172,12 @@ def _epoch_ends(trainer: pl.Trainer) -> bool:
 def _validation_follows(trainer: pl.Trainer) -> bool:
     fetcher = trainer.fit_loop._data_fetcher
     return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def _validation_is_repeated(trainer: pl.Trainer) -> bool:
+    """Whether a checkpoint of this moment, in or before a validation of a fit, lets the next process repeat it."""
+    exact = any(isinstance(c, ExactResume) and c.enabled for c in trainer.callbacks)  # type: ignore[attr-defined]
+    return exact and trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:

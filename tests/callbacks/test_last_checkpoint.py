@@ -58,23 +58,26 @@ def test_on_sigterm_the_step_is_finished_and_saved(batch, step, folder, capsys):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("moment", [{"batch": 5}, {"validation": 0}])
-def test_at_the_end_of_an_epoch_its_validation_is_not_lost(moment, folder, capsys):
+def test_at_the_end_of_an_epoch_its_validation_is_not_lost(moment, exact, folder, capsys):
+    """With exact resume the next process makes it; else this one finishes it."""
     config = with_callback("SignalAt", {"trainer.max_epochs": 2}, **moment)
+    config["trainer"]["callbacks"].append({"class_path": "ExactResume", "init_args": {"enabled": exact}})
     assert command("fit", config=config) == 143
     assert "terminated at step 6" in capsys.readouterr().out
-    assert steps(folder, "val/loss") == [5]
-    assert (
-        command("fit", "--resume", "auto", config=config | {"trainer": {**config["trainer"], "callbacks": None}}) == 0
-    )
+    assert steps(folder, "val/loss") == ([] if exact else [5])
+    del config["trainer"]["callbacks"][0]
+    assert command("fit", "--resume", "auto", config=config) == 0
     assert steps(folder, "val/loss") == [5, 11]
     assert steps(folder, "train/loss") == list(range(12))
 
 
-def test_a_signal_in_the_last_epoch_leaves_the_test_to_the_next_process(folder, capsys):
+def test_a_signal_in_the_last_validation_leaves_the_test_to_the_next_process(folder, capsys):
     config = with_callback("SignalAt", {"test_after_fit": "best"}, validation=0)
     assert command("fit", config=config) == 143
     assert steps(folder, "test/loss") == []
+    assert last(folder)["global_step"] == 6
     del config["trainer"]["callbacks"]
     for _ in range(2):
         assert command("fit", "--resume", "auto", config=config) == 0
@@ -83,14 +86,16 @@ def test_a_signal_in_the_last_epoch_leaves_the_test_to_the_next_process(folder, 
     assert last(folder)["global_step"] == 6
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("moment", [{"batch": 1}, {"validation": 0}])
-def test_within_an_epoch_a_validation_is_finished_before_the_checkpoint(moment, folder):
-    options = {"trainer.val_check_interval": 2, "trainer.max_epochs": 1}
-    assert command("fit", config=with_callback("SignalAt", options, **moment)) == 143
+def test_within_an_epoch_no_validation_is_lost(moment, exact, folder):
+    config = with_callback("SignalAt", {"trainer.val_check_interval": 2}, **moment)
+    config["trainer"]["callbacks"].append({"class_path": "ExactResume", "init_args": {"enabled": exact}})
+    assert command("fit", config=config) == 143
     assert last(folder)["global_step"] == 2
-    assert steps(folder, "val/loss") == [1]
-    rest = changed({"trainer.limit_train_batches": 6, **options})
-    assert command("fit", "--resume", "auto", config=rest) == 0
+    assert steps(folder, "val/loss") == ([] if exact else [1])
+    del config["trainer"]["callbacks"][0]
+    assert command("fit", "--resume", "auto", config=config) == 0
     assert steps(folder, "val/loss") == [1, 3, 5]
     assert steps(folder, "train/loss") == list(range(6))
 
