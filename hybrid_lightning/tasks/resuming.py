@@ -234,7 +234,7 @@ def match_optimizer(
 def finished(trainer: pl.Trainer) -> str | None:
     """Says that a fit has nothing left to do, if that is so."""
     done = (("steps", trainer.global_step, trainer.max_steps),)
-    epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+    epochs = trainer.fit_loop.epoch_progress.total.processed  # type: ignore[attr-defined]
     for unit, reached, limit in (*done, ("epochs", epochs, trainer.max_epochs)):
         if limit is not None and 0 <= limit <= reached:
             return f"finished: {reached} of {limit} {unit} are done; raise --trainer.max_{unit} to train on"
@@ -245,4 +245,4 @@ def end_at(checkpoint: Mapping[str, Any], max_epochs: int | None) -> None:
     """Lets a fit that is past its end come to `finished`, where Lightning would raise."""
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
     if max_epochs is not None and 0 <= max_epochs < progress.get("completed", 0):
-        progress["completed"] = max_epochs
+        progress.update(processed=max_epochs, completed=max_epochs)
