@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from hybrid_lightning.network.parts import Part
     from hybrid_lightning.network.registry import register
     from hybrid_lightning.param_groups import named_param_groups
-    from hybrid_lightning.rates import GroupRates
+    from hybrid_lightning.rates import GroupRates, GroupScheduler
     from hybrid_lightning.schedules import UnfreezingSchedule
+    from hybrid_lightning.sharding import shard
+    from hybrid_lightning.strategies import FSDP2Strategy
     from hybrid_lightning.tasks import HybridClassifier, HybridRegressor, HybridTask
 
 __version__ = "0.1.0.dev0"
@@ -30,10 +32,12 @@ _HOMES = {
     "DigitsDataModule": "data",
     "Duration": "durations",
     "ExactResume": "callbacks",
+    "FSDP2Strategy": "strategies",
     "FitLength": "durations",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
     "GroupRates": "rates",
+    "GroupScheduler": "rates",
     "HybridClassifier": "tasks",
     "HybridRegressor": "tasks",
     "HybridTask": "tasks",
@@ -45,6 +49,7 @@ _HOMES = {
     "UnfreezingSchedule": "schedules",
     "named_param_groups": "param_groups",
     "register": "network.registry",
+    "shard": "sharding",
 }
 
 __all__ = [
@@ -53,10 +58,12 @@ __all__ = [
     "DigitsDataModule",
     "Duration",
     "ExactResume",
+    "FSDP2Strategy",
     "FitLength",
     "GradientNormMonitor",
     "GradualUnfreezing",
     "GroupRates",
+    "GroupScheduler",
     "HybridClassifier",
     "HybridRegressor",
     "HybridTask",
@@ -68,6 +75,7 @@ __all__ = [
     "UnfreezingSchedule",
     "named_param_groups",
     "register",
+    "shard",
 ]
 
 

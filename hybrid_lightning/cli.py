@@ -28,7 +28,6 @@ from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.export import export_part
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
-from hybrid_lightning.rates import GroupRates
 from hybrid_lightning.run_folder import Run, mark_finished, newest_checkpoint, run_to_continue, say
 from hybrid_lightning.run_logger import RunLogger
 from hybrid_lightning.tasks import HybridTask
@@ -65,9 +64,7 @@ class HybridTrainer(pl.Trainer):
             batches = int(math.ceil(batches) * limit)
         length = length_of(self, batches)
         optimization = model.optimization()
-        scheduler = optimization["lr_scheduler"]["scheduler"]
-        if isinstance(scheduler, GroupRates):
-            scheduler.bind(length)
+        optimization["lr_scheduler"]["scheduler"].bind(length)
         print(model.plan(optimization["optimizer"].param_groups, self, length))
 
 
@@ -132,6 +129,13 @@ class HybridCLI(LightningCLI):
             type=str | None,
             default=None,
             help="How often last.ckpt is saved between the ends of epochs, such as '500 steps'; null: only there.",
+        )
+        parser.add_argument(
+            "--on_group_change",
+            type=Literal["error", "weights_only", "match"],
+            default="error",
+            help="If the groups or the optimizer differ from those of fit's --ckpt_path: error; weights_only starts a "
+            "new fit with the weights that match; match also keeps the optimizer state that matches, and goes on.",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{key}": value for key, value in _BEST.items()})
@@ -220,7 +224,12 @@ class HybridCLI(LightningCLI):
         if path is not None:
             if path in ("best", "last"):
                 path = newest_checkpoint(runs, f"{path}.ckpt")
-            read_checkpoint(path, "--ckpt_path")
+            read_checkpoint(path, "--ckpt_path", tensors=False)
+            if Path(path).is_dir() and "fsdp2" not in str(options.trainer.get("strategy")).lower():
+                raise ConfigError(
+                    f"--ckpt_path: {str(path)!r} is a sharded checkpoint, which only the strategy fsdp2 reads. "
+                    f"Add --trainer.strategy fsdp2; any number of devices will do."
+                )
             options["ckpt_path"] = str(path)
 
     def _continue(self, options: Any, runs: Path) -> Path | None:
@@ -238,7 +247,8 @@ class HybridCLI(LightningCLI):
         try:
             super().instantiate_classes()
             if self._get(self.config_init, "ckpt_path"):
-                self.model.reads_weights = False
+                self.model.on_group_change = self._get(self.config_init, "on_group_change")
+                self.model.reads_weights = self.model.on_group_change != "error"  # for parts that are new
         except (ValueError, TypeError, OSError) as error:
             raise cause_of(error) or ConfigError(explained(str(error))) from error
 

@@ -65,11 +65,9 @@ class SeededSampler:
         self._epoch, self._pass, self._skip = epoch, passes, skip
 
     def __iter__(self) -> Iterator[Drawn]:
+        # a pass begins with its first draw: a loader with workers makes one more iterator, which it does not use
         place = f"{self._name}/{self._epoch}/{self._pass}"
         skip, self._skip, self._pass = self._skip, 0, self._pass + 1
-        return self._draws(place, skip)
-
-    def _draws(self, place: str, skip: int) -> Iterator[Drawn]:
         for generator, first_seed in self._generators:
             generator.manual_seed(hashed(first_seed, "order", place))
         seed_cpu(hashed(self._seed, "order", place))

@@ -23,10 +23,12 @@ PLAIN_TORCH = {
     "sampling",
     "weights",
     "configs",
+    "sharding",
+    "sharded_files",
 }
 LAYERS = [
     PLAIN_TORCH | {"network"},
-    {"tasks", "data", "callbacks", "report", "checkpoint_io", "run_folder", "run_logger"},
+    {"tasks", "data", "callbacks", "report", "strategies", "checkpoint_io", "run_folder", "run_logger"},
     {"cli", "__main__", "export", "parser_errors"},
 ]
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file != ROOT / "__init__.py"]

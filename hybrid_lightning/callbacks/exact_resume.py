@@ -81,11 +81,20 @@ class ExactResume(pl.Callback):
             start_epoch_anew(trainer)
         self._prepare_loaders(trainer)
         if saved is not None:
-            trainer.callback_metrics.update({k: v.to(pl_module.device) for k, v in saved.get("metrics", {}).items()})
+            self._finish_epoch(trainer, saved)
             if self._point.in_epoch:
                 self._continue_epoch(trainer, pl_module, saved)
-            elif self._point.epoch_ends:
-                step_metric_schedulers(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finishes a fit that was over when it was saved."""
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            self._finish_epoch(trainer, saved)
+
+    def _finish_epoch(self, trainer: pl.Trainer, saved: dict[str, Any]) -> None:
+        restore_metrics(trainer, saved)
+        if self._point.epoch_ends:
+            step_metric_schedulers(trainer)
 
     def _continue_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, saved: dict[str, Any]) -> None:
         fit_loop: Any = trainer.fit_loop
@@ -136,8 +145,6 @@ class ExactResume(pl.Callback):
         if self.seed is not None:
             self._prepare_loaders(trainer)
             self._seed(trainer, "epoch")
-            if self._validation_pending:  # its iterators are made next
-                self._seed_validation(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -152,6 +159,11 @@ class ExactResume(pl.Callback):
         """Seeds the validation."""
         if self._fits(trainer):
             self._seed_validation(trainer)
+            if self._validation_pending:  # the end of the batch, where this is done else, was before the restart
+                fetcher: Any = trainer.fit_loop.epoch_loop.val_loop._data_fetcher
+                fetcher.combined_loader.reset()
+                iter(fetcher)
+                self._seed_validation(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remembers that this point of the fit has been validated."""
@@ -191,6 +203,12 @@ def chosen_seed() -> int:
     """The seed of ``seed_everything``, or one drawn from torch's random state."""
     given = os.environ.get("PL_GLOBAL_SEED")
     return int(given) if given else int(torch.randint(2**31, ()))
+
+
+def restore_metrics(trainer: pl.Trainer, saved: dict[str, Any]) -> None:
+    """Puts the saved ``callback_metrics`` back, which metric schedulers and checkpoints look at between validations."""
+    device = trainer.strategy.root_device
+    trainer.callback_metrics.update({name: value.to(device) for name, value in saved.get("metrics", {}).items()})
 
 
 def start_epoch_anew(trainer: pl.Trainer) -> None:

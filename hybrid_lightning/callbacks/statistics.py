@@ -93,8 +93,6 @@ def readable(trainer: pl.Trainer) -> DataLoader[Any]:
             "norm: statistics can be estimated anew only from one DataLoader with a batch size and a dataset that is "
             "read by index. Leave out 'norm: stats', or give such a loader."
         )
-    enough = len(loader.dataset) >= size  # type: ignore[arg-type]
-    order = torch.Generator().manual_seed(0)
-    return DataLoader(
-        loader.dataset, size, shuffle=True, generator=order, collate_fn=loader.collate_fn, drop_last=enough
-    )
+    samples = len(loader.dataset)  # type: ignore[arg-type]
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).tolist()
+    return DataLoader(loader.dataset, size, sampler=order, collate_fn=loader.collate_fn, drop_last=samples >= size)

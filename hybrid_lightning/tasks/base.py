@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
@@ -23,11 +22,12 @@ from hybrid_lightning.gradients import (
     scale_gradients,
 )
 from hybrid_lightning.network.network import HybridNetwork, first_samples
-from hybrid_lightning.network.parts import all_defaults, check_number, parse_part, parse_parts
+from hybrid_lightning.network.parts import all_defaults, check_number, feeding_parts, parse_part, parse_parts
 from hybrid_lightning.phases import group_spans, refuse_impossible, training_at_start
-from hybrid_lightning.rates import GroupRates
+from hybrid_lightning.rates import GroupLR, GroupRates
 from hybrid_lightning.report import plan_table
 from hybrid_lightning.schedules import UnfreezingSchedule
+from hybrid_lightning.strategies import shard_if_asked
 from hybrid_lightning.tasks.checkpoints import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
@@ -41,7 +41,8 @@ from hybrid_lightning.tasks.checkpoints import (
 )
 from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
 from hybrid_lightning.tasks.metrics import SplitMetrics
-from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class
+from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class, step_by_metric
+from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
@@ -69,6 +70,7 @@ class HybridTask(pl.LightningModule, ABC):
         rates: ``{shape: ..., warm_up: ...}``: the course of the rates from each group's unfreezing on. Shapes: constant
             (default), linear, cosine, one_cycle, slanted_triangular; warm_up is a duration.
         scheduler: Instead of ``rates``, a torch scheduler as ``{class_path: ..., init_args: {...}, interval: epoch}``.
+            It runs at the base rate, every group takes its share; ``warm_up`` (a duration) counts from its unfreezing.
         unfreezing: ``{restart_early_stopping: true}`` starts the patience of early stopping anew at each unfreezing;
             ``{check_ranks: epochs}`` compares the ranks after each epoch, not only after the first step of each phase.
 
@@ -121,7 +123,11 @@ class HybridTask(pl.LightningModule, ABC):
         self.split_metrics = nn.ModuleDict({"val": self.make_metrics(), "test": self.make_metrics()})
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
-        self._restored = False
+        self.on_group_change = "error"
+        """What a fit does with a checkpoint of other groups or another optimizer: ``error``; ``weights_only`` takes the
+        weights that match and starts at step 0; ``match`` also keeps the optimizer state that matches, and goes on."""
+        self._saved_facts: dict[str, Any] | None = None
+        self._trained = False
         self._trust: Collection[str] | None = None
         self._own_callbacks: list[pl.Callback] = []
 
@@ -194,6 +200,8 @@ class HybridTask(pl.LightningModule, ABC):
         """Builds the network from two samples of the data, unless it exists."""
         if self.network is None:
             self.build(example_batch(self.trainer), load=self.reads_weights)
+        network = self.built()
+        shard_if_asked(self.trainer.strategy, network, network.param_groups(self.base_lr, self.weight_decay))
         for callback in self._own_callbacks:
             if isinstance(callback, GradualUnfreezing):
                 callback.schedules = self.schedules()
@@ -203,7 +211,7 @@ class HybridTask(pl.LightningModule, ABC):
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Unfreezing, gradient norms, exact resume, statistics; a callback of the same type in the Trainer replaces it."""
+        """Unfreezing, gradient norms, exact resume; a callback of the same type in the Trainer takes its place."""
         self._own_callbacks = self._own_callbacks or self._default_callbacks()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
@@ -215,7 +223,8 @@ class HybridTask(pl.LightningModule, ABC):
         return [own for own in self._own_callbacks if not any(isinstance(other, type(own)) for other in others)]
 
     def _default_callbacks(self) -> list[pl.Callback]:
-        stats = [name for name, part in {**self.parts, "fusion": self.fusion}.items() if part.norm == "stats"]
+        fusion = {"fusion": self.fusion} if len(feeding_parts(self.parts)) > 1 else {}
+        stats = [name for name, part in {**self.parts, **fusion}.items() if part.norm == "stats"]
         own = [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor(), ExactResume()]
         return [*own, *([ReestimateStatistics(stats)] if stats else [])]
 
@@ -229,7 +238,7 @@ class HybridTask(pl.LightningModule, ABC):
         groups = self.built().param_groups(self.base_lr, self.weight_decay)
         optimizer = make_optimizer(self.optimizer_facts, groups, fused=fused, scaled=scaled, trust=self._trust)
         if self.scheduler_facts:
-            scheduler = make_scheduler(self.scheduler_facts, optimizer, self._trust)
+            scheduler = make_scheduler(self.scheduler_facts, optimizer, self._trust, self.base_lr)
         else:
             scheduler = {"scheduler": GroupRates(optimizer, **self.rates), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -286,6 +295,13 @@ class HybridTask(pl.LightningModule, ABC):
         shown = list(values)[:2]  # the loss and the first metric; more would not fit into a line
         for name, value in values.items():
             self.log(f"{split}/{name}", value, sync_dist=True, prog_bar=name in shown)
+        if split == "val" and self.trainer.state.fn == "fit":
+            step_by_metric(self.trainer, values, undefined)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Steps the scheduler, unless it waits for a metric: then each validation does."""
+        if not getattr(scheduler, "by_metric", False):
+            super().lr_scheduler_step(scheduler, metric)
 
     # Checks and logs around the steps
 
@@ -303,7 +319,7 @@ class HybridTask(pl.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Checks all labels that a dataset shows as ``targets``, sets the length of the fit and prints the plan."""
-        self._loss_sum, self._loss_count = None, 0
+        self._loss_sum, self._loss_count, self._trained = None, 0, True
         length = fit_length(self.trainer)
         for split, targets in shown_targets(self.trainer):
             self.check_target(targets, f"data: {split} targets")
@@ -312,23 +328,34 @@ class HybridTask(pl.LightningModule, ABC):
                 f"trainer.gradient_clip_val: {self.trainer.gradient_clip_val} is negative; 0 clips nothing."
             )
         schedulers = self.lr_schedulers()
-        if isinstance(schedulers, GroupRates):
-            if self._restored:
-                self._restate_rates()
+        if isinstance(schedulers, GroupLR):
+            self._restate(schedulers, length)
+            if getattr(schedulers, "by_metric", False) and not self.trainer.enable_validation:
+                raise ConfigError("model.scheduler: ReduceLROnPlateau needs a validation split, and there is none.")
             schedulers.bind(length)
         plan = self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length)
         if self.trainer.is_global_zero:
             print(plan)
 
-    def _restate_rates(self) -> None:
-        """Sets each group's own rate and decay to what the facts say now, after a checkpoint restored older ones."""
-        fresh = self.built().param_groups(self.base_lr, self.weight_decay)
-        for group, wanted in zip(self.trainer.optimizers[0].param_groups, fresh, strict=True):
-            new = {key: wanted[key] for key in ("lr_factor", "weight_decay")} | {"initial_lr": wanted["lr"]}
-            for key, value in new.items():
-                if group[key] != value:
-                    rank_zero_info(f"{group['name']}: {key} is {value:g}; the checkpoint had {group[key]:g}.")
-            group.update(new)
+    def _restate(self, scheduler: GroupLR, length: FitLength) -> None:
+        """After a checkpoint was restored: what the facts say now holds, and what has changed is printed."""
+        old, self._saved_facts = self._saved_facts, None
+        if old is None:
+            return
+        facts = all_facts(self._saved())
+        wanted = self.built().param_groups(self.base_lr, self.weight_decay)
+        restate(self.trainer.optimizers[0], wanted, old, facts)
+        set_position(scheduler, self.trainer.global_step, length)
+        lines = describe_changes(old, facts, self.trainer.current_epoch)
+        if lines and self.trainer.is_global_zero:
+            print(*lines, sep="\n")
+
+    def on_fit_end(self) -> None:
+        """Says so if there was nothing left to do."""
+        trained, self._trained = self._trained, False
+        message = None if trained else finished(self.trainer)
+        if message and self.trainer.is_global_zero:
+            print(message)
 
     def plan(self, groups: list[dict[str, Any]], trainer: pl.Trainer, length: FitLength) -> str:
         """The table of parts and stages, their rates, and when each starts to train.
@@ -365,9 +392,6 @@ class HybridTask(pl.LightningModule, ABC):
         parameters = optimizer_parameters(optimizer.param_groups)
         by_norm = bool(gradient_clip_val) and gradient_clip_algorithm in (None, "norm")
         logged = is_log_step(self.trainer)
-        if any(isinstance(p, DTensor) for p in parameters[:1]):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
         norms = gradient_norms(parameters) if by_norm or logged else None
         before = norms_by_part(optimizer.param_groups, norms) if logged and norms is not None else {}
         after = before
@@ -385,9 +409,12 @@ class HybridTask(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a rebuild needs, as plain data."""
-        network = self.built()
         require_all_facts(type(self), HybridTask, self.facts)
-        checkpoint[CHECKPOINT_KEY] = {
+        checkpoint[CHECKPOINT_KEY] = self._saved()
+
+    def _saved(self) -> dict[str, Any]:
+        network = self.built()
+        return {
             "version": CHECKPOINT_VERSION,
             "task": f"{type(self).__module__}.{type(self).__qualname__}",
             "facts": self.facts,
@@ -398,17 +425,20 @@ class HybridTask(pl.LightningModule, ABC):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another model, before anything is restored from it."""
-        self._restored = True
-        refuse_other_model(self.state_dict(), checkpoint.get("state_dict", {}))
-        network = self.built()
-        groups = group_names(network, network.param_groups(self.base_lr, self.weight_decay))
-        saved = checkpoint.get(CHECKPOINT_KEY, {}).get("groups")
-        if self.trainer.state.fn == "fit" and list(groups.items()) != list((saved or groups).items()):
-            raise ConfigError(
-                f"--ckpt_path: the checkpoint's optimizer has the groups {listing(saved)}; this config makes "
-                f"{listing(groups)}. To continue a fit, keep the parts' stages and decay_all as they were."
-            )
+        """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
+        if self.trainer.state.fn != "fit":
+            refuse_other_model(self.state_dict(), checkpoint.get("state_dict", {}))
+            return
+        self._saved_facts, lines = take_up(
+            checkpoint,
+            self.state_dict(),
+            self._saved(),
+            lambda: self.configure_optimizers()["optimizer"],
+            self.on_group_change,
+            self.trainer,
+        )
+        if lines and self.trainer.is_global_zero:
+            print(*lines, sep="\n")
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

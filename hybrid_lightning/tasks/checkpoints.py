@@ -15,17 +15,20 @@ CHECKPOINT_VERSION = 1
 Task = TypeVar("Task")
 
 
-def read_checkpoint(path: Any, where: str = "checkpoint_path") -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(
+    path: Any, where: str = "checkpoint_path", tensors: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a task added to a checkpoint, and the weights.
 
     Args:
-        path: The file.
+        path: The file; of a sharded checkpoint, the folder.
         where: Name of the setting, for errors.
+        tensors: Whether the tensors of a sharded checkpoint are read.
 
     Raises:
         ConfigError: If the file is broken, holds code, or was not written by a task of this version.
     """
-    checkpoint = read_file(path, where)
+    checkpoint = read_file(path, where, without=("optimizer_states",), tensors=tensors)
     saved = checkpoint.get(CHECKPOINT_KEY)
     wanted = {"version", "task", "facts", "parts", "fusion", "network"}
     if not isinstance(saved, dict) or not wanted <= saved.keys() or "state_dict" not in checkpoint:
@@ -44,14 +47,20 @@ def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], w
     Raises:
         ConfigError: If they differ.
     """
-    other = [f"{name} {tuple(t.shape)}" for name, t in own.items() if name in saved and saved[name].shape != t.shape]
-    if other or own.keys() != saved.keys():
-        missing, surplus = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    sentences = other_tensors(own, saved)
+    if sentences:
         raise ConfigError(
-            f"{where}: the checkpoint is of another model. Missing in it: {listing(missing, 4)}. "
-            f"Only in it: {listing(surplus, 4)}. Of another shape here: {listing(other, 4)}. "
-            f"Use the config of its run (config.yaml in its folder), or modules of the same architecture."
+            f"{where}: the checkpoint is of another model. {' '.join(sentences)} Use the config of its run "
+            f"(config.yaml in its folder), or modules of the same architecture."
         )
+
+
+def other_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
+    """Sentences that say how the names and shapes of two models' tensors differ; none if they are equal."""
+    other = [f"{name} {tuple(t.shape)}" for name, t in own.items() if name in saved and saved[name].shape != t.shape]
+    missing, surplus = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    kinds = {"Missing in it": missing, "Only in it": surplus, "Of another shape here": other}
+    return [f"{kind}: {listing(names, 4)}." for kind, names in kinds.items() if names]
 
 
 def require_plain(value: Any, where: str) -> None:

@@ -1,18 +1,23 @@
 """Optimizers and schedulers from plain facts."""
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from hybrid_lightning.configs import torch_classes
-from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.network.registry import check_arguments, parameters_of, resolve
+from hybrid_lightning.rates import SHAPES, GroupScheduler
 
-_PER_GROUP_RATES = ("max_lr", "base_lr")
 _STEPWISE = ("OneCycleLR", "CyclicLR")
+_PER_GROUP = ("max_lr", "base_lr", "min_lr", "eta_min", "max_momentum", "base_momentum", "lr_lambda")
+_FUNCTIONS = ("lr_lambda", "scale_fn")
+_OWN_KEYS = ("interval", "monitor", "warm_up")
 
 
 def _parse(spec: object, where: str, namespace: Any, trust: Collection[str] | None) -> tuple[type, dict[str, Any]]:
@@ -33,9 +38,11 @@ def _parse(spec: object, where: str, namespace: Any, trust: Collection[str] | No
 
 
 def named_class(spec: Any, namespace: Any) -> Any:
-    """A spec whose class is given by its name, so that a checkpoint can hold it."""
-    if isinstance(spec, Mapping) and "class_path" in spec:
-        return {**spec, "class_path": named_class(spec["class_path"], namespace)}
+    """A spec whose classes are given by their names, so that a checkpoint can hold it."""
+    if isinstance(spec, Mapping):
+        return {key: named_class(value, namespace) for key, value in spec.items()}
+    if isinstance(spec, list):
+        return [named_class(value, namespace) for value in spec]
     if not isinstance(spec, type):
         return spec
     known = torch_classes(namespace).get(spec.__name__) is spec
@@ -87,39 +94,93 @@ def make_optimizer(
 
 
 def make_scheduler(
-    spec: str | Mapping[str, Any], optimizer: Optimizer, trust: Collection[str] | None = None
+    spec: str | Mapping[str, Any],
+    optimizer: Optimizer,
+    trust: Collection[str] | None = None,
+    base_lr: float | None = None,
 ) -> dict[str, Any]:
-    """A torch scheduler as Lightning's ``lr_scheduler`` dict.
-
-    A scalar ``max_lr`` or ``base_lr`` is expanded to the groups, each times its ``lr_factor``.
+    """A torch scheduler for named groups (see `GroupScheduler`) as Lightning's ``lr_scheduler`` dict.
 
     Args:
-        spec: ``{class_path: StepLR, init_args: {...}}``, plus ``interval`` (``epoch`` or ``step``) and ``monitor``.
+        spec: ``{class_path: StepLR, init_args: {...}}``, plus ``interval`` (``epoch`` or ``step``: what it counts),
+            ``warm_up`` (a duration, from each group's unfreezing) and, for `ReduceLROnPlateau`, ``monitor``. The
+            ``schedulers`` of `SequentialLR` and `ChainedScheduler` are such specs too; a function is a dotted path.
         optimizer: With named groups.
         trust: See `resolve`.
+        base_lr: The rate that the scheduler starts from; None takes that of the groups.
 
     Raises:
-        ConfigError: If the class or an argument is unknown.
+        ConfigError: If the class or an argument is unknown or impossible.
     """
     where = "model.scheduler"
     spec = {"class_path": spec} if isinstance(spec, str) else dict(spec)
-    own = {key: spec.pop(key) for key in ("interval", "monitor") if key in spec}
+    own = {key: spec.pop(key) for key in _OWN_KEYS if key in spec}
     for key in spec:
         if key not in ("class_path", "init_args"):
-            raise unknown(where, "key", str(key), ("class_path", "init_args", "interval", "monitor"))
-    scheduler_class, args = _parse(spec, where, torch.optim.lr_scheduler, trust)
-    check_arguments(scheduler_class, {"optimizer": optimizer, **args}, f"{where}.init_args")
-    for name in _PER_GROUP_RATES:
-        if isinstance(args.get(name), int | float):
-            args[name] = [args[name] * group["lr_factor"] for group in optimizer.param_groups]
-    if not issubclass(scheduler_class, LRScheduler):
-        raise ConfigError(f"{where}.class_path: {scheduler_class.__name__} is not a scheduler.")
-    try:
-        scheduler = scheduler_class(optimizer, **args)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {scheduler_class.__name__} refuses its arguments: {error}") from error
+            raise unknown(where, "key", str(key), ("class_path", "init_args", *_OWN_KEYS))
+    scheduler_class, _ = _parse(spec, where, torch.optim.lr_scheduler, trust)
     interval = own.get("interval", "step" if scheduler_class.__name__ in _STEPWISE else "epoch")
     if interval not in ("epoch", "step"):
         raise unknown(f"{where}.interval", "interval", str(interval), ("epoch", "step"))
-    plateau = {"monitor": own.get("monitor", "val/loss")} if issubclass(scheduler_class, ReduceLROnPlateau) else {}
-    return {"scheduler": scheduler, "interval": interval, **plateau}
+    make = partial(_torch_scheduler, spec, where=where, trust=trust)
+    scheduler = GroupScheduler(optimizer, make, interval, own.get("warm_up", "0 steps"), base_lr=base_lr)
+    if not scheduler.by_metric:
+        return {"scheduler": scheduler, "interval": scheduler.clock}
+    monitor = str(own.get("monitor", "val/loss"))
+    if not monitor.startswith("val/") or interval != "epoch":
+        raise ConfigError(
+            f"{where}: ReduceLROnPlateau is stepped at each validation, with a metric of it. Remove interval and set "
+            f"monitor to val/loss or another val/ metric, not {monitor!r}."
+        )
+    return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor}
+
+
+def _torch_scheduler(spec: object, optimizer: Optimizer, *, where: str, trust: Collection[str] | None) -> LRScheduler:
+    """The torch scheduler of a spec, on an optimizer of one group."""
+    scheduler_class, args = _parse(spec, where, torch.optim.lr_scheduler, trust)
+    name, arguments = scheduler_class.__name__, f"{where}.init_args"
+    if not issubclass(scheduler_class, LRScheduler):
+        raise ConfigError(f"{where}.class_path: {name} is not a scheduler.")
+    if "lr_lambda" in parameters_of(scheduler_class) and "lr_lambda" not in args:
+        raise ConfigError(
+            f"{arguments}.lr_lambda: {name} needs a function. Give the dotted path of one (my_package.decay), or "
+            f"use rates: {{shape: ...}} instead of scheduler. Shapes: {listing(SHAPES)}."
+        )
+    check_arguments(scheduler_class, {"optimizer": optimizer, **args}, arguments)
+    for key, value in args.items():
+        if key in _PER_GROUP and isinstance(value, list | tuple):
+            raise ConfigError(
+                f"{arguments}.{key}: a list would be one value per group. Give one value, that of the base rate; every "
+                f"group takes its share of it. Set the shares with lr_scale and layer_decay of the parts."
+            )
+        if key in _FUNCTIONS and isinstance(value, str):
+            args[key] = resolve(value, f"{arguments}.{key}", trust)
+    if isinstance(args.get("schedulers"), list):
+        args["schedulers"] = [
+            _torch_scheduler(inner, optimizer, where=f"{arguments}.schedulers[{index}]", trust=trust)
+            for index, inner in enumerate(args["schedulers"])
+        ]
+    try:
+        return scheduler_class(**{"optimizer": optimizer, **args})
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise ConfigError(f"{where}: {name} refuses its arguments: {error}") from error
+
+
+def step_by_metric(trainer: pl.Trainer, values: Mapping[str, Any], undefined: Mapping[str, str]) -> None:
+    """Steps `ReduceLROnPlateau` after a validation; Lightning would after the checkpoint, and not after a restart.
+
+    Args:
+        trainer: Its scheduler is stepped if it waits for a metric, and only checked in Lightning's sanity check.
+        values: Metric → value of this validation, without ``val/``.
+        undefined: Metrics that could not be computed this time; for one of these nothing happens.
+
+    Raises:
+        ConfigError: If validation does not measure the metric.
+    """
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, GroupScheduler) and config.scheduler.by_metric:
+            name = str(config.monitor).removeprefix("val/")
+            if name not in values and name not in undefined:
+                raise unknown("model.scheduler.monitor", "metric", f"val/{name}", [f"val/{v}" for v in values])
+            if name in values and not trainer.sanity_checking:
+                config.scheduler.step(values[name])

@@ -146,7 +146,7 @@ def test_the_interval_and_the_monitor_are_the_users():
 def test_a_fit_runs_with_it(scheduler):
     run = trainer(max_epochs=2)
     run.fit(classifier(scheduler=scheduler), data(), data())
-    assert type(run.lr_scheduler_configs[0].scheduler).__name__ == scheduler["class_path"]
+    assert type(run.lr_scheduler_configs[0].scheduler.scheduler).__name__ == scheduler["class_path"]
 
 
 @pytest.mark.parametrize(
