@@ -50,6 +50,10 @@ class Kills:
     during_save: int = 0
     runs: int = 0
 
+    def enough(self) -> bool:
+        """Whether as many hit as wanted, one of them at least after its process had saved something."""
+        return self.hit >= self.wanted and self.after_progress > 0
+
 
 def config(epochs: int) -> dict[str, Any]:
     model = {"num_classes": 3, "parts": PARTS, "rates": {"shape": "cosine", "warm_up": "10 steps"}}
@@ -115,7 +119,7 @@ def fit_with_kills(folder: Path, kills: Kills, chance: random.Random) -> None:
     """Fits to the end; until enough kills have hit, ends each process at a random moment."""
     kills.runs += 1
     steps = 0
-    while kills.hit < kills.wanted:
+    while not kills.enough():
         process = start(folder)
         try:
             process.wait(timeout=chance.uniform(0, kills.latest))
@@ -187,7 +191,7 @@ def soak(folder: Path, kills: int, seed: int, epochs: int, number: signal.Signal
     # so that a run takes several kills: with moments up to its end, every other process would end it
     latest = first + (whole - first) * min(1.0, 1.5 / kills**0.5)
     count, chance = Kills(kills, number, latest), random.Random(seed)
-    while count.hit < kills:
+    while not count.enough():
         killed = prepare(folder / f"killed_{count.runs}", epochs)
         fit_with_kills(killed, count, chance)
         compare(run_folder(left_alone), run_folder(killed))
