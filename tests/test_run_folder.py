@@ -1,6 +1,7 @@
 import csv
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,8 @@ def test_what_a_killed_process_left_after_its_checkpoint_is_dropped(copied):
         writer = csv.DictWriter(file, before[0].keys())
         writer.writerows({**before[0], "step": step} for step in (6, 7))
         file.write("0.5,0.")
-    for leftover in (RUN / "metrics.csv.part", RUN / "config.yaml.part", RUN / "checkpoints/last.ckpt.part"):
-        leftover.write_text("torn")
+    for leftover in ("metrics.csv.part", "config.yaml.part", "checkpoints/last.ckpt.part", "checkpoints/old.ckpt.part"):
+        (RUN / leftover).write_text("torn")
     assert resume(3) == 0
     assert rows()[: len(before)] == before
     assert [int(row["step"]) for row in rows() if row["train/loss"]] == list(range(9))
@@ -124,13 +125,13 @@ def test_a_better_checkpoint_takes_the_place_of_the_best(folder):
 
 
 def test_the_checkpoint_with_the_most_steps_decides_and_not_its_name_or_age(copied, capsys):
-    newer = LAST.with_name("mine.ckpt")
+    newer = LAST.with_name("a.ckpt")
     LAST.rename(newer)
     BEST.rename(LAST)
     torch.save({**load(LAST), "global_step": 3}, LAST)
     os.utime(newer, (0, 0))
     assert resume(2, "--trainer.max_steps", "7") == 0
-    assert "continues from mine.ckpt, step 6" in capsys.readouterr().out
+    assert "continues from a.ckpt, step 6" in capsys.readouterr().out
 
 
 def test_weights_alone_are_not_continued(copied, capsys):
@@ -148,6 +149,21 @@ def test_a_damaged_checkpoint_is_skipped(copied, capsys):
     assert "last.ckpt' cannot be read" in out
     assert "continues from best.ckpt, step 6" in out
     assert load(LAST)["global_step"] == 9
+
+
+def test_the_last_checkpoint_keeps_its_name_also_where_one_that_knows_nothing_of_it_continues(folder):
+    assert command("fit") == 0
+    LAST.write_bytes(b"torn")
+    assert resume(2) == 0
+    assert load(LAST)["global_step"] == 6
+    assert {path.name for path in LAST.parent.iterdir()} == {"last.ckpt", "best.ckpt"}
+
+
+def test_checkpoints_do_not_pass_through_the_folder_for_temporary_files(folder, monkeypatch):
+    """It may be another file system, where a move is a copy that can be torn."""
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "nowhere"))
+    assert command("fit") == 0
+    assert load(LAST)["global_step"] == load(BEST)["global_step"] == 3
 
 
 def test_a_run_without_a_whole_checkpoint_is_refused(copied, capsys):

@@ -73,12 +73,14 @@ def test_at_the_end_of_an_epoch_its_validation_is_not_lost(moment, exact, folder
     assert steps(folder, "train/loss") == list(range(12))
 
 
-def test_a_signal_in_the_last_validation_leaves_the_test_to_the_next_process(folder, capsys):
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_signal_in_the_last_validation_leaves_the_test_to_the_next_process(exact, folder):
     config = with_callback("SignalAt", {"test_after_fit": "best"}, validation=0)
+    config["trainer"]["callbacks"].append({"class_path": "ExactResume", "init_args": {"enabled": exact}})
     assert command("fit", config=config) == 143
     assert steps(folder, "test/loss") == []
     assert last(folder)["global_step"] == 6
-    del config["trainer"]["callbacks"]
+    del config["trainer"]["callbacks"][0]
     for _ in range(2):
         assert command("fit", "--resume", "auto", config=config) == 0
         assert steps(folder, "test/loss") == [6]
