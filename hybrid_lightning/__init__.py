@@ -4,7 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybrid_lightning.callbacks import GradientNormMonitor, GradualUnfreezing
+    from hybrid_lightning.callbacks import (
+        ExactResume,
+        GradientNormMonitor,
+        GradualUnfreezing,
+        LastCheckpoint,
+        ReestimateStatistics,
+    )
+    from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
     from hybrid_lightning.data import DigitsDataModule, InMemoryDataModule, PlaidDataModule
     from hybrid_lightning.durations import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
@@ -13,14 +20,19 @@ if TYPE_CHECKING:
     from hybrid_lightning.param_groups import named_param_groups
     from hybrid_lightning.rates import GroupRates, GroupScheduler
     from hybrid_lightning.schedules import UnfreezingSchedule
+    from hybrid_lightning.sharding import shard
+    from hybrid_lightning.strategies import FSDP2Strategy
     from hybrid_lightning.tasks import HybridClassifier, HybridRegressor, HybridTask
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "AtomicCheckpointIO": "checkpoint_io",
     "ConfigError": "errors",
     "DigitsDataModule": "data",
     "Duration": "durations",
+    "ExactResume": "callbacks",
+    "FSDP2Strategy": "strategies",
     "FitLength": "durations",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
@@ -30,17 +42,23 @@ _HOMES = {
     "HybridRegressor": "tasks",
     "HybridTask": "tasks",
     "InMemoryDataModule": "data",
+    "LastCheckpoint": "callbacks",
     "Part": "network.parts",
     "PlaidDataModule": "data",
+    "ReestimateStatistics": "callbacks",
     "UnfreezingSchedule": "schedules",
     "named_param_groups": "param_groups",
     "register": "network.registry",
+    "shard": "sharding",
 }
 
 __all__ = [
+    "AtomicCheckpointIO",
     "ConfigError",
     "DigitsDataModule",
     "Duration",
+    "ExactResume",
+    "FSDP2Strategy",
     "FitLength",
     "GradientNormMonitor",
     "GradualUnfreezing",
@@ -50,11 +68,14 @@ __all__ = [
     "HybridRegressor",
     "HybridTask",
     "InMemoryDataModule",
+    "LastCheckpoint",
     "Part",
     "PlaidDataModule",
+    "ReestimateStatistics",
     "UnfreezingSchedule",
     "named_param_groups",
     "register",
+    "shard",
 ]
 
 

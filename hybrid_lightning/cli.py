@@ -14,15 +14,22 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
+from hybrid_lightning.callbacks import LastCheckpoint
 from hybrid_lightning.callbacks.logging import length_of
+from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.configs import merged_arguments
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.export import export_part
+from hybrid_lightning.files import whole_file
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
+from hybrid_lightning.run_folder import Run, mark_finished, newest_checkpoint, run_to_continue, say
+from hybrid_lightning.run_logger import RunLogger
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.checkpoints import read_checkpoint
 from hybrid_lightning.tasks.example import first_batch, number_of_batches
@@ -76,8 +83,29 @@ def shortened(message: str, lines: int = 10) -> str:
     return "\n".join(kept[:lines] + more)
 
 
+class RunConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run's folder; of a continued run so that it repeats the whole run."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Writes the file once."""
+        folder = Path(trainer.log_dir or ".")  # every rank has to ask, because the answer is broadcast
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        if stage == "fit" and trainer.checkpoint_callbacks:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # by this a fit is known, see run_to_continue
+        config = self.config.clone()
+        if config.get("resume"):
+            config["resume"] = config["ckpt_path"] = None
+        with whole_file(folder / self.config_filename) as temporary:
+            temporary.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
+        self.already_saved = True
+
+
 class HybridCLI(LightningCLI):
     """``fit``, ``validate``, ``test``, ``predict`` and ``plan`` for `HybridTask`."""
+
+    continued: Run | None = None
+    """The run that ``--resume`` continues."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the keys of this program beside model, data and trainer."""
@@ -89,6 +117,18 @@ class HybridCLI(LightningCLI):
             type=Literal["best", "last"] | None,
             default=None,
             help="Checkpoint that is tested once at the end of fit: best or last; null tests nothing.",
+        )
+        parser.add_argument(
+            "--resume",
+            type=str | None,
+            default=None,
+            help="Run that fit continues in its folder: auto (the newest of this name) or a path; null: a new one.",
+        )
+        parser.add_argument(
+            "--save_every",
+            type=str | None,
+            default=None,
+            help="How often last.ckpt is saved between the ends of epochs, such as '500 steps'; null: only there.",
         )
         parser.add_argument(
             "--on_group_change",
@@ -127,11 +167,19 @@ class HybridCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         else:
             # not ModelCheckpoint's save_last, which writes only when the best one is written too
-            callbacks = [*callbacks, ModelCheckpoint(filename="last", save_on_train_epoch_end=True)]
+            callbacks = [*callbacks, LastCheckpoint(self._get(self.config_init, "save_every"))]
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super()._instantiate_trainer(config, callbacks)
 
     def _loggers(self, given: Any, root: str | None) -> list[Logger]:
         folder, name = Path(root or ".") / "runs", self._get(self.config_init, "name")
+        version, step = None, 0
+        if self.continued:
+            path, step = self.continued.folder, self.continued.step
+            folder, name, version = path.parent.parent, path.parent.name, path.name
         try:
             (folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -139,13 +187,14 @@ class HybridCLI(LightningCLI):
                 f"trainer.default_root_dir: no folder can be made at {str(folder / name)!r}: {error.strerror}. "
                 f"Choose another place with --trainer.default_root_dir."
             ) from error
-        table = CSVLogger(folder, name=name)
+        table = RunLogger(folder, name, version, first_step=step)
         if isinstance(given, Logger):
             return [table, given]
         if isinstance(given, list):
             return [table, *given]
-        boards = [TensorBoardLogger(folder, name, version=table.version)] if find_spec("tensorboard") else []
-        return [table, *boards]
+        if not find_spec("tensorboard"):
+            return [table]
+        return [table, TensorBoardLogger(folder, name, table.version, purge_step=step if self.continued else None)]
 
     def _parse_ckpt_path(self) -> None:
         """Takes no settings from a checkpoint: the config decides, and a file may not name classes."""
@@ -169,12 +218,29 @@ class HybridCLI(LightningCLI):
                 f"{self.subcommand}: without a checkpoint the weights would be random. "
                 f"Add --ckpt_path best, --ckpt_path last (of the newest run of this name) or a path."
             )
+        runs = Path(options.trainer.get("default_root_dir") or ".") / "runs" / name
+        if self.subcommand == "fit" and options["resume"]:
+            path = self._continue(options, runs)
         if path is not None:
             if path in ("best", "last"):
-                root = Path(options.trainer.get("default_root_dir") or ".") / "runs" / name
-                path = newest_checkpoint(root, f"{path}.ckpt")
-            read_checkpoint(path, "--ckpt_path")
+                path = newest_checkpoint(runs, f"{path}.ckpt")
+            read_checkpoint(path, "--ckpt_path", tensors=False)
+            if Path(path).is_dir() and "fsdp2" not in str(options.trainer.get("strategy")).lower():
+                raise ConfigError(
+                    f"--ckpt_path: {str(path)!r} is a sharded checkpoint, which only the strategy fsdp2 reads. "
+                    f"Add --trainer.strategy fsdp2; any number of devices will do."
+                )
             options["ckpt_path"] = str(path)
+
+    def _continue(self, options: Any, runs: Path) -> Path | None:
+        """Finds the run to continue, and gives its checkpoint."""
+        if options["ckpt_path"]:
+            raise ConfigError("resume: it finds its checkpoint itself; leave out --ckpt_path, or --resume.")
+        if options.trainer.get("logger") is False:
+            raise ConfigError("resume: trainer.logger false makes no folder that could be continued; leave it out.")
+        self.continued = run_to_continue(options["resume"], runs, _limits(options.trainer))
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it is meant to
+        return self.continued.checkpoint if self.continued else None
 
     def instantiate_classes(self) -> None:
         """Makes model, data and Trainer; an impossible argument of one of them is told in short."""
@@ -186,8 +252,17 @@ class HybridCLI(LightningCLI):
         except (ValueError, TypeError, OSError) as error:
             raise cause_of(error) or ConfigError(explained(str(error))) from error
 
+    def fit(self, **kwargs: Any) -> None:
+        """Trains, unless the run to continue has ended."""
+        if self.continued and self.continued.finished:
+            say(f"finished: {self.continued.folder} has ended; set trainer.max_epochs or max_steps higher to train on")
+        else:
+            self.trainer.fit(**kwargs)
+
     def after_fit(self) -> None:
         """Tests one checkpoint, if the config asks for it, and says where the results are."""
+        if self.continued and self.continued.finished:
+            return
         which = self._get(self.config_init, "test_after_fit")
         if which:
             callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
@@ -197,6 +272,8 @@ class HybridCLI(LightningCLI):
             self.trainer.test(self.model, self.datamodule, ckpt_path=path or None, weights_only=True)
         folder = self.trainer.log_dir  # every rank has to ask, because the answer is broadcast
         if self.trainer.is_global_zero and folder:
+            if self.trainer.logger:
+                mark_finished(Path(folder), _limits(self._get(self.config, "trainer")))
             print(f"results: {folder}")
 
     def predict(self, **kwargs: Any) -> None:
@@ -212,28 +289,17 @@ class HybridCLI(LightningCLI):
         print(f"predictions: {path}")
 
 
-def newest_checkpoint(folder: Path, name: str) -> Path:
-    """The checkpoint of this name in the newest version below a run's folder.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    found = sorted(folder.glob(f"version_*/checkpoints/{name}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ConfigError(f"--ckpt_path: there is no {name} below {str(folder)!r}. Run fit first, or give a path.")
-    return found[-1]
+def _limits(trainer: Any) -> dict[str, Any]:
+    return {key: trainer.get(key) for key in ("max_epochs", "max_steps")}
 
 
 def write_predictions(table: torch.Tensor, path: Path) -> None:
     """Writes predictions `(N,)` or `(N, outputs)` as CSV; the file appears whole or not at all."""
     rows = table.reshape(len(table), -1).tolist()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["row", *(f"output_{index}" for index in range(len(rows[0]) if rows else 0))])
         writer.writerows([index, *row] for index, row in enumerate(rows))
-    temporary.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -243,7 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; None takes those of the process.
 
     Returns:
-        0; 2 if an input was wrong (the reason is on standard error); 130 after an interrupt.
+        0; 2 if an input was wrong (the reason is on standard error); 130 after an interrupt; 143 if a fit was told to
+        end by SIGTERM.
     """
     # the data of this package are in memory; worker processes would cost more than they bring
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -264,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parser_class=_Parser,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
-                save_config_kwargs={"overwrite": True},  # without a logger there is no new folder for each run
+                save_config_callback=RunConfig,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
@@ -273,6 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {shortened(str(error))}", file=sys.stderr)
         return 2
+    except SIGTERMException as error:
+        return int(error.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from hybrid_lightning.norms import has_statistics
+
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
     """Turns gradients on or off; a parameter that is turned off loses its gradient.
@@ -14,14 +16,6 @@ def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
         parameter.requires_grad_(trainable)
         if not trainable:
             parameter.grad = None
-
-
-NORM_MODES = ("eval", "stats", "train")
-
-
-def has_statistics(module: nn.Module) -> bool:
-    """Whether a module keeps running statistics: batch and instance normalisation, in any number of dimensions."""
-    return getattr(module, "running_mean", None) is not None
 
 
 def module_modes(

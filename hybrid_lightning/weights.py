@@ -10,24 +10,30 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.files import whole_file
+from hybrid_lightning.sharded_files import REST, read_folder
 
 
-def read_file(path: str | Path, where: str = "weights") -> dict[str, Any]:
-    """The plain content of a ``.safetensors`` file or of one written by `torch.save`.
+def read_file(path: str | Path, where: str = "weights", **folder_options: Any) -> dict[str, Any]:
+    """The plain content of a ``.safetensors`` file, of one written by `torch.save`, or of a sharded checkpoint.
 
     Args:
-        path: The file.
+        path: The file; of a sharded checkpoint, the folder.
         where: Config path named in errors.
+        **folder_options: For a folder, see `read_folder`.
 
     Raises:
         ConfigError: If the file is missing, broken, or holds anything that only pickle could load.
     """
     path = Path(path)
-    if not path.is_file():
+    is_folder = (path / REST).is_file()
+    if not path.is_file() and not is_folder:
         raise ConfigError(f"{where}: there is no file {str(path)!r} (looked up from {str(Path.cwd())!r}).")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
+        if is_folder:
+            return read_folder(path, **folder_options)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ConfigError(f"{where}: {str(path)!r} cannot be read: {_first_line(error)}") from None
@@ -84,10 +90,7 @@ def load_weights(module: nn.Module, source: str, where: str = "weights") -> None
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Writes tensors as safetensors; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
     # safetensors refuses tensors that share memory, such as tied ones
     own = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    temporary.write_bytes(save(own))
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(save(own))

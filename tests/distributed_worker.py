@@ -26,6 +26,24 @@ def loader(ranks: int, rank: int) -> DataLoader[Any]:
     return DataLoader(dataset, GLOBAL_BATCH // ranks, sampler=sampler, collate_fn=as_batch)
 
 
+class Judged(Foreign):
+    """Each rank validates to a value of its own; only their mean stops falling after the first epoch."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        mean = 3.0 if self.trainer.current_epoch == 0 else 2.0
+        share = 1 + self.trainer.current_epoch * (-1) ** self.global_rank if self.trainer.world_size > 1 else 1
+        self.log("val/loss", mean * share)
+
+
+class Drift(pl.Callback):
+    """Changes the last bits of one value on the second rank alone."""
+
+    def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_rank == 1:
+            with torch.no_grad():
+                pl_module.head.bias[0] += 1e-6
+
+
 class Reducer(pl.Callback):
     """Asserts at every step that the wrapper reduces exactly what trains."""
 
@@ -38,17 +56,25 @@ class Reducer(pl.Callback):
 
 def main(kind: str, ranks: int, folder: Path) -> None:
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", ".*(LeafSpec|many workers|val_dataloader|on_before_batch_transfer).*")
+    warnings.filterwarnings(
+        "ignore", ".*(LeafSpec|many workers|sync_dist=True|val_dataloader|on_before_batch_transfer).*"
+    )
     torch.set_num_threads(1)
-    schedule = {"start": "2 steps", "every": "2 steps"}
+    schedule: dict[str, Any] = {"start": "2 steps", "every": "2 steps"}
+    if kind == "plateau":
+        schedule = {"plateau": "val/loss", "patience": "1 validations"}
     if kind == "task":
         model: pl.LightningModule = plain_norm(hybrid(schedule, dropout=0.0))
         callbacks: list[pl.Callback] = [Reducer()]
     else:
-        model = plain_norm(Foreign())
-        callbacks = [GradualUnfreezing({"backbone": schedule}), GradientNormMonitor(), Reducer()]
-    strategy = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
-    options = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2, "use_distributed_sampler": False}
+        model = plain_norm(Judged() if kind == "plateau" else Foreign())
+        unfreezing = GradualUnfreezing({"backbone": schedule}, check_ranks="epochs")
+        callbacks = [unfreezing, GradientNormMonitor(), Reducer(), *([Drift()] if kind == "drift" else [])]
+    ddp = DDPStrategy(process_group_backend="gloo", static_graph=kind == "static")
+    strategy = ddp if ranks > 1 else "auto"
+    # torch fails on a static graph without synchronisation, that is with accumulation (also without us)
+    accumulate = 1 if kind == "static" else 2
+    options = {"gradient_clip_val": 0.5, "accumulate_grad_batches": accumulate, "use_distributed_sampler": False}
     runner = trainer(devices=ranks, strategy=strategy, callbacks=callbacks, **options)
     runner.fit(model, Lazy(runner, ranks))
     torch.save(model.state_dict(), folder / f"{kind}-{ranks}-{runner.global_rank}.pt")
@@ -77,6 +103,9 @@ class Lazy(pl.LightningDataModule):
         self.runner, self.ranks = runner, ranks
 
     def train_dataloader(self) -> DataLoader[Any]:
+        return loader(self.ranks, self.runner.global_rank)
+
+    def val_dataloader(self) -> DataLoader[Any]:
         return loader(self.ranks, self.runner.global_rank)
 
 

@@ -22,7 +22,7 @@ def run(kind: str, ranks: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["task", "foreign"])
+@pytest.mark.parametrize("kind", ["task", "foreign", "static"])
 def test_two_ranks_agree_with_each_other_and_with_one_process(kind: str, tmp_path: Path) -> None:
     for ranks in (1, 2):
         run(kind, ranks, tmp_path)
@@ -34,6 +34,23 @@ def test_two_ranks_agree_with_each_other_and_with_one_process(kind: str, tmp_pat
     moments = [json.loads((tmp_path / f"{kind}-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")]
     assert moments[0] == moments[1] == moments[2]
     assert sorted(set(moments[0].values())) == [0, 2, 4, 6]
+
+
+@pytest.mark.slow
+def test_a_metric_decides_the_same_on_all_ranks(tmp_path: Path) -> None:
+    run("plateau", 2, tmp_path)
+    first, second = (load(tmp_path / f"plateau-2-{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    moments = [json.loads((tmp_path / f"plateau-2-{rank}.json").read_text()) for rank in (0, 1)]
+    assert moments[0] == moments[1]
+    # 3, then 2, 2: each rank alone sees another course (3, 4, 6 and 3, 0, -2)
+    assert set(moments[0].values()) == {0, 9}
+
+
+@pytest.mark.slow
+def test_a_rank_that_drifts_is_told_after_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"after step 1 the ranks hold different values of 'head\.bias'"):
+        run("drift", 2, tmp_path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -55,4 +72,4 @@ def test_the_command_line_fits_and_tests_on_two_ranks(tmp_path: Path) -> None:
     assert done.stdout.count("results: runs/deep_cnn_gradual/version_0") == 1
     assert done.stdout.count("eval, then train") == 1
     files = {path.name for path in tmp_path.glob("runs/deep_cnn_gradual/*/**/*") if path.is_file()}
-    assert files == {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt"}
+    assert files == {"config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "finished.yaml"}

@@ -12,18 +12,23 @@ TOOL = "hybrid_lightning"
 PLAIN_TORCH = {
     "errors",
     "durations",
+    "files",
     "schedules",
     "phases",
     "rates",
     "freezing",
+    "norms",
     "gradients",
     "param_groups",
+    "sampling",
     "weights",
     "configs",
+    "sharding",
+    "sharded_files",
 }
 LAYERS = [
     PLAIN_TORCH | {"network"},
-    {"tasks", "data", "callbacks", "report"},
+    {"tasks", "data", "callbacks", "report", "strategies", "checkpoint_io", "run_folder", "run_logger"},
     {"cli", "__main__", "export", "parser_errors"},
 ]
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file != ROOT / "__init__.py"]

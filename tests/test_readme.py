@@ -53,9 +53,9 @@ def test_the_callbacks_work_in_a_module_that_knows_nothing_of_us():
     exec(code, {"torch": torch, "pl": SimpleNamespace(LightningModule=Base, Trainer=trainer), "loader": loader})
     groups = trainers[0].optimizers[0].param_groups
     assert {g["name"]: g["unfrozen_at"] for g in groups if "no_decay" not in g["name"]} == {
-        "backbone.backbone.stem": 24,
-        "backbone.backbone.layer1": 14,
-        "backbone.backbone.layer2": 4,
+        "backbone.stem": 24,
+        "backbone.layer1": 14,
+        "backbone.layer2": 4,
         "head": 0,
     }
 

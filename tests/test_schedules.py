@@ -81,8 +81,10 @@ def test_a_single_stage_needs_no_every():
 
 @pytest.mark.parametrize(
     ("metric", "mode"),
-    [("val/loss", "min"), ("val/rmse", "min"), ("val/calibration_error", "min"), ("loss", "min")]
-    + [("val/accuracy", "max"), ("val/macro_f1", "max"), ("val_auroc", "max"), ("val/r2", "max")],
+    [
+        *((metric, "min") for metric in ("val/loss", "val/rmse", "val/calibration_error", "loss")),
+        *((metric, "max") for metric in ("val/accuracy", "val/macro_f1", "val_auroc", "val/r2")),
+    ],
 )
 def test_the_direction_of_well_known_metrics_is_known(metric, mode):
     assert Plateau.parse({**PLATEAU, "plateau": metric}, "u").mode == mode

@@ -48,7 +48,7 @@ class GradientNormMonitor(pl.Callback):
             return
         self._due = False
         if _measures_itself(pl_module):
-            if pl_module.measured_norms is None:  # sharded gradients are not measured
+            if pl_module.measured_norms is None:
                 return
             before, after = pl_module.measured_norms  # type: ignore[misc]
         else:

@@ -13,6 +13,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.strategies import FSDP2Strategy
 
 
 def rewrap(trainer: pl.Trainer) -> None:
@@ -42,10 +43,16 @@ def refuse_other_reducer(wrapper: Any) -> None:
 def refuse_other_strategies(trainer: pl.Trainer) -> None:
     """Raises `ConfigError` under a strategy for which unfreezing is not known to be exact."""
     strategy = trainer.strategy
-    if type(strategy) not in (SingleDeviceStrategy, DDPStrategy):  # not DeepSpeed, which derives from DDP
+    exact = (SingleDeviceStrategy, DDPStrategy, FSDP2Strategy)
+    if type(strategy) not in exact:  # not DeepSpeed, which derives from DDP
         raise ConfigError(
             f"trainer.strategy: unfreezing under {type(strategy).__name__} would not be exact and is refused. "
-            f"Use 'auto' or 'ddp', or set 'unfreeze: always' for every part."
+            f"Use 'auto' or 'ddp', 'fsdp2' for a sharded model, or set 'unfreeze: always' for every part."
+        )
+    if getattr(strategy, "_ddp_kwargs", {}).get("static_graph") and trainer.accumulate_grad_batches > 1:
+        raise ConfigError(
+            "trainer.strategy: torch cannot accumulate gradients with static_graph=True. "
+            "Leave static_graph out, or set trainer.accumulate_grad_batches to 1."
         )
     state = getattr(strategy, "_ddp_comm_state", None)
     if isinstance(state, PowerSGDState | PostLocalSGDState):
@@ -82,8 +89,10 @@ def refuse_different_ranks(trainer: pl.Trainer, pl_module: pl.LightningModule) -
         return
     named = dict(pl_module.named_parameters())
     mine = checksums(named.values()).to(trainer.strategy.root_device)
-    everybody: Tensor = trainer.strategy.all_gather(mine)
-    differ = (everybody != everybody[0]).any(0).tolist()
+    low, high = mine.clone(), mine.clone()
+    torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
+    differ = (low != high).tolist()
     if any(differ):
         names = [name for name, other in zip(named, differ, strict=True) if other]
         raise ConfigError(

@@ -13,7 +13,8 @@ from hybrid_lightning.callbacks.logging import fit_length, is_log_step, named_gr
 from hybrid_lightning.callbacks.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.freezing import NORM_MODES, apply_modes, module_modes, set_trainable
+from hybrid_lightning.freezing import apply_modes, module_modes, set_trainable
+from hybrid_lightning.norms import NORM_MODES
 from hybrid_lightning.phases import (
     group_spans,
     label,
@@ -23,6 +24,8 @@ from hybrid_lightning.phases import (
     waiting_for,
 )
 from hybrid_lightning.schedules import Plateau, Span, UnfreezingSchedule
+from hybrid_lightning.sharding import reshard
+from hybrid_lightning.strategies import FSDP2Strategy
 
 Group = dict[str, Any]
 
@@ -131,6 +134,8 @@ class GradualUnfreezing(pl.Callback):
         at_start = training_at_start(groups, self.schedules)
         if len(at_start) < sum(not group["fixed"] for group in groups):
             refuse_other_strategies(trainer)
+        if self._restoring() and isinstance(trainer.strategy, FSDP2Strategy):
+            raise ConfigError("unfreeze: restore_best keeps whole weights, which fsdp2 has not. Leave it out.")
         saved = self._training
         training = set(at_start if saved is None else saved)
         self.spans = {g["name"]: Span(0 if g["name"] in training else None) for g in groups}
@@ -190,6 +195,7 @@ class GradualUnfreezing(pl.Callback):
         self._release(trainer)
 
     def _release(self, trainer: pl.Trainer) -> None:
+        reshard(trainer.lightning_module)
         if self.spans and len(trainer.optimizers) == 1:
             for group in trainer.optimizers[0].param_groups:
                 if not group.get("fixed", True):
@@ -204,6 +210,7 @@ class GradualUnfreezing(pl.Callback):
 
     def _apply(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Brings flags, records and modes to what the schedule says for `step`; does nothing the second time."""
+        reshard(pl_module)
         everything = named_groups(trainer, type(self).__name__)
         groups = [group for group in everything if not group["fixed"]]
         trains = {group["name"]: self.spans[group["name"]].trains(step) for group in groups}

@@ -82,6 +82,7 @@ class HybridNetwork(nn.Module):
         self.stages: dict[str, Stages] = dict(record["stages"]) if record else {}
         self.parts = nn.ModuleDict()
         self._load, self._trust = load, trust
+        self._compiled: dict[str, Callable[..., Any]] = {}
         if record is None:
             assert example is not None, "a new network needs an example batch"
             self._build_along(example)
@@ -113,11 +114,32 @@ class HybridNetwork(nn.Module):
         """A batch, with the keys that the parts read → outputs `(B, outputs)`."""
         features = self.features(batch)
         if "fusion" in self.parts:
-            head_input = self.parts["fusion"](features)
+            head_input = self._callable("fusion")(features)
         else:
             (head_input,) = features.values()
-        output: Tensor = self.parts["head"](head_input)
+        output: Tensor = self._callable("head")(head_input)
         return output
+
+    def compile_parts(self) -> None:
+        """Compiles the parts whose facts say so; weights and names of parameters stay as they are.
+
+        An unfreezing changes which gradients a part needs, so torch compiles it once more for training and for
+        evaluation. Its limit of compilations is raised by so many, because beyond it torch runs uncompiled.
+        """
+        for name, part in self.facts.items():
+            if part.compile and name not in self._compiled:
+                options = dict(part.compile) if isinstance(part.compile, Mapping) else {}
+                try:
+                    self._compiled[name] = torch.compile(self.parts[name], **options)
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise ConfigError(
+                        f"{self._where(name)}.compile: torch.compile refuses {options}: {error}"
+                    ) from error
+                torch._dynamo.config.recompile_limit += 2 * (len(self.stages[name]) + 1)
+
+    def _callable(self, name: str) -> Callable[..., Any]:
+        compiled: Callable[..., Any] = self._compiled.get(name, self.parts[name])
+        return compiled
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """The features `(B, features)` of each part that feeds the fusion or the head."""
@@ -158,7 +180,7 @@ class HybridNetwork(nn.Module):
         return found
 
     def _call(self, name: str, inputs: list[Any]) -> Tensor:
-        module = self.parts[name]
+        module = self._callable(name)
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
             return module(**inputs[0])  # type: ignore[no-any-return]
         return module(*inputs)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.freezing import NORM_MODES
+from hybrid_lightning.norms import NORM_MODES
 from hybrid_lightning.param_groups import PartRates
 from hybrid_lightning.schedules import UnfreezingSchedule
 

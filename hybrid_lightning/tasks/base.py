@@ -9,9 +9,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from hybrid_lightning.callbacks import GradientNormMonitor, GradualUnfreezing
+from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
@@ -23,11 +22,12 @@ from hybrid_lightning.gradients import (
     scale_gradients,
 )
 from hybrid_lightning.network.network import HybridNetwork, first_samples
-from hybrid_lightning.network.parts import all_defaults, check_number, parse_part, parse_parts
+from hybrid_lightning.network.parts import all_defaults, check_number, feeding_parts, parse_part, parse_parts
 from hybrid_lightning.phases import group_spans, refuse_impossible, training_at_start
 from hybrid_lightning.rates import GroupLR, GroupRates
 from hybrid_lightning.report import plan_table
 from hybrid_lightning.schedules import UnfreezingSchedule
+from hybrid_lightning.strategies import shard_if_asked
 from hybrid_lightning.tasks.checkpoints import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
@@ -200,16 +200,19 @@ class HybridTask(pl.LightningModule, ABC):
         """Builds the network from two samples of the data, unless it exists."""
         if self.network is None:
             self.build(example_batch(self.trainer), load=self.reads_weights)
+        network = self.built()
+        shard_if_asked(self.trainer.strategy, network, network.param_groups(self.base_lr, self.weight_decay))
         for callback in self._own_callbacks:
             if isinstance(callback, GradualUnfreezing):
                 callback.schedules = self.schedules()
                 callback.norm = {name: part.norm for name, part in self.built().facts.items() if part.norm}
+        self.built().compile_parts()
         if self.trainer.state.fn == "fit":
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Gradual unfreezing and gradient norms; a callback of the same type in the Trainer takes its place."""
-        self._own_callbacks = self._own_callbacks or [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor()]
+        """Unfreezing, gradient norms, exact resume; a callback of the same type in the Trainer takes its place."""
+        self._own_callbacks = self._own_callbacks or self._default_callbacks()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
         for callback in stale:  # of another model that this Trainer trained before
@@ -217,12 +220,13 @@ class HybridTask(pl.LightningModule, ABC):
         for callback in self._own_callbacks:
             callback.made_by_task = True  # type: ignore[attr-defined]
         others = [c for c in callbacks if c not in self._own_callbacks]
-        kinds = (GradualUnfreezing, GradientNormMonitor)
-        return [
-            own
-            for own, kind in zip(self._own_callbacks, kinds, strict=True)
-            if not any(isinstance(other, kind) for other in others)
-        ]
+        return [own for own in self._own_callbacks if not any(isinstance(other, type(own)) for other in others)]
+
+    def _default_callbacks(self) -> list[pl.Callback]:
+        fusion = {"fusion": self.fusion} if len(feeding_parts(self.parts)) > 1 else {}
+        stats = [name for name, part in {**self.parts, **fusion}.items() if part.norm == "stats"]
+        own = [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor(), ExactResume()]
+        return [*own, *([ReestimateStatistics(stats)] if stats else [])]
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all parameters in named groups, and the course of their rates."""
@@ -388,9 +392,6 @@ class HybridTask(pl.LightningModule, ABC):
         parameters = optimizer_parameters(optimizer.param_groups)
         by_norm = bool(gradient_clip_val) and gradient_clip_algorithm in (None, "norm")
         logged = is_log_step(self.trainer)
-        if any(isinstance(p, DTensor) for p in parameters[:1]):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
         norms = gradient_norms(parameters) if by_norm or logged else None
         before = norms_by_part(optimizer.param_groups, norms) if logged and norms is not None else {}
         after = before

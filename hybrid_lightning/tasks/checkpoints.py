@@ -15,17 +15,20 @@ CHECKPOINT_VERSION = 1
 Task = TypeVar("Task")
 
 
-def read_checkpoint(path: Any, where: str = "checkpoint_path") -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(
+    path: Any, where: str = "checkpoint_path", tensors: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a task added to a checkpoint, and the weights.
 
     Args:
-        path: The file.
+        path: The file; of a sharded checkpoint, the folder.
         where: Name of the setting, for errors.
+        tensors: Whether the tensors of a sharded checkpoint are read.
 
     Raises:
         ConfigError: If the file is broken, holds code, or was not written by a task of this version.
     """
-    checkpoint = read_file(path, where)
+    checkpoint = read_file(path, where, without=("optimizer_states",), tensors=tensors)
     saved = checkpoint.get(CHECKPOINT_KEY)
     wanted = {"version", "task", "facts", "parts", "fusion", "network"}
     if not isinstance(saved, dict) or not wanted <= saved.keys() or "state_dict" not in checkpoint:

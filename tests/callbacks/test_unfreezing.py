@@ -1,4 +1,5 @@
 import copy
+import itertools
 from typing import Any
 
 import lightning.pytorch as pl
@@ -260,7 +261,14 @@ def test_communication_hooks_with_a_memory_are_refused_with_the_reason(monkeypat
     runner = trainer(max_epochs=1)
     strategy = DDPStrategy(ddp_comm_state=state, ddp_comm_hook=lambda *_: None)
     monkeypatch.setattr(type(runner), "strategy", property(lambda _: strategy))
-    with pytest.raises(ConfigError, match="PowerSGDState keeps an error per bucket.*fp16_compress_hook"):
+    with pytest.raises(ConfigError, match=r"PowerSGDState keeps an error per bucket.*fp16_compress_hook"):
+        ranks.refuse_other_strategies(runner)
+
+
+def test_a_static_graph_with_accumulation_is_refused_before_torch_fails_on_it(monkeypatch: Any) -> None:
+    runner = trainer(max_epochs=1, accumulate_grad_batches=2)
+    monkeypatch.setattr(type(runner), "strategy", property(lambda _: DDPStrategy(static_graph=True)))
+    with pytest.raises(ConfigError, match="cannot accumulate gradients with static_graph"):
         ranks.refuse_other_strategies(runner)
 
 
@@ -414,4 +422,4 @@ def test_statistics_move_when_the_mode_of_the_part_says_so(norm: str | None, mov
     callback = GradualUnfreezing({"backbone": "3 epochs"}, norm={"backbone": norm} if norm else None)
     trainer(callbacks=[callback], max_epochs=5).fit(model, batches(), batches(samples=12))
     means = [weights["backbone.first.1.running_mean"] for weights in model.weights]
-    assert [i for i, (a, b) in enumerate(zip(means, means[1:], strict=False)) if not torch.equal(a, b)] == moves
+    assert [i for i, (a, b) in enumerate(itertools.pairwise(means)) if not torch.equal(a, b)] == moves

@@ -1,0 +1,37 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY = ".part"
+"""What a file's name ends with while it is being written."""
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary name in the folder of `path`; what was written there takes the place of `path` in one step.
+
+    A process that is killed leaves the old file, or none, and perhaps a file ending in `TEMPORARY`. After an error in
+    the block nothing is left.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the files that killed processes left unfinished in a folder and those below it."""
+    for path in folder.rglob(f"*{TEMPORARY}"):
+        path.unlink()

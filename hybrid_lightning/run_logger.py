@@ -1,0 +1,96 @@
+"""The table of a run, ``metrics.csv``, that later processes continue."""
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from hybrid_lightning.files import remove_leftovers, whole_file
+
+
+class RunLogger(CSVLogger):
+    """Writes ``metrics.csv``; other than Lightning's `CSVLogger`, it continues a table that is there.
+
+    Args:
+        save_dir: Folder of all runs.
+        name: Folder of the runs of one name.
+        version: Folder of the run; None is a new one.
+        first_step: Optimizer step from which on the run will log; later rows, of a process that got further than its
+            last checkpoint, are dropped.
+    """
+
+    def __init__(self, save_dir: str | Path, name: str, version: str | None = None, first_step: int = 0) -> None:
+        super().__init__(save_dir, name=name, version=version)
+        self.first_step = first_step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The table; opening it cleans the folder of what killed processes left."""
+        if self._experiment is None:
+            remove_leftovers(Path(self.log_dir))
+            self._experiment = _Table(self.log_dir, self.first_step)
+        assert isinstance(self._experiment, ExperimentWriter)
+        return self._experiment
+
+
+class _Table(ExperimentWriter):
+    """A table that is appended to row by row, and rewritten as a whole when columns appear."""
+
+    def __init__(self, log_dir: str, first_step: int) -> None:
+        self._first_step = first_step
+        self._step: int | None = None
+        self._logged_at_step: list[set[str]] = []
+        super().__init__(log_dir)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.metrics_file_path)
+
+    def _check_log_dir_exists(self) -> None:
+        """Keeps what Lightning would delete here, up to the step at which the run continues."""
+        rows = [row for row in read_rows(self.path) if int(row["step"]) < self._first_step]
+        if rows:
+            self.metrics_keys = list(rows[0])
+            self._write(rows)
+            self._step = int(rows[-1]["step"])
+            at_step = [row for row in rows if int(row["step"]) == self._step]
+            self._logged_at_step = [{key for key in row if row[key] and key != "step"} for row in at_step]
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Adds a row, unless one with the same columns stands there for this step."""
+        if step != self._step:
+            self._step, self._logged_at_step = step, []
+        if set(metrics_dict) not in self._logged_at_step:
+            self._logged_at_step.append(set(metrics_dict))
+            super().log_metrics(metrics_dict, step)
+
+    def save(self) -> None:
+        """Writes the new rows; the whole table, in one step, if they have new columns."""
+        if self.metrics and self._record_new_keys():
+            self._write([*read_rows(self.path), *self.metrics])
+        elif self.metrics:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.metrics_keys).writerows(self.metrics)
+        self.metrics = []
+
+    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        with whole_file(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, without a last one that was torn when its process was killed; none if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        whole = [line for line in file if line.endswith("\n")]
+    return list(csv.DictReader(whole))

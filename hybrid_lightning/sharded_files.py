@@ -1,0 +1,152 @@
+"""Sharded checkpoints: a folder in which each rank writes its shares, read without running anything from a file."""
+
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.tensor as sharded
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+REST = "meta.pt"
+"""File in the folder that holds all that is not sharded."""
+_PLACE = "sharded_tensor"
+_HARMLESS = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", *(n for n, value in vars(torch).items() if isinstance(value, torch.dtype))},
+    "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes nothing but the records that `torch.distributed.checkpoint` writes about tensors."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _HARMLESS.get(module, ()):
+            raise pickle.UnpicklingError(f"{module}.{name} is not a record of tensors")
+        return super().find_class(module, name)
+
+
+class _Reader(FileSystemReader):
+    """Reads the records of a folder with `_Unpickler`; torch's own reader would run code from the file."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _Unpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f"a {type(metadata).__name__} is not the record of a checkpoint")
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+
+def write_folder(content: dict[str, Any], folder: Path) -> None:
+    """Writes nested plain data with sharded tensors; every rank has to call it. The folder appears whole or not at all.
+
+    Args:
+        content: What `DTensor` it holds is written by its ranks, the rest by the first one.
+        folder: On a file system that all ranks see.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def take(value: Any, path: str) -> Any:
+        if isinstance(value, DTensor):
+            tensors[path] = value.detach()
+            return {_PLACE: path}
+        return value
+
+    rest = _mapped(content, take)
+    temporary, first = folder.with_name(folder.name + ".part"), dist.get_rank() == 0
+    if first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier()
+    save(tensors, storage_writer=FileSystemWriter(temporary))
+    if first:
+        torch.save(rest, temporary / REST)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        folder.unlink(missing_ok=True)
+        temporary.rename(folder)
+    dist.barrier()
+
+
+def read_folder(
+    folder: Path, mesh: DeviceMesh | None = None, without: Collection[str] = (), tensors: bool = True
+) -> dict[str, Any]:
+    """What `write_folder` wrote, by any number of ranks.
+
+    Args:
+        folder: The folder.
+        mesh: Ranks to shard the tensors over, along their first dimension; all of them have to call. None reads whole
+            tensors in this process alone.
+        without: Keys of the content that are left out.
+        tensors: Whether sharded tensors are read.
+
+    Raises:
+        pickle.UnpicklingError: If a file holds anything that could run code.
+        OSError: If a shard is missing or damaged.
+    """
+    content = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    content = {key: value for key, value in content.items() if key not in without}
+    if not tensors:
+        return content
+    reader = _Reader(folder)
+    records = reader.read_metadata().state_dict_metadata
+    found: dict[str, Tensor] = {}
+
+    def prepare(value: Any, path: str) -> Any:
+        if isinstance(value, dict) and value.keys() == {_PLACE}:
+            found[path] = _empty(records[path], mesh)
+            return found[path]
+        return value
+
+    filled: dict[str, Any] = _mapped(content, prepare)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process")  # it is
+            load(found, storage_reader=reader, no_dist=mesh is None)
+    except CheckpointException as error:  # no subclass of Exception
+        raise OSError(f"a shard is missing or damaged: {next(iter(error.failures.values()))[0]}") from None
+    return filled
+
+
+def _empty(record: Any, mesh: DeviceMesh | None) -> Tensor:
+    if not isinstance(record, TensorStorageMetadata):
+        raise pickle.UnpicklingError("an entry is not a tensor")
+    if mesh is None:
+        return torch.empty(record.size, dtype=record.properties.dtype)
+    return sharded.empty(*record.size, dtype=record.properties.dtype, device_mesh=mesh, placements=[Shard(0)])
+
+
+def _mapped(value: Any, change: Callable[[Any, str], Any], path: str = "") -> Any:
+    """Nested dicts and lists with `change(value, path)` in place of each value that it changes."""
+    changed = change(value, path)
+    if changed is not value:
+        return changed
+    if isinstance(value, dict):
+        return {key: _mapped(entry, change, f"{path}/{key}") for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_mapped(entry, change, f"{path}/{index}") for index, entry in enumerate(value)]
+    return value

@@ -1,0 +1,163 @@
+"""Sharding with torch's FSDP2 (`fully_shard`): one wrap unit per stage of each part, so that stages unfreeze alone."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from hybrid_lightning.errors import ConfigError
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, groups: Iterable[Mapping[str, Any]]) -> None:
+    """Shards a module in place; every rank starts from the weights of the first one.
+
+    To be called in ``configure_model`` of a LightningModule for each network that its steps call as ``module(...)``::
+
+        groups = named_param_groups(self, {"backbone": "backbone", "head": "head"}, lr=0.01)
+        for network in (self.backbone, self.head):
+            shard(network, self.device_mesh["data_parallel"], groups)
+
+    The groups made before are of the old, whole parameters: make those of the optimizer anew.
+
+    Args:
+        module: The module to shard, with whole parameters.
+        mesh: One-dimensional mesh of the ranks to shard over.
+        groups: From `named_param_groups`, of this module or of one around it: each part × stage becomes a unit, see
+            `wrap_units`.
+
+    Raises:
+        ConfigError: If a parameter is tied across units, or has no dimension.
+    """
+    units = wrap_units(module, groups)
+    _refuse_tied(module, units)
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 0:
+            raise ConfigError(
+                f"trainer.strategy: fsdp2 cannot shard {name!r}, which has no dimension. "
+                f"Give it the shape (1,), or use the strategy 'ddp'."
+            )
+    for parameter in module.parameters():  # one at a time, to spare memory
+        same_as_first_rank([parameter], mesh)
+    same_as_first_rank(module.buffers(), mesh)
+    for modules in units:
+        fully_shard(modules, mesh=mesh)
+    if not isinstance(module, FSDPModule):
+        fully_shard(module, mesh=mesh)
+
+
+def wrap_units(module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[list[nn.Module]]:
+    """The modules that each unit gathers together: one unit per stage, and one per part that has further parameters.
+
+    A unit holds the outermost modules whose parameters all belong to the stage (or part). They have to be called; a
+    part whose blocks are used without a call (``self.block.weight``) needs ``stages: ['*']``.
+
+    Args:
+        module: The module whose descendants are distributed.
+        groups: Param groups with ``part``, ``stage`` and ``params``.
+    """
+    owned: dict[tuple[str, int | None], set[int]] = {}
+    groups = list(groups)
+    for group in groups:
+        owned.setdefault((group["part"], group["stage"]), set()).update(map(id, group["params"]))
+    for group in groups:
+        owned.setdefault((group["part"], None), set()).update(map(id, group["params"]))
+    units, taken = [], set[int]()
+    for wanted in owned.values():
+        outermost = list(dict.fromkeys(_outermost(module, wanted)))
+        modules = [m for m in outermost if any(id(p) not in taken for p in m.parameters())]
+        if modules:
+            units.append(modules)
+        taken |= {id(p) for m in modules for p in m.parameters()}
+    return units
+
+
+def _outermost(module: nn.Module, wanted: Collection[int]) -> list[nn.Module]:
+    """The outermost modules with a forward of their own whose parameters are all `wanted`."""
+    parameters = list(module.parameters())
+    callable_ = type(module).forward is not nn.Module.forward  # a ModuleList has none
+    if parameters and callable_ and all(id(p) in wanted for p in parameters):
+        return [module]
+    return [found for child in module.children() for found in _outermost(child, wanted)]
+
+
+def _refuse_tied(module: nn.Module, units: list[list[nn.Module]]) -> None:
+    unit_of = {m: index for index, modules in enumerate(units) for m in modules}
+    modules = dict(module.named_modules(remove_duplicate=False))
+
+    def unit(name: str) -> int | None:
+        while name:
+            name = name.rpartition(".")[0]
+            if modules[name] in unit_of:
+                return unit_of[modules[name]]
+        return None
+
+    first: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(parameter), name)
+        if unit(other) != unit(name):
+            raise ConfigError(
+                f"trainer.strategy: fsdp2 cannot shard {other!r} and {name!r}, one parameter in two stages or parts. "
+                f"Give the part one stage (stages: ['*']), or use the strategy 'ddp'."
+            )
+
+
+def same_as_first_rank(tensors: Iterable[Tensor], mesh: DeviceMesh) -> None:
+    """Overwrites tensors with those of the first rank of a one-dimensional mesh, with one message per dtype.
+
+    Args:
+        tensors: The same names, shapes and types on all ranks; sharded ones are left alone.
+        mesh: The ranks.
+    """
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        if not isinstance(tensor, DTensor):
+            by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
+    for of_dtype in by_dtype.values():
+        sent = torch.cat([tensor.flatten().to(mesh.device_type) for tensor in of_dtype])
+        dist.broadcast(sent, group=mesh.get_group(), group_src=0)
+        for tensor, received in zip(of_dtype, torch.split(sent, [t.numel() for t in of_dtype]), strict=True):
+            tensor.copy_(received.view(tensor.shape))
+
+
+def reshard(module: nn.Module) -> None:
+    """Puts the sharded parameters back into all units of a module; does nothing in a module without units.
+
+    To be called before a flag changes or is read: while a unit is gathered (its root is, after a validation), the
+    module holds gathered copies, and a flag set on these is lost.
+    """
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()
+
+
+def whole(value: Any) -> Any:
+    """A sharded tensor as a whole one on the CPU, for which every rank has to ask; anything else as it is."""
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+
+
+def sharded_like(value: Tensor, like: Tensor, where: str) -> Tensor:
+    """A whole (or otherwise sharded) tensor, sharded as another one of its shape is.
+
+    Args:
+        value: The tensor; the same on all ranks.
+        like: Decides mesh, placement and shape.
+        where: Name of the tensor, for the error.
+
+    Raises:
+        ConfigError: If the shapes differ.
+    """
+    if not isinstance(like, DTensor):
+        return whole(value)  # type: ignore[no-any-return]
+    if value.shape != like.shape:
+        raise ConfigError(
+            f"--ckpt_path: {where} has shape {tuple(value.shape)}, its parameter {tuple(like.shape)}; a state of "
+            f"another shape cannot be sharded again. Use the strategy 'ddp', or another optimizer."
+        )
+    if isinstance(value, DTensor):
+        return value.redistribute(like.device_mesh, like.placements)
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

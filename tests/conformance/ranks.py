@@ -1,0 +1,70 @@
+"""Checks on two real gloo ranks: through three unfreezings, with clipping 0.5 and accumulation 2."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.conformance.model import EPOCHS, Violation, largest_difference
+from tests.conformance.tools import Tool
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 180
+States = list[dict[str, Tensor]]
+"""The parameters after each epoch."""
+
+
+@cache
+def states(tool: Tool, ranks: int, strategy: str) -> list[States]:
+    """Each rank's parameters after each epoch, from a fit in processes of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "tests.conformance.worker", tool.name, str(ranks), strategy, folder]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(
+            words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=SECONDS)
+            except subprocess.TimeoutExpired:
+                raise Violation(f"still running after {SECONDS} s") from None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # the other rank, if one has failed
+        if process.returncode:
+            raise Violation("crash: " + output.decode().strip().splitlines()[-1].split(". ")[0])
+        paths = [[Path(folder) / f"{rank}-{epoch}.pt" for epoch in range(EPOCHS)] for rank in range(ranks)]
+        found = [[torch.load(path, weights_only=True) for path in of_rank] for of_rank in paths]
+    still = [name for name in found[0][0] if all(torch.equal(found[0][0][name], state[name]) for state in found[0])]
+    if still:
+        raise Violation(f"{len(still)} parameters never train")
+    return found
+
+
+def apart(one: States, other: States) -> float:
+    """The largest difference of a parameter after any epoch."""
+    return max(largest_difference(a, b)[1] for a, b in zip(one, other, strict=True))
+
+
+def agree(tool: Tool, folder: Path) -> str:
+    """max − min over the ranks is 0, for each parameter after each epoch."""
+    spreads = [apart(*states(tool, 2, strategy)) for strategy in tool.strategies]
+    if min(spreads) > 0:
+        raise Violation(f"ranks apart by {min(spreads):.2g}")
+    return "ranks apart by 0"
+
+
+def like_one(tool: Tool, folder: Path) -> str:
+    """Two ranks end where one process does on the same global batches, within 1e-6."""
+    (single,) = states(tool, 1, "auto")
+    distances = [max(apart(single, r) for r in states(tool, 2, strategy)) for strategy in tool.strategies]
+    found = f"off by {min(distances):.2g}"
+    if min(distances) > 1e-6:
+        raise Violation(found)
+    return found

@@ -1,0 +1,36 @@
+import pytest
+
+from hybrid_lightning.files import TEMPORARY, remove_leftovers, whole_file
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    for text in ("first", "second"):
+        with whole_file(path) as temporary:
+            temporary.write_text(text)
+            assert path.is_file() == (text == "second")
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="broken"):
+        write_half(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_half(path):
+    with whole_file(path) as temporary:
+        temporary.write_text("ne")
+        raise ValueError("broken")
+
+
+def test_leftovers_are_removed_at_every_depth(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("a.csv", f"a.csv{TEMPORARY}", f"deep/b.ckpt{TEMPORARY}"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.csv"]
