@@ -78,13 +78,16 @@ class Watch(pl.Callback):
         groups = trainer.optimizers[0].param_groups
         self.before = [(group, [whole(p.detach()).clone() for p in group["params"]]) for group in groups]
 
+    def keep(self, trainer: pl.Trainer) -> None:
+        self.logged.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         for group, values in self.before:
             trains = group["unfrozen_at"] is not None
             for parameter, before in zip(group["params"], values, strict=True):
                 assert parameter.requires_grad is trains
                 assert trains or torch.equal(whole(parameter.detach()), before), group["name"]
-        self.logged.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+        self.keep(trainer)
         if self.save and trainer.global_step > self.step:
             self.step = trainer.global_step
             trainer.save_checkpoint(self.folder / f"step{self.step}.ckpt")
@@ -152,6 +155,7 @@ def fit(name: str, facts: dict[str, Any], resume: int = 0) -> None:
     data = Skipping(runner, ranks, BATCHES_BEFORE[resume % len(BATCHES_BEFORE)])
     runner.fit(model, data, ckpt_path=folder / f"step{resume}.ckpt" if resume else None)
     assert all(isinstance(p, DTensor) is (ranks > 1) for g in runner.optimizers[0].param_groups for p in g["params"])
+    watch.keep(runner)  # with the last validation's metrics
     state = {**whole_state(runner, model), "logged": watch.logged}
     torch.save(state, folder / f"{name}-{runner.global_rank}.pt")
 
