@@ -118,6 +118,12 @@ def test_a_folder_gives_back_what_was_written(mesh: DeviceMesh, folder: Path) ->
         assert torch.equal(whole(value), content["state_dict"][name])
 
 
+def test_a_folder_is_replaced_whole(mesh: DeviceMesh, folder: Path) -> None:
+    write_folder({"step": 4}, folder)
+    assert read_folder(folder) == {"step": 4}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 class Attack:
     def __init__(self, target: Path) -> None:
         self.target = target

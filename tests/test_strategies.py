@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
+from torch import nn
 
 from hybrid_lightning import ConfigError, FSDP2Strategy, HybridClassifier
+from hybrid_lightning.strategies import shard_if_asked
 from hybrid_lightning.weights import read_file
 from tests.small import changed, trainer, write
 
@@ -134,6 +136,11 @@ def test_lightnings_own_strategy_is_refused_with_the_alternative(tmp_path: Path)
     assert done.returncode == 2
     assert "trainer.strategy: under ModelParallelStrategy" in done.stderr
     assert "Use 'fsdp2'" in done.stderr
+
+
+def test_the_older_fsdp_is_refused_with_the_alternative() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: under FSDPStrategy .* Use 'fsdp2'"):
+        shard_if_asked(FSDPStrategy(), nn.Linear(1, 1), [])
 
 
 def test_scaled_gradients_are_refused() -> None:
