@@ -77,18 +77,21 @@ def write_folder(content: dict[str, Any], folder: Path) -> None:
         return value
 
     rest = _mapped(content, take)
-    temporary, first = folder.with_name(folder.name + ".part"), dist.get_rank() == 0
+    temporary, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    first = dist.get_rank() == 0
     if first:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier()
     save(tensors, storage_writer=FileSystemWriter(temporary))
     if first:
         torch.save(rest, temporary / REST)
         if folder.is_dir():
-            shutil.rmtree(folder)
+            folder.rename(old)  # a folder cannot be replaced in one go; one of the two is always there
         folder.unlink(missing_ok=True)
         temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     dist.barrier()
 
 

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, listing
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, groups: Iterable[Mapping[str, Any]]) -> None:
@@ -31,7 +31,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, groups: Iterable[Mapping[str, Any
             `wrap_units`.
 
     Raises:
-        ConfigError: If a parameter is tied across units, or has no dimension.
+        ConfigError: If a parameter is tied across units, has no dimension, or belongs to nothing that is called.
     """
     units = wrap_units(module, groups)
     _refuse_tied(module, units)
@@ -46,8 +46,14 @@ def shard(module: nn.Module, mesh: DeviceMesh, groups: Iterable[Mapping[str, Any
     same_as_first_rank(module.buffers(), mesh)
     for modules in units:
         fully_shard(modules, mesh=mesh)
-    if not isinstance(module, FSDPModule):
+    if _is_called(module) and not isinstance(module, FSDPModule):
         fully_shard(module, mesh=mesh)
+    left = [name for name, parameter in module.named_parameters() if not isinstance(parameter, DTensor)]
+    if left:
+        raise ConfigError(
+            f"trainer.strategy: fsdp2: {listing(left, 5)} belong to no module that is called. "
+            f"Shard the module around them, which has a forward."
+        )
 
 
 def wrap_units(module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[list[nn.Module]]:
@@ -76,11 +82,15 @@ def wrap_units(module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[l
     return units
 
 
+def _is_called(module: nn.Module) -> bool:
+    """Whether a module has a forward, unlike a ModuleList."""
+    return type(module).forward is not nn.Module.forward
+
+
 def _outermost(module: nn.Module, wanted: Collection[int]) -> list[nn.Module]:
-    """The outermost modules with a forward of their own whose parameters are all `wanted`."""
+    """The outermost modules with a forward whose parameters are all `wanted`."""
     parameters = list(module.parameters())
-    callable_ = type(module).forward is not nn.Module.forward  # a ModuleList has none
-    if parameters and callable_ and all(id(p) in wanted for p in parameters):
+    if parameters and _is_called(module) and all(id(p) in wanted for p in parameters):
         return [module]
     return [found for child in module.children() for found in _outermost(child, wanted)]
 

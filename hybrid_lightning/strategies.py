@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.constants import default_pg_timeout
@@ -160,16 +160,16 @@ def shard_if_asked(strategy: Strategy, module: nn.Module, groups: Iterable[Mappi
         groups: Its named param groups.
 
     Raises:
-        ConfigError: Under a strategy that leaves sharding to the model but is not ``fsdp2``; if the network was sharded
-            for an earlier Trainer and this one does not shard.
+        ConfigError: Under another strategy that shards; if the network was sharded for an earlier Trainer and this one
+            does not shard.
     """
     if isinstance(strategy, FSDP2Strategy):
         if not isinstance(module, FSDPModule):
             shard(module, strategy.device_mesh["data_parallel"], groups)
-    elif isinstance(strategy, ModelParallelStrategy):
+    elif isinstance(strategy, ModelParallelStrategy | FSDPStrategy):
         raise ConfigError(
-            f"trainer.strategy: under {type(strategy).__name__} nothing would shard the network or average its "
-            f"gradients. Use 'fsdp2', which does both."
+            f"trainer.strategy: under {type(strategy).__name__} unfreezing, clipping and resuming would not be exact. "
+            f"Use 'fsdp2', which shards too, or 'ddp'."
         )
     elif isinstance(module, FSDPModule):
         raise ConfigError(

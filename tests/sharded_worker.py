@@ -9,63 +9,96 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from hybrid_lightning import FSDP2Strategy, GradientNormMonitor, GradualUnfreezing, named_param_groups, shard
 from hybrid_lightning.data.in_memory import as_batch
 from hybrid_lightning.sharding import whole
-from tests.callbacks.tiny import Foreign, hybrid, trainer
+from tests.callbacks.tiny import Foreign, Tower, hybrid, trainer
 from tests.distributed_worker import Lazy, plain_norm
 
 BATCHES_BEFORE = (0, 2, 4)
 """Batches of an epoch of five before each of its three steps; with accumulation 2 the last step has one batch."""
 SCHEDULE = {"start": "2 steps", "every": "2 steps"}
-PARTS = {"parts": {"backbone": "backbone", "head": "head"}}
-STAGES = {"backbone": ["backbone.first", "backbone.second", "backbone.third"]}
+PARTS = {"backbone": "backbone", "head": "head"}
+STAGES = {
+    "backbone": {
+        "first": ["backbone.first", "backbone.token"],
+        "second": ["backbone.second"],
+        "third": ["backbone.third"],
+    }
+}
+
+
+class WithToken(Tower):
+    """A tower with a parameter outside its blocks, which only the wrap unit of the whole tower can hold."""
+
+    def __init__(self) -> None:
+        super().__init__(4, dropout=0.0)
+        self.token = torch.nn.Parameter(torch.ones(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.token.sum(0))
 
 
 class ForeignSharded(Foreign):
-    """Somebody else's module, which shards itself as a user would."""
+    """Somebody else's module, which shards itself as a user would, and evaluates the sharded networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = WithToken()
+
+    def groups(self) -> list[dict[str, Any]]:
+        return named_param_groups(self, PARTS, lr=0.01, stages=STAGES)
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, FSDP2Strategy):
-            groups = named_param_groups(self, PARTS["parts"], lr=0.01, stages=STAGES)
+            groups = self.groups()
             for network in (self.backbone, self.head):
                 shard(network, self.device_mesh["data_parallel"], groups)
 
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.head(self.backbone(batch["old"]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.groups())
+
 
 class Watch(pl.Callback):
-    """Asserts that what is frozen stands still, keeps the logged norms, and saves a checkpoint at every step."""
+    """Asserts that what is frozen stands still, keeps what was logged, and saves a checkpoint after every step."""
 
     def __init__(self, folder: Path, save: bool) -> None:
         self.folder, self.save = folder, save
-        self.norms: list[dict[str, float]] = []
+        self.logged: list[dict[str, float]] = []
         self.step = 0
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         groups = trainer.optimizers[0].param_groups
-        self.before = [(g, [p.detach().clone() for p in g["params"]]) for g in groups]
+        self.before = [(group, [whole(p.detach()).clone() for p in group["params"]]) for group in groups]
+
+    def keep(self, trainer: pl.Trainer) -> None:
+        self.logged.append({key: float(value) for key, value in trainer.callback_metrics.items()})
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         for group, values in self.before:
+            trains = group["unfrozen_at"] is not None
             for parameter, before in zip(group["params"], values, strict=True):
-                same = bool(whole(parameter.detach() == before).all())
-                assert same or group["unfrozen_at"] is not None, group["name"]
-                assert parameter.requires_grad is (group["unfrozen_at"] is not None)
-        norms = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("grad_norm", "clip"))}
-        self.norms.append(norms)
-        if self.save and (trainer.global_step > self.step):
+                assert parameter.requires_grad is trains
+                assert trains or torch.equal(whole(parameter.detach()), before), group["name"]
+        self.keep(trainer)
+        if self.save and trainer.global_step > self.step:
             self.step = trainer.global_step
-            trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
+            trainer.save_checkpoint(self.folder / f"step{self.step}.ckpt")
 
 
 def make(kind: str) -> tuple[pl.LightningModule, list[pl.Callback]]:
-    if kind == "batch statistics":
-        return hybrid(SCHEDULE, dropout=0.0), []
-    if kind == "task":
-        return plain_norm(hybrid(SCHEDULE, dropout=0.0)), []
-    return plain_norm(ForeignSharded()), [GradualUnfreezing({"backbone": SCHEDULE}), GradientNormMonitor()]
+    if kind == "foreign":
+        callbacks = [GradualUnfreezing({"backbone": SCHEDULE}), GradientNormMonitor()]
+        return plain_norm(ForeignSharded()), callbacks
+    task = hybrid(SCHEDULE, dropout=0.0)
+    return task if kind == "batch statistics" else plain_norm(task), []
 
 
 def whole_state(runner: pl.Trainer, model: pl.LightningModule) -> dict[str, Any]:
@@ -86,9 +119,12 @@ class Skipping(Lazy):
         self.skip = skip
 
     def train_dataloader(self) -> DataLoader[Any]:
-        whole = super().train_dataloader()
-        rows = [list(batch) for batch in whole.batch_sampler]
-        return DataLoader(whole.dataset, batch_sampler=Rows(rows, self.skip), collate_fn=as_batch)
+        loader = super().train_dataloader()
+        rows = [list(batch) for batch in loader.batch_sampler or ()]
+        return DataLoader(loader.dataset, batch_sampler=Rows(rows, self.skip), collate_fn=as_batch)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return super().train_dataloader()
 
 
 class Rows:
@@ -107,20 +143,21 @@ class Rows:
 
 def fit(name: str, facts: dict[str, Any], resume: int = 0) -> None:
     """Fits from the start, or from the checkpoint of a step."""
-    folder, ranks, strategy = Path(facts["folder"]), facts["ranks"], facts["strategy"]
+    folder, ranks = Path(facts["folder"]), facts["ranks"]
     model, callbacks = make(facts["kind"])
     watch = Watch(folder, facts.get("save", False) and not resume)
+    strategy = FSDP2Strategy(facts.get("sharded_files", False)) if ranks > 1 else "auto"
     options = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2, "use_distributed_sampler": False}
-    if facts.get("folders"):
-        strategy = FSDP2Strategy(save_distributed_checkpoint=True)
     runner = trainer(devices=ranks, strategy=strategy, callbacks=[*callbacks, watch], log_every_n_steps=1, **options)
-    skip = BATCHES_BEFORE[resume % len(BATCHES_BEFORE)]
-    path = folder / f"step{resume}.ckpt" if resume else None
-    runner.fit(model, Skipping(runner, ranks, skip), ckpt_path=path, weights_only=True)
-    if strategy != "auto":
-        assert all(isinstance(p, DTensor) for p in runner.optimizers[0].param_groups[0]["params"])
-    state = whole_state(runner, model)
-    torch.save({**state, "norms": watch.norms}, folder / f"{name}-{runner.global_rank}.pt")
+    if runner.global_rank:  # the weights that count are those of the first rank
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data.zero_()
+    data = Skipping(runner, ranks, BATCHES_BEFORE[resume % len(BATCHES_BEFORE)])
+    runner.fit(model, data, ckpt_path=folder / f"step{resume}.ckpt" if resume else None)
+    assert all(isinstance(p, DTensor) is (ranks > 1) for g in runner.optimizers[0].param_groups for p in g["params"])
+    watch.keep(runner)  # with the last validation's metrics
+    state = {**whole_state(runner, model), "logged": watch.logged}
+    torch.save(state, folder / f"{name}-{runner.global_rank}.pt")
 
 
 def main(name: str, facts: dict[str, Any]) -> None:
@@ -128,8 +165,7 @@ def main(name: str, facts: dict[str, Any]) -> None:
     warnings.filterwarnings("ignore", ".*(LeafSpec|many workers|val_dataloader|on_before_batch_transfer).*")
     warnings.filterwarnings("ignore", ".*(ended before the epoch|not resumable).*")  # Skipping knows its position
     torch.set_num_threads(1)
-    if facts.get("fit", True):
-        fit(name, facts)
+    fit(name, facts)
     for step in facts.get("resume", []):
         fit(f"{name}-from{step}", facts, step)
 

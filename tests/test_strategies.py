@@ -1,0 +1,154 @@
+"""The strategy fsdp2 on two real gloo ranks: unfreezing, clipping, accumulation, checkpoints and resume."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
+from torch import nn
+
+from hybrid_lightning import ConfigError, FSDP2Strategy, HybridClassifier
+from hybrid_lightning.strategies import shard_if_asked
+from hybrid_lightning.weights import read_file
+from tests.small import changed, trainer, write
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"init.parts.stem.unfreeze": "2 steps", "trainer.max_epochs": 2, "trainer.gradient_clip_val": 0.5}
+
+
+def python(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def fits(name: str, folder: Path, **facts: Any) -> None:
+    done = python("-m", "tests.sharded_worker", name, json.dumps({"folder": str(folder), **facts}))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def load(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state
+
+
+def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    assert any(name.startswith("optimizer/") for name in first)
+    return max(float((value.double() - second[name].double()).abs().max()) for name, value in first.items())
+
+
+def assert_resumed_exactly(folder: Path, steps: list[int]) -> None:
+    for step in steps:
+        for rank in (0, 1):
+            whole, resumed = load(folder / f"two-{rank}.pt"), load(folder / f"two-from{step}-{rank}.pt")
+            assert len(resumed["logged"]) < len(whole["logged"])
+            assert distance(whole["tensors"], resumed["tensors"]) == 0, step
+            assert whole["unfrozen_at"] == resumed["unfrozen_at"]
+            assert whole["logged"][-1] == resumed["logged"][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "sharded_files"), [("task", False), ("foreign", True)])
+def test_two_sharded_ranks_equal_one_process_and_resume_exactly(kind: str, sharded_files: bool, tmp_path: Path) -> None:
+    steps = [2, 3, 4, 5, 6, 9]  # before, at and after an unfreezing; 3, 6 and 9 end an epoch
+    fits("one", tmp_path, kind=kind, ranks=1)
+    fits("two", tmp_path, kind=kind, ranks=2, save=True, sharded_files=sharded_files, resume=steps)
+    one, first, second = (load(tmp_path / f"{name}.pt") for name in ("one-0", "two-0", "two-1"))
+    assert (tmp_path / "step3.ckpt").is_dir() is sharded_files
+    assert distance(first["tensors"], second["tensors"]) == 0
+    assert distance(one["tensors"], first["tensors"]) <= 1e-6
+    assert one["unfrozen_at"] == first["unfrozen_at"] == second["unfrozen_at"]
+    assert sorted(set(one["unfrozen_at"].values())) == [0, 2, 4, 6]
+    assert any(key.startswith("grad_norm_clipped/") for key in one["logged"][-1])
+    for alone, sharded in zip(one["logged"], first["logged"], strict=True):
+        assert sharded == pytest.approx(alone, rel=1e-5, abs=1e-6)
+    assert_resumed_exactly(tmp_path, steps)
+
+
+@pytest.mark.slow
+def test_batch_statistics_resume_exactly_on_each_rank(tmp_path: Path) -> None:
+    fits("two", tmp_path, kind="batch statistics", ranks=2, save=True, resume=[3, 5, 8])
+    assert_resumed_exactly(tmp_path, [3, 5, 8])
+
+
+def command(folder: Path, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "hybrid_lightning", verb, "--config", "small.yaml", *words, cwd=folder)
+
+
+def metrics(folder: Path, name: str) -> list[dict[str, float]]:
+    with (folder / f"runs/{name}/version_0/metrics.csv").open() as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_sharded_as_with_ddp(tmp_path: Path) -> None:
+    write(changed(SMALL), tmp_path / "small.yaml")
+    two = ("--trainer.devices", "2", "--test_after_fit", "best")
+    for strategy in ("ddp", "fsdp2"):
+        done = command(tmp_path, "fit", "--trainer.strategy", strategy, "--name", strategy, *two)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.count("eval, then train") == 1
+    reference, sharded = metrics(tmp_path, "ddp"), metrics(tmp_path, "fsdp2")
+    assert any("test/loss" in row for row in reference)
+    assert any("grad_norm_clipped/stem" in row for row in reference)
+    for row, wanted in zip(sharded, reference, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    whole = tmp_path / "runs/fsdp2/version_0/checkpoints/last.ckpt"
+    assert whole.is_file()
+    HybridClassifier.load_from_checkpoint(whole)
+    done = command(tmp_path, "fit", "--name", "fsdp2", "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    assert done.returncode == 0, done.stderr[-4000:]  # on one device, from where two had come
+
+
+@pytest.mark.slow
+def test_a_folder_of_shards_is_tested_continued_and_rebuilt(tmp_path: Path) -> None:
+    write(changed(SMALL), tmp_path / "small.yaml")
+    strategy = {"class_path": "hybrid_lightning.FSDP2Strategy", "init_args": {"save_distributed_checkpoint": True}}
+    fold = ("--name", "fold", "--trainer.strategy", json.dumps(strategy))
+    done = command(tmp_path, "fit", *fold, "--trainer.devices", "2", "--test_after_fit", "best")
+    assert done.returncode == 0, done.stderr[-4000:]
+    folder = tmp_path / "runs/fold/version_0/checkpoints/last.ckpt"
+    assert {path.name for path in folder.iterdir()} == {".metadata", "meta.pt", "__0_0.distcp", "__1_0.distcp"}
+    rebuilt = HybridClassifier.load_from_checkpoint(folder)
+    saved = read_file(folder)["state_dict"]
+    assert all(torch.equal(value, saved[name]) for name, value in rebuilt.state_dict().items())
+    refused = command(tmp_path, "test", "--name", "fold", "--ckpt_path", "last")
+    assert refused.returncode == 2
+    assert "Add --trainer.strategy fsdp2" in refused.stderr
+    done = command(tmp_path, "fit", *fold, "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    assert done.returncode == 0, done.stderr[-4000:]  # on one rank, from the shards of two
+
+
+@pytest.mark.slow
+def test_lightnings_own_strategy_is_refused_with_the_alternative(tmp_path: Path) -> None:
+    write(changed(SMALL), tmp_path / "small.yaml")
+    strategy = json.dumps({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"})
+    done = command(tmp_path, "fit", "--trainer.strategy", strategy)
+    assert done.returncode == 2
+    assert "trainer.strategy: under ModelParallelStrategy" in done.stderr
+    assert "Use 'fsdp2'" in done.stderr
+
+
+def test_the_older_fsdp_is_refused_with_the_alternative() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: under FSDPStrategy .* Use 'fsdp2'"):
+        shard_if_asked(FSDPStrategy(), nn.Linear(1, 1), [])
+
+
+def test_scaled_gradients_are_refused() -> None:
+    strategy = FSDP2Strategy()
+    strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(ConfigError, match=r"trainer\.precision: .*bf16-mixed"):
+        strategy.setup(trainer())
+
+
+def test_the_strategy_is_known_by_its_name() -> None:
+    assert isinstance(StrategyRegistry.get("fsdp2"), FSDP2Strategy)
