@@ -243,6 +243,7 @@ class Run:
         callbacks: list[pl.Callback] = [ExactResume(enabled=exact), self.recorder]
         if isinstance(self.model, Dropping):
             callbacks.insert(0, GradualUnfreezing({"backbone": {"start": "3 steps", "every": "2 steps"}}))
+        callbacks += options.pop("callbacks", [])
         if folder:
             callbacks += checkpoints(folder)
         defaults = {"max_epochs": 3, "enable_checkpointing": bool(folder), "log_every_n_steps": 1}
