@@ -12,6 +12,7 @@ from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from hybrid_lightning.callbacks.loop_state import SavedPoint, settle
 from hybrid_lightning.callbacks.replayed import ReplayedLoader, epoch_of, position, seed_device
@@ -58,6 +59,7 @@ class ExactResume(pl.Callback):
         self._logged_steps = 0
         self._validated = -1
         self._validation_pending = False
+        self._window: dict[str, dict[str, Tensor]] | None = None
 
     # Restoring
 
@@ -101,7 +103,7 @@ class ExactResume(pl.Callback):
         loop, fetcher = fit_loop.epoch_loop, fit_loop._data_fetcher
         done = position(trainer)
         warn_of_changes(trainer, saved, self._point)
-        restore_gradients(trainer, pl_module, saved.get("gradients"))
+        self._window = saved.get("window")
         fit_loop._restarting = False  # else the epoch's metric schedulers would not step
         fit_loop._restart_stage = FitStage.RESTARTED_ON_EPOCH_START  # on_train_epoch_start is called, and counts
         for progress in (fit_loop.epoch_progress.total, fit_loop.epoch_progress.current):
@@ -141,10 +143,13 @@ class ExactResume(pl.Callback):
         iter(fetcher)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prepares loaders that were made anew for this epoch."""
+        """Prepares loaders that were made anew for this epoch; every callback has started by now."""
         if self.seed is not None:
             self._prepare_loaders(trainer)
             self._seed(trainer, "epoch")
+            window, self._window = self._window, None
+            if window:
+                restore_window(trainer, pl_module, window)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -195,7 +200,7 @@ class ExactResume(pl.Callback):
                 "logged_steps": self._logged_steps,
                 "validated": self._validated,
                 "metrics": {name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()},
-                "gradients": waiting_gradients(trainer, pl_module),
+                "window": open_window(trainer, pl_module),
             }
 
 
@@ -234,7 +239,7 @@ def warn_of_changes(trainer: pl.Trainer, saved: dict[str, Any], point: SavedPoin
     reasons = [f"an epoch is divided otherwise than in the checkpoint ({', '.join(changed)})"] * bool(changed)
     if not saved:
         reasons.append("it was saved without ExactResume")
-    elif saved["gradients"] is None and window_is_open(trainer):
+    elif saved["window"] is None and window_is_open(trainer):
         reasons.append("it was saved within an accumulation window, whose gradients a sharded strategy does not give")
     if point.in_batch:
         reasons.append("it was saved in the middle of a batch")
@@ -251,30 +256,40 @@ def window_is_open(trainer: pl.Trainer) -> bool:
     return loop._should_accumulate()
 
 
-def waiting_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Tensor] | None:
-    """Parameter name → gradients of all ranks, `(ranks, *shape)`, on the CPU; only those that wait for a step.
+def open_window(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, dict[str, Tensor]] | None:
+    """What ranks do not share within an accumulation window: gradients that wait for the step, and buffers.
 
     Returns:
-        An empty dict if nothing waits; None if the strategy shards gradients.
+        ``gradients`` and ``buffers``: name → values of all ranks, `(ranks, *shape)`, on the CPU. Empty if no window is
+        open; None if the strategy shards gradients.
     """
     if not window_is_open(trainer) or not module.automatic_optimization:
         return {}
     if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
         return None
-    ranks = trainer.world_size
+
+    def gathered(tensor: Tensor) -> Tensor:
+        every = trainer.strategy.all_gather(tensor.detach())
+        return every.reshape(trainer.world_size, *tensor.shape).cpu().clone()
+
     named = dict(module.named_parameters())
-    present = torch.tensor([p.grad is not None for p in named.values()], device=module.device)
-    anywhere = trainer.strategy.all_gather(present).reshape(ranks, -1).any(0).tolist()
-    gathered = {}
-    for (name, parameter), waits in zip(named.items(), anywhere, strict=True):
-        if waits:
-            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            gathered[name] = trainer.strategy.all_gather(own.detach()).reshape(ranks, *own.shape).cpu().clone()
-    return gathered
+    present = gathered(torch.tensor([p.grad is not None for p in named.values()], device=module.device)).any(0)
+    waiting = [name for name, anywhere in zip(named, present.tolist(), strict=True) if anywhere]
+    gradients = {name: torch.zeros_like(named[name]) if (own := named[name].grad) is None else own for name in waiting}
+    return {
+        "gradients": {name: gathered(gradient) for name, gradient in gradients.items()},
+        "buffers": {name: gathered(buffer) for name, buffer in module.named_buffers()},
+    }
 
 
-def restore_gradients(trainer: pl.Trainer, module: pl.LightningModule, saved: dict[str, Tensor] | None) -> None:
-    """Puts back what `waiting_gradients` saved."""
+def restore_window(trainer: pl.Trainer, module: pl.LightningModule, window: dict[str, dict[str, Tensor]]) -> None:
+    """Puts back what `open_window` saved."""
+    rank = trainer.global_rank
     for name, parameter in module.named_parameters():
-        if saved and name in saved:
-            parameter.grad = saved[name][trainer.global_rank].to(parameter.device)
+        if name in window["gradients"]:
+            parameter.grad = window["gradients"][name][rank].to(parameter.device, parameter.dtype)
+    for name, buffer in module.named_buffers():
+        if name in window["buffers"]:
+            buffer.copy_(window["buffers"][name][rank])
+    if isinstance(trainer.strategy.model, DistributedDataParallel):
+        trainer.strategy.model.require_forward_param_sync = False  # it copies no buffers within a window

@@ -243,9 +243,12 @@ class Run:
         callbacks: list[pl.Callback] = [ExactResume(enabled=exact), self.recorder]
         if isinstance(self.model, Dropping):
             callbacks.insert(0, GradualUnfreezing({"backbone": {"start": "3 steps", "every": "2 steps"}}))
+        callbacks += options.pop("callbacks", [])
         if folder:
             callbacks += checkpoints(folder)
         defaults = {"max_epochs": 3, "enable_checkpointing": bool(folder), "log_every_n_steps": 1}
+        if "strategy" in options:  # each Trainer needs one of its own
+            options["strategy"] = options["strategy"]()
         self.trainer = trainer(callbacks=callbacks, **{**defaults, "logger": self.logger, **options})
         torch.manual_seed(11 if path is None else 22)  # the same seed by chance would prove nothing
         np.random.seed(11 if path is None else 22)

@@ -1,0 +1,286 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from hybrid_lightning import ConfigError, ExactResume
+from tests.callbacks.resuming import (
+    LOADERS,
+    MODELS,
+    SAMPLES,
+    Augmented,
+    Dropping,
+    Run,
+    checkpoints,
+    differences,
+    first_difference,
+    plain,
+)
+from tests.callbacks.tiny import batches, hybrid, trainer
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # continued runs save nothing
+    pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+    pytest.mark.filterwarnings("ignore:.*This process .* is multi-threaded"),
+    pytest.mark.filterwarnings("ignore:.*use of fork"),
+]
+
+
+def assert_exact(model: str, loader: str, folder: Path, at_least: int = 4, **options: Any) -> None:
+    number, found = differences(MODELS[model], loader, folder, **options)
+    assert number >= at_least
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("model", "loader", "options"),
+    [
+        ("task", "batches", {}),
+        ("foreign", "samples", {"val_check_interval": 2, "accumulate_grad_batches": 3}),
+        ("reads_length", "persistent", {"every": 5}),
+    ],
+    ids=str,
+)
+def test_a_fit_continues_exactly_from_any_checkpoint(
+    model: str, loader: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    assert_exact(model, loader, tmp_path, **{"every": 2, **options})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", [name for name in LOADERS if name != "spawned"])
+def test_it_does_with_any_loader(loader: str, tmp_path: Path) -> None:
+    assert_exact("foreign", loader, tmp_path, at_least=16)
+
+
+@pytest.mark.slow
+def test_it_does_with_workers_that_share_nothing_with_their_parent(tmp_path: Path) -> None:
+    assert_exact("foreign", "spawned", tmp_path, at_least=3, every=10, max_epochs=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", ["samples", "persistent"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulate_grad_batches": 3},
+        {"val_check_interval": 3},
+        {"val_check_interval": 3, "accumulate_grad_batches": 2},
+        {"val_check_interval": 5, "check_val_every_n_epoch": None},
+        {"check_val_every_n_epoch": 2},
+        {"limit_train_batches": 5},
+        {"max_steps": 21, "max_epochs": -1},
+        {"reload_dataloaders_every_n_epochs": 1},
+    ],
+    ids=str,
+)
+def test_it_does_with_any_validation_schedule_and_length(options: dict[str, Any], loader: str, tmp_path: Path) -> None:
+    assert_exact("foreign", loader, tmp_path, every=2, at_least=10, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "foreign"])
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 3, "accumulate_grad_batches": 2}], ids=str)
+def test_it_does_with_any_scheduler(model: str, options: dict[str, Any], tmp_path: Path) -> None:
+    assert_exact(model, "samples", tmp_path, at_least=28, **options)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+def test_without_it_a_fit_continues_exactly_from_no_checkpoint(tmp_path: Path) -> None:
+    """The negative control: the comparison sees what goes wrong."""
+    number, found = differences(Dropping, "samples", tmp_path, exact=False, every=3)
+    assert number >= 9
+    within = {path.name for path in tmp_path.glob("batch-*.ckpt")} & found.keys()
+    assert len(within) >= 6
+    assert len(found) == number
+
+
+@pytest.mark.parametrize("how", ["exception", "sigterm"])
+@pytest.mark.parametrize("batch", [1, 5, 6, 9])
+def test_an_interrupted_fit_continues_exactly(how: str, batch: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"val_check_interval": 3, "accumulate_grad_batches": 2}
+    whole = Run(Dropping, "samples", **options)
+    path = tmp_path / "interrupted.ckpt"
+    with pytest.raises((InterruptedError, SystemExit)):
+        Run(Dropping, "samples", callbacks=[Interrupt(how, batch, path)], **options)
+    again = Run(Dropping, "samples", path, **options)
+    events = torch.load(path, weights_only=True)["events"]
+    events -= 2 if how == "exception" else 0  # the batch had been announced, with its rates
+    assert first_difference(whole.recorder.events[events:], again.recorder.events, "events") is None
+    assert first_difference(whole.state(), again.state(), "state") is None
+
+
+class Interrupt(pl.Callback):
+    """Ends a fit before a batch trains, or, as Lightning's handler of SIGTERM does, after one; saves what there is."""
+
+    def __init__(self, how: str, batch: int, path: Path) -> None:
+        self.how, self.batch, self.path = how, batch, path
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            if self.how == "exception":
+                raise InterruptedError
+            trainer._signal_connector.received_sigterm = True
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def test_a_continued_fit_continues_exactly(tmp_path: Path) -> None:
+    whole = Run(Dropping, "samples", folder=tmp_path / "first", val_check_interval=3)
+    Run(Dropping, "samples", tmp_path / "first/batch-0-2.ckpt", folder=tmp_path / "second", val_check_interval=3)
+    names = {path.name for path in (tmp_path / "second").glob("*.ckpt")}
+    assert len(names) > 20
+    for name in sorted(names)[::4]:
+        once, twice = (torch.load(tmp_path / folder / name, weights_only=True) for folder in ("first", "second"))
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "exact_resume", "global_step", "epoch"):
+            assert first_difference(once[key], twice[key], key) is None, name
+        again = Run(Dropping, "samples", tmp_path / "second" / name, val_check_interval=3)
+        assert first_difference(whole.state(), again.state(), "state") is None, name
+
+
+def test_batches_that_were_read_before_are_not_loaded_again(tmp_path: Path) -> None:
+    Run(Dropping, "samples", folder=tmp_path, max_epochs=2)
+    dataset = Counting()
+    Run(Dropping, lambda: plain(dataset), tmp_path / "batch-1-4.ckpt", max_epochs=2)
+    assert dataset.loaded == SAMPLES - 5 * 4
+
+
+class Counting(Augmented):
+    loaded = 0
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.loaded += 1
+        return super().__getitem__(index)
+
+
+def test_the_loader_is_the_users_during_and_after_a_fit() -> None:
+    loader = plain(num_workers=2, persistent_workers=True)
+    before = dict(vars(loader))
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            assert trainer.train_dataloader is loader
+            assert all(vars(loader)[name] is before[name] for name in ("dataset", "sampler", "batch_sampler"))
+
+    runner = trainer(callbacks=[ExactResume(), Look()], max_epochs=2)
+    model = Dropping()
+    runner.fit(model, loader, batches(12))
+    assert vars(loader).keys() == before.keys()
+    assert all(vars(loader)[name] is value for name, value in before.items())
+    assert {key: value.shape for key, value in next(iter(loader)).items()} == {
+        "old": (4, 4),
+        "new": (4, 4),
+        "target": (4,),
+    }
+    runner.validate(model, batches(12), verbose=False)
+    runner.fit_loop.max_epochs = 4
+    runner.fit(model, loader, batches(12))
+    assert runner.current_epoch == 4
+
+
+def test_an_epoch_differs_from_the_next_and_one_seed_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def orders(seed: str) -> list[Any]:
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        events = Run(Dropping, "samples", max_epochs=2).recorder.events
+        return [event[-1]["old"] for event in events if event[0] == "batch"]
+
+    one, again, other = orders("1"), orders("1"), orders("2")
+    assert one == again
+    assert len(set(one + other)) == 2 * len(one)  # the augmentation too is new each time
+
+
+def test_the_seed_of_the_checkpoint_beats_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    whole = Run(Dropping, "samples", folder=tmp_path, max_epochs=2)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "2")
+    again = Run(Dropping, "samples", tmp_path / "batch-0-2.ckpt", max_epochs=2)
+    assert first_difference(whole.state(), again.state(), "state") is None
+
+
+def test_a_task_brings_it_unless_the_user_does() -> None:
+    def present(*own: pl.Callback) -> list[pl.Callback]:
+        runner = trainer(callbacks=list(own), max_epochs=1)
+        runner.fit(hybrid("always"), batches())
+        return [callback for callback in runner.callbacks if isinstance(callback, ExactResume)]
+
+    [default] = present()
+    assert isinstance(default, ExactResume)
+    assert default.enabled
+    own = ExactResume(enabled=False)
+    assert present(own) == [own]
+    assert own.seed is None
+
+
+def test_a_checkpoint_without_it_or_of_other_batches_is_continued_with_a_warning(tmp_path: Path) -> None:
+    Run(Dropping, "samples", folder=tmp_path / "without", exact=False, max_epochs=2)
+    with pytest.warns(UserWarning, match="not exactly as it would have: it was saved without ExactResume"):
+        Run(Dropping, "samples", tmp_path / "without/batch-0-2.ckpt", max_epochs=2)
+    Run(Dropping, "samples", folder=tmp_path / "with", max_epochs=2)
+    with pytest.warns(UserWarning, match="batches: 7 → 14"):
+        Run(Dropping, lambda: plain(batch_size=2), tmp_path / "with/batch-0-2.ckpt", max_epochs=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
+def test_a_module_that_reads_its_batches_itself_cannot_continue_within_an_epoch(tmp_path: Path) -> None:
+    class Reading(Dropping):
+        def training_step(self, dataloader_iter: Any) -> torch.Tensor:  # type: ignore[override]
+            batch, _, _ = next(dataloader_iter)
+            return self.head(self.backbone(batch["old"])).square().mean()
+
+    checkpoint = checkpoints(tmp_path)[0]
+    runner = trainer(callbacks=[ExactResume(), checkpoint], enable_checkpointing=True, max_epochs=1)
+    runner.fit(Reading(), plain())
+    again = trainer(callbacks=[ExactResume()], max_epochs=1)
+    with pytest.raises(ConfigError, match="after batch 3 of an epoch"):
+        again.fit(Reading(), plain(), ckpt_path=tmp_path / "batch-0-2.ckpt", weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "loader", "options"),
+    [
+        ("task", "samples", {"accumulate_grad_batches": 2, "max_epochs": 5, "every": 5}),
+        ("foreign", "weighted", {"accumulate_grad_batches": 3, "max_epochs": 5, "val_check_interval": 2, "every": 4}),
+        ("plateau", "weighted_workers", {"every": 4}),
+    ],
+    ids=["task", "foreign", "workers"],
+)
+def test_two_ranks_continue_exactly(model: str, loader: str, options: dict[str, Any], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "NODE_RANK": "0",
+    }
+    command = [sys.executable, "-m", "tests.resume_worker", model, loader, str(tmp_path), json.dumps(options)]
+    ranks = [
+        subprocess.Popen(
+            command, cwd=ROOT, env={**common, "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for rank in range(2)
+    ]
+    try:
+        for rank in ranks:
+            said, _ = rank.communicate(timeout=240)
+            assert rank.returncode == 0, said.decode()[-4000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for rank in range(2):
+        number, found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert number >= 4
+        assert not found
