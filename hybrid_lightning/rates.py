@@ -249,6 +249,8 @@ class GroupScheduler(GroupLR):
         if not self.base_lr > 0:
             raise ConfigError(f"scheduler: the base rate is {self.base_lr}; it has to be above 0.")
         self._calls_per_step = 1
+        self.measured_after = -1
+        """Number of batches before the last metric: a validation that a restart repeats is not counted twice."""
         self._start_over(optimizer)
         self.by_metric = isinstance(self.scheduler, ReduceLROnPlateau)
         super().__init__(optimizer, "scheduler", warm_up, length)
@@ -345,14 +347,15 @@ class GroupScheduler(GroupLR):
     def state_dict(self) -> dict[str, Any]:
         """The step that has been reached, and what `ReduceLROnPlateau` has seen."""
         seen = {name: getattr(self.scheduler, name) for name in _SEEN} if self.by_metric else {}
-        lr = {"lr": self._one.param_groups[0]["lr"], "base_lr": self.base_lr} if self.by_metric else {}
-        return {**super().state_dict(), **({"plateau": {**seen, **lr}} if seen else {})}
+        lr = {"lr": self._one.param_groups[0]["lr"], "base_lr": self.base_lr, "measured_after": self.measured_after}
+        return {**super().state_dict(), **({"plateau": {**seen, **lr}} if self.by_metric else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the step from `state_dict`; load the optimizer's state first."""
         saved = state_dict.get("plateau")
         if saved and self.by_metric:
             self._one.param_groups[0]["lr"] = saved["lr"] * (self.base_lr / saved["base_lr"])
+            self.measured_after = saved["measured_after"]
             for name in _SEEN if saved["mode"] == getattr(self.scheduler, "mode", None) else ():
                 setattr(self.scheduler, name, saved[name])
         super().load_state_dict(state_dict)

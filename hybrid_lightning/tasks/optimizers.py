@@ -177,10 +177,12 @@ def step_by_metric(trainer: pl.Trainer, values: Mapping[str, Any], undefined: Ma
     Raises:
         ConfigError: If validation does not measure the metric.
     """
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
     for config in trainer.lr_scheduler_configs:
         if isinstance(config.scheduler, GroupScheduler) and config.scheduler.by_metric:
             name = str(config.monitor).removeprefix("val/")
             if name not in values and name not in undefined:
                 raise unknown("model.scheduler.monitor", "metric", f"val/{name}", [f"val/{v}" for v in values])
-            if name in values and not trainer.sanity_checking:
+            if name in values and not trainer.sanity_checking and config.scheduler.measured_after != batches:
                 config.scheduler.step(values[name])
+                config.scheduler.measured_after = batches
