@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import yaml
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from hybrid_lightning.errors import ConfigError
@@ -124,3 +126,21 @@ def mark_finished(folder: Path, limits: dict[str, Any]) -> None:
 def _limits_reached(folder: Path) -> Any:
     path = folder / _FINISHED
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run's folder; of a continued run so that it repeats the whole run."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Writes the file once."""
+        folder = Path(trainer.log_dir or ".")  # every rank has to ask, because the answer is broadcast
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        if stage == "fit" and trainer.checkpoint_callbacks:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # by this a fit is known, see run_to_continue
+        config = self.config.clone()
+        if stage == "fit" and config.get("resume"):
+            config["resume"] = config["ckpt_path"] = None
+        with whole_file(folder / self.config_filename) as temporary:
+            temporary.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
+        self.already_saved = True
