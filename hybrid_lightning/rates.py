@@ -134,7 +134,7 @@ class GroupLR(LRScheduler):
         self.last_epoch = state_dict["last_epoch"]
         self.restored_clock = state_dict.get("clock", self.clock)
         self._step_count = self.last_epoch + 1
-        if self._bound:
+        if self._bound and self.restored_clock == self.clock:
             self._write()
 
 
@@ -291,13 +291,16 @@ class GroupScheduler(GroupLR):
         scheduler, steps = self._make(one), math.ceil(length.total_steps / per_step)
         one.step()
         for step in range(steps):
-            try:
-                scheduler.step()
-            except (ValueError, ArithmeticError, LookupError) as error:
-                raise ConfigError(
-                    f"scheduler: {type(scheduler).__name__} fails after {step} of the {steps} {self.interval}s of this "
-                    f"fit: {error}"
-                ) from error
+            self._advance(scheduler, step)
+
+    def _advance(self, scheduler: LRScheduler, done: int) -> None:
+        try:
+            scheduler.step()
+        except (ValueError, ArithmeticError, LookupError) as error:
+            name = type(scheduler).__name__
+            raise ConfigError(
+                f"scheduler: {name} fails after {done} {self.interval}s, before the fit ends: {error}"
+            ) from error
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Each group's rate at the current step."""
@@ -315,7 +318,7 @@ class GroupScheduler(GroupLR):
             if wanted < self._steps:
                 self._start_over(self.optimizer)
             while self._steps < wanted:
-                self.scheduler.step()
+                self._advance(self.scheduler, self._steps)
                 self._steps += 1
         one = self._one.param_groups[0]
         for group in self.optimizer.param_groups if "max_momentum" in one else ():

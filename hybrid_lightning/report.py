@@ -16,6 +16,7 @@ def plan_rows(
     schedules: Mapping[str, UnfreezingSchedule],
     origins: Mapping[str, str],
     length: FitLength,
+    recorded: Mapping[str, int] | None = None,
 ) -> list[dict[str, str]]:
     """One row per part and stage, in the order of the groups.
 
@@ -24,8 +25,9 @@ def plan_rows(
         schedules: Part → unfreezing schedule; parts that are not named train from the start.
         origins: Part → ``pretrained`` or ``untrained``.
         length: Turns durations into steps.
+        recorded: Part and stage → step that a plateau has decided.
     """
-    spans = group_spans(groups, schedules, length)
+    spans = group_spans(groups, schedules, length, recorded)
     stages = stages_by_part(groups)
     by_stage: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for group in groups:
@@ -36,7 +38,8 @@ def plan_rows(
         span = spans[first["name"]]
         schedule = schedules.get(part, ALWAYS)
         moment = "never (arrived frozen)" if first["fixed"] else schedule.describe(stages[part], stage_name(first))
-        steps = [str(step) for step in span if step]
+        steps = f"step {span.start}" if span.start else ""
+        steps += f"{' ' if steps else ''}to {'' if steps else 'step '}{span.stop}" if span.stop else ""
         rows.append(
             {
                 "part": part,
@@ -45,7 +48,7 @@ def plan_rows(
                 "parameters": f"{sum(p.numel() for group in of_stage for p in group['params']):,}",
                 "lr": f"{first.get('initial_lr', first['lr']):.3g}",
                 "weight decay": ", ".join(dict.fromkeys(f"{group['weight_decay']:g}" for group in of_stage)),
-                "unfreezes at": f"{moment} (step {' to '.join(steps)})" if steps else moment,
+                "unfreezes at": f"{moment} ({steps})" if steps else moment,
                 "mode": _mode(span, moment),
             }
         )
@@ -65,6 +68,7 @@ def plan_table(
     schedules: Mapping[str, UnfreezingSchedule],
     origins: Mapping[str, str],
     length: FitLength,
+    recorded: Mapping[str, int] | None = None,
 ) -> str:
     """The rows of `plan_rows` as text, with the length of the fit below.
 
@@ -72,7 +76,7 @@ def plan_table(
     """
     end = "no end" if length.total_steps is None else f"{length.total_steps} steps"
     epoch = "unknown" if length.steps_per_epoch is None else f"{length.steps_per_epoch} steps"
-    rows = plan_rows(groups, schedules, origins, length)
+    rows = plan_rows(groups, schedules, origins, length, recorded)
     return f"{format_table(rows, COLUMNS, _RIGHT_ALIGNED)}\nlength of the fit: {end}; of an epoch: {epoch}"
 
 

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR, OneCycleLR
 
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.rates import SHAPES, GroupRates, multiplier
+from hybrid_lightning.rates import SHAPES, GroupRates, GroupScheduler, multiplier
 
 STEPS = 20
 
@@ -120,6 +120,21 @@ def test_a_restored_scheduler_goes_on_as_if_it_had_never_stopped(stop):
     second.load_state_dict(first.state_dict())
     second.bind(length)
     assert course(second, STEPS - stop) == whole[stop:]
+
+
+def test_a_torch_scheduler_can_be_put_back_to_an_earlier_step():
+    scheduler = GroupScheduler(an_optimizer({}), lambda one: ExponentialLR(one, 0.5), base_lr=1.0)
+    state = scheduler.state_dict()
+    whole = course(scheduler, 5)
+    scheduler.load_state_dict(state)
+    assert course(scheduler, 5) == whole
+
+
+def test_a_shape_that_was_never_told_the_length_of_the_fit_refuses_to_step():
+    scheduler = GroupRates(an_optimizer({}), "cosine")
+    scheduler.optimizer.step()
+    with pytest.raises(ConfigError, match=r"rates: the length of the fit is not known. Pass length=FitLength"):
+        scheduler.step()
 
 
 @pytest.mark.parametrize(

@@ -38,14 +38,14 @@ def test_each_part_and_stage_has_one_row():
     assert first == {
         "part": "tower",
         "origin": "pretrained",
-        "stage": "tower.0",
+        "stage": "0",
         "parameters": "9",
         "lr": "0.0005",
         "weight decay": "0.1, 0",
         "unfreezes at": "10% + 1 × 1 epoch (step 30)",
         "mode": "eval, then train",
     }
-    assert [second[name] for name in ("stage", "parameters", "lr")] == ["tower.1", "4", "0.001"]
+    assert [second[name] for name in ("stage", "parameters", "lr")] == ["1", "4", "0.001"]
     assert second["unfreezes at"] == "10% (step 10)"
     assert [head[name] for name in COLUMNS[1:]] == ["untrained", "all", "1", "0.01", "0.1", "start", "train"]
     assert [table["unfreezes at"], table["mode"]] == ["never (arrived frozen)", "eval"]
@@ -54,6 +54,16 @@ def test_each_part_and_stage_has_one_row():
 def test_what_never_trains_says_so():
     row = rows({"tower": UnfreezingSchedule.parse("never")})[0]
     assert [row["unfreezes at"], row["mode"]] == ["never", "eval"]
+
+
+def test_moments_that_a_metric_decides_are_shown_once_they_are_known():
+    plateau = {"plateau": "val/loss", "patience": "2 validations"}
+    schedules = {"tower": UnfreezingSchedule.parse({"start": plateau, "every": "1 epochs", "freeze": "80%"})}
+    text = "val/loss no better for 2 validations, until 80%"
+    assert [row["unfreezes at"] for row in rows(schedules)[1:2]] == [f"{text} (to step 80)"]
+    assert rows(schedules)[1]["mode"] == "eval, then train, then eval"
+    known = plan_rows(groups(), schedules, {}, LENGTH, {"tower.1": 7})
+    assert [row["unfreezes at"].partition("(")[2] for row in known[:2]] == ["step 27 to 80)", "step 7 to 80)"]
 
 
 def test_the_rate_is_the_configured_one_also_while_a_scheduler_changes_it():

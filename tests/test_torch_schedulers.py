@@ -218,6 +218,13 @@ def test_on_a_restart_the_arguments_of_today_count(name, changes, tmp_path, monk
         assert [g[2] for g in groups] == pytest.approx([g[1] * wanted[step][0] for g in groups])
 
 
+def test_a_scheduler_that_ends_before_the_step_of_the_restart_is_refused(tmp_path, monkeypatch):
+    rates_of(task("OneCycleLR"), tmp_path)
+    monkeypatch.setitem(ARGUMENTS, "OneCycleLR", {"max_lr": 0.1, "total_steps": 5})
+    with pytest.raises(ConfigError, match="OneCycleLR fails after 5 steps"):
+        rates_of(task("OneCycleLR"), checkpoint=tmp_path / "7.ckpt")
+
+
 def test_on_a_restart_with_another_base_rate_a_plateau_keeps_its_reductions(tmp_path):
     rates_of(task("ReduceLROnPlateau"), tmp_path)
     model = task("ReduceLROnPlateau")
@@ -266,8 +273,11 @@ def refused(scheduler, match, **options):
             r"model\.scheduler\.init_args\.max_lr: a list would be one value per group.*lr_scale",
         ),
         ({"class_path": "ReduceLROnPlateau", "init_args": {"min_lr": [0.1, 0.2]}}, r"min_lr: a list"),
-        ({"class_path": "OneCycleLR", "init_args": {"max_lr": 0.1, "total_steps": 9}}, "fails after 9 of the 20 steps"),
-        ({"class_path": "CosineAnnealingLR", "init_args": {"T_max": 0}}, "fails after 0 of the 5 epochs"),
+        (
+            {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.1, "total_steps": 9}},
+            "OneCycleLR fails after 9 steps",
+        ),
+        ({"class_path": "CosineAnnealingLR", "init_args": {"T_max": 0}}, "fails after 0 epochs"),
         ({"class_path": "ReduceLROnPlateau", "warm_up": "2 steps"}, r"scheduler\.warm_up: ReduceLROnPlateau waits for"),
         ({"class_path": "ReduceLROnPlateau", "monitor": "train/loss"}, "stepped at each validation"),
         ({"class_path": "ReduceLROnPlateau", "monitor": "val/acc"}, r"unknown metric 'val/acc'.*'val/accuracy'"),

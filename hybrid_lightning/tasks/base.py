@@ -367,10 +367,12 @@ class HybridTask(pl.LightningModule, ABC):
         """
         callbacks = [c for c in trainer.callbacks if isinstance(c, GradualUnfreezing)]  # type: ignore[attr-defined]
         schedules = callbacks[0].schedules if callbacks else self.schedules()
+        recorded = callbacks[0].recorded if callbacks else None
         training_at_start(groups, schedules)
         if not getattr(trainer, "fast_dev_run", False):
             refuse_impossible(group_spans(groups, schedules, length), length)
-        return plan_table(groups, schedules, {name: part.origin for name, part in self.built().facts.items()}, length)
+        origins = {name: part.origin for name, part in self.built().facts.items()}
+        return plan_table(groups, schedules, origins, length, recorded)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the mean training loss since the last log, and the rates of this step."""
