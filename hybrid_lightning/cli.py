@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -28,7 +28,7 @@ from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.export import export_part
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
-from hybrid_lightning.run_folder import Run, mark_finished, newest_checkpoint, run_to_continue, say
+from hybrid_lightning.run_folder import Run, RunConfig, mark_finished, newest_checkpoint, run_to_continue, say
 from hybrid_lightning.run_logger import RunLogger
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.checkpoints import read_checkpoint
@@ -81,24 +81,6 @@ def shortened(message: str, lines: int = 10) -> str:
     kept = [line.rstrip()[:400] for line in message.strip().splitlines() if line.strip()]
     more = [f"... ({len(kept) - lines} more lines)"] if len(kept) > lines else []
     return "\n".join(kept[:lines] + more)
-
-
-class RunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run's folder; of a continued run so that it repeats the whole run."""
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Writes the file once."""
-        folder = Path(trainer.log_dir or ".")  # every rank has to ask, because the answer is broadcast
-        if self.already_saved or not trainer.is_global_zero:
-            return
-        if stage == "fit" and trainer.checkpoint_callbacks:
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # by this a fit is known, see run_to_continue
-        config = self.config.clone()
-        if config.get("resume"):
-            config["resume"] = config["ckpt_path"] = None
-        with whole_file(folder / self.config_filename) as temporary:
-            temporary.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
-        self.already_saved = True
 
 
 class HybridCLI(LightningCLI):

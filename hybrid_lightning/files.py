@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the files that killed processes left unfinished in a folder and those below it."""
-    for path in folder.rglob(f"*{TEMPORARY}"):
-        path.unlink()
+    """Removes the files and folders that killed processes left unfinished in a folder and those below it."""
+    for path in list(folder.rglob(f"*{TEMPORARY}")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import yaml
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from hybrid_lightning.errors import ConfigError
@@ -48,7 +50,7 @@ def newest_checkpoint(folder: Path, name: str) -> Path:
         ConfigError: If there is none.
     """
     for version in versions(folder):
-        if (version / "checkpoints" / name).is_file():
+        if (version / "checkpoints" / name).exists():
             return version / "checkpoints" / name
     raise ConfigError(f"--ckpt_path: there is no {name} below {str(folder)!r}. Run fit first, or give a path.")
 
@@ -92,22 +94,22 @@ def run_to_continue(resume: str, runs: Path, limits: dict[str, Any]) -> Run | No
 
 
 def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
-    """The checkpoint with the most steps and its steps; of several the one written last. None if there is no file.
+    """The checkpoint with the most steps and its steps; of several the one written last. None if there is none at all.
 
     Raises:
-        ConfigError: If there are files, but none to continue from.
+        ConfigError: If there are checkpoints, but none to continue from.
     """
-    files = sorted((path for path in folder.glob("*.ckpt") if path.is_file()), key=lambda p: p.stat().st_mtime_ns)
+    saved = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     found: dict[Path, int] = {}
-    for path in files:
+    for path in saved:
         try:
-            content = read_file(path, "resume")
+            content = read_file(path, "resume", tensors=False)
         except ConfigError as error:
             say(f"{error} It is skipped.")
             continue
         if CHECKPOINT_KEY in content and "optimizer_states" in content:  # others hold weights only
             found[path] = content["global_step"]
-    if files and not found:
+    if saved and not found:
         raise ConfigError(
             f"--resume: none of the checkpoints in {str(folder)!r} can be continued. Leave out --resume to start a new "
             f"run, or remove them to start from scratch in this folder."
@@ -124,3 +126,21 @@ def mark_finished(folder: Path, limits: dict[str, Any]) -> None:
 def _limits_reached(folder: Path) -> Any:
     path = folder / _FINISHED
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run's folder; of a continued run so that it repeats the whole run."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Writes the file once."""
+        folder = Path(trainer.log_dir or ".")  # every rank has to ask, because the answer is broadcast
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        if stage == "fit" and trainer.checkpoint_callbacks:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # by this a fit is known, see run_to_continue
+        config = self.config.clone()
+        if stage == "fit" and config.get("resume"):
+            config["resume"] = config["ckpt_path"] = None
+        with whole_file(folder / self.config_filename) as temporary:
+            temporary.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
+        self.already_saved = True

@@ -29,8 +29,8 @@ def write_half(path):
 
 
 def test_leftovers_are_removed_at_every_depth(tmp_path):
-    (tmp_path / "deep").mkdir()
-    for name in ("a.csv", f"a.csv{TEMPORARY}", f"deep/b.ckpt{TEMPORARY}"):
+    (tmp_path / "deep" / f"shares{TEMPORARY}").mkdir(parents=True)
+    for name in ("a.csv", f"a.csv{TEMPORARY}", f"deep/b.ckpt{TEMPORARY}", f"deep/shares{TEMPORARY}/c{TEMPORARY}"):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.csv"]
