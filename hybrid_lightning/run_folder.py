@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.files import whole_file
+from hybrid_lightning.sharded_files import OLD
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
 from hybrid_lightning.weights import read_file
 
@@ -99,7 +100,8 @@ def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
     Raises:
         ConfigError: If there are checkpoints, but none to continue from.
     """
-    saved = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    # a sharded one is a folder, whose old version is found if the process was killed while the new one took its place
+    saved = sorted([*folder.glob("*.ckpt"), *folder.glob(f"*.ckpt{OLD}")], key=lambda path: path.stat().st_mtime_ns)
     found: dict[Path, int] = {}
     for path in saved:
         try:

@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 REST = "meta.pt"
 """File in the folder that holds all that is not sharded."""
+OLD = ".old"
+"""What the name of a folder ends with while a new one takes its place."""
 _PLACE = "sharded_tensor"
 _HARMLESS = {
     "torch.distributed.checkpoint.metadata": {
@@ -77,9 +79,11 @@ def write_folder(content: dict[str, Any], folder: Path) -> None:
         return value
 
     rest = _mapped(content, take)
-    temporary, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    temporary, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + OLD)
     first = dist.get_rank() == 0
     if first:
+        if old.is_dir() and not folder.exists():
+            old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
         temporary.mkdir(parents=True)
