@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from hybrid_lightning import FSDP2Strategy
 from tests.callbacks.resuming import MODELS, differences
+
+STRATEGIES = {
+    "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
+    "fsdp2": lambda: FSDP2Strategy(process_group_backend="gloo"),
+}
 
 
 def main(model: str, loader: str, folder: Path, options: str) -> None:
@@ -17,12 +23,9 @@ def main(model: str, loader: str, folder: Path, options: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     settings = {"devices": 2, "every": 1, **json.loads(options)}
-    result = differences(MODELS[model], loader, folder, strategy=gloo, **settings)
+    strategy = STRATEGIES[settings.pop("strategy", "ddp")]
+    result = differences(MODELS[model], loader, folder, strategy=strategy, **settings)
     (folder / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(result))
-
-
-def gloo() -> DDPStrategy:
-    return DDPStrategy(process_group_backend="gloo")
 
 
 if __name__ == "__main__":

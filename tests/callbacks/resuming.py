@@ -13,9 +13,11 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler, get_worker_info
 
 from hybrid_lightning import ExactResume, GradualUnfreezing, named_param_groups
+from hybrid_lightning.sharding import whole
 from tests.callbacks.tiny import Tower, batches, hybrid, trainer
 
 SAMPLES = 28  # 7 batches of 4
@@ -265,13 +267,14 @@ class Run:
             self.trainer.current_epoch,
             self.trainer.fit_loop.epoch_loop._batches_that_stepped,
         )
-        return {
+        state = {
             "model": self.model.state_dict(),
             "optimizer": optimizer,
             "schedulers": schedulers,
             "metrics": metrics,
             "steps": steps,
         }
+        return tree_map(whole, state)  # type: ignore[no-any-return]
 
 
 class AtValidation(ModelCheckpoint):
