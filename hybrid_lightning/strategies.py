@@ -83,6 +83,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         same_as_first_rank(self.model.buffers(), self.device_mesh["data_parallel"])
         return super().training_step(*args, **kwargs)
 
+    def on_validation_start(self) -> None:
+        """All ranks validate with the first rank's buffers, which a checkpoint holds."""
+        assert self.model is not None
+        same_as_first_rank(self.model.buffers(), self.device_mesh["data_parallel"])
+        super().on_validation_start()
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The state of the model: this rank's shares for a folder, or the whole of it on rank 0 alone."""
         assert self.lightning_module is not None
