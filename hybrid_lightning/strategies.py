@@ -1,5 +1,6 @@
 """The strategy ``fsdp2``: sharded training in which parts unfreeze exactly and checkpoints fit any strategy."""
 
+import atexit
 import shutil
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -8,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
@@ -54,6 +56,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Starts the process group, with one data-parallel group of all ranks."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+        atexit.register(_end_process_group)
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Moves the model to its device and makes the optimizers.
@@ -138,6 +141,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Puts each rank's share of the whole state into the optimizers, frozen parameters included."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict({**saved, "state": dict(_sharded_state(optimizer, saved))})
+
+
+def _end_process_group() -> None:
+    """Ends gloo's threads before the interpreter ends; Lightning does so for nccl alone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _sharded_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[tuple[int, dict[str, Any]]]:
