@@ -264,7 +264,7 @@ def test_a_module_that_reads_its_batches_itself_cannot_continue_within_an_epoch(
     [
         ("task", "samples", {"accumulate_grad_batches": 2, "max_epochs": 5, "every": 5}),
         ("foreign", "weighted", {"accumulate_grad_batches": 3, "max_epochs": 5, "val_check_interval": 2, "every": 4}),
-        ("plateau", "weighted_workers", {"every": 4}),
+        ("plateau", "persistent", {"every": 4}),
     ],
     ids=["task", "foreign", "workers"],
 )
