@@ -38,6 +38,7 @@ class ExactResume(pl.Callback):
     - ``on_train_epoch_start`` is called again for the epoch that continues, so that what hooks set there is set.
     - In manual optimization, gradients that wait for a later step are not saved; nor are they under a sharded strategy.
     - Validation by time (``val_check_interval="00:10:00"``) happens when it happens.
+    - A fit that was saved at the last of its ``max_steps`` is over for Lightning, without the hooks that follow a step.
 
     Nothing is logged.
 
@@ -62,6 +63,10 @@ class ExactResume(pl.Callback):
         self._window: dict[str, dict[str, Tensor]] | None = None
 
     # Restoring
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forgets a checkpoint that was restored by somebody else, such as a search for a learning rate."""
+        self._saved = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -154,11 +159,12 @@ class ExactResume(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Seeds the making of validation iterators, which follows if a validation is due."""
+        """Seeds the making of validation iterators, if a validation is due."""
         if self.seed is not None:
             loop = trainer.fit_loop.epoch_loop
             self._logged_steps = loop._batches_that_stepped + (not loop._should_accumulate())
-            self._seed_validation(trainer)
+            if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+                self._seed_validation(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seeds the validation."""

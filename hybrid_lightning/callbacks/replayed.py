@@ -56,7 +56,8 @@ class ReplayedLoader:
         """Batches from `first` on, of an iterator whose next one is `number`."""
         device, rank = self._trainer.strategy.root_device, self._trainer.global_rank
         for number in count(number):  # noqa: B020
-            seed_cpu(hashed(self._seed, "load", epoch, number))
+            if not self._can_skip:  # the others are seeded by themselves
+                seed_cpu(hashed(self._seed, "load", epoch, number))
             try:
                 batch, loader_index = self._next(iterator)
             except StopIteration:

@@ -246,6 +246,7 @@ class Run:
         if isinstance(self.model, Dropping):
             callbacks.insert(0, GradualUnfreezing({"backbone": {"start": "3 steps", "every": "2 steps"}}))
         callbacks += options.pop("callbacks", [])
+        validation = LOADERS[options.pop("validation")]() if "validation" in options else batches(12)
         if folder:
             callbacks += checkpoints(folder)
         defaults = {"max_epochs": 3, "enable_checkpointing": bool(folder), "log_every_n_steps": 1}
@@ -256,7 +257,7 @@ class Run:
         np.random.seed(11 if path is None else 22)
         random.seed(11 if path is None else 22)
         loaders = LOADERS[loader]() if isinstance(loader, str) else loader()
-        self.trainer.fit(self.model, loaders, batches(12), ckpt_path=path, weights_only=True)
+        self.trainer.fit(self.model, loaders, validation, ckpt_path=path, weights_only=True)
 
     def state(self) -> dict[str, Any]:
         optimizer = self.trainer.optimizers[0].state_dict()
