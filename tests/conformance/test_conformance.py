@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import pytest
 
 from tests.conformance.checks import CHECKS, cell
-from tests.conformance.tools import TOOLS, RateZero, Tool, has_exact_resume
+from tests.conformance.tools import TOOLS, RateZero, Tool
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other tools; elsewhere ours are errors
 
@@ -57,9 +57,8 @@ RATE_ZERO = {
     "no hidden momentum at the unfreezing": r"✗ first update × 2\.",
     "resume from every step is bit-equal": "✗ 0 of 14",
 }
-OURS = {} if has_exact_resume() else {"resume from every step is bit-equal": "✗ 0 of 14"}
 KNOWN = {
-    "hybrid_lightning": OURS,
+    "hybrid_lightning": {},
     "Backbone/BaseFinetuning": LIGHTNING,
     "finetuning-scheduler": SCHEDULER,
     "lr = 0": RATE_ZERO,

@@ -66,15 +66,11 @@ class Ours(Tool):
         return [GradualUnfreezing({part_name(path): f"{epoch} epochs" for path, epoch in schedule.items()})]
 
     def exact_resume(self) -> list[pl.Callback]:
-        return [hybrid_lightning.ExactResume()] if has_exact_resume() else []
+        return [hybrid_lightning.ExactResume()]
 
 
 def part_name(path: str) -> str:
     return path.replace(".", "_")
-
-
-def has_exact_resume() -> bool:
-    return "ExactResume" in hybrid_lightning.__all__
 
 
 class LightningFinetuning(Tool):
