@@ -154,7 +154,10 @@ class UnfreezingSchedule:
             except ConfigError as error:
                 raise ConfigError(f"{error} Or: always, never, {{start: 10%, every: 1 epochs}}, {_EXAMPLE}.") from None
         if "plateau" in value:
-            return cls(Plateau.parse(value, where))
+            rest = {key: value[key] for key in ("freeze", "restore_best") if key in value}
+            start = Plateau.parse({key: entry for key, entry in value.items() if key not in rest}, where)
+            best = _parse_restore_best(rest.get("restore_best"), start, f"{where}.restore_best")
+            return cls(start, None, *_parse_freeze(rest.get("freeze"), f"{where}.freeze"), best)
         for key in value:
             if key not in _KEYS:
                 raise unknown(where, "key", str(key), _KEYS)
@@ -187,6 +190,12 @@ class UnfreezingSchedule:
         forgotten = [s for s in stages if not any(matches(pattern, s) for pattern, _ in self.stages)]
         if self.stages and forgotten:
             raise ConfigError(f"{where}.stages: nothing is said about {listing(forgotten, 5)}. Name them, or add '*'.")
+
+    @property
+    def metrics(self) -> set[str]:
+        """Names of the metrics that have to be logged."""
+        watched = [entry for entry in (self.start, self.every, self.restore_best) if isinstance(entry, Plateau)]
+        return {plateau.metric for plateau in watched}.union(*(schedule.metrics for _, schedule in self.stages))
 
     def triggers(self, stages: Sequence[str]) -> dict[str, tuple[Trigger | None, str | None]]:
         """Stage → what starts it, and the stage on whose start that follows (None: it is counted from step 0).
@@ -232,7 +241,7 @@ class UnfreezingSchedule:
         own = self.of_stage(stage)
         if own.freeze is None:
             return None
-        every = own.freeze_every.steps(length, where) if own.freeze_every is not None and not self.stages else 0
+        every = own.freeze_every.steps(length, where) if own.freeze_every is not None else 0
         return own.freeze.steps(length, f"{where}.freeze") + stages.index(stage) * every
 
     def waiting(
@@ -240,12 +249,14 @@ class UnfreezingSchedule:
     ) -> dict[str, Plateau]:
         """The stages that wait for a plateau at this step, and for which one.
 
-        A stage that follows another one waits from the start of that one on.
+        A stage that follows another one waits from the start of that one on, and none waits once it is frozen for good.
         """
         found = {}
         for stage, (trigger, after) in self.triggers(stages).items():
             start = 0 if after is None else spans[after].start
-            if isinstance(trigger, Plateau) and stage not in recorded and start is not None and start <= step:
+            stop = spans[stage].stop
+            begun = start is not None and start <= step and (stop is None or step < stop)
+            if isinstance(trigger, Plateau) and stage not in recorded and begun:
                 found[stage] = trigger
         return found
 
@@ -257,11 +268,11 @@ class UnfreezingSchedule:
         at_start = isinstance(own.start, Duration) and own.start.value == 0
         text = "start" if at_start else str(own.start)
         above = len(stages) - 1 - stages.index(stage)
-        if own.every is not None and above and not self.stages:
+        if own.every is not None and above:
             text += f" + {above} × {own.every}" if isinstance(own.every, Duration) else f" + {above} × ({own.every})"
         if own.freeze is None:
             return text
-        below = stages.index(stage) if own.freeze_every is not None and not self.stages else 0
+        below = stages.index(stage) if own.freeze_every is not None else 0
         return f"{text}, until {own.freeze}" + (f" + {below} × {own.freeze_every}" if below else "")
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationSt
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -54,7 +54,7 @@ class ExactResume(pl.Callback):
         super().__init__()
         self.enabled = enabled
         self.seed: int | None = None
-        """Seed of all seeds of the running fit: the checkpoint's, that of ``seed_everything``, or a drawn one."""
+        """Seed of all seeds of the running fit: that of ``seed_everything``, the checkpoint's, or a drawn one."""
         self._saved: dict[str, Any] | None = None
         self._point = SavedPoint(False, False, False)
         self._logged_steps = 0
@@ -81,7 +81,7 @@ class ExactResume(pl.Callback):
         if not self.enabled:
             return
         saved, self._saved = self._saved, None
-        self.seed = trainer.strategy.broadcast((saved or {}).get("seed", chosen_seed()))
+        self.seed = trainer.strategy.broadcast(chosen_seed((saved or {}).get("seed"), trainer.current_epoch))
         self._validated, self._validation_pending = -1, False
         self._logged_steps = trainer.fit_loop.epoch_loop._batches_that_stepped
         if saved is not None and not self._point.in_epoch:
@@ -210,10 +210,13 @@ class ExactResume(pl.Callback):
             }
 
 
-def chosen_seed() -> int:
-    """The seed of ``seed_everything``, or one drawn from torch's random state."""
+def chosen_seed(saved: int | None, epoch: int) -> int:
+    """The seed of ``seed_everything``; else that of the checkpoint; else one drawn from torch's random state."""
     given = os.environ.get("PL_GLOBAL_SEED")
-    return int(given) if given else int(torch.randint(2**31, ()))
+    seed = int(given) if given else int(torch.randint(2**31, ())) if saved is None else saved
+    if saved not in (None, seed):
+        rank_zero_info(f"seed {saved} → {seed}, applied from epoch {epoch}")
+    return seed
 
 
 def restore_metrics(trainer: pl.Trainer, saved: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError
@@ -20,7 +21,15 @@ def fit_length(trainer: pl.Trainer) -> FitLength:
 
     `Trainer.estimated_stepping_batches` is not used, because reading it too early builds the loader before its state
     has been restored.
+
+    Raises:
+        ConfigError: If the number of batches per step changes during the fit.
     """
+    if any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ConfigError(
+            "trainer.callbacks: with GradientAccumulationScheduler the number of steps in an epoch changes, so moments "
+            "and rates would not be where you wrote them. Use trainer.accumulate_grad_batches."
+        )
     return length_of(trainer, trainer.num_training_batches)
 
 

@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.strategies import FSDP2Strategy
 
+_SLICE = 2**20
+
 
 def rewrap(trainer: pl.Trainer) -> None:
     """Rebuilds DistributedDataParallel, whose reducer knows only what was trainable when it was made.
@@ -73,9 +75,13 @@ def checksums(parameters: Iterable[nn.Parameter]) -> Tensor:
     for parameter in parameters:
         values = parameter.detach()
         values = torch.view_as_real(values) if values.is_complex() else values
-        bits = values.contiguous().view(integers[values.element_size()]).flatten().to(torch.int64)
-        # weights by position, so that two values that change places are seen
-        sums.append((bits * torch.arange(1, bits.numel() + 1, device=bits.device)).sum())
+        bits = values.contiguous().view(integers[values.element_size()]).flatten()
+        total = torch.zeros((), dtype=torch.int64, device=bits.device)
+        for start in range(0, len(bits), _SLICE):  # in slices, to spare memory
+            part = bits[start : start + _SLICE].to(torch.int64)
+            # weights by position, so that two values that change places are seen
+            total += (part * torch.arange(start + 1, start + 1 + len(part), device=bits.device)).sum()
+        sums.append(total)
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
 
 

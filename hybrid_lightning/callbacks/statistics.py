@@ -18,9 +18,9 @@ from hybrid_lightning.norms import has_statistics, reestimate_statistics
 class ReestimateStatistics(pl.Callback):
     """Estimates the running statistics of normalisations anew before each validation, from training data.
 
-    So validation, the saved checkpoints and the trained model have statistics that fit the weights. Without validation
-    it is done at the end of each epoch. Frozen stages keep theirs. Works in any LightningModule whose ``forward`` takes
-    a batch and whose one optimizer has groups from `named_param_groups`. Nothing is logged.
+    So validation, the saved checkpoints and the trained model have statistics that fit the weights. Where an epoch ends
+    without validation, it is done there. Frozen stages keep theirs. Works in any LightningModule whose ``forward``
+    takes a batch and whose one optimizer has groups from `named_param_groups`. Nothing is logged.
 
     Args:
         parts: Names of the parts; null takes all.
@@ -35,6 +35,7 @@ class ReestimateStatistics(pl.Callback):
         if batches < 1:
             raise ConfigError(f"ReestimateStatistics.batches: {batches} is less than 1.")
         self.parts, self.batches = parts, batches
+        self._estimated_at = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks the names of the parts and the loader."""
@@ -44,14 +45,27 @@ class ReestimateStatistics(pl.Callback):
                 raise unknown("norm", "part", part, known)
         readable(trainer)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The step at which statistics were estimated last."""
+        return {"estimated_at": self._estimated_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the step."""
+        self._estimated_at = state_dict["estimated_at"]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """A fit starts without the memory of an earlier one."""
+        if stage == "fit":
+            self._estimated_at = -1
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Estimates the statistics, if this validation belongs to a fit."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._reestimate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Estimates the statistics, if nothing is validated."""
-        if not (trainer.enable_validation and any(trainer.num_val_batches)):
+        """Estimates the statistics, if the last weights have not been validated."""
+        if self._estimated_at != trainer.global_step:
             modes = {module: module.training for module in pl_module.modules()}
             pl_module.eval()
             self._reestimate(trainer, pl_module)
@@ -62,9 +76,13 @@ class ReestimateStatistics(pl.Callback):
         groups = named_groups(trainer, type(self).__name__)
         parts = {p: g["part"] for g in groups for p in g["params"] if self.parts is None or g["part"] in self.parts}
         norms = [m for m, trains in module_modes(pl_module, parts).items() if trains and has_statistics(m)]
+        self._estimated_at = trainer.global_step
         if norms:
             with torch.random.fork_rng():
                 reestimate_statistics(norms, self._read(trainer), self._forward(trainer, pl_module))
+        if trainer.world_size > 1:  # random transforms may have given each rank other samples
+            for buffer in (buffer for norm in norms for buffer in norm.buffers()):
+                torch.distributed.broadcast(buffer, 0)
 
     def _read(self, trainer: pl.Trainer) -> Iterator[Any]:
         for batch in islice(readable(trainer), self.batches):

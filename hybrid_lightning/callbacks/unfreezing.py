@@ -16,9 +16,11 @@ from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.freezing import apply_modes, module_modes, set_trainable
 from hybrid_lightning.norms import NORM_MODES
 from hybrid_lightning.phases import (
+    ALWAYS,
     group_spans,
     label,
     refuse_impossible,
+    stage_name,
     trainable_shares,
     training_at_start,
     waiting_for,
@@ -90,14 +92,14 @@ class GradualUnfreezing(pl.Callback):
         """Part and stage → step that a plateau decided."""
         self.spans: dict[str, Span] = {}
         """Group → steps between which it trains."""
-        self._watches: dict[str, dict[str, float]] = {}
+        self._watches: dict[str, dict[str, Any]] = {}
         self._best: dict[str, dict[str, Any]] = {}
         self._training: list[str] | None = None
         self._length: FitLength | None = None
         self._next: float = 0
         self._modes: dict[nn.Module, bool] = {}
         self._shares: dict[str, float] = {}
-        self._batch_step = 0
+        self._fixed: set[str] = set()
         self._uncompared = False
 
     # State
@@ -131,10 +133,14 @@ class GradualUnfreezing(pl.Callback):
         for group in groups:
             if group["part"] not in self.schedules and not any(p.requires_grad for p in group["params"]):
                 group["fixed"], group["unfrozen_at"] = True, None  # frozen by somebody else, who did not name it here
+        self._fixed = {group["name"] for group in groups if group["fixed"]}
         at_start = training_at_start(groups, self.schedules)
-        if len(at_start) < sum(not group["fixed"] for group in groups):
+        for part in self.norm:
+            if part not in (parts := {group["part"] for group in groups}):
+                raise unknown("norm", "part", part, parts)
+        if any(schedule != ALWAYS for schedule in self.schedules.values()):
             refuse_other_strategies(trainer)
-        if self._restoring() and isinstance(trainer.strategy, FSDP2Strategy):
+        if self._restoring(groups) and isinstance(trainer.strategy, FSDP2Strategy):
             raise ConfigError("unfreeze: restore_best keeps whole weights, which fsdp2 has not. Leave it out.")
         saved = self._training
         training = set(at_start if saved is None else saved)
@@ -144,20 +150,25 @@ class GradualUnfreezing(pl.Callback):
         apply_modes(dict.fromkeys(self._modes, True))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Turns durations into steps, now that the length of the fit is known and a checkpoint is restored."""
+        """Turns durations into steps, now that the length of the fit is known and a checkpoint is restored.
+
+        What is due is left to the first batch, because a restart may have to make a validation before it.
+        """
         self._length = fit_length(trainer)
+        groups = named_groups(trainer, type(self).__name__)
+        for group in groups:
+            group["fixed"] = group["name"] in self._fixed  # and not what it was in the checkpoint
+        refuse_one_rate(groups)
         self._refuse_without_validation(trainer)
         self._find_spans(trainer)
         if not getattr(trainer, "fast_dev_run", False):
             refuse_impossible(self.spans, self._length)
-        self._apply(trainer, pl_module, trainer.global_step)
         self._uncompared = True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Unfreezes and freezes what is due; restores the modes, which a validation loop may have changed."""
-        self._batch_step = trainer.global_step
         if trainer.global_step >= self._next:
             self._apply(trainer, pl_module, trainer.global_step)
         apply_modes(self._modes)
@@ -171,7 +182,7 @@ class GradualUnfreezing(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Compares the ranks after the first step of a phase."""
-        if self._uncompared and trainer.global_step > self._batch_step:
+        if self._uncompared and not window_is_open(trainer):
             self._uncompared = False
             refuse_different_ranks(trainer, pl_module)
 
@@ -198,7 +209,7 @@ class GradualUnfreezing(pl.Callback):
         reshard(trainer.lightning_module)
         if self.spans and len(trainer.optimizers) == 1:
             for group in trainer.optimizers[0].param_groups:
-                if not group.get("fixed", True):
+                if not group.get("fixed", True) and group["part"] in self.schedules:
                     set_trainable(group["params"], True)
         self.spans, self._modes = {}, {}
 
@@ -218,7 +229,8 @@ class GradualUnfreezing(pl.Callback):
         if begun and step:
             self._before_unfreezing(trainer, pl_module, begun)
         self._record(groups, trains, step)
-        changed = [g for g in groups if any(p.requires_grad is not trains[g["name"]] for p in g["params"])]
+        named = [group for group in groups if group["part"] in self.schedules]  # others stay as they arrived
+        changed = [g for g in named if any(p.requires_grad is not trains[g["name"]] for p in g["params"])]
         for group in changed:
             set_trainable(group["params"], trains[group["name"]])
         if changed:
@@ -245,12 +257,18 @@ class GradualUnfreezing(pl.Callback):
         """Decides whether a metric has stopped getting better; the same on all ranks."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or self._length is None:
             return
+        for metric in set().union(*(schedule.metrics for schedule in self.schedules.values())):
+            if metric not in trainer.callback_metrics:
+                raise unknown("unfreeze", "metric", metric, sorted(trainer.callback_metrics))
         self._keep_best(trainer, pl_module)
         # in the middle of an accumulation the next step has begun already
-        step = trainer.global_step + (self._batch_step == trainer.global_step)
+        step = trainer.global_step + window_is_open(trainer)
         for stage, plateau in self._waiting(trainer, trainer.global_step).items():
             value = reduced_metric(trainer, plateau.metric)
-            watch = self._watches.setdefault(stage, {"best": plateau.worst, "validations": 0})
+            fresh = {"metric": plateau.metric, "mode": plateau.mode, "best": plateau.worst, "validations": 0}
+            watch = self._watches.setdefault(stage, fresh)
+            if [watch["metric"], watch["mode"]] != [plateau.metric, plateau.mode]:  # the schedule has changed
+                watch.update(fresh)
             if plateau.is_better(value, watch["best"]):
                 watch.update(best=value, validations=0)
             else:
@@ -265,24 +283,25 @@ class GradualUnfreezing(pl.Callback):
         assert self._length is not None
         return waiting_for(groups, self.schedules, self._length, self.recorded, step)
 
-    def _restoring(self) -> dict[str, Plateau]:
-        """Part → metric whose best weights are restored before an unfreezing of the part."""
-        return {part: best for part, s in self.schedules.items() if (best := s.restore_best) is not None}
+    def _restoring(self, groups: Sequence[Group]) -> dict[str, Plateau]:
+        """Group → metric whose best weights are restored before it is unfrozen."""
+        own = {g["name"]: self.schedules.get(g["part"], ALWAYS).of_stage(stage_name(g)).restore_best for g in groups}
+        return {name: best for name, best in own.items() if best is not None}
 
     def _keep_best(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         groups = named_groups(trainer, type(self).__name__)
-        frozen = {g["part"] for g in groups if not g["fixed"] and g["unfrozen_at"] is None}
-        wanted = {best.metric: best for part, best in self._restoring().items() if part in frozen}
+        frozen = [g for g in groups if not g["fixed"] and g["unfrozen_at"] is None]
+        wanted = {best.metric: best for best in self._restoring(frozen).values()}
         self._best = {metric: kept for metric, kept in self._best.items() if metric in wanted}
         for metric, best in wanted.items():
             value = reduced_metric(trainer, metric)
             if best.is_better(value, self._best.get(metric, {"value": best.worst})["value"]):
-                weights = {n: t.detach().cpu().clone() for n, t in pl_module.state_dict().items()}
+                state = pl_module.state_dict()
+                weights = {n: t.detach().cpu().clone() for n, t in state.items() if isinstance(t, Tensor)}
                 self._best[metric] = {"value": value, "weights": weights}
 
     def _before_unfreezing(self, trainer: pl.Trainer, pl_module: pl.LightningModule, begun: Sequence[Group]) -> None:
-        restoring = self._restoring()
-        for metric in {restoring[g["part"]].metric for g in begun if g["part"] in restoring} & self._best.keys():
+        for metric in {best.metric for best in self._restoring(begun).values()} & self._best.keys():
             restore(pl_module, self._best[metric]["weights"])
             rank_zero_info(f"before {listing(dict.fromkeys(map(label, begun)))}: the weights with the best {metric}.")
         if self.restart_early_stopping:
@@ -291,29 +310,33 @@ class GradualUnfreezing(pl.Callback):
                     callback.wait_count = 0
 
     def _refuse_without_validation(self, trainer: pl.Trainer) -> None:
-        watched = [
-            part
-            for part, schedule in self.schedules.items()
-            for own in [schedule, *(of_stage for _, of_stage in schedule.stages)]
-            if isinstance(own.start, Plateau) or isinstance(own.every, Plateau) or own.restore_best
-        ]
-        if watched and not (trainer.enable_validation and any(trainer.num_val_batches)):
+        watched = [part for part, schedule in self.schedules.items() if schedule.metrics]
+        if watched and not trainer.enable_validation:
             raise ConfigError(
-                f"unfreeze: {listing(dict.fromkeys(watched))} would wait for a metric, but nothing is validated. "
+                f"unfreeze: {listing(watched)} would wait for a metric, but nothing is validated. "
                 f"Give validation data, or write a duration."
             )
 
 
-def reduced_metric(trainer: pl.Trainer, name: str) -> float:
-    """The last value of a logged metric: the mean over all ranks, the same number on each.
+def window_is_open(trainer: pl.Trainer) -> bool:
+    """Whether the batches so far have left gradients that wait for the optimizer's step."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
 
-    Raises:
-        ConfigError: If no such metric has been logged.
-    """
-    metrics = trainer.callback_metrics
-    if name not in metrics:
-        raise unknown("unfreeze", "metric", name, sorted(metrics))
-    value = metrics[name].detach().to(trainer.strategy.root_device)
+
+def refuse_one_rate(groups: Sequence[Group]) -> None:
+    """Raises `ConfigError` if a scheduler has given groups with different shares one and the same rate."""
+    rates = {group.get("initial_lr", group["lr"]) for group in groups}
+    if len(rates) == 1 and len(groups) > 1 and len({group["lr_factor"] for group in groups}) > 1:
+        raise ConfigError(
+            f"configure_optimizers: the scheduler starts all groups at one rate ({rates.pop():g}), although their "
+            f"shares differ. Use hybrid_lightning.GroupScheduler(optimizer, lambda one: OneCycleLR(one, max_lr=...)), "
+            f"which keeps them, or give the scheduler a list of rates."
+        )
+
+
+def reduced_metric(trainer: pl.Trainer, name: str) -> float:
+    """The last value of a logged metric: the mean over all ranks, the same number on each."""
+    value = trainer.callback_metrics[name].detach().to(trainer.strategy.root_device)
     return float(trainer.strategy.broadcast(trainer.strategy.reduce(value, reduce_op="mean")))
 
 

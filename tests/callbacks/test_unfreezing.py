@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
-from hybrid_lightning import ConfigError, GradualUnfreezing, HybridClassifier
+from hybrid_lightning import ConfigError, ExactResume, GradualUnfreezing, HybridClassifier, named_param_groups
 from hybrid_lightning.callbacks import ranks
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 
@@ -423,3 +423,96 @@ def test_statistics_move_when_the_mode_of_the_part_says_so(norm: str | None, mov
     trainer(callbacks=[callback], max_epochs=5).fit(model, batches(), batches(samples=12))
     means = [weights["backbone.first.1.running_mean"] for weights in model.weights]
     assert [i for i, (a, b) in enumerate(itertools.pairwise(means)) if not torch.equal(a, b)] == moves
+
+
+def test_parameters_that_the_user_froze_in_an_unnamed_part_stay_frozen() -> None:
+    model = Foreign()
+    model.backbone.first.requires_grad_(False)
+    model.head.bias.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    trainer(callbacks=[GradualUnfreezing({"head": "always"})]).fit(model, batches())
+    after = model.state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in ("backbone.first.0.weight", "backbone.first.0.bias"))
+    assert not torch.equal(before["backbone.third.weight"], after["backbone.third.weight"])
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_what_is_frozen_today_counts_and_not_what_was_frozen_when_the_checkpoint_was_saved(tmp_path: Any) -> None:
+    save = pl.callbacks.ModelCheckpoint(tmp_path, filename="x", save_on_train_epoch_end=True)
+    frozen = Foreign()
+    frozen.backbone.requires_grad_(False)
+    callbacks = [GradualUnfreezing({"head": "always"}), save]
+    trainer(callbacks=callbacks, enable_checkpointing=True, max_epochs=1).fit(frozen, batches())
+    runner = trainer(callbacks=[GradualUnfreezing({"backbone": "6 steps"})], max_epochs=2)
+    runner.fit(Foreign(), batches(), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    assert {(g["fixed"], g["unfrozen_at"]) for g in runner.optimizers[0].param_groups} == {(False, 0), (False, 6)}
+
+
+def test_a_plateau_needs_no_sanity_check() -> None:
+    model = judged([3.0, 3.0, 3.0], {"backbone": {**PLATEAU, "patience": "1 validations"}}, num_sanity_val_steps=0)
+    assert model.first_step("first") == 10
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("batch", range(8))
+def test_metrics_decide_the_same_wherever_a_fit_was_cut(batch: int, tmp_path: Any) -> None:
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
+            path = tmp_path / f"{trainer.fit_loop.total_batch_idx}.ckpt"
+            if not path.exists():
+                trainer.save_checkpoint(path)
+
+    values = [4.0, 3.0, 3.5, 2.0, 2.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+    unfreeze = {"backbone": {"start": {**PLATEAU, "patience": "1 validations"}, "restore_best": True}}
+    options = {"val_check_interval": 1, "accumulate_grad_batches": 2, "max_epochs": 2}
+    whole = judged(values, unfreeze, ExactResume(), Save(), **options)
+    again = judged(values, unfreeze, ExactResume(), ckpt_path=tmp_path / f"{batch}.ckpt", **options)
+    assert whole.seen[batch + 1 :] == again.seen
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_patience_starts_anew_when_another_metric_is_waited_for(tmp_path: Any) -> None:
+    save = pl.callbacks.ModelCheckpoint(tmp_path, filename="x", save_on_train_epoch_end=True)
+    judged([9.0], {"backbone": {**PLATEAU, "mode": "max"}}, save, enable_checkpointing=True)
+    other = {"backbone": {**PLATEAU, "patience": "1 validations"}}
+    model = judged([9.0, 10.0, 9.5, 9.0], other, ckpt_path=tmp_path / "x.ckpt")
+    assert model.first_step("first") is None
+
+
+def test_a_stage_of_its_own_schedule_can_restore_the_best_weights_too() -> None:
+    class Start(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 20:
+                self.weights = copy.deepcopy(pl_module.state_dict())
+
+    stages = {"first": {"start": "20 steps", "restore_best": "val/loss"}, "*": "always"}
+    model = judged([3.0, 2.0, 2.5, 2.0, 1.0], {"backbone": {"stages": stages}}, start := Start())
+    assert all(torch.equal(value, model.weights[1][name]) for name, value in start.weights.items())
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        ([GradualUnfreezing({}, norm={"bakbone": "eval"})], r"norm: unknown part 'bakbone'\. Did you mean 'backbone'"),
+        (
+            [GradualUnfreezing({"backbone": "2 epochs"}), pl.callbacks.GradientAccumulationScheduler({0: 4})],
+            r"with GradientAccumulationScheduler the number of steps in an epoch changes",
+        ),
+    ],
+)
+def test_what_would_go_wrong_silently_is_refused_at_the_start(callbacks: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trainer(callbacks=callbacks).fit(Foreign(), batches())
+
+
+def test_a_scheduler_that_gives_all_groups_one_rate_is_refused_with_the_alternative() -> None:
+    class Flat(Foreign):
+        def configure_optimizers(self) -> Any:
+            parts, rates = {"backbone": "backbone", "head": "head"}, {"backbone": {"lr_scale": 0.1}}
+            optimizer = torch.optim.SGD(named_param_groups(self, parts, lr=0.01, rates=rates), momentum=0.9)
+            return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=20)]
+
+    with pytest.raises(ConfigError, match=r"all groups at one rate.*GroupScheduler"):
+        trainer(callbacks=[GradualUnfreezing({"backbone": "3 steps"})]).fit(Flat(), batches())
