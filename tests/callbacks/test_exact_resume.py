@@ -176,7 +176,8 @@ class Counting(Augmented):
         return super().__getitem__(index)
 
 
-def test_the_loader_is_the_users_during_and_after_a_fit() -> None:
+def test_the_loader_is_the_users_during_and_after_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)  # Lightning would set worker_init_fn
     loader = plain(num_workers=2, persistent_workers=True)
     before = dict(vars(loader))
 
@@ -212,12 +213,19 @@ def test_an_epoch_differs_from_the_next_and_one_seed_from_another(monkeypatch: p
     assert len(set(one + other)) == 2 * len(one)  # the augmentation too is new each time
 
 
-def test_the_seed_of_the_checkpoint_beats_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_that_is_not_given_is_the_checkpoints_and_one_that_is_given_is_said_to_beat_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     whole = Run(Dropping, "samples", folder=tmp_path, max_epochs=2)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "2")
+    monkeypatch.delenv("PL_GLOBAL_SEED")
     again = Run(Dropping, "samples", tmp_path / "batch-0-2.ckpt", max_epochs=2)
     assert first_difference(whole.state(), again.state(), "state") is None
+    assert "seed 1 →" not in caplog.text
+    monkeypatch.setenv("PL_GLOBAL_SEED", "2")
+    other = Run(Dropping, "samples", tmp_path / "batch-0-6.ckpt", max_epochs=2)
+    assert first_difference(whole.state(), other.state(), "state") is not None
+    assert "seed 1 → 2, applied from epoch" in caplog.text
 
 
 def test_a_task_brings_it_unless_the_user_does() -> None:

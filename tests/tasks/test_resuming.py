@@ -312,7 +312,8 @@ def test_match_says_what_is_fresh_and_what_is_dropped(checkpoint, capsys):
 def test_a_new_part_starts_its_clock_at_the_restart_and_an_old_one_keeps_its_own(checkpoint):
     rates = {"shape": "constant", "warm_up": "4 steps"}
     start = fit(task(parts=MORE, on_group_change="match", rates=rates), checkpoint)
-    assert {g["part"]: g["unfrozen_at"] for g in start.groups} == {"x": 0, "y": 6, "z": 8, "fusion": 8, "head": 0}
+    groups = start.run.optimizers[0].param_groups
+    assert {g["part"]: g["unfrozen_at"] for g in groups} == {"x": 0, "y": 6, "z": 8, "fusion": 8, "head": 0}
     assert start.rates[8]["z"] == pytest.approx(0.01 / 5)
     assert start.rates[8]["y"] == pytest.approx(0.01 * 3 / 5)
     assert start.rates[8]["x"] == 0.005
