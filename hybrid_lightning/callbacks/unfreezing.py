@@ -135,15 +135,14 @@ class GradualUnfreezing(pl.Callback):
                 group["fixed"], group["unfrozen_at"] = True, None  # frozen by somebody else, who did not name it here
         self._fixed = {group["name"] for group in groups if group["fixed"]}
         at_start = training_at_start(groups, self.schedules)
-        for part in self.norm:
-            if part not in (parts := {group["part"] for group in groups}):
-                raise unknown("norm", "part", part, parts)
+        parts = {group["part"] for group in groups}
+        for part in self.norm.keys() - parts:
+            raise unknown("norm", "part", part, parts)
         if any(schedule != ALWAYS for schedule in self.schedules.values()):
             refuse_other_strategies(trainer)
         if self._restoring(groups) and isinstance(trainer.strategy, FSDP2Strategy):
             raise ConfigError("unfreeze: restore_best keeps whole weights, which fsdp2 has not. Leave it out.")
-        saved = self._training
-        training = set(at_start if saved is None else saved)
+        training = {group["name"] for group in groups} & set(self._training or ()) or at_start
         self.spans = {g["name"]: Span(0 if g["name"] in training else None) for g in groups}
         self._apply(trainer, pl_module, step=0)
         # Lightning warns of modules in eval here; each batch start puts every module into its own mode
@@ -158,11 +157,12 @@ class GradualUnfreezing(pl.Callback):
         groups = named_groups(trainer, type(self).__name__)
         for group in groups:
             group["fixed"] = group["name"] in self._fixed  # and not what it was in the checkpoint
+            group["unfrozen_at"] = None if group["fixed"] else group["unfrozen_at"]
         refuse_one_rate(groups)
         self._refuse_without_validation(trainer)
         self._find_spans(trainer)
         if not getattr(trainer, "fast_dev_run", False):
-            refuse_impossible(self.spans, self._length)
+            refuse_impossible(group_spans(groups, self.schedules, self._length), self._length)
         self._uncompared = True
 
     def on_train_batch_start(

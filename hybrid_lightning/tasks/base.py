@@ -22,7 +22,7 @@ from hybrid_lightning.gradients import (
     scale_gradients,
 )
 from hybrid_lightning.network.network import HybridNetwork, first_samples
-from hybrid_lightning.network.parts import all_defaults, check_number, feeding_parts, parse_part, parse_parts
+from hybrid_lightning.network.parts import Part, all_defaults, check_number, parse_part, parse_parts
 from hybrid_lightning.phases import group_spans, refuse_impossible, training_at_start
 from hybrid_lightning.rates import GroupLR, GroupRates
 from hybrid_lightning.report import plan_table
@@ -191,10 +191,14 @@ class HybridTask(pl.LightningModule, ABC):
 
     def schedules(self) -> dict[str, UnfreezingSchedule]:
         """Part → when it unfreezes, for the parts that have parameters and do not train from the start."""
+        facts = self._facts_with_groups()
+        return {n: UnfreezingSchedule.parse(part.unfreeze) for n, part in facts.items() if part.unfreeze != "always"}
+
+    def _facts_with_groups(self) -> dict[str, Part]:
+        """Facts of the parts that have parameters."""
         network = self.built()
         grouped = {group["part"] for group in network.param_groups(self.base_lr, self.weight_decay)}
-        late = {name: part.unfreeze for name, part in network.facts.items() if part.unfreeze != "always"}
-        return {n: UnfreezingSchedule.parse(value) for n, value in late.items() if n in grouped}
+        return {name: part for name, part in network.facts.items() if name in grouped}
 
     def configure_model(self) -> None:
         """Builds the network from two samples of the data, unless it exists."""
@@ -202,11 +206,13 @@ class HybridTask(pl.LightningModule, ABC):
             self.build(example_batch(self.trainer), load=self.reads_weights)
         network = self.built()
         shard_if_asked(self.trainer.strategy, network, network.param_groups(self.base_lr, self.weight_decay))
+        norm = {name: part.norm for name, part in self._facts_with_groups().items() if part.norm}
         for callback in self._own_callbacks:
             if isinstance(callback, GradualUnfreezing):
-                callback.schedules = self.schedules()
-                callback.norm = {name: part.norm for name, part in self.built().facts.items() if part.norm}
-        self.built().compile_parts()
+                callback.schedules, callback.norm = self.schedules(), norm
+            if isinstance(callback, ReestimateStatistics):
+                callback.parts = [name for name, mode in norm.items() if mode == "stats"]
+        network.compile_parts()
         if self.trainer.state.fn == "fit":
             self.train()  # a rebuilt model arrives in eval mode
 
@@ -223,10 +229,9 @@ class HybridTask(pl.LightningModule, ABC):
         return [own for own in self._own_callbacks if not any(isinstance(other, type(own)) for other in others)]
 
     def _default_callbacks(self) -> list[pl.Callback]:
-        fusion = {"fusion": self.fusion} if len(feeding_parts(self.parts)) > 1 else {}
-        stats = [name for name, part in {**self.parts, **fusion}.items() if part.norm == "stats"]
+        stats = any(part.norm == "stats" for part in [*self.parts.values(), self.fusion])
         own = [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor(), ExactResume()]
-        return [*own, *([ReestimateStatistics(stats)] if stats else [])]
+        return [*own, *([ReestimateStatistics()] if stats else [])]
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all parameters in named groups, and the course of their rates."""

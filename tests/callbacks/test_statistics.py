@@ -68,6 +68,12 @@ def test_a_part_that_says_stats_is_estimated_without_further_words() -> None:
     assert tower.first[1].num_batches_tracked == 5, "not the steps of the fit: one pass over the training data"
 
 
+def test_a_part_without_parameters_may_have_a_mode_like_the_others() -> None:
+    parts = {"old": {"module": "MLP"}, "new": {"module": torch.nn.Identity}}
+    model = HybridClassifier(num_classes=2, parts=parts, untrained={"norm": "stats"})
+    trainer(max_epochs=1).fit(model, batches(), batches(samples=12))
+
+
 def test_what_cannot_be_estimated_is_an_error_before_the_first_step() -> None:
     class Stream(IterableDataset[Any]):
         def __iter__(self) -> Any:
