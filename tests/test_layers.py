@@ -84,6 +84,7 @@ def test_the_plain_torch_layer_works_without_lightning():
 
 
 def test_every_public_name_is_there():
+    assert hybrid_lightning.__all__ == list(hybrid_lightning._HOMES)
     for name in hybrid_lightning.__all__:
         assert getattr(hybrid_lightning, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
