@@ -218,6 +218,11 @@ class HybridCLI(LightningCLI):
         """Finds the run to continue, and gives its checkpoint."""
         if options["ckpt_path"]:
             raise ConfigError("resume: it finds its checkpoint itself; leave out --ckpt_path, or --resume.")
+        if options["on_group_change"] == "weights_only":
+            raise ConfigError(
+                "resume: --on_group_change weights_only starts a new fit, which does not belong into the old one's "
+                "folder. Use --ckpt_path PATH instead of --resume, which makes a new folder."
+            )
         if options.trainer.get("logger") is False:
             raise ConfigError("resume: trainer.logger false makes no folder that could be continued; leave it out.")
         self.continued = run_to_continue(options["resume"], runs, _limits(options.trainer))
@@ -272,7 +277,7 @@ class HybridCLI(LightningCLI):
 
 
 def _limits(trainer: Any) -> dict[str, Any]:
-    return {key: trainer.get(key) for key in ("max_epochs", "max_steps")}
+    return {key: trainer.get(key) for key in ("max_epochs", "max_steps", "max_time")}
 
 
 def write_predictions(table: torch.Tensor, path: Path) -> None:
@@ -324,7 +329,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except SIGTERMException as error:
         return int(error.code or 0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns an interrupt of a fit into sys.exit(1)
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
         print("interrupted", file=sys.stderr)
         return 130
     return 0

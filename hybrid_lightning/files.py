@@ -33,8 +33,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the files and folders that killed processes left unfinished in a folder and those below it."""
-    for path in list(folder.rglob(f"*{TEMPORARY}")):
+    """Removes the files and folders that killed processes left unfinished in a folder, but not in those below it."""
+    for path in list(folder.glob(f"*{TEMPORARY}")):
         if path.is_dir():
             shutil.rmtree(path)
         else:

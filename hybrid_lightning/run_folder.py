@@ -17,6 +17,7 @@ from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
 from hybrid_lightning.weights import read_file
 
 _FINISHED = "finished.yaml"
+_VERSION = r"version_(\d+)"
 say = rank_zero_only(print)
 
 
@@ -39,7 +40,7 @@ class Run:
 
 def versions(folder: Path) -> list[Path]:
     """The run folders below the folder of a name, the newest first."""
-    numbers = {path: re.fullmatch(r"version_(\d+)", path.name) for path in folder.glob("version_*")}
+    numbers = {path: re.fullmatch(_VERSION, path.name) for path in folder.glob("version_*")}
     found = [(int(match[1]), path) for path, match in numbers.items() if match and path.is_dir()]
     return [path for _, path in sorted(found, reverse=True)]
 
@@ -68,7 +69,7 @@ def run_to_continue(resume: str, runs: Path, limits: dict[str, Any]) -> Run | No
         None if ``auto`` finds no fit to continue.
 
     Raises:
-        ConfigError: If the folder does not exist, or has checkpoints of which none can be continued.
+        ConfigError: If the folder is not that of a run, or has checkpoints of which none can be continued.
     """
     if resume == "auto":
         # a fit makes the folder of its checkpoints before it writes its config
@@ -79,10 +80,12 @@ def run_to_continue(resume: str, runs: Path, limits: dict[str, Any]) -> Run | No
         folder = fits[0]
     else:
         folder = Path(resume).absolute()
-        if not folder.is_dir():
+        is_run = (folder / "checkpoints").is_dir() or (folder / "config.yaml").is_file()
+        if not (is_run and re.fullmatch(_VERSION, folder.name)):
             raise ConfigError(
-                f"--resume: there is no folder {resume!r}. Give 'auto' or the folder of a run, such as "
-                f"{str(runs / 'version_0')!r}; --ckpt_path continues from a file, in a new folder."
+                f"--resume: there is no run's folder {resume!r}, named version_<number> and with a config.yaml. Give "
+                f"'auto' or a folder such as {str(runs / 'version_0')!r}; --ckpt_path continues from a file, in a new "
+                f"folder."
             )
     if _limits_reached(folder) == limits:
         return Run(folder, finished=True)

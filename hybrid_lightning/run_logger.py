@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ class RunLogger(CSVLogger):
         name: Folder of the runs of one name.
         version: Folder of the run; None is a new one.
         first_step: Optimizer step from which on the run will log; later rows, of a process that got further than its
-            last checkpoint, are dropped.
+            last checkpoint, are dropped. At 0 the run starts from scratch: a table with rows is renamed to
+            ``metrics.old_<number>.csv``.
     """
 
     def __init__(self, save_dir: str | Path, name: str, version: str | None = None, first_step: int = 0) -> None:
@@ -30,9 +32,10 @@ class RunLogger(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """The table; opening it cleans the folder of what killed processes left."""
+        """The table; opening it cleans the run's folder and its checkpoints of what killed processes left."""
         if self._experiment is None:
             remove_leftovers(Path(self.log_dir))
+            remove_leftovers(Path(self.log_dir) / "checkpoints")
             self._experiment = _Table(self.log_dir, self.first_step)
         assert isinstance(self._experiment, ExperimentWriter)
         return self._experiment
@@ -43,8 +46,7 @@ class _Table(ExperimentWriter):
 
     def __init__(self, log_dir: str, first_step: int) -> None:
         self._first_step = first_step
-        self._step: int | None = None
-        self._logged_at_step: list[set[str]] = []
+        self._repeatable: list[dict[str, str]] = []
         super().__init__(log_dir)
 
     @property
@@ -53,23 +55,23 @@ class _Table(ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         """Keeps what Lightning would delete here, up to the step at which the run continues."""
-        rows = [row for row in read_rows(self.path) if int(row["step"]) < self._first_step]
+        found = read_rows(self.path)
+        rows = [row for row in found if int(row["step"]) < self._first_step]
         if rows:
             self.metrics_keys = list(rows[0])
             self._write(rows)
-            self._step = int(rows[-1]["step"])
-            at_step = [row for row in rows if int(row["step"]) == self._step]
-            self._logged_at_step = [{key for key in row if row[key] and key != "step"} for row in at_step]
+            self._repeatable = [_filled(row) for row in rows if row["step"] == rows[-1]["step"]]
+        elif found and self._first_step == 0:
+            names = (self.path.with_name(f"metrics.old_{number}.csv") for number in count())
+            self.path.rename(next(name for name in names if not name.exists()))
         else:
             self.path.unlink(missing_ok=True)
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        """Adds a row, unless one with the same columns stands there for this step."""
-        if step != self._step:
-            self._step, self._logged_at_step = step, []
-        if set(metrics_dict) not in self._logged_at_step:
-            self._logged_at_step.append(set(metrics_dict))
-            super().log_metrics(metrics_dict, step)
+        """Adds a row, unless an earlier process wrote the same, such as that of a validation that is repeated."""
+        super().log_metrics(metrics_dict, step)
+        if _filled(self.metrics[-1]) in self._repeatable:
+            self.metrics.pop()
 
     def save(self) -> None:
         """Writes the new rows; the whole table, in one step, if they have new columns."""
@@ -85,6 +87,11 @@ class _Table(ExperimentWriter):
             writer = csv.DictWriter(file, self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _filled(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row as it stands in the file, without its empty cells."""
+    return {key: str(value) for key, value in row.items() if value not in (None, "")}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

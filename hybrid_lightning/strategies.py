@@ -139,6 +139,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Puts each rank's share of the whole state into the optimizers, frozen parameters included."""
+        if not checkpoint["optimizer_states"]:  # only the weights are taken
+            return
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict({**saved, "state": dict(_sharded_state(optimizer, saved))})
 

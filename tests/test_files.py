@@ -28,9 +28,11 @@ def write_half(path):
         raise ValueError("broken")
 
 
-def test_leftovers_are_removed_at_every_depth(tmp_path):
-    (tmp_path / "deep" / f"shares{TEMPORARY}").mkdir(parents=True)
-    for name in ("a.csv", f"a.csv{TEMPORARY}", f"deep/b.ckpt{TEMPORARY}", f"deep/shares{TEMPORARY}/c{TEMPORARY}"):
+def test_leftovers_are_removed_from_the_folder_alone(tmp_path):
+    (tmp_path / f"shares{TEMPORARY}").mkdir()
+    (tmp_path / "deep").mkdir()
+    for name in ("a.csv", f"a.csv{TEMPORARY}", f"shares{TEMPORARY}/c{TEMPORARY}", f"deep/b{TEMPORARY}"):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.csv"]
+    remove_leftovers(tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.csv", f"b{TEMPORARY}"]

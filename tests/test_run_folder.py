@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from hybrid_lightning.run_folder import versions
+from hybrid_lightning.run_folder import Run, run_to_continue, versions
 from tests.small import changed, command
 
 RUN = Path("runs/small/version_0")
@@ -74,10 +74,13 @@ def test_what_a_killed_process_left_after_its_checkpoint_is_dropped(copied):
         file.write("0.5,0.")
     for leftover in ("metrics.csv.part", "config.yaml.part", "checkpoints/last.ckpt.part", "checkpoints/old.ckpt.part"):
         (RUN / leftover).write_text("torn")
+    foreign = RUN / "downloads/data.part"
+    foreign.parent.mkdir()
+    foreign.touch()
     assert resume(3) == 0
     assert rows()[: len(before)] == before
     assert [int(row["step"]) for row in rows() if row["train/loss"]] == list(range(9))
-    assert not list(RUN.rglob("*.part"))
+    assert list(RUN.rglob("*.part")) == [foreign]
 
 
 def test_a_finished_run_is_left_alone(copied, capsys):
@@ -94,6 +97,12 @@ def test_a_run_that_stopped_early_is_finished_until_its_limits_are_raised(folder
     changes = {"trainer.callbacks": [stopping]}
     for epochs, steps in ((4, 6), (4, 6), (5, 9)):
         assert resume(epochs, **changes) == 0
+        assert load(LAST)["global_step"] == steps
+
+
+def test_a_run_that_was_stopped_by_the_clock_is_finished_until_it_gets_more_time(folder):
+    for time, steps in (("00:00:00:00", 3), ("00:00:00:00", 3), ("00:01:00:00", 12)):
+        assert resume(4, "--trainer.max_time", time, **{"trainer.min_epochs": 1}) == 0
         assert load(LAST)["global_step"] == steps
 
 
@@ -151,6 +160,14 @@ def test_a_damaged_checkpoint_is_skipped(copied, capsys):
     assert load(LAST)["global_step"] == 9
 
 
+def test_a_sharded_checkpoint_that_was_being_replaced_is_found(copied):
+    old = LAST.with_name("last.ckpt.old")
+    old.mkdir()
+    LAST.rename(old / "meta.pt")
+    BEST.unlink()
+    assert run_to_continue("auto", RUN.parent, {}) == Run(RUN, old, 6)
+
+
 def test_the_last_checkpoint_keeps_its_name_also_where_one_that_knows_nothing_of_it_continues(folder):
     assert command("fit") == 0
     LAST.write_bytes(b"torn")
@@ -196,6 +213,8 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_again_in_its_folder(
     assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]
     assert len(rows()) == 4
     assert "a" not in rows()[0]
+    old = [path.read_text() for path in RUN.glob("metrics.old_*.csv")]
+    assert old == (["a,step\n1,0\n"] if left == "table" else [])
 
 
 def test_the_newest_fit_is_continued_and_not_the_folder_of_a_test(copied):
@@ -233,12 +252,20 @@ def test_columns_that_appear_later_extend_the_table(copied):
     [
         (["--resume", "auto", "--ckpt_path", "last"], "leave out --ckpt_path"),
         (["--resume", "auto", "--trainer.logger", "false"], "trainer.logger false"),
-        (["--resume", "nowhere"], "no folder 'nowhere'"),
-        (["--resume", str(LAST)], "no folder"),
+        (["--resume", "auto", "--on_group_change", "weights_only"], "weights_only starts a new fit"),
+        (["--resume", "nowhere"], "no run's folder 'nowhere'"),
+        (["--resume", str(LAST)], "no run's folder"),
+        (["--resume", str(RUN.parent)], "no run's folder"),
+        (["--resume", str(LAST.parent)], "no run's folder"),
+        (["--resume", "data/version_2"], "no run's folder"),
     ],
 )
 def test_a_run_that_cannot_be_continued_is_told_in_short(words, reason, copied, capsys):
-    before = files(copied / "runs")
+    (copied / "data/version_2").mkdir(parents=True)
+    (copied / "data/version_2/metrics.csv").write_text("a,step\r\n1,0\r\n")
+    before = files(copied)
     assert command("fit", *words) == 2
     assert reason in capsys.readouterr().err
-    assert files(copied / "runs") == before
+    after = files(copied)
+    del after[copied / "small.yaml"]
+    assert after == before

@@ -1,8 +1,11 @@
 import csv
+from pathlib import Path
 
 import pytest
+import torch
 
 from hybrid_lightning.run_logger import RunLogger
+from tests.small import changed, command
 
 
 def logger(folder, first_step: int = 0) -> RunLogger:
@@ -50,19 +53,33 @@ def test_a_row_that_was_torn_is_dropped(lost, tmp_path, path):
     assert [row["step"] for row in rows(path)] == ["0", "1", "9"]
 
 
-def test_a_run_that_starts_again_in_its_folder_starts_an_empty_table(tmp_path, path):
+def test_a_run_that_starts_again_in_its_folder_starts_an_empty_table_and_keeps_the_old_one(tmp_path, path):
     log(logger(tmp_path), 0, a=1)
-    log(logger(tmp_path), 0, b=2)
-    assert rows(path) == [{"b": "2", "step": "0"}]
+    for value in (2, 3):
+        log(logger(tmp_path), 0, b=value)
+    logger(tmp_path).experiment.save()
+    assert {file.name: rows(file) for file in path.parent.iterdir()} == {
+        "metrics.old_0.csv": [{"a": "1", "step": "0"}],
+        "metrics.old_1.csv": [{"b": "2", "step": "0"}],
+        "metrics.old_2.csv": [{"b": "3", "step": "0"}],
+    }
 
 
-def test_a_row_is_logged_once_also_over_a_restart(tmp_path, path):
+def test_a_row_that_a_restart_repeats_is_logged_once(tmp_path, path):
     table = logger(tmp_path)
-    for _ in range(2):
-        log(table, 0, a=1)
-    log(table, 0, b=2)
+    for values in ({"a": 1.5}, {"b": 2}, {"b": 2}):
+        log(table, 0, **values)
     again = logger(tmp_path, first_step=1)
-    log(again, 0, b=2)
+    log(again, 0, b=torch.tensor(2))
+    log(again, 0, b=3)
     log(again, 0, c=3)
     log(again, 1, b=2)
-    assert [set(row) - {"step"} for row in rows(path)] == [{"a"}, {"b"}, {"c"}, {"b"}]
+    values = [{"a": "1.5"}, {"b": "2"}, {"b": "2"}, {"b": "3"}, {"c": "3"}, {"b": "2"}]
+    assert [{k: v for k, v in row.items() if k != "step"} for row in rows(path)] == values
+
+
+def test_each_validation_within_an_optimizer_step_is_logged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    often = {"trainer.val_check_interval": 1, "trainer.accumulate_grad_batches": 3, "trainer.limit_val_batches": 1}
+    assert command("fit", config=changed(often)) == 0
+    assert [row["step"] for row in rows(Path("runs/small/version_0/metrics.csv")) if "val/loss" in row] == ["0"] * 3

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,35 @@ def test_a_folder_of_shards_is_tested_continued_and_rebuilt(tmp_path: Path) -> N
     assert "Add --trainer.strategy fsdp2" in refused.stderr
     done = command(tmp_path, "fit", *fold, "--ckpt_path", "last", "--trainer.max_epochs", "3")
     assert done.returncode == 0, done.stderr[-4000:]  # on one rank, from the shards of two
+
+
+@pytest.mark.slow
+def test_a_folder_that_was_being_replaced_is_continued_and_gets_its_name_back(tmp_path: Path) -> None:
+    write(changed(SMALL), tmp_path / "small.yaml")
+    strategy = {"class_path": "hybrid_lightning.FSDP2Strategy", "init_args": {"save_distributed_checkpoint": True}}
+    words = ("--resume", "auto", "--trainer.strategy", json.dumps(strategy))
+    done = command(tmp_path, "fit", *words)
+    assert done.returncode == 0, done.stderr[-4000:]
+    folder = tmp_path / "runs/small/version_0/checkpoints"
+    (folder / "last.ckpt").rename(folder / "last.ckpt.old")
+    shutil.rmtree(folder / "best.ckpt")
+    done = command(tmp_path, "fit", *words, "--trainer.max_epochs", "3")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "continues from last.ckpt.old, step 6" in done.stdout
+    assert {path.name for path in folder.iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert read_file(folder / "last.ckpt", tensors=False)["global_step"] == 9
+
+
+@pytest.mark.slow
+def test_the_weights_of_other_groups_start_a_new_sharded_fit(tmp_path: Path) -> None:
+    write(changed(SMALL), tmp_path / "small.yaml")
+    words = ("--trainer.strategy", "fsdp2", "--trainer.max_epochs", "1")
+    assert command(tmp_path, "fit", *words).returncode == 0
+    other = ("--ckpt_path", "last", "--on_group_change", "weights_only", "--model.parts.stem.decay_all", "true")
+    done = command(tmp_path, "fit", *words, *other)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "The fit starts at step 0" in done.stdout
+    assert load(tmp_path / "runs/small/version_1/checkpoints/last.ckpt")["global_step"] == 3
 
 
 @pytest.mark.slow

@@ -202,6 +202,7 @@ class HybridTask(pl.LightningModule, ABC):
 
     def configure_model(self) -> None:
         """Builds the network from two samples of the data, unless it exists."""
+        self._saved_facts = None  # of a checkpoint with which an earlier fit failed
         if self.network is None:
             self.build(example_batch(self.trainer), load=self.reads_weights)
         network = self.built()

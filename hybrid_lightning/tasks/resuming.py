@@ -233,9 +233,9 @@ def match_optimizer(
 
 def finished(trainer: pl.Trainer) -> str | None:
     """Says that a fit has nothing left to do, if that is so."""
-    done = (("steps", trainer.global_step, trainer.max_steps),)
     epochs = trainer.fit_loop.epoch_progress.total.processed  # type: ignore[attr-defined]
-    for unit, reached, limit in (*done, ("epochs", epochs, trainer.max_epochs)):
+    done = (("steps", trainer.global_step, trainer.max_steps), ("epochs", epochs, trainer.max_epochs))
+    for unit, reached, limit in done:
         if limit is not None and 0 <= limit <= reached:
             return f"finished: {reached} of {limit} {unit} are done; raise --trainer.max_{unit} to train on"
     return None

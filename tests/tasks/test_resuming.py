@@ -123,6 +123,20 @@ def test_what_has_changed_since_the_checkpoint_is_printed(options, lines, checkp
     assert [line for line in capsys.readouterr().out.splitlines() if "→" in line] == lines
 
 
+class Fail(pl.Callback):
+    def on_fit_start(self, run, module):
+        raise RuntimeError("failed")
+
+
+def test_a_fit_from_scratch_prints_no_changes_after_one_that_failed(checkpoint, capsys):
+    model = task(lr=0.5)
+    with pytest.raises(RuntimeError, match="failed"):
+        fit(model, checkpoint, callbacks=[Fail()])
+    capsys.readouterr()
+    fit(model)
+    assert "→" not in capsys.readouterr().out
+
+
 def test_many_changes_are_counted():
     old, new = {f"fact{i}": i for i in range(12)}, {f"fact{i}": i + 1 for i in range(12)}
     lines = describe_changes(old, new, epoch=3)
