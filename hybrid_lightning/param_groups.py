@@ -115,8 +115,8 @@ def named_param_groups(
 
     Returns:
         Dicts with ``params``, ``name`` (``image.layer4/no_decay``), ``part``, ``stage`` (0 is nearest the input),
-        ``lr``, ``lr_factor`` (share of the base rate), ``weight_decay``, ``unfrozen_at`` (step; None while frozen) and
-        ``fixed``.
+        ``lr``, ``lr_factor`` (share of the base rate), ``weight_decay``, ``unfrozen_at`` (step of its unfreezing; None
+        before) and ``fixed``.
 
     Raises:
         ConfigError: If a part is unknown, a pattern matches nothing, or a parameter is in two groups or in none.

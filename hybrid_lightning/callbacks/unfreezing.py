@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from hybrid_lightning.callbacks.exact_resume import window_is_open
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step, named_groups
 from hybrid_lightning.callbacks.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
 from hybrid_lightning.durations import FitLength
@@ -316,11 +317,6 @@ class GradualUnfreezing(pl.Callback):
                 f"unfreeze: {listing(watched)} would wait for a metric, but nothing is validated. "
                 f"Give validation data, or write a duration."
             )
-
-
-def window_is_open(trainer: pl.Trainer) -> bool:
-    """Whether the batches so far have left gradients that wait for the optimizer's step."""
-    return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def refuse_one_rate(groups: Sequence[Group]) -> None:
