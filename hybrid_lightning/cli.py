@@ -242,7 +242,7 @@ class HybridCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Trains, unless the run to continue has ended."""
         if self.continued and self.continued.finished:
-            say(f"finished: {self.continued.folder} has ended; set trainer.max_epochs or max_steps higher to train on")
+            say(f"finished: {self.continued.folder} has ended; raise max_epochs, max_steps or max_time to train on")
         else:
             self.trainer.fit(**kwargs)
 

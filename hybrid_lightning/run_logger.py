@@ -46,7 +46,7 @@ class _Table(ExperimentWriter):
 
     def __init__(self, log_dir: str, first_step: int) -> None:
         self._first_step = first_step
-        self._repeatable: list[dict[str, str]] = []
+        self._at_last_step: list[dict[str, str]] = []
         super().__init__(log_dir)
 
     @property
@@ -60,7 +60,7 @@ class _Table(ExperimentWriter):
         if rows:
             self.metrics_keys = list(rows[0])
             self._write(rows)
-            self._repeatable = [_filled(row) for row in rows if row["step"] == rows[-1]["step"]]
+            self._at_last_step = [_filled(row) for row in rows if row["step"] == rows[-1]["step"]]
         elif found and self._first_step == 0:
             names = (self.path.with_name(f"metrics.old_{number}.csv") for number in count())
             self.path.rename(next(name for name in names if not name.exists()))
@@ -68,10 +68,13 @@ class _Table(ExperimentWriter):
             self.path.unlink(missing_ok=True)
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        """Adds a row, unless an earlier process wrote the same, such as that of a validation that is repeated."""
+        """Adds a row, unless the same stands there: from a step that was saved, or a validation that is repeated."""
         super().log_metrics(metrics_dict, step)
-        if _filled(self.metrics[-1]) in self._repeatable:
+        row = _filled(self.metrics[-1])
+        if row in self._at_last_step:
             self.metrics.pop()
+        else:
+            self._at_last_step = [*(old for old in self._at_last_step if old["step"] == row["step"]), row]
 
     def save(self) -> None:
         """Writes the new rows; the whole table, in one step, if they have new columns."""
