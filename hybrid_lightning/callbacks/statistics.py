@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.callbacks.logging import named_groups
 from hybrid_lightning.errors import ConfigError, unknown
-from hybrid_lightning.freezing import module_modes
+from hybrid_lightning.freezing import apply_modes, module_modes
 from hybrid_lightning.norms import has_statistics, reestimate_statistics
 
 
@@ -69,8 +69,7 @@ class ReestimateStatistics(pl.Callback):
             modes = {module: module.training for module in pl_module.modules()}
             pl_module.eval()
             self._reestimate(trainer, pl_module)
-            for module, training in modes.items():
-                module.training = training
+            apply_modes(modes)
 
     def _reestimate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         groups = named_groups(trainer, type(self).__name__)

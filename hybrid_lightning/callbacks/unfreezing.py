@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -162,8 +161,7 @@ class GradualUnfreezing(pl.Callback):
         refuse_one_rate(groups)
         self._refuse_without_validation(trainer)
         self._find_spans(trainer)
-        if not getattr(trainer, "fast_dev_run", False):
-            refuse_impossible(group_spans(groups, self.schedules, self._length), self._length)
+        check_moments(trainer, groups, self.schedules, self._length)
         self._uncompared = True
 
     def on_train_batch_start(
@@ -303,7 +301,7 @@ class GradualUnfreezing(pl.Callback):
 
     def _before_unfreezing(self, trainer: pl.Trainer, pl_module: pl.LightningModule, begun: Sequence[Group]) -> None:
         for metric in {best.metric for best in self._restoring(begun).values()} & self._best.keys():
-            restore(pl_module, self._best[metric]["weights"])
+            pl_module.load_state_dict(self._best[metric]["weights"], strict=False)  # in place; extra state is not kept
             rank_zero_info(f"before {listing(dict.fromkeys(map(label, begun)))}: the weights with the best {metric}.")
         if self.restart_early_stopping:
             for callback in trainer.early_stopping_callbacks:
@@ -317,6 +315,14 @@ class GradualUnfreezing(pl.Callback):
                 f"unfreeze: {listing(watched)} would wait for a metric, but nothing is validated. "
                 f"Give validation data, or write a duration."
             )
+
+
+def check_moments(
+    trainer: pl.Trainer, groups: Sequence[Group], schedules: Mapping[str, UnfreezingSchedule], length: FitLength
+) -> None:
+    """Raises `ConfigError` if the moments do not fit into the fit; a fast development run is too short for any."""
+    if not getattr(trainer, "fast_dev_run", False):
+        refuse_impossible(group_spans(groups, schedules, length), length)
 
 
 def refuse_one_rate(groups: Sequence[Group]) -> None:
@@ -334,11 +340,3 @@ def reduced_metric(trainer: pl.Trainer, name: str) -> float:
     """The last value of a logged metric: the mean over all ranks, the same number on each."""
     value = trainer.callback_metrics[name].detach().to(trainer.strategy.root_device)
     return float(trainer.strategy.broadcast(trainer.strategy.reduce(value, reduce_op="mean")))
-
-
-def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copies weights into a module, in place, so that optimizers and wrappers keep their parameters."""
-    own = module.state_dict()
-    with torch.no_grad():
-        for name, value in weights.items():
-            own[name].copy_(value)

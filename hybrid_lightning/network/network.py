@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.freezing import apply_modes
 from hybrid_lightning.network.parts import Part, execution_order, feeding_parts
 from hybrid_lightning.network.registry import (
     check_arguments,
@@ -315,8 +316,7 @@ def dry_run(module: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             yield
     finally:
-        for m, training in modes.items():
-            m.training = training
+        apply_modes(modes)
         for name, buffer in module.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])

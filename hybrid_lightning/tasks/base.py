@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
+from hybrid_lightning.callbacks.unfreezing import check_moments
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.gradients import (
@@ -23,7 +24,7 @@ from hybrid_lightning.gradients import (
 )
 from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.network.parts import Part, all_defaults, check_number, parse_part, parse_parts
-from hybrid_lightning.phases import group_spans, refuse_impossible, training_at_start
+from hybrid_lightning.phases import training_at_start
 from hybrid_lightning.rates import GroupLR, GroupRates
 from hybrid_lightning.report import plan_table
 from hybrid_lightning.schedules import UnfreezingSchedule
@@ -375,8 +376,7 @@ class HybridTask(pl.LightningModule, ABC):
         schedules = callbacks[0].schedules if callbacks else self.schedules()
         recorded = callbacks[0].recorded if callbacks else None
         training_at_start(groups, schedules)
-        if not getattr(trainer, "fast_dev_run", False):
-            refuse_impossible(group_spans(groups, schedules, length), length)
+        check_moments(trainer, groups, schedules, length)
         origins = {name: part.origin for name, part in self.built().facts.items()}
         return plan_table(groups, schedules, origins, length, recorded)
 
