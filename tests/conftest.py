@@ -1,7 +1,11 @@
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.small import command
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -15,3 +19,22 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fit of two epochs of three steps, not to be changed."""
+    before, where = Path.cwd(), tmp_path_factory.mktemp("fitted")
+    os.chdir(where)
+    try:
+        assert command("fit", "--trainer.max_epochs", "2") == 0
+    finally:
+        os.chdir(before)
+    return where

@@ -19,23 +19,8 @@ from tests.small import CONFIG, DELETE, changed, classifier, command, write
 
 ROOT = Path(hybrid_lightning.__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+pytestmark = pytest.mark.usefixtures("folder")
 FAST = [c for c in CONFIGS if not c.stem.startswith(("quickstart", "pretrain"))]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    """The folder of a fit of two epochs, not to be changed."""
-    before = Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("fitted"))
-    assert command("fit", "--trainer.max_epochs", "2") == 0
-    yield Path.cwd()
-    os.chdir(before)
 
 
 def run_of(folder: Path, version: int = 0, name: str = "small") -> Path:

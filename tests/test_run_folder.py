@@ -11,24 +11,9 @@ import yaml
 from hybrid_lightning.run_folder import Run, run_to_continue, versions
 from tests.small import changed, command
 
+pytestmark = pytest.mark.usefixtures("folder")
 RUN = Path("runs/small/version_0")
 LAST, BEST = RUN / "checkpoints/last.ckpt", RUN / "checkpoints/best.ckpt"
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    """The folder of a fit of two epochs of three steps, not to be changed."""
-    before = Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("fitted"))
-    assert command("fit", "--trainer.max_epochs", "2") == 0
-    yield Path.cwd()
-    os.chdir(before)
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from hybrid_lightning.weights import read_file
 from tests.small import changed, trainer, write
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = '{"class_path": "hybrid_lightning.FSDP2Strategy", "init_args": {"save_distributed_checkpoint": true}}'
 SMALL = {"init.parts.stem.unfreeze": "2 steps", "trainer.max_epochs": 2, "trainer.gradient_clip_val": 0.5}
 
 
@@ -113,8 +114,7 @@ def test_the_command_line_trains_sharded_as_with_ddp(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_folder_of_shards_is_tested_continued_and_rebuilt(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
-    strategy = {"class_path": "hybrid_lightning.FSDP2Strategy", "init_args": {"save_distributed_checkpoint": True}}
-    fold = ("--name", "fold", "--trainer.strategy", json.dumps(strategy))
+    fold = ("--name", "fold", "--trainer.strategy", FOLDERS)
     done = command(tmp_path, "fit", *fold, "--trainer.devices", "2", "--test_after_fit", "best")
     assert done.returncode == 0, done.stderr[-4000:]
     folder = tmp_path / "runs/fold/version_0/checkpoints/last.ckpt"
@@ -132,8 +132,7 @@ def test_a_folder_of_shards_is_tested_continued_and_rebuilt(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_folder_that_was_being_replaced_is_continued_and_gets_its_name_back(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
-    strategy = {"class_path": "hybrid_lightning.FSDP2Strategy", "init_args": {"save_distributed_checkpoint": True}}
-    words = ("--resume", "auto", "--trainer.strategy", json.dumps(strategy))
+    words = ("--resume", "auto", "--trainer.strategy", FOLDERS)
     done = command(tmp_path, "fit", *words)
     assert done.returncode == 0, done.stderr[-4000:]
     folder = tmp_path / "runs/small/version_0/checkpoints"
