@@ -11,17 +11,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
+from hybrid_lightning.callbacks.gradient_pass import shared_pass
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
 from hybrid_lightning.callbacks.unfreezing import check_moments
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.gradients import (
-    clip_coefficient,
-    gradient_norms,
-    norms_by_part,
-    optimizer_parameters,
-    scale_gradients,
-)
 from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.network.parts import Part, all_defaults, check_number, parse_part, parse_parts
 from hybrid_lightning.phases import training_at_start
@@ -47,7 +41,7 @@ from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finishe
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
-_FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true")
+_FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 
 
 class HybridTask(pl.LightningModule, ABC):
@@ -115,7 +109,6 @@ class HybridTask(pl.LightningModule, ABC):
         self.network: HybridNetwork | None = None
         self.reads_weights = True
         """Whether the parts' weights are read when the Trainer builds the network; False if a checkpoint follows."""
-        self.measured_norms: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.facts: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "optimizer": optimizer}
         self.facts |= {"rates": rates, "scheduler": scheduler, "unfreezing": unfreezing}
         for name, part in {**self.parts, "fusion": self.fusion}.items():
@@ -396,22 +389,15 @@ class HybridTask(pl.LightningModule, ABC):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips as the Trainer's ``gradient_clip_val`` says, with one pass for clipping and logging."""
-        parameters = optimizer_parameters(optimizer.param_groups)
-        by_norm = bool(gradient_clip_val) and gradient_clip_algorithm in (None, "norm")
-        logged = is_log_step(self.trainer)
-        norms = gradient_norms(parameters) if by_norm or logged else None
-        before = norms_by_part(optimizer.param_groups, norms) if logged and norms is not None else {}
-        after = before
-        if by_norm and norms is not None and gradient_clip_val:
-            coefficient = clip_coefficient(norms, gradient_clip_val)
-            scale_gradients(parameters, coefficient)
-            after = {part: norm * coefficient for part, norm in before.items()}
-        elif gradient_clip_val:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            if logged:
-                after = norms_by_part(optimizer.param_groups, gradient_norms(parameters))
-        self.measured_norms = (before, after) if logged else None
+        """Clips as the Trainer's ``gradient_clip_val`` says, with the pass that measures."""
+        if not gradient_clip_val:
+            return
+        gradients = shared_pass(self.trainer, "trainer.gradient_clip_val")
+        if gradient_clip_algorithm == "value":
+            gradients.clip_value(gradient_clip_val)
+        else:
+            gradients.clip_norm(gradient_clip_val)
+        gradients.complete = True
 
     # Checkpoints
 
