@@ -10,14 +10,21 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
+from hybrid_lightning.callbacks import (
+    ExactResume,
+    GradientClipping,
+    GradientNormMonitor,
+    GradualUnfreezing,
+    NonFiniteGradients,
+    ReestimateStatistics,
+)
 from hybrid_lightning.callbacks.gradient_pass import shared_pass
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
 from hybrid_lightning.callbacks.unfreezing import check_moments
 from hybrid_lightning.durations import FitLength
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.network.network import HybridNetwork, first_samples
-from hybrid_lightning.network.parts import Part, all_defaults, check_number, parse_part, parse_parts
+from hybrid_lightning.network.parts import Part, all_defaults, parse_part, parse_parts
 from hybrid_lightning.phases import training_at_start
 from hybrid_lightning.rates import GroupLR, GroupRates
 from hybrid_lightning.report import plan_table
@@ -205,6 +212,8 @@ class HybridTask(pl.LightningModule, ABC):
         for callback in self._own_callbacks:
             if isinstance(callback, GradualUnfreezing):
                 callback.schedules, callback.norm = self.schedules(), norm
+            if isinstance(callback, GradientClipping):
+                callback.use({name: part.clip for name, part in self._facts_with_groups().items() if part.clip})
             if isinstance(callback, ReestimateStatistics):
                 callback.parts = [name for name, mode in norm.items() if mode == "stats"]
         network.compile_parts()
@@ -212,7 +221,7 @@ class HybridTask(pl.LightningModule, ABC):
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Unfreezing, gradient norms, exact resume; a callback of the same type in the Trainer takes its place."""
+        """Unfreezing, gradient health, exact resume; a callback of the same type in the Trainer takes its place."""
         self._own_callbacks = self._own_callbacks or self._default_callbacks()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
@@ -225,8 +234,10 @@ class HybridTask(pl.LightningModule, ABC):
 
     def _default_callbacks(self) -> list[pl.Callback]:
         stats = any(part.norm == "stats" for part in [*self.parts.values(), self.fusion])
-        own = [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor(), ExactResume()]
-        return [*own, *([ReestimateStatistics()] if stats else [])]
+        clips = any(part.clip for part in [*self.parts.values(), self.fusion])
+        own = [GradualUnfreezing({}, **self.unfreezing), NonFiniteGradients()]
+        own += [GradientClipping({})] if clips else []
+        return [*own, GradientNormMonitor(), ExactResume(), *([ReestimateStatistics()] if stats else [])]
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all parameters in named groups, and the course of their rates."""
