@@ -76,6 +76,8 @@ class GradientClipping(pl.Callback):
     ) -> None:
         """Limits what the optimizer will see."""
         gradients = shared_pass(trainer, type(self).__name__)
+        if gradients.skipped:
+            return
         for part, rule in self.rules.items():
             if rule.method == "norm":
                 gradients.clip_norm(rule.limit, part)

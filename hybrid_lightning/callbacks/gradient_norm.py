@@ -73,14 +73,13 @@ class GradientNormMonitor(pl.Callback):
         if self._pass is None:
             return
         measured, self._pass = self._pass, None
-        skipped = any(p.grad is None for p in measured.parameters)
-        if not skipped and trainer.gradient_clip_val and not measured.complete:
+        if not measured.skipped and trainer.gradient_clip_val and not measured.complete:
             measured.norms = gradient_norms(measured.parameters)
-        if not skipped:
+        if not measured.skipped:
             self._clips.add(measured)
         if self._due:
             values = self._values(measured)
-            if skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"])):
+            if measured.skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"])):
                 forget_logged(trainer, values)
             else:
                 pl_module.log_dict(values)

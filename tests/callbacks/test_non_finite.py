@@ -96,12 +96,14 @@ def test_the_error_comes_before_a_validation() -> None:
 
 
 @pytest.mark.parametrize("kind", ["task", "foreign"])
-def test_a_skipped_step_changes_nothing(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_skipped_step_changes_nothing(kind: str, algorithm: str, tmp_path: Path) -> None:
     """Weights, optimizer state and running statistics, although the forward pass has seen the nan."""
     states, guard = States(), NonFiniteGradients("skip")
     callbacks = [guard, states, *([GradientNormMonitor()] if kind == "foreign" else [])]
     logger = CSVLogger(tmp_path)
-    runner = trainer(callbacks=callbacks, max_epochs=2, logger=logger, log_every_n_steps=1, gradient_clip_val=1.0)
+    options = {"log_every_n_steps": 1, "gradient_clip_val": 1.0, "gradient_clip_algorithm": algorithm}
+    runner = trainer(callbacks=callbacks, max_epochs=2, logger=logger, **options)
     with pytest.warns(UserWarning, match=r"step [27] .*\n.*\n.*id 1019.*\nThe step was not made"):
         runner.fit(hybrid("always") if kind == "task" else Foreign(), poisoned(19))
     assert guard.skipped == 2
