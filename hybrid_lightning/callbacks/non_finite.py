@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.exact_resume import window_is_open
-from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, shared_pass
+from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
 from hybrid_lightning.callbacks.logging import is_log_step
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.gradients import Rows
@@ -78,6 +78,11 @@ class NonFiniteGradients(pl.Callback):
         """A fit starts without the memory of an earlier one."""
         if stage == "fit":
             self._forget()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses a Trainer whose clipping would fail."""
+        if self.policy == "skip":
+            refuse_unskippable(trainer, type(self).__name__)
 
     def state_dict(self) -> dict[str, Any]:
         """How many steps have been skipped; nothing is saved that has been spoilt."""
