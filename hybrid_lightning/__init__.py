@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybrid_lightning.callbacks import (
+        L2SP,
         ExactResume,
         GradientNormMonitor,
         GradualUnfreezing,
         LastCheckpoint,
+        PretrainedDrift,
         ReestimateStatistics,
     )
     from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "L2SP": "callbacks",
     "AtomicCheckpointIO": "checkpoint_io",
     "ConfigError": "errors",
     "DigitsDataModule": "data",
@@ -45,6 +48,7 @@ _HOMES = {
     "LastCheckpoint": "callbacks",
     "Part": "network.parts",
     "PlaidDataModule": "data",
+    "PretrainedDrift": "callbacks",
     "ReestimateStatistics": "callbacks",
     "UnfreezingSchedule": "schedules",
     "named_param_groups": "param_groups",
@@ -53,6 +57,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "L2SP",
     "AtomicCheckpointIO",
     "ConfigError",
     "DigitsDataModule",
@@ -71,6 +76,7 @@ __all__ = [
     "LastCheckpoint",
     "Part",
     "PlaidDataModule",
+    "PretrainedDrift",
     "ReestimateStatistics",
     "UnfreezingSchedule",
     "named_param_groups",

@@ -25,6 +25,7 @@ PLAIN_TORCH = {
     "configs",
     "sharding",
     "sharded_files",
+    "similarity",
 }
 LAYERS = [
     PLAIN_TORCH | {"network"},

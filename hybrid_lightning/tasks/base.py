@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
+from hybrid_lightning.callbacks import L2SP, ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
 from hybrid_lightning.callbacks.unfreezing import check_moments
 from hybrid_lightning.durations import FitLength
@@ -64,7 +64,7 @@ class HybridTask(pl.LightningModule, ABC):
         lr: Base learning rate, the only one; each group's own rate is a multiple of it.
         weight_decay: Weight decay of parameters with two or more dimensions.
         pretrained: Defaults of all pretrained parts: ``lr_scale`` (0.1), ``layer_decay`` (1), ``weight_decay``,
-            ``decay_all`` (false), ``unfreeze`` (10%).
+            ``decay_all`` (false), ``l2sp`` (null), ``unfreeze`` (10%), ``norm`` (null).
         untrained: Defaults of all untrained parts; ``lr_scale`` is 1 and ``unfreeze`` is ``always``.
         fusion: Facts of the fusion of several parts, such as ``{module: ConcatFusion, args: {width: 64}}``.
         optimizer: A class of `torch.optim`, by name or as ``{class_path: ..., init_args: {...}}``; null is AdamW.
@@ -212,6 +212,8 @@ class HybridTask(pl.LightningModule, ABC):
         for callback in self._own_callbacks:
             if isinstance(callback, GradualUnfreezing):
                 callback.schedules, callback.norm = self.schedules(), norm
+            if isinstance(callback, L2SP):
+                callback.strength = {name: part.l2sp for name, part in self._facts_with_groups().items() if part.l2sp}
             if isinstance(callback, ReestimateStatistics):
                 callback.parts = [name for name, mode in norm.items() if mode == "stats"]
         network.compile_parts()
@@ -219,7 +221,10 @@ class HybridTask(pl.LightningModule, ABC):
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Unfreezing, gradient norms, exact resume; a callback of the same type in the Trainer takes its place."""
+        """Unfreezing, gradient norms, exact resume; a callback of the same type in the Trainer takes its place.
+
+        `L2SP` stands before all others, because its gradient belongs to what they measure and change.
+        """
         self._own_callbacks = self._own_callbacks or self._default_callbacks()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
@@ -228,12 +233,16 @@ class HybridTask(pl.LightningModule, ABC):
         for callback in self._own_callbacks:
             callback.made_by_task = True  # type: ignore[attr-defined]
         others = [c for c in callbacks if c not in self._own_callbacks]
-        return [own for own in self._own_callbacks if not any(isinstance(other, type(own)) for other in others)]
+        added = [own for own in self._own_callbacks if not any(isinstance(other, type(own)) for other in others)]
+        callbacks[:] = [*(own for own in added if isinstance(own, L2SP)), *others]
+        return [own for own in added if not isinstance(own, L2SP)]
 
     def _default_callbacks(self) -> list[pl.Callback]:
-        stats = any(part.norm == "stats" for part in [*self.parts.values(), self.fusion])
+        facts = [*self.parts.values(), self.fusion]
         own = [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor(), ExactResume()]
-        return [*own, *([ReestimateStatistics()] if stats else [])]
+        if any(part.norm == "stats" for part in facts):
+            own.append(ReestimateStatistics())
+        return [L2SP(strength={}), *own] if any(part.l2sp for part in facts) else own
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all parameters in named groups, and the course of their rates."""
