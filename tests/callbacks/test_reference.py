@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from hybrid_lightning import L2SP, HybridClassifier, PretrainedDrift
+from hybrid_lightning import L2SP, GradualUnfreezing, HybridClassifier, PretrainedDrift
 from hybrid_lightning.callbacks.reference import REFERENCE_KEY, reference_of
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
 from tests.callbacks.resuming import differences
@@ -68,6 +68,15 @@ def test_the_next_fit_of_a_trainer_starts_from_weights_of_its_own() -> None:
     runner.fit_loop.max_epochs = 2  # type: ignore[attr-defined]
     runner.fit(model, batches(), batches(samples=12))
     assert torch.equal(reference_of(runner).weights[model.backbone.third.weight], between)
+
+
+def test_a_callback_that_is_used_again_forgets_what_the_parts_returned() -> None:
+    model, watch = Takes(), PretrainedDrift(["backbone"])
+    trainer(callbacks=[watch]).fit(model, batches(), batches(samples=12))
+    runner = trainer(callbacks=[GradualUnfreezing({"backbone": "never"}), watch])
+    runner.fit(model, batches(), batches(samples=12))
+    assert runner.callback_metrics["similarity/backbone"] == 1
+    assert runner.callback_metrics["drift/backbone"] == 0
 
 
 def saved_at(path: Path, *callbacks: pl.Callback, model: Any = None) -> Any:
