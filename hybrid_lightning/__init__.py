@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybrid_lightning.callbacks import (
+        L2SP,
         ExactResume,
         GradientClipping,
         GradientNormMonitor,
         GradualUnfreezing,
         LastCheckpoint,
         NonFiniteGradients,
+        PretrainedDrift,
         ReestimateStatistics,
     )
     from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "L2SP": "callbacks",
     "AtomicCheckpointIO": "checkpoint_io",
     "ConfigError": "errors",
     "DigitsDataModule": "data",
@@ -49,6 +52,7 @@ _HOMES = {
     "NonFiniteGradients": "callbacks",
     "Part": "network.parts",
     "PlaidDataModule": "data",
+    "PretrainedDrift": "callbacks",
     "ReestimateStatistics": "callbacks",
     "UnfreezingSchedule": "schedules",
     "named_param_groups": "param_groups",
@@ -57,6 +61,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "L2SP",
     "AtomicCheckpointIO",
     "ConfigError",
     "DigitsDataModule",
@@ -77,6 +82,7 @@ __all__ = [
     "NonFiniteGradients",
     "Part",
     "PlaidDataModule",
+    "PretrainedDrift",
     "ReestimateStatistics",
     "UnfreezingSchedule",
     "named_param_groups",

@@ -26,6 +26,7 @@ PLAIN_TORCH = {
     "configs",
     "sharding",
     "sharded_files",
+    "similarity",
 }
 LAYERS = [
     PLAIN_TORCH | {"network"},

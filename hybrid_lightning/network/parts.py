@@ -38,6 +38,7 @@ class Part:
         layer_decay: Factor on the rate for each stage towards the input.
         weight_decay: Weight decay of parameters with two or more dimensions.
         decay_all: Whether biases and 1-d parameters decay too.
+        l2sp: Strength of the pull towards the weights the part started from, see `L2SP`; None or 0 pulls nothing.
         unfreeze: ``always``, ``never``, a duration, ``{start: 10%, every: 1 epochs}`` (top-down by stage), a plateau
             such as ``{plateau: val/loss, patience: 2 validations}``, and more, see `GradualUnfreezing`.
         norm: Normalisations with running statistics: ``eval`` uses the stored statistics also once the part trains;
@@ -59,6 +60,7 @@ class Part:
     layer_decay: float | None = None
     weight_decay: float | None = None
     decay_all: bool | None = None
+    l2sp: float | None = None
     unfreeze: Any = None
     norm: str | None = None
     clip: Any = None
@@ -88,6 +90,7 @@ class OriginDefaults:
     layer_decay: float = 1.0
     weight_decay: float | None = None
     decay_all: bool = False
+    l2sp: float | None = None
     unfreeze: Any = "always"
     norm: str | None = None
     clip: Any = None
@@ -153,6 +156,8 @@ def _check_values(part: Part, where: str) -> None:
     check_number(part.layer_decay, f"{where}.layer_decay", low=0, high=1, above_low=True)
     if part.weight_decay is not None:
         check_number(part.weight_decay, f"{where}.weight_decay", low=0)
+    if part.l2sp is not None:
+        check_number(part.l2sp, f"{where}.l2sp", low=0)
     if part.pool not in POOLS:
         raise unknown(f"{where}.pool", "pooling", str(part.pool), POOLS)
     if part.weights is not None and not isinstance(part.weights, str):
