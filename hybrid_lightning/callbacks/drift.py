@@ -124,9 +124,7 @@ class PretrainedDrift(ReferenceCallback):
             self._batch, samples = read_probe(trainer, self.probe)
             now = part_features(trainer, pl_module, modules, self._batch)
         except Exception as error:  # the data and the forward are somebody else's and may raise anything
-            problem = (
-                f"{type(error).__name__}: {str(error)[:300]}" if not isinstance(error, ConfigError) else str(error)
-            )
+            problem = f"{type(error).__name__}: {error}"[:400]
         if samples < FEWEST_SAMPLES:
             problem = problem or f"there are {samples} samples, fewer than {FEWEST_SAMPLES}"
         if not trainer.strategy.reduce_boolean_decision(not problem):  # all ranks or none
@@ -168,11 +166,11 @@ class PretrainedDrift(ReferenceCallback):
         if not self._modules:
             return {}
         now = part_features(trainer, pl_module, self._modules, self._batch)
-        similar = [linear_cka(features, now[part]) for part, features in self._features.items()]
-        values = torch.tensor(similar, device=trainer.strategy.root_device)
+        similar = {part: linear_cka(self._features[part], features) for part, features in now.items()}
+        values = torch.tensor(list(similar.values()), dtype=torch.float32, device=trainer.strategy.root_device)
         if trainer.world_size > 1:
             torch.distributed.broadcast(values, 0)
-        return dict(zip(self._features, values, strict=True))
+        return dict(zip(similar, values, strict=True))
 
 
 def drift(groups: Sequence[Group], reference: Reference) -> dict[str, Tensor]:
