@@ -128,4 +128,4 @@ class ZScoreLimits:
     def load_state_dict(self, state_dict: Mapping[str, list[float]]) -> None:
         """Takes up the histories of the parts that are still there."""
         rows = [state_dict.get(part, [0.0, 0.0, 0.0]) for part in self._rules]
-        self._history = torch.tensor(rows, dtype=torch.float64).T
+        self._history = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).T

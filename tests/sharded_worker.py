@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from hybrid_lightning import FSDP2Strategy, GradientNormMonitor, GradualUnfreezing, named_param_groups, shard
+from hybrid_lightning import (
+    FSDP2Strategy,
+    GradientClipping,
+    GradientNormMonitor,
+    GradualUnfreezing,
+    named_param_groups,
+    shard,
+)
 from hybrid_lightning.data.in_memory import as_batch
 from hybrid_lightning.sharding import whole
 from tests.callbacks.tiny import Foreign, Tower, hybrid, trainer
@@ -95,9 +102,10 @@ class Watch(pl.Callback):
 
 def make(kind: str) -> tuple[pl.LightningModule, list[pl.Callback]]:
     if kind == "foreign":
-        callbacks = [GradualUnfreezing({"backbone": SCHEDULE}), GradientNormMonitor()]
+        limits = {"backbone": {"value": 0.05}, "head": {"zclip": {"z": 1.0, "warm_up": "3 steps"}}}
+        callbacks = [GradualUnfreezing({"backbone": SCHEDULE}), GradientClipping(limits), GradientNormMonitor()]
         return plain_norm(ForeignSharded()), callbacks
-    task = hybrid(SCHEDULE, dropout=0.0)
+    task = hybrid(SCHEDULE, dropout=0.0, untrained={"clip": {"agc": 0.02}})
     return task if kind == "batch statistics" else plain_norm(task), []
 
 

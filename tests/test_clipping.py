@@ -100,6 +100,7 @@ def test_histories_continue_from_a_checkpoint_by_name():
         first.factors(torch.rand(2) + 1)
     again = ZScoreLimits({"new": rules["one"], **dict(reversed(rules.items()))})
     again.load_state_dict(first.state_dict())
+    ZScoreLimits({}).load_state_dict(ZScoreLimits({}).state_dict())
     spike = torch.tensor([50.0, 60.0])
     new, two, one = again.factors(torch.tensor([1.0, 60.0, 50.0]))
     assert new == 1

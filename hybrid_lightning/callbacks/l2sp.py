@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hybrid_lightning.callbacks.gradient_clipping import GradientClipping
 from hybrid_lightning.callbacks.gradient_norm import GradientNormMonitor
 from hybrid_lightning.callbacks.logging import is_log_step, named_groups
+from hybrid_lightning.callbacks.non_finite import NonFiniteGradients
 from hybrid_lightning.callbacks.reference import ReferenceCallback, over_ranks, reference_of, sum_of_squares
 from hybrid_lightning.errors import ConfigError, check_number, listing
 from hybrid_lightning.sharding import own_share
 
-_AFTER: tuple[type[pl.Callback], ...] = (GradientNormMonitor,)
+_AFTER: tuple[type[pl.Callback], ...] = (GradientClipping, GradientNormMonitor, NonFiniteGradients)
 """Callbacks that measure or change gradients, and have to see those of the penalty."""
 
 
