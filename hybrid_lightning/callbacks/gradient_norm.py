@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.gradient_pass import has_scaler, shared_pass
-from hybrid_lightning.callbacks.logging import forget_logged, is_log_step
+from hybrid_lightning.callbacks.logging import forget_logged, is_log_step, log_values
 from hybrid_lightning.gradients import GradientPass, Rows, gradient_norms, own_share, tensor_norms
 
 _KEPT_STEPS = 256
@@ -45,11 +45,20 @@ class GradientNormMonitor(pl.Callback):
         self._pass: GradientPass | None = None
         self._due = False
         self._weights: list[Tensor] = []
+        self._logged: dict[str, Tensor] = {}
         self._clips = _ClipCount()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A fit starts without the memory of an earlier one."""
-        self._pass, self._due, self._weights, self._clips = None, False, [], _ClipCount()
+        self._pass, self._due, self._weights, self._logged, self._clips = None, False, [], {}, _ClipCount()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """What was logged is of the past: until the next log Lightning need not look at it."""
+        if self._logged:
+            forget_logged(trainer, self._logged)
+            self._logged = {}
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -76,13 +85,12 @@ class GradientNormMonitor(pl.Callback):
             self._clips.add(measured)
         if self._due:
             values = self._values(measured)
-            if skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"])):
-                forget_logged(trainer, values)
-            else:
-                pl_module.log_dict(values)
+            if not (skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"]))):
+                log_values(pl_module, values)
+                self._logged = values
             self._due, self._weights = False, []
 
-    def _values(self, measured: GradientPass) -> dict[str, float]:
+    def _values(self, measured: GradientPass) -> dict[str, Tensor]:
         """All values of a log step, which leave the device in one copy."""
         before, after = measured.rows.norms(torch.stack([measured.before, measured.norms]))
         series = {"grad_norm": before, "grad_norm_clipped": after}
@@ -92,7 +100,7 @@ class GradientNormMonitor(pl.Callback):
             now = [own_share(parameter.detach()) for parameter in measured.parameters]
             torch._foreach_sub_([own_share(weight) for weight in self._weights], now)
             series["update_ratio"] = measured.rows.norms(tensor_norms(self._weights)) / measured.rows.norms(weights)
-        table = torch.stack([row.to(before) for row in series.values()]).tolist()
+        table = [row.unbind() for row in torch.stack([row.to(before) for row in series.values()]).cpu()]
         shown = [i for i, name in enumerate(measured.rows.names) if self.stages or name not in measured.rows.stages]
         values = {
             f"{key}/{measured.rows.names[index]}": row[index]
@@ -102,7 +110,8 @@ class GradientNormMonitor(pl.Callback):
             if key != "update_ratio" or not math.isnan(row[index])
         }
         total = values["grad_norm/total"]
-        return {**values, "clip_coef": values["grad_norm_clipped/total"] / total if total else 1.0}
+        coefficient = values["grad_norm_clipped/total"] / total if total else torch.ones_like(total)
+        return {**values, "clip_coef": coefficient}
 
 
 class _ClipCount:

@@ -1,11 +1,12 @@
 """When to log, and how long a fit is: what several callbacks ask the Trainer."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor
 
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError
@@ -17,11 +18,27 @@ def is_log_step(trainer: pl.Trainer) -> bool:
     return every > 0 and (trainer.global_step + 1) % every == 0
 
 
+def log_values(module: pl.LightningModule, values: Mapping[str, Tensor]) -> None:
+    """Logs values of this step, as `LightningModule.log_dict` does; only the first time does it take 0.2 ms a key.
+
+    Args:
+        module: Its Trainer calls a hook of training in which Lightning logs steps, not epochs.
+        values: Scalars on the CPU.
+    """
+    results = module.trainer._results
+    for name, value in values.items():
+        key = f"{module._current_fx_name}.{name}"
+        if results is not None and key in results:
+            results.update_metrics(key, value, batch_size=1)
+        else:
+            module.log(name, value)
+
+
 def forget_logged(trainer: pl.Trainer, keys: Collection[str]) -> None:
-    """Drops values that Lightning would write again, although they are those of an earlier step of the epoch."""
-    results = trainer._results
-    for name in [name for name, result in (results or {}).items() if result.meta.name in keys]:
-        del results[name]  # type: ignore[union-attr]
+    """Hides values that Lightning would go through and write again, although they are those of an earlier step."""
+    for result in (trainer._results or {}).values():
+        if result.meta.name in keys:
+            result.has_reset = True
 
 
 def fit_length(trainer: pl.Trainer) -> FitLength:
