@@ -1,6 +1,7 @@
 """Gradient norms per part, before and after clipping, how often parts are clipped, and how far steps go."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.gradient_pass import has_scaler, shared_pass
 from hybrid_lightning.callbacks.logging import forget_logged, is_log_step, log_values
-from hybrid_lightning.gradients import GradientPass, Rows, gradient_norms, own_share, tensor_norms
+from hybrid_lightning.gradients import GradientPass, Rows, gradient_norms, own_shares, tensor_norms
 
 _KEPT_STEPS = 256
 
@@ -44,13 +45,13 @@ class GradientNormMonitor(pl.Callback):
         self.stages, self.update_ratio = stages, update_ratio
         self._pass: GradientPass | None = None
         self._due = False
-        self._weights: list[Tensor] = []
+        self._negated: Sequence[Tensor] = ()  # the weights before the step, times -1
         self._logged: dict[str, Tensor] = {}
         self._clips = _ClipCount()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A fit starts without the memory of an earlier one."""
-        self._pass, self._due, self._weights, self._logged, self._clips = None, False, [], {}, _ClipCount()
+        self._pass, self._due, self._negated, self._logged, self._clips = None, False, (), {}, _ClipCount()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -68,8 +69,9 @@ class GradientNormMonitor(pl.Callback):
         self._pass = None
         if self._due or trainer.gradient_clip_val:
             self._pass = shared_pass(trainer, type(self).__name__)
-        if self._due and self.update_ratio:
-            self._weights = [p.detach().clone() for p in self._pass.parameters] if self._pass else []
+        if self._due and self.update_ratio and self._pass and self._pass.parameters:
+            with torch.no_grad():
+                self._negated = torch._foreach_neg(own_shares(self._pass.parameters))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,18 +90,19 @@ class GradientNormMonitor(pl.Callback):
             if not (skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"]))):
                 log_values(pl_module, values)
                 self._logged = values
-            self._due, self._weights = False, []
+            self._due, self._negated = False, ()
 
     def _values(self, measured: GradientPass) -> dict[str, Tensor]:
         """All values of a log step, which leave the device in one copy."""
         before, after = measured.rows.norms(torch.stack([measured.before, measured.norms]))
         series = {"grad_norm": before, "grad_norm_clipped": after}
         series["clip_rate"] = self._clips.shares(before)
-        if self._weights:
-            weights = tensor_norms(self._weights)
-            now = [own_share(parameter.detach()) for parameter in measured.parameters]
-            torch._foreach_sub_([own_share(weight) for weight in self._weights], now)
-            series["update_ratio"] = measured.rows.norms(tensor_norms(self._weights)) / measured.rows.norms(weights)
+        if self._negated:
+            weights = tensor_norms(measured.parameters, self._negated)
+            with torch.no_grad():
+                torch._foreach_add_(self._negated, own_shares(measured.parameters))
+            moved = tensor_norms(measured.parameters, self._negated)
+            series["update_ratio"] = measured.rows.norms(moved) / measured.rows.norms(weights)
         table = [row.unbind() for row in torch.stack([row.to(before) for row in series.values()]).cpu()]
         shown = [i for i, name in enumerate(measured.rows.names) if self.stages or name not in measured.rows.stages]
         values = {

@@ -76,9 +76,10 @@ def stages(block: Callable[[int], nn.Module], width: int, count: int, depth: int
 
 
 def large() -> HybridClassifier:
-    """460 tensors: 2 + 6 × 10 × 4 in `image`, 6 × 7 × 4 in `table`, 6 × 2 × 4 in `sensor`, 2 in `head`."""
-    image = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), *stages(ConvResidual, 16, 6, 10))
-    table, sensor = (nn.Sequential(*stages(Residual, 64, 6, depth)) for depth in (7, 2))
+    """460 tensors: 4 + 6 × 10 × 4 in `image`, 6 × 7 × 4 in `table`, 5 × 2 × 4 in `sensor`, 6 in `fusion`, 2 in `head`."""
+    stem = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16))
+    image = nn.Sequential(stem, *stages(ConvResidual, 16, 6, 10))
+    table, sensor = (nn.Sequential(*stages(Residual, 64, *size)) for size in ((6, 7), (5, 2)))
     return task({"image": image, "table": table, "sensor": sensor})
 
 
@@ -148,7 +149,7 @@ def fit(make: Callable[[], HybridClassifier], ours: bool, every: int, clock: Clo
 
 
 def passes(clock: Clock) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Ours and torch's way to measure and clip the gradients of the large net; each returns the seconds of some calls."""
+    """Ours and torch's way to measure and clip the gradients of the large net; each returns the seconds of `CALLS`."""
     model = large()
     model.build(next(iter(loader())))
     groups = model.optimization()["optimizer"].param_groups
@@ -179,9 +180,7 @@ def compare(name: str, ours: Clock, theirs: Clock, rounds: int, count: int) -> N
     ratios = sorted(a / b for a, b in zip(seconds[True], seconds[False], strict=True))
     medians = [statistics.median(seconds[is_ours]) for is_ours in (True, False)]
     middle = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    print(
-        f"{name}: {medians[0]:.3f} ms and {medians[1]:.3f} ms; half of the ratios from {middle[0]:.3f} to {middle[1]:.3f}"
-    )
+    print(f"{name}: {medians[0]:.3f} and {medians[1]:.3f} ms; half of the ratios: {middle[0]:.3f} to {middle[1]:.3f}")
     print(f"RESULT {name} {statistics.median(ratios):.3f} ratio", flush=True)
 
 
