@@ -26,7 +26,7 @@ def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return [gradient for p in parameters if (gradient := p.grad) is not None]
 
 
-def tensor_norms(tensors: Sequence[Tensor], shares: Sequence[Tensor] | None = None) -> Tensor:
+def tensor_norms(tensors: Sequence[Tensor], shares: list[Tensor] | None = None) -> Tensor:
     """The 2-norm of each tensor, `(number of tensors,)`, on the first one's device.
 
     The result is float32, or float64 if one of the tensors is. If tensors are sharded, every rank has to ask, and all
@@ -46,7 +46,7 @@ def tensor_norms(tensors: Sequence[Tensor], shares: Sequence[Tensor] | None = No
     if any(dtype.is_complex for dtype in dtypes):
         shares = [_real(share) for share in shares]
     dtype = torch.float32 if dtypes.isdisjoint({torch.float64, torch.complex128}) else torch.float64
-    norms: Sequence[Tensor] = torch._foreach_norm(shares, 2, dtype=dtype)
+    norms = list(torch._foreach_norm(shares, 2, dtype=dtype))
     if len({norm.device for norm in norms}) > 1:
         norms = [norm.to(norms[0].device, non_blocking=True) for norm in norms]
     return _over_ranks(torch.stack(norms), tensors)

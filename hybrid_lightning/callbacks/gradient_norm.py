@@ -1,7 +1,6 @@
 """Gradient norms per part, before and after clipping, how often parts are clipped, and how far steps go."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.gradient_pass import has_scaler, shared_pass
-from hybrid_lightning.callbacks.logging import forget_logged, is_log_step, log_values
+from hybrid_lightning.callbacks.logging import StepLog, is_log_step
 from hybrid_lightning.gradients import GradientPass, Rows, gradient_norms, own_shares, tensor_norms
 
 _KEPT_STEPS = 256
@@ -45,21 +44,19 @@ class GradientNormMonitor(pl.Callback):
         self.stages, self.update_ratio = stages, update_ratio
         self._pass: GradientPass | None = None
         self._due = False
-        self._negated: Sequence[Tensor] = ()  # the weights before the step, times -1
-        self._logged: dict[str, Tensor] = {}
+        self._negated: list[Tensor] = []  # the weights before the step, times -1
+        self._log = StepLog()
         self._clips = _ClipCount()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A fit starts without the memory of an earlier one."""
-        self._pass, self._due, self._negated, self._logged, self._clips = None, False, (), {}, _ClipCount()
+        self._pass, self._due, self._negated, self._clips = None, False, [], _ClipCount()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """What was logged is of the past: until the next log Lightning need not look at it."""
-        if self._logged:
-            forget_logged(trainer, self._logged)
-            self._logged = {}
+        self._log.hide()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -71,7 +68,7 @@ class GradientNormMonitor(pl.Callback):
             self._pass = shared_pass(trainer, type(self).__name__)
         if self._due and self.update_ratio and self._pass and self._pass.parameters:
             with torch.no_grad():
-                self._negated = torch._foreach_neg(own_shares(self._pass.parameters))
+                self._negated = list(torch._foreach_neg(own_shares(self._pass.parameters)))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,22 +85,23 @@ class GradientNormMonitor(pl.Callback):
         if self._due:
             values = self._values(measured)
             if not (skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"]))):
-                log_values(pl_module, values)
-                self._logged = values
-            self._due, self._negated = False, ()
+                self._log.log(pl_module, values)
+            self._due, self._negated = False, []
 
     def _values(self, measured: GradientPass) -> dict[str, Tensor]:
         """All values of a log step, which leave the device in one copy."""
-        before, after = measured.rows.norms(torch.stack([measured.before, measured.norms]))
-        series = {"grad_norm": before, "grad_norm_clipped": after}
-        series["clip_rate"] = self._clips.shares(before)
+        norms = {"grad_norm": measured.before, "grad_norm_clipped": measured.norms}
         if self._negated:
-            weights = tensor_norms(measured.parameters, self._negated)
+            norms["weights"] = tensor_norms(measured.parameters, self._negated)
             with torch.no_grad():
                 torch._foreach_add_(self._negated, own_shares(measured.parameters))
-            moved = tensor_norms(measured.parameters, self._negated)
-            series["update_ratio"] = measured.rows.norms(moved) / measured.rows.norms(weights)
-        table = [row.unbind() for row in torch.stack([row.to(before) for row in series.values()]).cpu()]
+            norms["moved"] = tensor_norms(measured.parameters, self._negated)
+        combined = measured.rows.norms(torch.stack([row.to(measured.before) for row in norms.values()]))
+        series = dict(zip(norms, combined, strict=True))
+        series["clip_rate"] = self._clips.shares(combined[0])
+        if self._negated:
+            series["update_ratio"] = series.pop("moved") / series.pop("weights")
+        table = [row.unbind() for row in torch.stack(list(series.values())).cpu()]
         shown = [i for i, name in enumerate(measured.rows.names) if self.stages or name not in measured.rows.stages]
         values = {
             f"{key}/{measured.rows.names[index]}": row[index]
