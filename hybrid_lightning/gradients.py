@@ -11,11 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.phases import label
-
-
-def optimizer_parameters(param_groups: Iterable[Mapping[str, Any]]) -> list[nn.Parameter]:
-    """The parameters of all groups that have a gradient, in order."""
-    return [p for group in param_groups for p in group["params"] if p.grad is not None]
+from hybrid_lightning.sharding import any_sharded, own_share, own_shares
 
 
 def gradient_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -24,10 +20,14 @@ def gradient_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
     Args:
         parameters: Parameters with a gradient.
     """
-    return tensor_norms([p.grad for p in parameters if p.grad is not None])
+    return tensor_norms(_gradients(parameters))
 
 
-def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [gradient for p in parameters if (gradient := p.grad) is not None]
+
+
+def tensor_norms(tensors: Sequence[Tensor], shares: list[Tensor] | None = None) -> Tensor:
     """The 2-norm of each tensor, `(number of tensors,)`, on the first one's device.
 
     The result is float32, or float64 if one of the tensors is. If tensors are sharded, every rank has to ask, and all
@@ -35,34 +35,29 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
 
     Args:
         tensors: Gradients or parameters.
+        shares: This rank's parts of what is asked for instead: tensors of the same kind, sharded in the same way.
 
     Raises:
         ConfigError: If a tensor is sharded in another way than `fully_shard` does over one group of ranks.
     """
     if not tensors:
         return torch.zeros(0)
-    shares = [_real(own_share(tensor)) for tensor in tensors]
-    device = shares[0].device
-    dtype = torch.float64 if any(share.dtype == torch.float64 for share in shares) else torch.float32
-    norms: list[Tensor] = list(torch._foreach_norm(shares, 2, dtype=dtype))
-    if any(norm.device != device for norm in norms):
-        norms = [norm.to(device, non_blocking=True) for norm in norms]
+    shares = own_shares(tensors) if shares is None else shares
+    dtypes = {share.dtype for share in shares}
+    if any(dtype.is_complex for dtype in dtypes):
+        shares = [_real(share) for share in shares]
+    dtype = torch.float32 if dtypes.isdisjoint({torch.float64, torch.complex128}) else torch.float64
+    norms = list(torch._foreach_norm(shares, 2, dtype=dtype))
+    if len({norm.device for norm in norms}) > 1:
+        norms = [norm.to(norms[0].device, non_blocking=True) for norm in norms]
     return _over_ranks(torch.stack(norms), tensors)
-
-
-def own_share(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, in the same memory; any other tensor as it is."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    with torch.no_grad():
-        return tensor.to_local()
 
 
 def _over_ranks(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """Combines the norms of the ranks' shares to those of the whole tensors."""
-    shards = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
-    if not shards:
+    if not any_sharded(tensors):
         return norms
+    shards = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
     meshes = {tensor.device_mesh for tensor in shards}
     placements = {placement for tensor in shards for placement in tensor.placements}
     if len(meshes) > 1 or any(mesh.ndim > 1 for mesh in meshes) or not all(p.is_shard() for p in placements):
@@ -129,11 +124,11 @@ def _unit_norms(tensor: Tensor) -> Tensor:
 
 
 def _by_device(parameters: Sequence[nn.Parameter]) -> dict[torch.device, list[Tensor]]:
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            by_device.setdefault(parameter.grad.device, []).append(own_share(parameter.grad))
-    return by_device
+    gradients = own_shares(_gradients(parameters))
+    devices = {gradient.device for gradient in gradients}
+    if len(devices) == 1:
+        return {devices.pop(): gradients}
+    return {device: [gradient for gradient in gradients if gradient.device == device] for device in devices}
 
 
 class GradientPass:
@@ -144,8 +139,9 @@ class GradientPass:
     """
 
     def __init__(self, param_groups: Iterable[Mapping[str, Any]]) -> None:
-        self._groups = list(param_groups)
-        self.parameters = optimizer_parameters(self._groups)
+        groups = list(param_groups)
+        members = [[p for p in group["params"] if p.grad is not None] for group in groups]
+        self.parameters: list[nn.Parameter] = [parameter for of_group in members for parameter in of_group]
         """Those that have a gradient."""
         self.norms = gradient_norms(self.parameters)
         """Norm of each of their gradients as it is now, `(number of parameters,)`."""
@@ -155,8 +151,7 @@ class GradientPass:
         """Whether the step will not be made; nothing is clipped then."""
         self.complete = False
         """Whether whoever clips has said that `norms` are up to date."""
-        counts = [sum(p.grad is not None for p in group["params"]) for group in self._groups]
-        self.rows = _rows(tuple((g["part"], label(g), n) for g, n in zip(self._groups, counts, strict=True)))
+        self.rows = _rows(tuple((g["part"], label(g), len(own)) for g, own in zip(groups, members, strict=True)))
 
     def of_part(self, part: str) -> list[nn.Parameter]:
         """The part's parameters that have a gradient."""

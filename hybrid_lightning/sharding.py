@@ -1,6 +1,6 @@
 """Sharding with torch's FSDP2 (`fully_shard`): one wrap unit per stage of each part, so that stages unfreeze alone."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -143,6 +143,16 @@ def reshard(module: nn.Module) -> None:
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
             unit.reshard()
+
+
+def any_sharded(tensors: Sequence[Tensor]) -> bool:
+    """Whether one of the tensors is sharded."""
+    return any(issubclass(kind, DTensor) for kind in set(map(type, tensors)))  # few kinds, many tensors
+
+
+def own_shares(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """This rank's part of each tensor, see `own_share`."""
+    return [own_share(tensor) for tensor in tensors] if any_sharded(tensors) else list(tensors)
 
 
 def own_share(tensor: Tensor) -> Tensor:

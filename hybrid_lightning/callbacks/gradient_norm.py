@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.gradient_clipping import GradientClipping
 from hybrid_lightning.callbacks.gradient_pass import has_scaler, shared_pass
-from hybrid_lightning.callbacks.logging import forget_logged, is_log_step
-from hybrid_lightning.gradients import GradientPass, Rows, gradient_norms, own_share, tensor_norms
+from hybrid_lightning.callbacks.logging import StepLog, is_log_step
+from hybrid_lightning.gradients import GradientPass, Rows, gradient_norms, tensor_norms
+from hybrid_lightning.sharding import own_shares
 
 _KEPT_STEPS = 256
 
@@ -45,15 +46,22 @@ class GradientNormMonitor(pl.Callback):
         self.stages, self.update_ratio = stages, update_ratio
         self._pass: GradientPass | None = None
         self._due = False
-        self._weights: list[Tensor] = []
+        self._negated: list[Tensor] = []  # the weights before the step, times -1
+        self._log = StepLog()
         self._clips = _ClipCount()
         self._clips_something = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A fit starts without the memory of an earlier one."""
-        self._pass, self._due, self._weights, self._clips = None, False, [], _ClipCount()
+        self._pass, self._due, self._negated, self._clips = None, False, [], _ClipCount()
         per_part = any(isinstance(callback, GradientClipping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         self._clips_something = per_part or bool(trainer.gradient_clip_val)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """What was logged is of the past: until the next log Lightning need not look at it."""
+        self._log.hide()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -63,8 +71,9 @@ class GradientNormMonitor(pl.Callback):
         self._pass = None
         if self._due or self._clips_something:
             self._pass = shared_pass(trainer, type(self).__name__)
-        if self._due and self.update_ratio:
-            self._weights = [p.detach().clone() for p in self._pass.parameters] if self._pass else []
+        if self._due and self.update_ratio and self._pass and self._pass.parameters:
+            with torch.no_grad():
+                self._negated = list(torch._foreach_neg(own_shares(self._pass.parameters)))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -79,23 +88,24 @@ class GradientNormMonitor(pl.Callback):
             self._clips.add(measured)
         if self._due:
             values = self._values(measured)
-            if measured.skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"])):
-                forget_logged(trainer, values)
-            else:
-                pl_module.log_dict(values)
-            self._due, self._weights = False, []
+            if not (measured.skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"]))):
+                self._log.log(pl_module, values)
+            self._due, self._negated = False, []
 
-    def _values(self, measured: GradientPass) -> dict[str, float]:
+    def _values(self, measured: GradientPass) -> dict[str, Tensor]:
         """All values of a log step, which leave the device in one copy."""
-        before, after = measured.rows.norms(torch.stack([measured.before, measured.norms]))
-        series = {"grad_norm": before, "grad_norm_clipped": after}
-        series["clip_rate"] = self._clips.shares(before)
-        if self._weights:
-            weights = tensor_norms(self._weights)
-            now = [own_share(parameter.detach()) for parameter in measured.parameters]
-            torch._foreach_sub_([own_share(weight) for weight in self._weights], now)
-            series["update_ratio"] = measured.rows.norms(tensor_norms(self._weights)) / measured.rows.norms(weights)
-        table = torch.stack([row.to(before) for row in series.values()]).tolist()
+        norms = {"grad_norm": measured.before, "grad_norm_clipped": measured.norms}
+        if self._negated:
+            norms["weights"] = tensor_norms(measured.parameters, self._negated)
+            with torch.no_grad():
+                torch._foreach_add_(self._negated, own_shares(measured.parameters))
+            norms["moved"] = tensor_norms(measured.parameters, self._negated)
+        combined = measured.rows.norms(torch.stack([row.to(measured.before) for row in norms.values()]))
+        series = dict(zip(norms, combined, strict=True))
+        series["clip_rate"] = self._clips.shares(combined[0])
+        if self._negated:
+            series["update_ratio"] = series.pop("moved") / series.pop("weights")
+        table = [row.unbind() for row in torch.stack(list(series.values())).cpu()]
         shown = [i for i, name in enumerate(measured.rows.names) if self.stages or name not in measured.rows.stages]
         values = {
             f"{key}/{measured.rows.names[index]}": row[index]
@@ -105,7 +115,8 @@ class GradientNormMonitor(pl.Callback):
             if key != "update_ratio" or not math.isnan(row[index])
         }
         total = values["grad_norm/total"]
-        return {**values, "clip_coef": values["grad_norm_clipped/total"] / total if total else 1.0}
+        coefficient = values["grad_norm_clipped/total"] / total if total else torch.ones_like(total)
+        return {**values, "clip_coef": coefficient}
 
 
 class _ClipCount:

@@ -27,10 +27,10 @@ def shared_pass(trainer: pl.Trainer, asks: str) -> GradientPass:
     Raises:
         ConfigError: If there are several optimizers, groups without names, or gradients that stay scaled.
     """
-    groups = named_groups(trainer, asks)
     optimizer = trainer.optimizers[0]
     step, last = _LAST.get(optimizer, (-1, None))
     if last is None or step != trainer.global_step:
+        groups = named_groups(trainer, asks)
         if has_scaler(trainer) and getattr(optimizer, "_step_supports_amp_scaling", False):
             raise ConfigError(
                 f"{asks}: {type(optimizer).__name__}(fused=True) unscales gradients within its step, so under "

@@ -1,11 +1,12 @@
 """When to log, and how long a fit is: what several callbacks ask the Trainer."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor
 
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError
@@ -17,11 +18,38 @@ def is_log_step(trainer: pl.Trainer) -> bool:
     return every > 0 and (trainer.global_step + 1) % every == 0
 
 
-def forget_logged(trainer: pl.Trainer, keys: Collection[str]) -> None:
-    """Drops values that Lightning would write again, although they are those of an earlier step of the epoch."""
-    results = trainer._results
-    for name in [name for name, result in (results or {}).items() if result.meta.name in keys]:
-        del results[name]  # type: ignore[union-attr]
+class StepLog:
+    """Logs values of one step at the cost of a dict, where `LightningModule.log_dict` takes 0.2 ms a key.
+
+    A key is logged by Lightning the first time; then its result is given the values of later steps. A step's values are
+    hidden when the next batch starts: Lightning would go through them in every step and write them again.
+    """
+
+    def __init__(self) -> None:
+        self._shown: list[Any] = []
+
+    def log(self, module: pl.LightningModule, values: Mapping[str, Tensor]) -> None:
+        """Logs the values; to be called from ``on_train_batch_end``.
+
+        Args:
+            module: The one that trains.
+            values: Scalars on the CPU, not to be changed afterwards.
+        """
+        results: Any = module.trainer._results
+        for name, value in values.items():
+            key = f"{module._current_fx_name}.{name}"
+            if key not in results:
+                module.log(name, value)
+            result = results[key]
+            result.value = result._forward_cache = value
+            result.has_reset = False
+            self._shown.append(result)
+
+    def hide(self) -> None:
+        """Hides what was logged; to be called from ``on_train_batch_start``."""
+        for result in self._shown:
+            result.has_reset = True
+        self._shown.clear()
 
 
 def fit_length(trainer: pl.Trainer) -> FitLength:

@@ -1,6 +1,11 @@
+import json
 import math
+import os
+import subprocess
+import sys
 import traceback
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,78 +16,23 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing, HybridTask, gradients
 from hybrid_lightning.callbacks import gradient_norm
+from tests.callbacks.by_hand import ByHand, Rows, compare
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 
-
-class ByHand(pl.Callback):
-    """Norms from autograd's gradients and from weights, one parameter at a time, in float64; per part and stage."""
-
-    def __init__(self) -> None:
-        self.before: list[dict[str, float]] = []
-        self.after: list[dict[str, float]] = []
-        self.ratios: list[dict[str, float]] = []
-
-    @staticmethod
-    def combined(groups: list[dict[str, Any]], values: Any) -> dict[str, float]:
-        squares: dict[str, float] = {}
-        for group in groups:
-            stage = group["name"].split("/")[0]
-            for p in group["params"]:
-                for row in {group["part"], stage, "total"}:
-                    squares[row] = squares.get(row, 0.0) + values(p).double().pow(2).sum().item()
-        return {row: square**0.5 for row, square in squares.items()}
-
-    def gradients(self, groups: list[dict[str, Any]]) -> dict[str, float]:
-        return self.combined(groups, lambda p: torch.zeros(()) if p.grad is None else p.grad)
-
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.before.append(self.gradients(optimizer.param_groups))
-        self.weights = {p: p.detach().clone() for g in optimizer.param_groups for p in g["params"]}
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        groups = trainer.optimizers[0].param_groups
-        if len(self.before) > len(self.after):
-            self.after.append(self.gradients(groups))
-            own = [{**g, "params": [p for p in g["params"] if p.grad is not None]} for g in groups]
-            moved = self.combined(own, lambda p: p.detach() - self.weights[p])
-            old = self.combined(own, lambda p: self.weights[p])
-            self.ratios.append({row: moved[row] / old[row] for row in moved})
+ROOT = Path(__file__).parents[2]
 
 
 def logged(model: pl.LightningModule, folder: Any, *callbacks: pl.Callback, **options: Any) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-
-    class Rows(CSVLogger):
-        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-            if any(key.startswith("grad_norm") for key in metrics):
-                rows.append({**metrics, "step": step})
-
-    runner = trainer(**{"callbacks": list(callbacks), "logger": Rows(folder), "log_every_n_steps": 1, **options})
+    rows = Rows(folder)
+    runner = trainer(**{"callbacks": list(callbacks), "logger": rows, "log_every_n_steps": 1, **options})
     runner.fit(model, batches())
-    return rows
+    return rows.rows
 
 
 MODELS = {
     "task": lambda: (hybrid("6 steps", dropout=0.0), []),
     "foreign": lambda: (Foreign(), [GradualUnfreezing({"backbone": "6 steps"}), GradientNormMonitor()]),
 }
-
-
-def compare(rows: list[dict[str, Any]], by_hand: ByHand) -> None:
-    assert len(rows) == len(by_hand.before) == len(by_hand.after)
-    for index, row in enumerate(rows):
-        before, after = by_hand.before[index], by_hand.after[index]
-        assert row["step"] == index
-        keys = {"grad_norm": before, "grad_norm_clipped": after, "update_ratio": by_hand.ratios[index]}
-        for key, wanted in keys.items():
-            assert {k.removeprefix(f"{key}/") for k in row if k.startswith(f"{key}/")} == wanted.keys()
-            for part, norm in wanted.items():
-                # of a small update float32 keeps few digits of w - w₀: those of w are lost
-                precise = {"rel": 1e-6, "abs": 1e-9} if key != "update_ratio" else {"rel": 1e-6, "abs": 1e-7}
-                assert row[f"{key}/{part}"] == pytest.approx(norm, **precise), (key, part)
-        assert row["clip_coef"] == pytest.approx(after["total"] / before["total"], rel=1e-6)
-        for part, norm in before.items():
-            assert row[f"clip_rate/{part}"] == (after[part] < norm * (1 - 1e-6))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -125,7 +75,7 @@ def test_norms_under_a_gradient_scaler_are_those_of_unscaled_gradients(
     model, callbacks = MODELS[kind]()
     by_hand = ByHand()
     monitor = GradientNormMonitor(stages=True)
-    options = {"gradient_clip_val": 0.05, "plugins": scaled(256.0), "accumulate_grad_batches": accumulate}
+    options = {"gradient_clip_val": 0.05, "plugins": scaled(16.0), "accumulate_grad_batches": accumulate}
     compare(logged(model, tmp_path, *callbacks, by_hand, monitor, **options), by_hand)
 
 
@@ -225,3 +175,24 @@ def test_a_task_that_measures_itself_is_not_measured_again(tmp_path: Any, monkey
     runner = trainer(logger=CSVLogger(tmp_path), log_every_n_steps=10, gradient_clip_val=1.0, max_epochs=1)
     runner.fit(hybrid("6 steps", dropout=0.0), batches(samples=160))
     assert len(calls) == runner.global_step == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_norms_on_two_ranks_equal_an_independent_computation(strategy: str, tmp_path: Path) -> None:
+    """With accumulation, clipping and unfreezing, in a task and in a foreign module; both ranks log the same."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gradient_worker", strategy, str(tmp_path)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    for kind in MODELS:
+        ranks = [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
+        for saved in ranks:
+            by_hand = ByHand()
+            by_hand.before, by_hand.after, by_hand.ratios = saved["before"], saved["after"], saved["ratios"]
+            compare(saved["rows"], by_hand)
+        assert ranks[0]["rows"] == ranks[1]["rows"]
+        frozen = [row[f"grad_norm/{'old' if kind == 'task' else 'backbone'}"] == 0 for row in saved["rows"]]
+        assert frozen == [True] * 2 + [False] * 7
+        assert any(row["clip_rate/total"] == 1 for row in saved["rows"])
