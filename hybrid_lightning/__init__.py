@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         GradualUnfreezing,
         LastCheckpoint,
         ReestimateStatistics,
+        SpikeGuard,
     )
     from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
     from hybrid_lightning.data import DigitsDataModule, InMemoryDataModule, PlaidDataModule
@@ -46,6 +47,7 @@ _HOMES = {
     "Part": "network.parts",
     "PlaidDataModule": "data",
     "ReestimateStatistics": "callbacks",
+    "SpikeGuard": "callbacks",
     "UnfreezingSchedule": "schedules",
     "named_param_groups": "param_groups",
     "register": "network.registry",
@@ -72,6 +74,7 @@ __all__ = [
     "Part",
     "PlaidDataModule",
     "ReestimateStatistics",
+    "SpikeGuard",
     "UnfreezingSchedule",
     "named_param_groups",
     "register",

@@ -21,6 +21,7 @@ PLAIN_TORCH = {
     "gradients",
     "param_groups",
     "sampling",
+    "spikes",
     "weights",
     "configs",
     "sharding",

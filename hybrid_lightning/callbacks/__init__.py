@@ -3,7 +3,15 @@
 from hybrid_lightning.callbacks.exact_resume import ExactResume
 from hybrid_lightning.callbacks.gradient_norm import GradientNormMonitor
 from hybrid_lightning.callbacks.last_checkpoint import LastCheckpoint
+from hybrid_lightning.callbacks.spike_guard import SpikeGuard
 from hybrid_lightning.callbacks.statistics import ReestimateStatistics
 from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing
 
-__all__ = ["ExactResume", "GradientNormMonitor", "GradualUnfreezing", "LastCheckpoint", "ReestimateStatistics"]
+__all__ = [
+    "ExactResume",
+    "GradientNormMonitor",
+    "GradualUnfreezing",
+    "LastCheckpoint",
+    "ReestimateStatistics",
+    "SpikeGuard",
+]
