@@ -69,8 +69,8 @@ class SpikeGuard(pl.Callback):
     def __init__(
         self,
         actions: str | list[str] = "warn",
-        z: float = 6.0,
-        ratio: float = 3.0,
+        z: float = 5.0,
+        ratio: float = 2.5,
         warm_up: int = 20,
         decay: float = 0.95,
         max_skips: int = 5,
