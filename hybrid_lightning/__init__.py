@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybrid_lightning.callbacks import (
+        L2SP,
         ExactResume,
+        GradientClipping,
         GradientNormMonitor,
         GradualUnfreezing,
         LastCheckpoint,
+        NonFiniteGradients,
+        PretrainedDrift,
         ReestimateStatistics,
         SpikeGuard,
     )
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "L2SP": "callbacks",
     "AtomicCheckpointIO": "checkpoint_io",
     "ConfigError": "errors",
     "DigitsDataModule": "data",
@@ -35,6 +40,7 @@ _HOMES = {
     "ExactResume": "callbacks",
     "FSDP2Strategy": "strategies",
     "FitLength": "durations",
+    "GradientClipping": "callbacks",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
     "GroupRates": "rates",
@@ -44,8 +50,10 @@ _HOMES = {
     "HybridTask": "tasks",
     "InMemoryDataModule": "data",
     "LastCheckpoint": "callbacks",
+    "NonFiniteGradients": "callbacks",
     "Part": "network.parts",
     "PlaidDataModule": "data",
+    "PretrainedDrift": "callbacks",
     "ReestimateStatistics": "callbacks",
     "SpikeGuard": "callbacks",
     "UnfreezingSchedule": "schedules",
@@ -55,6 +63,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "L2SP",
     "AtomicCheckpointIO",
     "ConfigError",
     "DigitsDataModule",
@@ -62,6 +71,7 @@ __all__ = [
     "ExactResume",
     "FSDP2Strategy",
     "FitLength",
+    "GradientClipping",
     "GradientNormMonitor",
     "GradualUnfreezing",
     "GroupRates",
@@ -71,8 +81,10 @@ __all__ = [
     "HybridTask",
     "InMemoryDataModule",
     "LastCheckpoint",
+    "NonFiniteGradients",
     "Part",
     "PlaidDataModule",
+    "PretrainedDrift",
     "ReestimateStatistics",
     "SpikeGuard",
     "UnfreezingSchedule",

@@ -70,10 +70,15 @@ def _anchor_weights(config: Mapping[str, Any], folder: Path) -> None:
             part["weights"] = str(folder / weights)
 
 
+_FORMS = {"unfreeze": ("plateau", "start", "stages"), "clip": ("norm", "value", "agc", "zclip")}
+"""Facts of a part that have several forms, each told by a key of its own."""
+
+
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
     """`overlay` over `base`, key by key at every depth; lists and values replace.
 
-    Where the overlay names another class or module, that one's old arguments are dropped with it.
+    Where the overlay names another class or module, that one's old arguments are dropped with it; so is a schedule or a
+    limit where the overlay gives one of another form.
     """
     merged = dict(base)
     for kind, arguments in (("class_path", "init_args"), ("module", "args")):
@@ -81,7 +86,11 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
             merged.pop(arguments, None)
     for key, value in overlay.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            other_form = any(form in value and form not in old for form in _FORMS.get(key, ()))
+            merged[key] = value if other_form else merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 

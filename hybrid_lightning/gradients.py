@@ -151,6 +151,8 @@ class GradientPass:
         """Norm of each of their gradients as it is now, `(number of parameters,)`."""
         self.before = self.norms
         """Norms before anything was clipped."""
+        self.skipped = False
+        """Whether the step will not be made; nothing is clipped then."""
         self.complete = False
         """Whether whoever clips has said that `norms` are up to date."""
         counts = [sum(p.grad is not None for p in group["params"]) for group in self._groups]
@@ -170,6 +172,8 @@ class GradientPass:
 
     def scale(self, coefficient: Tensor, part: str | None = None) -> None:
         """Multiplies all gradients, or those of one part, by a scalar."""
+        if self.skipped:
+            return
         if part is None:
             scale_gradients(self.parameters, coefficient)
             self.norms = self.norms * coefficient
@@ -183,6 +187,8 @@ class GradientPass:
 
     def clip_value(self, limit: float, part: str | None = None) -> None:
         """Brings every value, or those of one part, into [-limit, limit]."""
+        if self.skipped:
+            return
         if part is None:
             limit_gradients(self.parameters, limit)
             self.norms = gradient_norms(self.parameters)
@@ -201,6 +207,7 @@ class GradientPass:
 
     def skip(self) -> None:
         """Takes all gradients away: the optimizer's step will change nothing, neither weights nor its own state."""
+        self.skipped = True
         for parameter in self.parameters:
             parameter.grad = None
 

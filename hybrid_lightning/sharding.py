@@ -74,8 +74,8 @@ def wrap_units(module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[l
         owned.setdefault((group["part"], None), set()).update(map(id, group["params"]))
     units, taken = [], set[int]()
     for wanted in owned.values():
-        outermost = list(dict.fromkeys(_outermost(module, wanted)))
-        modules = [m for m in outermost if any(id(p) not in taken for p in m.parameters())]
+        modules = list(dict.fromkeys(outermost(module, wanted)))
+        modules = [m for m in modules if any(id(p) not in taken for p in m.parameters())]
         if modules:
             units.append(modules)
         taken |= {id(p) for m in modules for p in m.parameters()}
@@ -87,12 +87,12 @@ def _is_called(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-def _outermost(module: nn.Module, wanted: Collection[int]) -> list[nn.Module]:
+def outermost(module: nn.Module, wanted: Collection[int]) -> list[nn.Module]:
     """The outermost modules with a forward whose parameters are all `wanted`."""
     parameters = list(module.parameters())
     if parameters and _is_called(module) and all(id(p) in wanted for p in parameters):
         return [module]
-    return [found for child in module.children() for found in _outermost(child, wanted)]
+    return [found for child in module.children() for found in outermost(child, wanted)]
 
 
 def _refuse_tied(module: nn.Module, units: list[list[nn.Module]]) -> None:
@@ -143,6 +143,12 @@ def reshard(module: nn.Module) -> None:
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
             unit.reshard()
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, in the same memory; any other tensor as it is."""
+    with torch.no_grad():
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(value: Any) -> Any:

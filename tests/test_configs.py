@@ -100,3 +100,20 @@ def test_a_text_that_looks_like_a_number_stays_a_text(tmp_path):
     (tmp_path / "c.yaml").write_text("a: '10'\nb: '1e-3'\nc: 'null'\nd: 10%")
     config = yaml.safe_load(merged_arguments(["-c", f"{tmp_path}/c.yaml"])[1])
     assert config == {"name": "c", "a": "10", "b": "1e-3", "c": "null", "d": "10%"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "merged"),
+    [
+        ({"start": "10%", "freeze": "80%"}, {"plateau": "val/loss"}, {"plateau": "val/loss"}),
+        ({"start": "10%", "every": "1 epochs"}, {"every": "2 epochs"}, {"start": "10%", "every": "2 epochs"}),
+        ({"start": "10%"}, {"start": "20%", "freeze": "80%"}, {"start": "20%", "freeze": "80%"}),
+    ],
+)
+def test_a_schedule_of_another_form_replaces_the_old_one(old, new, merged):
+    assert merge({"unfreeze": old}, {"unfreeze": new}) == {"unfreeze": merged}
+
+
+def test_a_limit_of_another_form_replaces_the_old_one_and_other_keys_of_that_name_do_not():
+    assert merge({"clip": {"norm": 1.0}}, {"clip": {"value": 0.5}}) == {"clip": {"value": 0.5}}
+    assert merge({"norm": "eval"}, {"stages": ["a"]}) == {"norm": "eval", "stages": ["a"]}

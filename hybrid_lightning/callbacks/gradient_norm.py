@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hybrid_lightning.callbacks.gradient_clipping import GradientClipping
 from hybrid_lightning.callbacks.gradient_pass import has_scaler, shared_pass
 from hybrid_lightning.callbacks.logging import forget_logged, is_log_step
 from hybrid_lightning.gradients import GradientPass, Rows, gradient_norms, own_share, tensor_norms
@@ -46,10 +47,13 @@ class GradientNormMonitor(pl.Callback):
         self._due = False
         self._weights: list[Tensor] = []
         self._clips = _ClipCount()
+        self._clips_something = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A fit starts without the memory of an earlier one."""
         self._pass, self._due, self._weights, self._clips = None, False, [], _ClipCount()
+        per_part = any(isinstance(callback, GradientClipping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        self._clips_something = per_part or bool(trainer.gradient_clip_val)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -57,7 +61,7 @@ class GradientNormMonitor(pl.Callback):
         """Measures before clipping."""
         self._due = is_log_step(trainer)
         self._pass = None
-        if self._due or trainer.gradient_clip_val:
+        if self._due or self._clips_something:
             self._pass = shared_pass(trainer, type(self).__name__)
         if self._due and self.update_ratio:
             self._weights = [p.detach().clone() for p in self._pass.parameters] if self._pass else []
@@ -69,14 +73,13 @@ class GradientNormMonitor(pl.Callback):
         if self._pass is None:
             return
         measured, self._pass = self._pass, None
-        skipped = any(p.grad is None for p in measured.parameters)
-        if not skipped and trainer.gradient_clip_val and not measured.complete:
+        if not measured.skipped and trainer.gradient_clip_val and not measured.complete:
             measured.norms = gradient_norms(measured.parameters)
-        if not skipped:
+        if not measured.skipped:
             self._clips.add(measured)
         if self._due:
             values = self._values(measured)
-            if skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"])):
+            if measured.skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"])):
                 forget_logged(trainer, values)
             else:
                 pl_module.log_dict(values)

@@ -47,6 +47,16 @@ def has_scaler(trainer: pl.Trainer) -> bool:
     return scaler is not None and scaler.is_enabled()
 
 
+def refuse_unskippable(trainer: pl.Trainer, asks: str) -> None:
+    """Raises `ConfigError` if torch's clipping by value would be called for a skipped step, where it fails."""
+    own = type(trainer.lightning_module).configure_gradient_clipping is pl.LightningModule.configure_gradient_clipping
+    if own and trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
+        raise ConfigError(
+            f"{asks}: a skipped step has no gradients, and torch's clipping by value fails without any. Use "
+            f"GradientClipping({{part: {{'value': {trainer.gradient_clip_val}}}}}) instead."
+        )
+
+
 class LaterOnHost:
     """A small tensor on its way to the host; nobody waits for it until it is read.
 

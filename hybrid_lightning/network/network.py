@@ -150,9 +150,9 @@ class HybridNetwork(nn.Module):
         return {name: pooled(outputs[name], self.facts[name].pool) for name in self.feeding}
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Named param groups of all parts, see `named_param_groups`."""
+        """Named param groups of all parts, see `named_param_groups`; each also has the ``origin`` of its part."""
         names = [name for name, module in self.parts.items() if any(True for _ in module.parameters())]
-        return named_param_groups(
+        groups = named_param_groups(
             self,
             {name: f"parts.{name}" for name in names},
             lr=lr,
@@ -161,6 +161,7 @@ class HybridNetwork(nn.Module):
             stages={name: self._full_patterns(name) for name in names},
             fixed=self.fixed,
         )
+        return [{**group, "origin": self.facts[group["part"]].origin} for group in groups]
 
     def _full_patterns(self, name: str) -> dict[str, list[str]]:
         return {s: [f"parts.{name}.{pattern}" for pattern in patterns] for s, patterns in self.stages[name].items()}

@@ -1,7 +1,6 @@
 """Parts: what a user says about each sub-network, as plain facts."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.clipping import ClippingRule
+from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.norms import NORM_MODES
 from hybrid_lightning.param_groups import PartRates
 from hybrid_lightning.schedules import UnfreezingSchedule
@@ -38,11 +38,15 @@ class Part:
         layer_decay: Factor on the rate for each stage towards the input.
         weight_decay: Weight decay of parameters with two or more dimensions.
         decay_all: Whether biases and 1-d parameters decay too.
+        l2sp: Strength of the pull towards the weights the part started from, see `L2SP`; None or 0 pulls nothing.
         unfreeze: ``always``, ``never``, a duration, ``{start: 10%, every: 1 epochs}`` (top-down by stage), a plateau
             such as ``{plateau: val/loss, patience: 2 validations}``, and more, see `GradualUnfreezing`.
         norm: Normalisations with running statistics: ``eval`` uses the stored statistics also once the part trains;
             ``stats`` re-estimates them from training data before each validation; ``train`` uses those of the batch
             also while the part is frozen. None uses the stored ones while it is frozen, those of the batch later.
+        clip: Limit of the part's gradients, before the Trainer's ``gradient_clip_val``: ``{norm: 1.0}``,
+            ``{value: 0.5}``, ``agc`` (by the norm of the weights; never the head) or ``zclip`` (by their own history),
+            see `GradientClipping`; None limits nothing.
         compile: Whether the part is compiled with ``torch.compile``, or its options as a dict.
     """
 
@@ -56,8 +60,10 @@ class Part:
     layer_decay: float | None = None
     weight_decay: float | None = None
     decay_all: bool | None = None
+    l2sp: float | None = None
     unfreeze: Any = None
     norm: str | None = None
+    clip: Any = None
     compile: Any = False
 
     @property
@@ -84,8 +90,10 @@ class OriginDefaults:
     layer_decay: float = 1.0
     weight_decay: float | None = None
     decay_all: bool = False
+    l2sp: float | None = None
     unfreeze: Any = "always"
     norm: str | None = None
+    clip: Any = None
 
 
 DEFAULTS = {"pretrained": OriginDefaults(lr_scale=0.1, unfreeze="10%"), "untrained": OriginDefaults()}
@@ -148,6 +156,8 @@ def _check_values(part: Part, where: str) -> None:
     check_number(part.layer_decay, f"{where}.layer_decay", low=0, high=1, above_low=True)
     if part.weight_decay is not None:
         check_number(part.weight_decay, f"{where}.weight_decay", low=0)
+    if part.l2sp is not None:
+        check_number(part.l2sp, f"{where}.l2sp", low=0)
     if part.pool not in POOLS:
         raise unknown(f"{where}.pool", "pooling", str(part.pool), POOLS)
     if part.weights is not None and not isinstance(part.weights, str):
@@ -158,6 +168,8 @@ def _check_values(part: Part, where: str) -> None:
         raise ConfigError(f"{where}.stages: {part.stages!r} is not a list of patterns such as [stem, layer1, layer2].")
     if part.norm is not None and part.norm not in NORM_MODES:
         raise unknown(f"{where}.norm", "mode", str(part.norm), NORM_MODES)
+    if part.clip is not None:
+        ClippingRule.parse(part.clip, f"{where}.clip")
     if not isinstance(part.compile, bool | Mapping):
         raise ConfigError(f"{where}.compile: {part.compile!r} is neither true, nor false, nor options as a dict.")
     UnfreezingSchedule.parse(part.unfreeze, f"{where}.unfreeze")
@@ -165,15 +177,6 @@ def _check_values(part: Part, where: str) -> None:
 
 def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
-
-
-def check_number(value: Any, where: str, low: float, high: float | None = None, above_low: bool = False) -> None:
-    """Raises `ConfigError` unless `value` is a finite number of at least `low` (above it: `above_low`)."""
-    numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not numeric or value < low or (above_low and value == low) or (high is not None and value > high):
-        bounds = f"{'above' if above_low else 'at least'} {low}" + (f" and at most {high}" if high is not None else "")
-        hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) else ""
-        raise ConfigError(f"{where}: {value!r} is not a number {bounds}{hint}.")
 
 
 def parse_parts(

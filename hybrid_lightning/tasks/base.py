@@ -10,14 +10,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
 from hybrid_lightning.callbacks.gradient_pass import shared_pass
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
-from hybrid_lightning.callbacks.unfreezing import check_moments
+from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing, check_moments
 from hybrid_lightning.durations import FitLength
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.network.network import HybridNetwork, first_samples
-from hybrid_lightning.network.parts import Part, all_defaults, check_number, parse_part, parse_parts
+from hybrid_lightning.network.parts import Part, all_defaults, parse_part, parse_parts
 from hybrid_lightning.phases import training_at_start
 from hybrid_lightning.rates import GroupLR, GroupRates
 from hybrid_lightning.report import plan_table
@@ -34,6 +33,7 @@ from hybrid_lightning.tasks.checkpoints import (
     require_plain,
     with_live_modules,
 )
+from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_facts, schedules_of, take_places
 from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
 from hybrid_lightning.tasks.metrics import SplitMetrics
 from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class, step_by_metric
@@ -58,7 +58,7 @@ class HybridTask(pl.LightningModule, ABC):
         lr: Base learning rate, the only one; each group's own rate is a multiple of it.
         weight_decay: Weight decay of parameters with two or more dimensions.
         pretrained: Defaults of all pretrained parts: ``lr_scale`` (0.1), ``layer_decay`` (1), ``weight_decay``,
-            ``decay_all`` (false), ``unfreeze`` (10%).
+            ``decay_all`` (false), ``l2sp`` (null), ``unfreeze`` (10%), ``norm`` (null).
         untrained: Defaults of all untrained parts; ``lr_scale`` is 1 and ``unfreeze`` is ``always``.
         fusion: Facts of the fusion of several parts, such as ``{module: ConcatFusion, args: {width: 64}}``.
         optimizer: A class of `torch.optim`, by name or as ``{class_path: ..., init_args: {...}}``; null is AdamW.
@@ -185,8 +185,7 @@ class HybridTask(pl.LightningModule, ABC):
 
     def schedules(self) -> dict[str, UnfreezingSchedule]:
         """Part → when it unfreezes, for the parts that have parameters and do not train from the start."""
-        facts = self._facts_with_groups()
-        return {n: UnfreezingSchedule.parse(part.unfreeze) for n, part in facts.items() if part.unfreeze != "always"}
+        return schedules_of(self._facts_with_groups())
 
     def _facts_with_groups(self) -> dict[str, Part]:
         """Facts of the parts that have parameters."""
@@ -201,32 +200,16 @@ class HybridTask(pl.LightningModule, ABC):
             self.build(example_batch(self.trainer), load=self.reads_weights)
         network = self.built()
         shard_if_asked(self.trainer.strategy, network, network.param_groups(self.base_lr, self.weight_decay))
-        norm = {name: part.norm for name, part in self._facts_with_groups().items() if part.norm}
-        for callback in self._own_callbacks:
-            if isinstance(callback, GradualUnfreezing):
-                callback.schedules, callback.norm = self.schedules(), norm
-            if isinstance(callback, ReestimateStatistics):
-                callback.parts = [name for name, mode in norm.items() if mode == "stats"]
+        follow_facts(self._own_callbacks, self._facts_with_groups())
         network.compile_parts()
         if self.trainer.state.fn == "fit":
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Unfreezing, gradient norms, exact resume; a callback of the same type in the Trainer takes its place."""
-        self._own_callbacks = self._own_callbacks or self._default_callbacks()
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
-        for callback in stale:  # of another model that this Trainer trained before
-            callbacks.remove(callback)
-        for callback in self._own_callbacks:
-            callback.made_by_task = True  # type: ignore[attr-defined]
-        others = [c for c in callbacks if c not in self._own_callbacks]
-        return [own for own in self._own_callbacks if not any(isinstance(other, type(own)) for other in others)]
-
-    def _default_callbacks(self) -> list[pl.Callback]:
-        stats = any(part.norm == "stats" for part in [*self.parts.values(), self.fusion])
-        own = [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor(), ExactResume()]
-        return [*own, *([ReestimateStatistics()] if stats else [])]
+        """Unfreezing, gradient health, exact resume; a callback of the same type in the Trainer takes its place."""
+        facts = [*self.parts.values(), self.fusion]
+        self._own_callbacks = self._own_callbacks or default_callbacks(facts, self.unfreezing)
+        return take_places(self.trainer.callbacks, self._own_callbacks)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all parameters in named groups, and the course of their rates."""

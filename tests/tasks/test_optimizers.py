@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from hybrid_lightning import ConfigError, named_param_groups
@@ -62,9 +63,11 @@ def test_an_optimizer_without_a_fused_form_stays_as_it_is():
     assert "fused" not in optimizer("RMSprop", fused=True).param_groups[0]
 
 
-@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", False)])
-def test_adamw_is_fused_in_full_precision_only(precision, fused):
-    run = trainer(precision=precision, gradient_clip_val=1.0, limit_val_batches=0)
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
+def test_adamw_is_fused_unless_a_scaler_scales_gradients(precision, fused):
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))  # with a device, which Lightning leaves out
+    chosen = {"plugins": scaler} if precision == "16-mixed" else {"precision": precision}
+    run = trainer(**chosen, gradient_clip_val=1.0, limit_val_batches=0)
     run.fit(classifier(), data())
     assert isinstance(run.optimizers[0], torch.optim.AdamW)
     assert bool(run.optimizers[0].param_groups[0]["fused"]) is fused
