@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, shared_pass
+from hybrid_lightning.callbacks.exact_resume import window_is_open
+from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
 from hybrid_lightning.callbacks.logging import is_log_step, named_groups
 from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.gradients import GradientPass, Rows
-from hybrid_lightning.network.parts import check_number
+from hybrid_lightning.norms import KeptStatistics
 from hybrid_lightning.spikes import NormHistory, Sensitivity, Spike
 
 ACTIONS = ("warn", "skip", "lower_lr", "postpone")
@@ -48,8 +50,9 @@ class SpikeGuard(pl.Callback):
         actions: One or several of:
 
             - ``warn``: a warning for each of the first 10 steps with spikes; the rest is counted at the end;
-            - ``skip``: the step is not made: weights and the optimizer's state stay. After `max_skips` in a row the
-              step is made and the part's history starts anew; a fit whose gradients stay non-finite ends;
+            - ``skip``: the step is not made: weights, the optimizer's state and running statistics stay. After
+              `max_skips` in a row the step is made and the part's history starts anew; a fit whose gradients stay
+              non-finite ends. In our tasks `NonFiniteGradients` ends it at the first such step, unless told to skip;
             - ``lower_lr``: the part's rates are multiplied by `lr_factor` for this step and the next ones, `steps` in
               all. Schedulers and checkpoints never see that; ``lr/<group>`` logs it;
             - ``postpone``: nothing is unfrozen for `steps` steps. Needs a `GradualUnfreezing` in the Trainer.
@@ -111,6 +114,8 @@ class SpikeGuard(pl.Callback):
         self._skips_in_a_row = 0
         self._lowered: dict[str, int] = {}
         self._scaler_skips = False
+        self._statistics: KeptStatistics | None = None
+        self._saved_statistics: list[Tensor] | None = None
         self._rows: Rows | None = None
         self._trains: dict[str, int] = {}
         self._pending: _Measured | None = None
@@ -118,7 +123,7 @@ class SpikeGuard(pl.Callback):
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Histories, counts, what is in force, and the events."""
+        """Histories, counts, what is in force, the events; within an accumulation window what a skip would restore."""
         self._judge()
         return {
             "histories": {part: history.state_dict() for part, history in self._histories.items()},
@@ -128,6 +133,7 @@ class SpikeGuard(pl.Callback):
             "skips_in_a_row": self._skips_in_a_row,
             "lowered": dict(self._lowered),
             "events": [dict(event) for event in self.events],
+            "statistics": None if self._statistics is None else self._statistics.copies,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -139,6 +145,7 @@ class SpikeGuard(pl.Callback):
         self.skipped, self._spiky_steps = state_dict["skipped"], state_dict["spiky_steps"]
         self._skips_in_a_row = state_dict["skips_in_a_row"]
         self.events = [dict(event) for event in state_dict["events"]]
+        self._saved_statistics = state_dict["statistics"]
 
     # The fit
 
@@ -150,6 +157,8 @@ class SpikeGuard(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses what cannot work, before the first batch."""
         named_groups(trainer, type(self).__name__)
+        if "skip" in self.actions:
+            refuse_unskippable(trainer, type(self).__name__)
         if "postpone" in self.actions and unfreezing_of(trainer) is None:
             raise ConfigError(
                 "SpikeGuard.actions: 'postpone' has nothing to postpone, because no GradualUnfreezing is among the "
@@ -157,6 +166,14 @@ class SpikeGuard(pl.Callback):
             )
         if "lower_lr" in self.actions:
             self._hook = trainer.optimizers[0].register_step_post_hook(lambda *_: self._restore_rates())
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps what the forward passes of a step change, if the step may be skipped."""
+        if "skip" in self.actions and self._statistics is None:
+            self._statistics = KeptStatistics(pl_module, self._saved_statistics)
+            self._saved_statistics = None
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -178,6 +195,8 @@ class SpikeGuard(pl.Callback):
     ) -> None:
         """Restores the rates, if the optimizer's step did not."""
         self._restore_rates()
+        if not window_is_open(trainer):
+            self._statistics = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reads what is left, and says how many steps had no warning."""
@@ -291,6 +310,8 @@ class SpikeGuard(pl.Callback):
         step = trainer.global_step
         if "skip" in self.actions and self._skips_in_a_row:
             gradients.skip()
+            assert self._statistics is not None
+            self._statistics.restore()
         unfreezing = unfreezing_of(trainer)
         if "postpone" in self.actions and unfreezing is not None and any(spike.finite for spike in spikes):
             moved = unfreezing.postpone(trainer, step + self.steps)
