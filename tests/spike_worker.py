@@ -20,7 +20,7 @@ def main(strategy: str, folder: Path) -> None:
     ignored = "LeafSpec|many workers|on_before_batch_transfer|SpikeGuard|sync_dist=True|val_dataloader|eval mode"
     warnings.filterwarnings("ignore", f".*({ignored}).*")
     torch.set_num_threads(1)
-    guard = SpikeGuard(["warn", "skip", "lower_lr", "postpone"], warm_up=6, steps=5)
+    guard = SpikeGuard(["warn", "skip", "lower_lr", "postpone"], ratio=20, warm_up=6, steps=5)
     unfreezing = GradualUnfreezing({"old": "12 steps"}, check_ranks="epochs")
     faults = Faults("network.parts.new", [10, 14], 1e4, rank=1)
     strategies: dict[str, Any] = {"ddp": DDPStrategy(process_group_backend="gloo"), "fsdp2": FSDP2Strategy()}

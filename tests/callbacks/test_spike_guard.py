@@ -21,7 +21,7 @@ from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 from tests.small import CONFIG, changed, command
 
 ROOT = Path(__file__).parents[2]
-QUIET = "ignore:SpikeGuard"
+QUIET = "ignore:(SpikeGuard|unfreeze. postponed)"
 SENSITIVE: dict[str, Any] = {"z": 4.0, "ratio": 5.0, "warm_up": 8, "decay": 0.9}
 
 
