@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         NonFiniteGradients,
         PretrainedDrift,
         ReestimateStatistics,
+        SpikeGuard,
     )
     from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
     from hybrid_lightning.data import DigitsDataModule, InMemoryDataModule, PlaidDataModule
@@ -54,6 +55,7 @@ _HOMES = {
     "PlaidDataModule": "data",
     "PretrainedDrift": "callbacks",
     "ReestimateStatistics": "callbacks",
+    "SpikeGuard": "callbacks",
     "UnfreezingSchedule": "schedules",
     "named_param_groups": "param_groups",
     "register": "network.registry",
@@ -84,6 +86,7 @@ __all__ = [
     "PlaidDataModule",
     "PretrainedDrift",
     "ReestimateStatistics",
+    "SpikeGuard",
     "UnfreezingSchedule",
     "named_param_groups",
     "register",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NORM_MODES = ("eval", "stats", "train")
 """What a part can do with its normalisations, see `Part`."""
@@ -20,16 +20,18 @@ class KeptStatistics:
 
     Args:
         root: Its normalisations in train mode are kept.
+        copies: What was kept by another process that this one continues; None copies what is there now.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, copies: Sequence[Tensor] | None = None) -> None:
         moving = [module for module in root.modules() if has_statistics(module) and module.training]
         self._buffers = [buffer for module in moving for buffer in module.buffers(recurse=False)]
-        self._copies = [buffer.clone() for buffer in self._buffers]
+        self.copies = [buffer.clone() for buffer in self._buffers] if copies is None else list(copies)
+        """The values to be restored."""
 
     def restore(self) -> None:
         """Puts the copies back."""
-        for buffer, copy in zip(self._buffers, self._copies, strict=True):
+        for buffer, copy in zip(self._buffers, self.copies, strict=True):
             buffer.copy_(copy)
 
 

@@ -45,6 +45,7 @@ def group_spans(
     schedules: Mapping[str, UnfreezingSchedule],
     length: FitLength,
     recorded: Mapping[str, int] | None = None,
+    holds: Sequence[Sequence[int]] = (),
 ) -> dict[str, Span]:
     """Group name → from which step to which one it trains.
 
@@ -53,11 +54,12 @@ def group_spans(
         schedules: Part → schedule; a part that is not named trains always.
         length: Turns durations into steps.
         recorded: `label` → step that a plateau decided.
+        holds: Windows in which nothing starts, see `held`.
     """
     spans: dict[str, dict[str, Span]] = {}
     for part, stages in stages_by_part(groups).items():
         decided = _of_part(groups, part, recorded or {})
-        spans[part] = schedules.get(part, ALWAYS).spans(stages, length, decided, f"unfreeze.{part}")
+        spans[part] = schedules.get(part, ALWAYS).spans(stages, length, decided, f"unfreeze.{part}", holds)
     return {g["name"]: Span(None) if g["fixed"] else spans[g["part"]][stage_name(g)] for g in groups}
 
 
@@ -88,13 +90,15 @@ def waiting_for(
     length: FitLength,
     recorded: Mapping[str, int],
     step: int,
+    holds: Sequence[Sequence[int]] = (),
 ) -> dict[str, Plateau]:
     """`label` → the plateau that this stage waits for at this step; for the arguments see `group_spans`."""
     stages = stages_by_part(groups)
     waiting: dict[str, dict[str, Plateau]] = {}
     for part, schedule in schedules.items():
         decided = _of_part(groups, part, recorded)
-        waiting[part] = schedule.waiting(stages[part], schedule.spans(stages[part], length, decided), decided, step)
+        spans = schedule.spans(stages[part], length, decided, holds=holds)
+        waiting[part] = schedule.waiting(stages[part], spans, decided, step)
     return {
         label(g): waiting[g["part"]][stage_name(g)]
         for g in groups
@@ -122,10 +126,16 @@ def refuse_impossible(spans: Mapping[str, Span], length: FitLength) -> None:
                 f"unfreeze: {name} is frozen again at step {span.stop}, before it trains at step {span.start}. "
                 f"Freeze it later, or write 'never'."
             )
+    idle = idle_from(spans, length)
+    if idle is not None:
+        raise ConfigError(f"unfreeze: from step {idle} on nothing trains. Leave out 'freeze' for one part.")
+
+
+def idle_from(spans: Mapping[str, Span], length: FitLength) -> int | None:
+    """The first step of the fit from which on nothing trains, if only for a while."""
+    total = length.total_steps
     stops = sorted({s.stop for s in spans.values() if s.stop is not None and (total is None or s.stop < total)})
-    for stop in stops:
-        if not any(span.trains(stop) for span in spans.values()):
-            raise ConfigError(f"unfreeze: from step {stop} on nothing trains. Leave out 'freeze' for one part.")
+    return next((stop for stop in stops if not any(span.trains(stop) for span in spans.values())), None)
 
 
 def trainable_shares(groups: Sequence[Group]) -> dict[str, float]:

@@ -17,6 +17,7 @@ def plan_rows(
     origins: Mapping[str, str],
     length: FitLength,
     recorded: Mapping[str, int] | None = None,
+    holds: Sequence[Sequence[int]] = (),
 ) -> list[dict[str, str]]:
     """One row per part and stage, in the order of the groups.
 
@@ -26,8 +27,9 @@ def plan_rows(
         origins: Part → ``pretrained`` or ``untrained``.
         length: Turns durations into steps.
         recorded: Part and stage → step that a plateau has decided.
+        holds: Windows in which nothing starts, see `held`.
     """
-    spans = group_spans(groups, schedules, length, recorded)
+    spans = group_spans(groups, schedules, length, recorded, holds)
     stages = stages_by_part(groups)
     by_stage: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for group in groups:
@@ -69,6 +71,7 @@ def plan_table(
     origins: Mapping[str, str],
     length: FitLength,
     recorded: Mapping[str, int] | None = None,
+    holds: Sequence[Sequence[int]] = (),
 ) -> str:
     """The rows of `plan_rows` as text, with the length of the fit below.
 
@@ -76,7 +79,7 @@ def plan_table(
     """
     end = "no end" if length.total_steps is None else f"{length.total_steps} steps"
     epoch = "unknown" if length.steps_per_epoch is None else f"{length.steps_per_epoch} steps"
-    rows = plan_rows(groups, schedules, origins, length, recorded)
+    rows = plan_rows(groups, schedules, origins, length, recorded, holds)
     return f"{format_table(rows, COLUMNS, _RIGHT_ALIGNED)}\nlength of the fit: {end}; of an epoch: {epoch}"
 
 

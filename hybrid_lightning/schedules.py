@@ -107,6 +107,20 @@ class Span(NamedTuple):
         return self.start is not None and self.start <= step and (self.stop is None or step < self.stop)
 
 
+def held(start: int, holds: Sequence[Sequence[int]]) -> int:
+    """The step at which something starts that is due at `start`.
+
+    Args:
+        start: The step at which it is due.
+        holds: Pairs (since, until) in the order in which they were decided: what is due between them starts at `until`.
+            What had started by `since` is not touched.
+    """
+    for since, until in holds:
+        if since < start < until:
+            start = until
+    return start
+
+
 @dataclass(frozen=True)
 class UnfreezingSchedule:
     """When the stages of one part train.
@@ -214,6 +228,7 @@ class UnfreezingSchedule:
         length: FitLength,
         recorded: Mapping[str, int] | None = None,
         where: str = "unfreeze",
+        holds: Sequence[Sequence[int]] = (),
     ) -> dict[str, Span]:
         """When each stage trains, in optimizer steps: a function of its arguments alone.
 
@@ -222,6 +237,7 @@ class UnfreezingSchedule:
             length: Length of the fit, which turns epochs and percentages into steps.
             recorded: Stage → step that a plateau decided; a plateau that is missing has not come yet.
             where: Config path named in errors.
+            holds: Windows in which nothing starts, see `held`; what follows a stage is counted from its real start.
 
         Raises:
             ConfigError: If a unit cannot be turned into steps.
@@ -234,6 +250,7 @@ class UnfreezingSchedule:
                 start = (recorded or {}).get(stage)
             elif trigger is not None and before is not None:
                 start = before + trigger.steps(length, where)
+            start = None if start is None else held(start, holds)
             spans[stage] = Span(start, self._stop(stages, stage, length, where))
         return spans
 

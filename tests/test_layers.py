@@ -22,6 +22,7 @@ PLAIN_TORCH = {
     "gradients",
     "param_groups",
     "sampling",
+    "spikes",
     "weights",
     "configs",
     "sharding",

@@ -7,6 +7,7 @@ from hybrid_lightning.callbacks.gradient_norm import GradientNormMonitor
 from hybrid_lightning.callbacks.l2sp import L2SP
 from hybrid_lightning.callbacks.last_checkpoint import LastCheckpoint
 from hybrid_lightning.callbacks.non_finite import NonFiniteGradients
+from hybrid_lightning.callbacks.spike_guard import SpikeGuard
 from hybrid_lightning.callbacks.statistics import ReestimateStatistics
 from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing
 
@@ -20,4 +21,5 @@ __all__ = [
     "NonFiniteGradients",
     "PretrainedDrift",
     "ReestimateStatistics",
+    "SpikeGuard",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from hybrid_lightning.callbacks.exact_resume import window_is_open
@@ -18,6 +18,7 @@ from hybrid_lightning.norms import NORM_MODES
 from hybrid_lightning.phases import (
     ALWAYS,
     group_spans,
+    idle_from,
     label,
     refuse_impossible,
     stage_name,
@@ -36,9 +37,9 @@ class GradualUnfreezing(pl.Callback):
     """Trains each part from its own moment on; until then, and after it is frozen again, the part is frozen.
 
     Frozen means: no gradient, no update, no weight decay, normalisation and dropout in eval mode. What trains is a
-    function of the schedule, the step and the moments that metrics have decided; the latter are in the checkpoint. So a
-    resumed run trains what an uninterrupted one would. Works in any LightningModule whose one optimizer has groups from
-    `named_param_groups`.
+    function of the schedule, the step and the moments that metrics or `postpone` have decided; the latter are in the
+    checkpoint. So a resumed run trains what an uninterrupted one would. Works in any LightningModule whose one
+    optimizer has groups from `named_param_groups`.
 
     Metrics are waited for after each validation (not the sanity check), on the mean over all ranks. On several ranks
     the parameters are compared bit by bit after the first step of each phase.
@@ -90,6 +91,8 @@ class GradualUnfreezing(pl.Callback):
     def _forget(self) -> None:
         self.recorded: dict[str, int] = {}
         """Part and stage → step that a plateau decided."""
+        self.holds: list[list[int]] = []
+        """Windows in which nothing starts, see `postpone`."""
         self.spans: dict[str, Span] = {}
         """Group → steps between which it trains."""
         self._watches: dict[str, dict[str, Any]] = {}
@@ -108,6 +111,7 @@ class GradualUnfreezing(pl.Callback):
         """What metrics decided and what is needed to decide on; and the names of the groups that train."""
         return {
             "recorded": self.recorded,
+            "holds": [list(hold) for hold in self.holds],
             "watches": self._watches,
             "best": self._best,
             "training": self._training or [],
@@ -116,6 +120,7 @@ class GradualUnfreezing(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the decisions of an earlier run."""
         self.recorded = dict(state_dict.get("recorded", {}))
+        self.holds = [list(hold) for hold in state_dict.get("holds", [])]
         self._watches = {stage: dict(watch) for stage, watch in state_dict.get("watches", {}).items()}
         self._best = dict(state_dict.get("best", {}))
         self._training = list(state_dict["training"]) if state_dict.get("training") else None
@@ -212,10 +217,41 @@ class GradualUnfreezing(pl.Callback):
                     set_trainable(group["params"], True)
         self.spans, self._modes = {}, {}
 
+    def postpone(self, trainer: pl.Trainer, until: int) -> list[str]:
+        """Lets nothing that is frozen now start before the step `until`; to be called the same on all ranks.
+
+        The window is recorded, so that what trains stays a function of the schedule, the step and what is recorded.
+        Stages that follow another one keep their distance from it. A window in which nothing at all would train is not
+        opened.
+
+        Args:
+            trainer: Its fit is under way.
+            until: Step from which on things may start again.
+
+        Returns:
+            Labels of the parts and stages that will start later than they would have.
+        """
+        assert self._length is not None
+        groups, since = named_groups(trainer, type(self).__name__), trainer.global_step
+        last = self.holds[-1] if self.holds else [-1, -1]
+        # windows that overlap are one, because nothing started within the first
+        holds = [*self.holds[:-1], [last[0], max(last[1], until)]] if since < last[1] else [*self.holds, [since, until]]
+        spans = group_spans(groups, self.schedules, self._length, self.recorded, holds)
+        if idle_from(spans, self._length) is not None:
+            rank_zero_warn("unfreeze: nothing is postponed, because then nothing would train for some steps.")
+            return []
+        moved = {label(g): spans[g["name"]] for g in groups if spans[g["name"]] != self.spans[g["name"]]}
+        end = self._length.total_steps or float("inf")
+        lost = [name for name, (start, stop) in moved.items() if (start or 0) >= (end if stop is None else stop)]
+        if lost:
+            rank_zero_warn(f"unfreeze: postponed beyond the end, so these will never train: {listing(lost)}.")
+        self.holds, self.spans, self._next = holds, spans, 0
+        return list(moved)
+
     def _find_spans(self, trainer: pl.Trainer) -> None:
         groups = named_groups(trainer, type(self).__name__)
         assert self._length is not None
-        self.spans = group_spans(groups, self.schedules, self._length, self.recorded)
+        self.spans = group_spans(groups, self.schedules, self._length, self.recorded, self.holds)
         self._next = 0
 
     def _apply(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
@@ -280,7 +316,7 @@ class GradualUnfreezing(pl.Callback):
     def _waiting(self, trainer: pl.Trainer, step: int) -> dict[str, Plateau]:
         groups = named_groups(trainer, type(self).__name__)
         assert self._length is not None
-        return waiting_for(groups, self.schedules, self._length, self.recorded, step)
+        return waiting_for(groups, self.schedules, self._length, self.recorded, step, self.holds)
 
     def _restoring(self, groups: Sequence[Group]) -> dict[str, Plateau]:
         """Group → metric whose best weights are restored before it is unfrozen."""

@@ -350,11 +350,11 @@ class HybridTask(pl.LightningModule, ABC):
         """
         callbacks = [c for c in trainer.callbacks if isinstance(c, GradualUnfreezing)]  # type: ignore[attr-defined]
         schedules = callbacks[0].schedules if callbacks else self.schedules()
-        recorded = callbacks[0].recorded if callbacks else None
+        recorded, holds = (callbacks[0].recorded, callbacks[0].holds) if callbacks else (None, ())
         training_at_start(groups, schedules)
         check_moments(trainer, groups, schedules, length)
         origins = {name: part.origin for name, part in self.built().facts.items()}
-        return plan_table(groups, schedules, origins, length, recorded)
+        return plan_table(groups, schedules, origins, length, recorded, holds)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the mean training loss since the last log, and the rates of this step."""

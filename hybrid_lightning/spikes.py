@@ -1,0 +1,126 @@
+"""Spikes of gradient norms: each part's norm against its own history. Numbers on the host alone."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SMALLEST_DEVIATION = 0.05
+"""Of the logarithm of a norm; a part that is quieter is taken to vary by this much."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What counts as a spike; both `z` and `ratio` have to be exceeded.
+
+    Args:
+        z: Standard deviations of the logarithm of the norm above its mean, above 0.
+        ratio: Times the typical norm, above 1.
+        warm_up: Norms that a history has to hold before anything is a spike, 2 or more.
+        decay: Weight of the past in the moving mean and variance, in (0, 1); ``1 / (1 - decay)`` steps are remembered.
+    """
+
+    z: float
+    ratio: float
+    warm_up: int
+    decay: float
+
+
+@dataclass(frozen=True)
+class Spike:
+    """A part's norm that is far above its history.
+
+    Args:
+        part: Name of the part.
+        norm: Its norm; inf if it is not finite.
+        typical: Geometric moving mean of the norms before; nan without a history.
+        z: Distance from there in standard deviations of the logarithm; inf if the norm is not finite.
+    """
+
+    part: str
+    norm: float
+    typical: float
+    z: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether the norm is a number."""
+        return math.isfinite(self.norm)
+
+    @property
+    def ratio(self) -> float:
+        """Norm over the typical norm; inf if the norm is not finite."""
+        return self.norm / self.typical if self.finite else math.inf
+
+    def __str__(self) -> str:
+        if not self.finite:
+            return f"{self.part!r} is not finite"
+        return f"{self.part!r} {self.norm:.3g}, typically {self.typical:.3g} (× {self.ratio:.3g}, z {self.z:.3g})"
+
+
+class NormHistory:
+    """The norms that one part had, as exponentially weighted mean and variance of their logarithms, without bias.
+
+    A norm beyond the threshold of a spike, or as far below the mean, is remembered as if it were just there. So one
+    spike changes little, and a level that lasts becomes typical.
+
+    Args:
+        sensitivity: What counts as a spike.
+        trains: Number of the part's parameters that train; with another number, another history begins.
+        norms: How many norms it holds.
+        mean: Of their logarithms.
+        variance: Of their logarithms.
+    """
+
+    def __init__(
+        self, sensitivity: Sensitivity, trains: int, norms: int = 0, mean: float = 0.0, variance: float = 0.0
+    ) -> None:
+        self.sensitivity, self.trains = sensitivity, trains
+        self.norms, self.mean, self.variance = norms, mean, variance
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the logarithm of the norm."""
+        return max(math.sqrt(self.variance), SMALLEST_DEVIATION)
+
+    @property
+    def threshold(self) -> float:
+        """How far above the mean a logarithm may be without being a spike."""
+        return max(self.sensitivity.z * self.deviation, math.log(self.sensitivity.ratio))
+
+    def compare(self, part: str, norm: float) -> Spike | None:
+        """The spike that a norm is, if it is one; a norm that is not finite always is.
+
+        Args:
+            part: Name of the part.
+            norm: Its norm at this step, 0 or more, or inf.
+        """
+        typical = math.exp(self.mean) if self.norms else math.nan
+        if not math.isfinite(norm):
+            return Spike(part, math.inf, typical, math.inf)
+        if norm == 0 or self.norms < self.sensitivity.warm_up:
+            return None
+        distance = math.log(norm) - self.mean
+        return Spike(part, norm, typical, distance / self.deviation) if distance > self.threshold else None
+
+    def add(self, norm: float) -> None:
+        """Remembers a norm; one that is 0 or not finite tells nothing."""
+        if norm == 0 or not math.isfinite(norm):
+            return
+        distance = math.log(norm) - self.mean
+        if self.norms >= self.sensitivity.warm_up:
+            distance = min(max(distance, -self.threshold), self.threshold)
+        self.norms += 1
+        decay = self.sensitivity.decay
+        weight = (1 - decay) / (1 - decay**self.norms)
+        self.mean += weight * distance
+        self.variance = (1 - weight) * (self.variance + weight * distance**2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the sensitivity, as plain data."""
+        return {"trains": self.trains, "norms": self.norms, "mean": self.mean, "variance": self.variance}
+
+    @classmethod
+    def restored(cls, sensitivity: Sensitivity, state: Mapping[str, Any]) -> "NormHistory":
+        """A history from its `state_dict`."""
+        return cls(sensitivity, **state)
