@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hybrid_lightning.callbacks import (
         ExactResume,
+        GradientClipping,
         GradientNormMonitor,
         GradualUnfreezing,
         LastCheckpoint,
+        NonFiniteGradients,
         ReestimateStatistics,
     )
     from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
@@ -34,6 +36,7 @@ _HOMES = {
     "ExactResume": "callbacks",
     "FSDP2Strategy": "strategies",
     "FitLength": "durations",
+    "GradientClipping": "callbacks",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
     "GroupRates": "rates",
@@ -43,6 +46,7 @@ _HOMES = {
     "HybridTask": "tasks",
     "InMemoryDataModule": "data",
     "LastCheckpoint": "callbacks",
+    "NonFiniteGradients": "callbacks",
     "Part": "network.parts",
     "PlaidDataModule": "data",
     "ReestimateStatistics": "callbacks",
@@ -60,6 +64,7 @@ __all__ = [
     "ExactResume",
     "FSDP2Strategy",
     "FitLength",
+    "GradientClipping",
     "GradientNormMonitor",
     "GradualUnfreezing",
     "GroupRates",
@@ -69,6 +74,7 @@ __all__ = [
     "HybridTask",
     "InMemoryDataModule",
     "LastCheckpoint",
+    "NonFiniteGradients",
     "Part",
     "PlaidDataModule",
     "ReestimateStatistics",

@@ -1,7 +1,9 @@
 """The one error of this package that is meant to be read by a user."""
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -31,3 +33,12 @@ def unknown(where: str, kind: str, given: str, known: Iterable[str]) -> ConfigEr
     close = get_close_matches(given, known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return ConfigError(f"{where}: unknown {kind} {given!r}.{hint} Possible: {listing(known)}.")
+
+
+def check_number(value: Any, where: str, low: float, high: float | None = None, above_low: bool = False) -> None:
+    """Raises `ConfigError` unless `value` is a finite number of at least `low` (above it: `above_low`)."""
+    numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not numeric or value < low or (above_low and value == low) or (high is not None and value > high):
+        bounds = f"{'above' if above_low else 'at least'} {low}" + (f" and at most {high}" if high is not None else "")
+        hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) else ""
+        raise ConfigError(f"{where}: {value!r} is not a number {bounds}{hint}.")

@@ -1,6 +1,7 @@
-"""Gradient norms in one pass, and clipping that reuses them. Nothing here waits for the device."""
+"""Gradients of one optimizer step: norms in one pass, clipping that reuses them. Nothing here waits for the device."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.phases import label
 
 
 def optimizer_parameters(param_groups: Iterable[Mapping[str, Any]]) -> list[nn.Parameter]:
@@ -17,52 +19,66 @@ def optimizer_parameters(param_groups: Iterable[Mapping[str, Any]]) -> list[nn.P
 
 
 def gradient_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The 2-norm of each parameter's gradient, `(number of parameters,)`, on the first one's device.
-
-    The result is float32, or float64 if one of the gradients is. If the gradients are sharded, every rank has to ask,
-    and all get the norms of the whole gradients.
+    """The 2-norm of each parameter's gradient, see `tensor_norms`.
 
     Args:
         parameters: Parameters with a gradient.
+    """
+    return tensor_norms([p.grad for p in parameters if p.grad is not None])
+
+
+def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of each tensor, `(number of tensors,)`, on the first one's device.
+
+    The result is float32, or float64 if one of the tensors is. If tensors are sharded, every rank has to ask, and all
+    get the norms of the whole tensors.
+
+    Args:
+        tensors: Gradients or parameters.
 
     Raises:
-        ConfigError: If a gradient is sharded in another way than `fully_shard` does over one group of ranks.
+        ConfigError: If a tensor is sharded in another way than `fully_shard` does over one group of ranks.
     """
-    if not parameters:
+    if not tensors:
         return torch.zeros(0)
-    gradients = [_real(_own_share(p.grad)) for p in parameters if p.grad is not None]
-    device = gradients[0].device
-    dtype = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
-    norms: list[Tensor] = list(torch._foreach_norm(gradients, 2, dtype=dtype))
-    return _over_ranks(torch.stack([norm.to(device, non_blocking=True) for norm in norms]), parameters)
+    shares = [_real(own_share(tensor)) for tensor in tensors]
+    device = shares[0].device
+    dtype = torch.float64 if any(share.dtype == torch.float64 for share in shares) else torch.float32
+    norms: list[Tensor] = list(torch._foreach_norm(shares, 2, dtype=dtype))
+    if any(norm.device != device for norm in norms):
+        norms = [norm.to(device, non_blocking=True) for norm in norms]
+    return _over_ranks(torch.stack(norms), tensors)
 
 
-def _own_share(gradient: Tensor) -> Tensor:
-    """This rank's part of a sharded gradient, in the same memory; any other gradient as it is."""
+def own_share(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, in the same memory; any other tensor as it is."""
+    if not isinstance(tensor, DTensor):
+        return tensor
     with torch.no_grad():
-        return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        return tensor.to_local()
 
 
-def _over_ranks(norms: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Combines the norms of the ranks' shares to those of the whole gradients."""
-    meshes = {p.grad.device_mesh for p in parameters if isinstance(p.grad, DTensor)}
-    if not meshes:
+def _over_ranks(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Combines the norms of the ranks' shares to those of the whole tensors."""
+    shards = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
+    if not shards:
         return norms
-    placements = {placement for p in parameters if isinstance(p.grad, DTensor) for placement in p.grad.placements}
+    meshes = {tensor.device_mesh for tensor in shards}
+    placements = {placement for tensor in shards for placement in tensor.placements}
     if len(meshes) > 1 or any(mesh.ndim > 1 for mesh in meshes) or not all(p.is_shard() for p in placements):
         raise ConfigError(
             "gradient norms: gradients can be sharded over one group of ranks, as the strategy 'fsdp2' does, but not "
             "by tensor parallelism. Remove GradientNormMonitor, or use 'fsdp2'."
         )
-    sharded = torch.tensor([isinstance(p.grad, DTensor) for p in parameters], device=norms.device)
+    sharded = torch.tensor([isinstance(tensor, DTensor) for tensor in tensors], device=norms.device)
     squares = torch.where(sharded, norms.square(), 0)
     dist.all_reduce(squares, group=meshes.pop().get_group())
     return torch.where(sharded, squares.sqrt(), norms)
 
 
-def _real(gradient: Tensor) -> Tensor:
-    """A complex gradient as pairs of real numbers, which have the same 2-norm."""
-    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, which have the same 2-norm."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def clip_coefficient(norms: Tensor, max_norm: float) -> Tensor:
@@ -73,27 +89,169 @@ def clip_coefficient(norms: Tensor, max_norm: float) -> Tensor:
 
 def scale_gradients(parameters: Sequence[nn.Parameter], coefficient: Tensor) -> None:
     """Multiplies all gradients by one scalar, in place."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for gradient in gradients:
-        by_device.setdefault(gradient.device, []).append(_own_share(gradient))
-    for device, tensors in by_device.items():
-        torch._foreach_mul_(tensors, coefficient.to(device, non_blocking=True))
+    for device, gradients in _by_device(parameters).items():
+        torch._foreach_mul_(gradients, coefficient.to(device, non_blocking=True))
 
 
-def norms_by_part(param_groups: Iterable[Mapping[str, Any]], norms: Tensor) -> dict[str, Tensor]:
-    """Combines per-parameter norms to one scalar per part, plus ``total``.
+def limit_gradients(parameters: Sequence[nn.Parameter], limit: float) -> None:
+    """Brings every value of all gradients into [-limit, limit], in place, as ``clip_grad_value_``."""
+    for gradients in _by_device(parameters).values():
+        torch._foreach_clamp_min_(gradients, -limit)
+        torch._foreach_clamp_max_(gradients, limit)
+
+
+def limit_units(parameters: Sequence[nn.Parameter], norms: Tensor, ratio: float, smallest: float = 1e-3) -> None:
+    """Adaptive gradient clipping (AGC, arXiv 2102.06171): limits each unit's gradient by its weights, in place.
+
+    A unit is what feeds one output: a row of a matrix, a filter of a convolution; a bias or a gain is one as a whole.
 
     Args:
-        param_groups: Groups with the key ``part``.
-        norms: What `gradient_norms` returned for `optimizer_parameters` of the same groups.
-
-    Returns:
-        Part name → norm; 0 for a part without gradients.
+        parameters: Parameters with a gradient.
+        norms: The gradients' norms, `(number of parameters,)`.
+        ratio: λ, the largest norm of a unit's gradient over the norm of its weights.
+        smallest: ε, the norm that smaller weights are taken to have, so that what starts at zero can learn.
     """
-    groups = list(param_groups)
-    counts = [sum(p.grad is not None for p in group["params"]) for group in groups]
-    squares: dict[str, Tensor] = {}
-    for group, of_group in zip(groups, torch.split(norms.square(), counts), strict=True):
-        squares[group["part"]] = squares.get(group["part"], norms.new_zeros(())) + of_group.sum()
-    return {**{part: square.sqrt() for part, square in squares.items()}, "total": norms.norm()}
+    weights = tensor_norms([p.detach() for p in parameters])
+    for index, parameter in enumerate(parameters):
+        assert parameter.grad is not None
+        weight, gradient = own_share(parameter.detach()), own_share(parameter.grad)
+        if weight.ndim > 1:  # shards are whole rows
+            weight_norm, norm = (_unit_norms(tensor) for tensor in (weight, gradient))
+        else:
+            weight_norm, norm = weights[index], norms[index]
+        limit = ratio * weight_norm.clamp(min=smallest)
+        gradient.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)).to(gradient.device))
+
+
+def _unit_norms(tensor: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(_real(tensor).flatten(1).float(), dim=1)
+    return norms.view(-1, *[1] * (tensor.ndim - 1))
+
+
+def _by_device(parameters: Sequence[nn.Parameter]) -> dict[torch.device, list[Tensor]]:
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_device.setdefault(parameter.grad.device, []).append(own_share(parameter.grad))
+    return by_device
+
+
+class GradientPass:
+    """The gradients of one optimizer step: measured once, then clipped, with the norms kept up to date.
+
+    Args:
+        param_groups: Groups with the keys ``name``, ``part`` and ``params``; their gradients are complete and unscaled.
+    """
+
+    def __init__(self, param_groups: Iterable[Mapping[str, Any]]) -> None:
+        self._groups = list(param_groups)
+        self.parameters = optimizer_parameters(self._groups)
+        """Those that have a gradient."""
+        self.norms = gradient_norms(self.parameters)
+        """Norm of each of their gradients as it is now, `(number of parameters,)`."""
+        self.before = self.norms
+        """Norms before anything was clipped."""
+        self.complete = False
+        """Whether whoever clips has said that `norms` are up to date."""
+        counts = [sum(p.grad is not None for p in group["params"]) for group in self._groups]
+        self.rows = _rows(tuple((g["part"], label(g), n) for g, n in zip(self._groups, counts, strict=True)))
+
+    def of_part(self, part: str) -> list[nn.Parameter]:
+        """The part's parameters that have a gradient."""
+        return [self.parameters[index] for index in self.rows.members[part]]
+
+    def norm_of(self, part: str) -> Tensor:
+        """The part's norm as it is now, a scalar."""
+        norm: Tensor = self._of(part).norm()
+        return norm
+
+    def _of(self, part: str) -> Tensor:
+        return self.norms[self.rows.index(part, self.norms.device)]
+
+    def scale(self, coefficient: Tensor, part: str | None = None) -> None:
+        """Multiplies all gradients, or those of one part, by a scalar."""
+        if part is None:
+            scale_gradients(self.parameters, coefficient)
+            self.norms = self.norms * coefficient
+        elif self.rows.members[part]:
+            scale_gradients(self.of_part(part), coefficient)
+            self._replace(part, self._of(part) * coefficient)
+
+    def clip_norm(self, max_norm: float, part: str | None = None) -> None:
+        """Brings the norm of everything, or of one part, down to `max_norm`."""
+        self.scale(clip_coefficient(self.norms if part is None else self._of(part), max_norm), part)
+
+    def clip_value(self, limit: float, part: str | None = None) -> None:
+        """Brings every value, or those of one part, into [-limit, limit]."""
+        if part is None:
+            limit_gradients(self.parameters, limit)
+            self.norms = gradient_norms(self.parameters)
+        else:
+            limit_gradients(self.of_part(part), limit)
+            self._replace(part, gradient_norms(self.of_part(part)))
+
+    def clip_units(self, ratio: float, part: str) -> None:
+        """Clips the units of one part, see `limit_units`."""
+        limit_units(self.of_part(part), self._of(part), ratio)
+        self._replace(part, gradient_norms(self.of_part(part)))
+
+    def _replace(self, part: str, norms: Tensor) -> None:
+        if self.rows.members[part]:
+            self.norms = self.norms.index_copy(0, self.rows.index(part, norms.device), norms.to(self.norms.dtype))
+
+    def skip(self) -> None:
+        """Takes all gradients away: the optimizer's step will change nothing, neither weights nor its own state."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+class Rows:
+    """Which parameters each part and each stage of a step consists of; the last row is ``total``.
+
+    Args:
+        groups: Part, label of the stage and number of gradients of each group, in the order of the parameters.
+    """
+
+    def __init__(self, groups: Sequence[tuple[str, str, int]]) -> None:
+        parts: dict[str, list[int]] = {}
+        stages: dict[str, list[int]] = {}
+        start = 0
+        for part, stage, count in groups:
+            own = range(start, start := start + count)
+            parts.setdefault(part, []).extend(own)
+            stages.setdefault(stage, []).extend(own)
+        self.members = parts
+        """Part → positions of its parameters."""
+        self.parts = tuple(parts)
+        self.stages = tuple(stage for stage in stages if stage not in parts)
+        """Labels ``<part>.<stage>`` of the parts that have several stages."""
+        self.names = (*self.parts, *self.stages, "total")
+        self._positions = [*parts.values(), *(stages[stage] for stage in self.stages), list(range(start))]
+        self._start = start
+        self._kept: dict[Any, Tensor] = {}
+
+    def norms(self, norms: Tensor) -> Tensor:
+        """Norm of each row, `(..., rows)`, from those of the parameters, `(..., parameters)`."""
+        padded = nn.functional.pad(norms, (0, 1))
+        combined: Tensor = torch.linalg.vector_norm(padded[..., self._places(norms.device)], dim=-1)
+        return combined
+
+    def _places(self, device: torch.device) -> Tensor:
+        """Positions of each row's parameters, `(rows, longest)`, filled up with the position after the last one."""
+        if device not in self._kept:
+            longest = max(map(len, self._positions))
+            filled = [own + [self._start] * (longest - len(own)) for own in self._positions]
+            self._kept[device] = torch.tensor(filled, dtype=torch.long, device=device)
+        return self._kept[device]
+
+    def index(self, part: str, device: torch.device) -> Tensor:
+        """Positions of the part's parameters."""
+        if (part, device) not in self._kept:
+            self._kept[part, device] = torch.tensor(self.members[part], dtype=torch.long, device=device)
+        return self._kept[part, device]
+
+
+@lru_cache(maxsize=16)
+def _rows(groups: tuple[tuple[str, str, int], ...]) -> Rows:
+    """Kept, because they change only when something unfreezes."""
+    return Rows(groups)

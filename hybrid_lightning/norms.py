@@ -15,6 +15,24 @@ def has_statistics(module: nn.Module) -> bool:
     return getattr(module, "running_mean", None) is not None
 
 
+class KeptStatistics:
+    """A copy of the running statistics that a forward pass will change, for a step that then is not made.
+
+    Args:
+        root: Its normalisations in train mode are kept.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        moving = [module for module in root.modules() if has_statistics(module) and module.training]
+        self._buffers = [buffer for module in moving for buffer in module.buffers(recurse=False)]
+        self._copies = [buffer.clone() for buffer in self._buffers]
+
+    def restore(self) -> None:
+        """Puts the copies back."""
+        for buffer, copy in zip(self._buffers, self._copies, strict=True):
+            buffer.copy_(copy)
+
+
 def reestimate_statistics(norms: Sequence[Any], batches: Iterable[Any], forward: Callable[[Any], Any]) -> None:
     """Replaces running statistics by their plain average over batches, weights unchanged (arXiv 2105.07576, section 3).
 

@@ -1,6 +1,7 @@
 """Rates of named groups: one shape or one torch scheduler for all, and a warm-up from each group's own unfreezing."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -113,7 +114,10 @@ class GroupLR(LRScheduler):
                 f"{self._where}: the length of the fit is not known. Pass length=FitLength(steps_per_epoch, "
                 f"total_steps), or call bind(length) before the first step."
             )
-        super().step()
+        with warnings.catch_warnings():
+            # a gradient scaler may skip the first step, which counts nevertheless
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            super().step()
 
     def _write(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):

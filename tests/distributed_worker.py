@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
-from hybrid_lightning import GradientNormMonitor, GradualUnfreezing
+from hybrid_lightning import GradientClipping, GradientNormMonitor, GradualUnfreezing, NonFiniteGradients
 from hybrid_lightning.data.in_memory import as_batch
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 
@@ -44,6 +44,14 @@ class Drift(pl.Callback):
                 pl_module.head.bias[0] += 1e-6
 
 
+class Poison(pl.Callback):
+    """One nan in one gradient, on the second rank alone."""
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 3:
+            pl_module.head.bias.grad[0] = float("nan")
+
+
 class Reducer(pl.Callback):
     """Asserts at every step that the wrapper reduces exactly what trains."""
 
@@ -57,7 +65,7 @@ class Reducer(pl.Callback):
 def main(kind: str, ranks: int, folder: Path) -> None:
     warnings.simplefilter("error")
     warnings.filterwarnings(
-        "ignore", ".*(LeafSpec|many workers|sync_dist=True|val_dataloader|on_before_batch_transfer).*"
+        "ignore", ".*(LeafSpec|many workers|sync_dist=True|not finite in|val_dataloader|on_before_batch_transfer).*"
     )
     torch.set_num_threads(1)
     schedule: dict[str, Any] = {"start": "2 steps", "every": "2 steps"}
@@ -70,6 +78,9 @@ def main(kind: str, ranks: int, folder: Path) -> None:
         model = plain_norm(Judged() if kind == "plateau" else Foreign())
         unfreezing = GradualUnfreezing({"backbone": schedule}, check_ranks="epochs")
         callbacks = [unfreezing, GradientNormMonitor(), Reducer(), *([Drift()] if kind == "drift" else [])]
+        if kind == "poison":
+            clipping = GradientClipping({"backbone": "agc", "head": {"zclip": {"warm_up": "3 steps"}}})
+            callbacks = [Poison(), NonFiniteGradients("skip"), clipping, *callbacks]
     ddp = DDPStrategy(process_group_backend="gloo", static_graph=kind == "static")
     strategy = ddp if ranks > 1 else "auto"
     # torch fails on a static graph without synchronisation, that is with accumulation (also without us)

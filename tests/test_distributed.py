@@ -54,6 +54,13 @@ def test_a_rank_that_drifts_is_told_after_the_first_step(tmp_path: Path) -> None
         run("drift", 2, tmp_path)
 
 
+@pytest.mark.slow
+def test_all_ranks_skip_a_step_that_is_not_finite_on_one(tmp_path: Path) -> None:
+    run("poison", 2, tmp_path)
+    first, second = (load(tmp_path / f"poison-2-{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) and value.isfinite().all() for name, value in first.items())
+
+
 def load(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path, weights_only=True)
     return state

@@ -3,10 +3,9 @@ import torch
 from torch import nn
 
 from hybrid_lightning.gradients import (
+    GradientPass,
     clip_coefficient,
     gradient_norms,
-    norms_by_part,
-    optimizer_parameters,
     scale_gradients,
 )
 
@@ -76,22 +75,26 @@ def test_parts_combine_the_norms_of_all_their_groups():
     a, b, c, frozen = parameters((3, 4), (5,), (2, 2), (7,))
     frozen.grad = None
     groups = [
-        {"part": "image", "params": [a, frozen]},
-        {"part": "head", "params": [b]},
-        {"part": "table", "params": [frozen]},
-        {"part": "image", "params": [c]},
+        {"name": "image.layer1", "part": "image", "params": [a, frozen]},
+        {"name": "head", "part": "head", "params": [b]},
+        {"name": "table", "part": "table", "params": [frozen]},
+        {"name": "image.layer2/no_decay", "part": "image", "params": [c]},
     ]
-    ours = norms_by_part(groups, gradient_norms(optimizer_parameters(groups)))
+    gradients = GradientPass(groups)
+    ours = dict(zip(gradients.rows.names, gradients.rows.norms(gradients.norms), strict=True))
     image = torch.cat([a.grad.flatten(), c.grad.flatten()]).norm()
     total = nn.utils.clip_grad_norm_([a, b, c], 1e9)
     expected = {"image": image, "head": b.grad.norm(), "table": torch.tensor(0.0), "total": total}
+    expected |= {"image.layer1": a.grad.norm(), "image.layer2": c.grad.norm()}
     assert ours.keys() == expected.keys()
     for part, norm in expected.items():
         torch.testing.assert_close(ours[part], norm)
 
 
 def test_no_gradients_at_all_have_norm_zero():
-    groups = [{"part": "image", "params": [nn.Parameter(torch.ones(2))]}]
-    norms = gradient_norms(optimizer_parameters(groups))
-    assert norms_by_part(groups, norms) == {"image": 0, "total": 0}
-    assert clip_coefficient(norms, 1.0) == 1
+    gradients = GradientPass([{"name": "image", "part": "image", "params": [nn.Parameter(torch.ones(2))]}])
+    gradients.clip_norm(1.0)
+    gradients.clip_value(1.0, "image")
+    assert gradients.rows.names == ("image", "total")
+    assert gradients.rows.norms(gradients.norms).tolist() == [0, 0]
+    assert clip_coefficient(gradients.norms, 1.0) == 1

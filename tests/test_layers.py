@@ -11,6 +11,7 @@ ROOT = Path(hybrid_lightning.__file__).parent
 TOOL = "hybrid_lightning"
 PLAIN_TORCH = {
     "errors",
+    "clipping",
     "durations",
     "files",
     "schedules",

@@ -1,5 +1,6 @@
-"""Gradient norms per part, before and after clipping."""
+"""Gradient norms per part, before and after clipping, how often parts are clipped, and how far steps go."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -7,16 +8,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybrid_lightning.callbacks.logging import is_log_step, named_groups
-from hybrid_lightning.gradients import gradient_norms, norms_by_part, optimizer_parameters
+from hybrid_lightning.callbacks.gradient_clipping import GradientClipping
+from hybrid_lightning.callbacks.gradient_pass import has_scaler, shared_pass
+from hybrid_lightning.callbacks.logging import forget_logged, is_log_step
+from hybrid_lightning.gradients import GradientPass, Rows, gradient_norms, own_share, tensor_norms
+
+_KEPT_STEPS = 256
 
 
 class GradientNormMonitor(pl.Callback):
-    """Logs the 2-norm of the gradients of each part, before and after clipping.
+    """Logs the 2-norm of the gradients of each part, before and after clipping, and what becomes of them.
 
-    Norms are of unscaled gradients, of optimizer parameters only, and equal on all ranks. Between log steps nothing is
-    computed here and nothing waits for the device. A module that measures its gradients itself (`HybridTask`) is not
-    measured again. Works in any LightningModule whose one optimizer has groups from `named_param_groups`.
+    Norms are of unscaled gradients, of optimizer parameters only, once per optimizer step, and equal on all ranks. The
+    pass over the gradients is the one that clips; without clipping there is one on log steps only. Between log steps
+    nothing waits for the device. Works in any LightningModule whose one optimizer has groups from `named_param_groups`;
+    there it makes passes of its own if the Trainer clips, two per step. Steps that a scaler or a callback skips have no
+    norms in the log.
 
     | key | meaning |
     |---|---|
@@ -24,46 +31,115 @@ class GradientNormMonitor(pl.Callback):
     | ``grad_norm/total`` | norm over all parts, what ``clip_grad_norm_`` returns |
     | ``grad_norm_clipped/<part>``, ``grad_norm_clipped/total`` | norm that the optimizer saw |
     | ``clip_coef`` | clipped total / total, in (0, 1] |
+    | ``clip_rate/<part>``, ``clip_rate/total`` | share of the steps since the last log that clipped it, 0 to 1 |
+    | ``update_ratio/<part>``, ``update_ratio/total`` | ‖Δw‖ / ‖w‖ of this step, over the parameters with a gradient |
+
+    Args:
+        stages: Whether the norms of each stage are logged too, as ``grad_norm/<part>.<stage>`` and so on.
+        update_ratio: Whether ``update_ratio`` is logged. On log steps it takes a copy of the weights that train for the
+            duration of the optimizer's step, when the memory of the activations is free.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stages: bool = False, update_ratio: bool = True) -> None:
         super().__init__()
-        self._before: dict[str, Tensor] = {}
+        self.stages, self.update_ratio = stages, update_ratio
+        self._pass: GradientPass | None = None
         self._due = False
+        self._weights: list[Tensor] = []
+        self._clips = _ClipCount()
+        self._clips_something = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """A fit starts without the memory of an earlier one."""
+        self._pass, self._due, self._weights, self._clips = None, False, [], _ClipCount()
+        per_part = any(isinstance(callback, GradientClipping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        self._clips_something = per_part or bool(trainer.gradient_clip_val)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Measures before clipping, on log steps."""
-        if is_log_step(trainer):
-            named_groups(trainer, type(self).__name__)
-            self._before = {} if _measures_itself(pl_module) else _norms(optimizer)
-            self._due = True
+        """Measures before clipping."""
+        self._due = is_log_step(trainer)
+        self._pass = None
+        if self._due or self._clips_something:
+            self._pass = shared_pass(trainer, type(self).__name__)
+        if self._due and self.update_ratio:
+            self._weights = [p.detach().clone() for p in self._pass.parameters] if self._pass else []
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measures after clipping and logs, if this batch ended in a step that is logged."""
-        if not self._due:
+        if self._pass is None:
             return
-        self._due = False
-        if _measures_itself(pl_module):
-            if pl_module.measured_norms is None:
-                return
-            before, after = pl_module.measured_norms  # type: ignore[misc]
-        else:
-            before, after = self._before, _norms(trainer.optimizers[0])
-        total = before["total"]
-        values = {f"grad_norm/{part}": norm for part, norm in before.items()}
-        values |= {f"grad_norm_clipped/{part}": norm for part, norm in after.items()}
-        values["clip_coef"] = torch.where(total > 0, after["total"] / total, torch.ones_like(total))
-        pl_module.log_dict(values)
+        measured, self._pass = self._pass, None
+        skipped = any(p.grad is None for p in measured.parameters)
+        if not skipped and trainer.gradient_clip_val and not measured.complete:
+            measured.norms = gradient_norms(measured.parameters)
+        if not skipped:
+            self._clips.add(measured)
+        if self._due:
+            values = self._values(measured)
+            if skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"])):
+                forget_logged(trainer, values)
+            else:
+                pl_module.log_dict(values)
+            self._due, self._weights = False, []
+
+    def _values(self, measured: GradientPass) -> dict[str, float]:
+        """All values of a log step, which leave the device in one copy."""
+        before, after = measured.rows.norms(torch.stack([measured.before, measured.norms]))
+        series = {"grad_norm": before, "grad_norm_clipped": after}
+        series["clip_rate"] = self._clips.shares(before)
+        if self._weights:
+            weights = tensor_norms(self._weights)
+            now = [own_share(parameter.detach()) for parameter in measured.parameters]
+            torch._foreach_sub_([own_share(weight) for weight in self._weights], now)
+            series["update_ratio"] = measured.rows.norms(tensor_norms(self._weights)) / measured.rows.norms(weights)
+        table = torch.stack([row.to(before) for row in series.values()]).tolist()
+        shown = [i for i, name in enumerate(measured.rows.names) if self.stages or name not in measured.rows.stages]
+        values = {
+            f"{key}/{measured.rows.names[index]}": row[index]
+            for key, row in zip(series, table, strict=True)
+            for index in shown
+            # a part without gradients has no weights that were updated
+            if key != "update_ratio" or not math.isnan(row[index])
+        }
+        total = values["grad_norm/total"]
+        return {**values, "clip_coef": values["grad_norm_clipped/total"] / total if total else 1.0}
 
 
-def _measures_itself(pl_module: pl.LightningModule) -> bool:
-    return hasattr(pl_module, "measured_norms")
+class _ClipCount:
+    """In how many of the steps since the last log each row's norm became smaller.
 
+    A step is only remembered; the comparison is made for many steps at once, because a small net would notice it.
+    """
 
-def _norms(optimizer: Optimizer) -> dict[str, Tensor]:
-    groups = optimizer.param_groups
-    return norms_by_part(groups, gradient_norms(optimizer_parameters(groups)))
+    def __init__(self) -> None:
+        self._steps: list[tuple[Tensor, Tensor]] = []
+        self._rows: Rows | None = None
+        self._counted = 0
+        self._clipped: Tensor | None = None
+
+    def add(self, measured: GradientPass) -> None:
+        """Remembers a step."""
+        if measured.rows is not self._rows or len(self._steps) >= _KEPT_STEPS:
+            self._compare()
+        self._rows = measured.rows
+        self._steps.append((measured.before, measured.norms))
+
+    def shares(self, like: Tensor) -> Tensor:
+        """Share of the steps since the last call, `(rows,)`, each 0 to 1."""
+        self._compare()
+        clipped, counted = self._clipped, self._counted
+        self._clipped, self._counted = None, 0
+        return torch.zeros_like(like) if clipped is None else clipped.to(like) / counted
+
+    def _compare(self) -> None:
+        if not self._steps or self._rows is None:
+            return
+        before, after = (torch.stack(norms) for norms in zip(*self._steps, strict=True))
+        smaller = (self._rows.norms(after) < self._rows.norms(before)).sum(0)
+        self._clipped = smaller if self._clipped is None else self._clipped + smaller
+        self._counted += len(self._steps)
+        self._steps = []

@@ -1,6 +1,7 @@
 """When to log, and how long a fit is: what several callbacks ask the Trainer."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,13 @@ def is_log_step(trainer: pl.Trainer) -> bool:
     """Whether the optimizer step that is under way is one that the Trainer logs."""
     every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
     return every > 0 and (trainer.global_step + 1) % every == 0
+
+
+def forget_logged(trainer: pl.Trainer, keys: Collection[str]) -> None:
+    """Drops values that Lightning would write again, although they are those of an earlier step of the epoch."""
+    results = trainer._results
+    for name in [name for name, result in (results or {}).items() if result.meta.name in keys]:
+        del results[name]  # type: ignore[union-attr]
 
 
 def fit_length(trainer: pl.Trainer) -> FitLength:

@@ -1,7 +1,6 @@
 """Parts: what a user says about each sub-network, as plain facts."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.clipping import ClippingRule
+from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.norms import NORM_MODES
 from hybrid_lightning.param_groups import PartRates
 from hybrid_lightning.schedules import UnfreezingSchedule
@@ -43,6 +43,9 @@ class Part:
         norm: Normalisations with running statistics: ``eval`` uses the stored statistics also once the part trains;
             ``stats`` re-estimates them from training data before each validation; ``train`` uses those of the batch
             also while the part is frozen. None uses the stored ones while it is frozen, those of the batch later.
+        clip: Limit of the part's gradients, before the Trainer's ``gradient_clip_val``: ``{norm: 1.0}``,
+            ``{value: 0.5}``, ``agc`` (by the norm of the weights; never the head) or ``zclip`` (by their own history),
+            see `GradientClipping`; None limits nothing.
         compile: Whether the part is compiled with ``torch.compile``, or its options as a dict.
     """
 
@@ -58,6 +61,7 @@ class Part:
     decay_all: bool | None = None
     unfreeze: Any = None
     norm: str | None = None
+    clip: Any = None
     compile: Any = False
 
     @property
@@ -86,6 +90,7 @@ class OriginDefaults:
     decay_all: bool = False
     unfreeze: Any = "always"
     norm: str | None = None
+    clip: Any = None
 
 
 DEFAULTS = {"pretrained": OriginDefaults(lr_scale=0.1, unfreeze="10%"), "untrained": OriginDefaults()}
@@ -158,6 +163,8 @@ def _check_values(part: Part, where: str) -> None:
         raise ConfigError(f"{where}.stages: {part.stages!r} is not a list of patterns such as [stem, layer1, layer2].")
     if part.norm is not None and part.norm not in NORM_MODES:
         raise unknown(f"{where}.norm", "mode", str(part.norm), NORM_MODES)
+    if part.clip is not None:
+        ClippingRule.parse(part.clip, f"{where}.clip")
     if not isinstance(part.compile, bool | Mapping):
         raise ConfigError(f"{where}.compile: {part.compile!r} is neither true, nor false, nor options as a dict.")
     UnfreezingSchedule.parse(part.unfreeze, f"{where}.unfreeze")
@@ -165,15 +172,6 @@ def _check_values(part: Part, where: str) -> None:
 
 def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
-
-
-def check_number(value: Any, where: str, low: float, high: float | None = None, above_low: bool = False) -> None:
-    """Raises `ConfigError` unless `value` is a finite number of at least `low` (above it: `above_low`)."""
-    numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not numeric or value < low or (above_low and value == low) or (high is not None and value > high):
-        bounds = f"{'above' if above_low else 'at least'} {low}" + (f" and at most {high}" if high is not None else "")
-        hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) else ""
-        raise ConfigError(f"{where}: {value!r} is not a number {bounds}{hint}.")
 
 
 def parse_parts(

@@ -10,20 +10,21 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from hybrid_lightning.callbacks import ExactResume, GradientNormMonitor, GradualUnfreezing, ReestimateStatistics
+from hybrid_lightning.callbacks import (
+    ExactResume,
+    GradientClipping,
+    GradientNormMonitor,
+    GradualUnfreezing,
+    NonFiniteGradients,
+    ReestimateStatistics,
+)
+from hybrid_lightning.callbacks.gradient_pass import shared_pass
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step
 from hybrid_lightning.callbacks.unfreezing import check_moments
 from hybrid_lightning.durations import FitLength
-from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.gradients import (
-    clip_coefficient,
-    gradient_norms,
-    norms_by_part,
-    optimizer_parameters,
-    scale_gradients,
-)
+from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.network.network import HybridNetwork, first_samples
-from hybrid_lightning.network.parts import Part, all_defaults, check_number, parse_part, parse_parts
+from hybrid_lightning.network.parts import Part, all_defaults, parse_part, parse_parts
 from hybrid_lightning.phases import training_at_start
 from hybrid_lightning.rates import GroupLR, GroupRates
 from hybrid_lightning.report import plan_table
@@ -47,7 +48,7 @@ from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finishe
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
-_FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true")
+_FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 
 
 class HybridTask(pl.LightningModule, ABC):
@@ -115,7 +116,6 @@ class HybridTask(pl.LightningModule, ABC):
         self.network: HybridNetwork | None = None
         self.reads_weights = True
         """Whether the parts' weights are read when the Trainer builds the network; False if a checkpoint follows."""
-        self.measured_norms: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.facts: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "optimizer": optimizer}
         self.facts |= {"rates": rates, "scheduler": scheduler, "unfreezing": unfreezing}
         for name, part in {**self.parts, "fusion": self.fusion}.items():
@@ -212,6 +212,8 @@ class HybridTask(pl.LightningModule, ABC):
         for callback in self._own_callbacks:
             if isinstance(callback, GradualUnfreezing):
                 callback.schedules, callback.norm = self.schedules(), norm
+            if isinstance(callback, GradientClipping):
+                callback.use({name: part.clip for name, part in self._facts_with_groups().items() if part.clip})
             if isinstance(callback, ReestimateStatistics):
                 callback.parts = [name for name, mode in norm.items() if mode == "stats"]
         network.compile_parts()
@@ -219,7 +221,7 @@ class HybridTask(pl.LightningModule, ABC):
             self.train()  # a rebuilt model arrives in eval mode
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Unfreezing, gradient norms, exact resume; a callback of the same type in the Trainer takes its place."""
+        """Unfreezing, gradient health, exact resume; a callback of the same type in the Trainer takes its place."""
         self._own_callbacks = self._own_callbacks or self._default_callbacks()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         stale = [c for c in callbacks if getattr(c, "made_by_task", False) and c not in self._own_callbacks]
@@ -232,8 +234,10 @@ class HybridTask(pl.LightningModule, ABC):
 
     def _default_callbacks(self) -> list[pl.Callback]:
         stats = any(part.norm == "stats" for part in [*self.parts.values(), self.fusion])
-        own = [GradualUnfreezing({}, **self.unfreezing), GradientNormMonitor(), ExactResume()]
-        return [*own, *([ReestimateStatistics()] if stats else [])]
+        clips = any(part.clip for part in [*self.parts.values(), self.fusion])
+        own = [GradualUnfreezing({}, **self.unfreezing), NonFiniteGradients()]
+        own += [GradientClipping({})] if clips else []
+        return [*own, GradientNormMonitor(), ExactResume(), *([ReestimateStatistics()] if stats else [])]
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all parameters in named groups, and the course of their rates."""
@@ -396,22 +400,15 @@ class HybridTask(pl.LightningModule, ABC):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips as the Trainer's ``gradient_clip_val`` says, with one pass for clipping and logging."""
-        parameters = optimizer_parameters(optimizer.param_groups)
-        by_norm = bool(gradient_clip_val) and gradient_clip_algorithm in (None, "norm")
-        logged = is_log_step(self.trainer)
-        norms = gradient_norms(parameters) if by_norm or logged else None
-        before = norms_by_part(optimizer.param_groups, norms) if logged and norms is not None else {}
-        after = before
-        if by_norm and norms is not None and gradient_clip_val:
-            coefficient = clip_coefficient(norms, gradient_clip_val)
-            scale_gradients(parameters, coefficient)
-            after = {part: norm * coefficient for part, norm in before.items()}
-        elif gradient_clip_val:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            if logged:
-                after = norms_by_part(optimizer.param_groups, gradient_norms(parameters))
-        self.measured_norms = (before, after) if logged else None
+        """Clips as the Trainer's ``gradient_clip_val`` says, with the pass that measures."""
+        if not gradient_clip_val:
+            return
+        gradients = shared_pass(self.trainer, "trainer.gradient_clip_val")
+        if gradient_clip_algorithm == "value":
+            gradients.clip_value(gradient_clip_val)
+        else:
+            gradients.clip_norm(gradient_clip_val)
+        gradients.complete = True
 
     # Checkpoints
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.errors import ConfigError, unknown
-from hybrid_lightning.network.parts import check_number
+from hybrid_lightning.errors import ConfigError, check_number, unknown
 from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.metrics import SplitMetrics, classification_metrics
 

@@ -1,43 +1,52 @@
+import math
 import traceback
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 
-from hybrid_lightning import GradientNormMonitor, GradualUnfreezing
+from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing, HybridTask, gradients
 from hybrid_lightning.callbacks import gradient_norm
-from hybrid_lightning.gradients import gradient_norms
-from hybrid_lightning.tasks import base
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 
 
 class ByHand(pl.Callback):
-    """Norms from autograd's gradients, one parameter at a time, in float64."""
+    """Norms from autograd's gradients and from weights, one parameter at a time, in float64; per part and stage."""
 
     def __init__(self) -> None:
         self.before: list[dict[str, float]] = []
         self.after: list[dict[str, float]] = []
+        self.ratios: list[dict[str, float]] = []
 
     @staticmethod
-    def measure(groups: list[dict[str, Any]]) -> dict[str, float]:
+    def combined(groups: list[dict[str, Any]], values: Any) -> dict[str, float]:
         squares: dict[str, float] = {}
         for group in groups:
+            stage = group["name"].split("/")[0]
             for p in group["params"]:
-                square = 0.0 if p.grad is None else p.grad.double().pow(2).sum().item()
-                squares[group["part"]] = squares.get(group["part"], 0.0) + square
-        return {**{part: s**0.5 for part, s in squares.items()}, "total": sum(squares.values()) ** 0.5}
+                for row in {group["part"], stage, "total"}:
+                    squares[row] = squares.get(row, 0.0) + values(p).double().pow(2).sum().item()
+        return {row: square**0.5 for row, square in squares.items()}
+
+    def gradients(self, groups: list[dict[str, Any]]) -> dict[str, float]:
+        return self.combined(groups, lambda p: torch.zeros(()) if p.grad is None else p.grad)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.before.append(self.measure(optimizer.param_groups))
+        self.before.append(self.gradients(optimizer.param_groups))
+        self.weights = {p: p.detach().clone() for g in optimizer.param_groups for p in g["params"]}
 
-    def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        groups = trainer.optimizers[0].param_groups
         if len(self.before) > len(self.after):
-            self.after.append(self.measure(optimizer.param_groups))
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.after.append(self.measure(trainer.optimizers[0].param_groups))
+            self.after.append(self.gradients(groups))
+            own = [{**g, "params": [p for p in g["params"] if p.grad is not None]} for g in groups]
+            moved = self.combined(own, lambda p: p.detach() - self.weights[p])
+            old = self.combined(own, lambda p: self.weights[p])
+            self.ratios.append({row: moved[row] / old[row] for row in moved})
 
 
 def logged(model: pl.LightningModule, folder: Any, *callbacks: pl.Callback, **options: Any) -> list[dict[str, Any]]:
@@ -48,7 +57,7 @@ def logged(model: pl.LightningModule, folder: Any, *callbacks: pl.Callback, **op
             if any(key.startswith("grad_norm") for key in metrics):
                 rows.append({**metrics, "step": step})
 
-    runner = trainer(callbacks=list(callbacks), logger=Rows(folder), log_every_n_steps=1, **options)
+    runner = trainer(**{"callbacks": list(callbacks), "logger": Rows(folder), "log_every_n_steps": 1, **options})
     runner.fit(model, batches())
     return rows
 
@@ -59,6 +68,23 @@ MODELS = {
 }
 
 
+def compare(rows: list[dict[str, Any]], by_hand: ByHand) -> None:
+    assert len(rows) == len(by_hand.before) == len(by_hand.after)
+    for index, row in enumerate(rows):
+        before, after = by_hand.before[index], by_hand.after[index]
+        assert row["step"] == index
+        keys = {"grad_norm": before, "grad_norm_clipped": after, "update_ratio": by_hand.ratios[index]}
+        for key, wanted in keys.items():
+            assert {k.removeprefix(f"{key}/") for k in row if k.startswith(f"{key}/")} == wanted.keys()
+            for part, norm in wanted.items():
+                # of a small update float32 keeps few digits of w - w₀: those of w are lost
+                precise = {"rel": 1e-6, "abs": 1e-9} if key != "update_ratio" else {"rel": 1e-6, "abs": 1e-7}
+                assert row[f"{key}/{part}"] == pytest.approx(norm, **precise), (key, part)
+        assert row["clip_coef"] == pytest.approx(after["total"] / before["total"], rel=1e-6)
+        for part, norm in before.items():
+            assert row[f"clip_rate/{part}"] == (after[part] < norm * (1 - 1e-6))
+
+
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("algorithm", ["norm", "value", None])
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -66,17 +92,68 @@ def test_norms_equal_an_independent_computation(kind: str, algorithm: Any, accum
     model, callbacks = MODELS[kind]()
     by_hand = ByHand()
     clip = {"gradient_clip_val": 0.05, "gradient_clip_algorithm": algorithm} if algorithm else {}
-    rows = logged(model, tmp_path, *callbacks, by_hand, accumulate_grad_batches=accumulate, **clip)
-    assert len(rows) == len(by_hand.before) == len(by_hand.after)
-    for index, (row, before, after) in enumerate(zip(rows, by_hand.before, by_hand.after, strict=True)):
-        assert row["step"] == index
-        assert {k.removeprefix("grad_norm/") for k in row if k.startswith("grad_norm/")} == before.keys()
-        for part, norm in before.items():
-            assert row[f"grad_norm/{part}"] == pytest.approx(norm, rel=1e-5, abs=1e-9)
-            assert row[f"grad_norm_clipped/{part}"] == pytest.approx(after[part], rel=1e-5, abs=1e-9)
-        assert row["clip_coef"] == pytest.approx(after["total"] / before["total"], rel=1e-5)
+    monitor = GradientNormMonitor(stages=True)
+    rows = logged(model, tmp_path, *callbacks, by_hand, monitor, accumulate_grad_batches=accumulate, **clip)
+    compare(rows, by_hand)
     assert rows[0][f"grad_norm/{'old' if kind == 'task' else 'backbone'}"] == 0
     assert rows[-1][f"grad_norm/{'old' if kind == 'task' else 'backbone'}"] > 0
+
+
+def test_clip_rate_counts_the_steps_since_the_last_log(tmp_path: Any) -> None:
+    by_hand = ByHand()
+    options = {"gradient_clip_val": 1.5, "log_every_n_steps": 5}
+    rows = logged(hybrid("8 steps", dropout=0.0), tmp_path, by_hand, **options)
+    assert [row["step"] for row in rows] == [4, 9, 14, 19]
+    for row in rows:
+        steps = range(row["step"] - 4, row["step"] + 1)
+        for part in ("old", "new", "head", "total"):
+            clipped = [by_hand.after[s][part] < by_hand.before[s][part] * (1 - 1e-6) for s in steps]
+            assert row[f"clip_rate/{part}"] == pytest.approx(sum(clipped) / 5)
+    assert 0 < sum(row["clip_rate/total"] for row in rows) < 4
+
+
+def scaled(initial: float) -> Any:
+    """Precision 16-mixed on a CPU, which Lightning leaves to its plugin."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=initial, growth_interval=1000))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_norms_under_a_gradient_scaler_are_those_of_unscaled_gradients(
+    kind: str, accumulate: int, tmp_path: Any
+) -> None:
+    model, callbacks = MODELS[kind]()
+    by_hand = ByHand()
+    monitor = GradientNormMonitor(stages=True)
+    options = {"gradient_clip_val": 0.05, "plugins": scaled(256.0), "accumulate_grad_batches": accumulate}
+    compare(logged(model, tmp_path, *callbacks, by_hand, monitor, **options), by_hand)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_steps_that_overflow_have_no_norms_in_the_log(kind: str, tmp_path: Any) -> None:
+    model, callbacks = MODELS[kind]()
+    by_hand = ByHand()
+    rows = logged(model, tmp_path, *callbacks, by_hand, gradient_clip_val=0.05, plugins=scaled(2.0**22))
+    finite = [step for step, norms in enumerate(by_hand.before) if math.isfinite(norms["total"])]
+    assert 0 < len(finite) < 20
+    assert [row["step"] for row in rows] == finite
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
+def test_a_fused_optimizer_under_a_gradient_scaler_is_refused(tmp_path: Any) -> None:
+    model = Foreign(partial(torch.optim.AdamW, fused=True))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="fused=False"):
+        logged(model, tmp_path, GradientNormMonitor(), plugins=scaled(256.0))
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_fused_optimizer_clips_under_bf16(algorithm: str, tmp_path: Any) -> None:
+    model, by_hand = hybrid("always", dropout=0.0), ByHand()
+    clip = {"gradient_clip_val": 0.05, "gradient_clip_algorithm": algorithm}
+    runner = trainer(callbacks=[by_hand], precision="bf16-mixed", **clip)
+    runner.fit(model, batches())
+    assert runner.optimizers[0].defaults["fused"]
+    assert all(after["total"] < before["total"] for before, after in zip(by_hand.before, by_hand.after, strict=True))
 
 
 def test_clipping_gives_the_weights_that_the_trainers_own_clipping_gives(monkeypatch: Any) -> None:
@@ -84,7 +161,7 @@ def test_clipping_gives_the_weights_that_the_trainers_own_clipping_gives(monkeyp
     ours = hybrid("always", dropout=0.0, optimizer=sgd)
     trainer(gradient_clip_val=0.05).fit(ours, batches())
     monkeypatch.setattr(
-        base.HybridTask, "configure_gradient_clipping", pl.LightningModule.configure_gradient_clipping, raising=True
+        HybridTask, "configure_gradient_clipping", pl.LightningModule.configure_gradient_clipping, raising=True
     )
     theirs = hybrid("always", dropout=0.0, optimizer=sgd)
     trainer(gradient_clip_val=0.05).fit(theirs, batches())
@@ -105,7 +182,8 @@ def test_between_log_steps_nothing_waits_for_the_device(kind: str, tmp_path: Any
                 original = getattr(torch.Tensor, name)
 
                 def waiting(tensor: torch.Tensor, *args: Any, _original: Any = original) -> Any:
-                    if any("/hybrid_lightning/" in frame.filename for frame in traceback.extract_stack()):
+                    frames = [frame for frame in traceback.extract_stack() if "/hybrid_lightning/" in frame.filename]
+                    if frames and frames[-1].name != "read":  # of LaterOnHost: copied while the device went on
                         waits.append(self.step)
                     return _original(tensor, *args)
 
@@ -139,9 +217,10 @@ def test_a_task_that_measures_itself_is_not_measured_again(tmp_path: Any, monkey
 
     def counted(parameters: Any) -> torch.Tensor:
         calls.append(1)
-        return gradient_norms(parameters)
+        return original(parameters)
 
-    for module in (base, gradient_norm):
+    original = gradients.gradient_norms
+    for module in (gradients, gradient_norm):
         monkeypatch.setattr(module, "gradient_norms", counted)
     runner = trainer(logger=CSVLogger(tmp_path), log_every_n_steps=10, gradient_clip_val=1.0, max_epochs=1)
     runner.fit(hybrid("6 steps", dropout=0.0), batches(samples=160))
