@@ -121,8 +121,8 @@ class MLP(nn.Module):
         hidden: Features of each layer with ReLU.
         out_features: Features of the plain layer at the end; None leaves it out.
         dropout: Probability of zeroing a feature after each ReLU while training.
-        init_gain: Factor on the initial weights and biases of every layer, above 0. 1 keeps torch's own scale; far from
-            1 is a bad initialisation.
+        init_gain: Factor on the initial weights of every layer, above 0; biases stay as they are. 1 keeps torch's usual
+            scale; far from 1 is a bad initialisation.
     """
 
     def __init__(
@@ -143,7 +143,8 @@ class MLP(nn.Module):
             self.out = nn.Linear(hidden[-1], out_features)
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter.mul_(init_gain if parameter.ndim > 1 else 1.0)
+                if parameter.ndim > 1:
+                    parameter.mul_(init_gain)
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps features `(B, in_features)` to `(B, out_features)`, or to `(B, hidden[-1])` without `out_features`."""

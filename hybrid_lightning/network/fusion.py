@@ -38,7 +38,7 @@ class ConcatFusion(nn.Module):
         dropout: Share of the concatenated features that is dropped while training, in [0, 1).
         standardise: ``samples`` (each feature over the samples of a batch, as BatchNorm does, with running statistics
             in evaluation), ``features`` (each sample over its features, as LayerNorm does, which needs no statistics),
-            or ``none`` (features as they are: a part on a larger scale drowns the others).
+            or ``none`` (features as they are, so that a part on a larger scale drowns the others).
 
     Raises:
         ConfigError: If ``standardise`` is none of these.

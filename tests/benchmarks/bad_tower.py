@@ -16,7 +16,6 @@ RESULT bad_tower_accuracy: mean test accuracy of ours.
 """
 
 import argparse
-import copy
 import statistics
 import tempfile
 import time
@@ -28,7 +27,9 @@ from config_scores import fit, last_metrics
 from torch import Tensor, nn
 
 from hybrid_lightning import HybridClassifier
+from hybrid_lightning.configs import read_config
 from hybrid_lightning.data import DictDataset, PlaidDataModule
+from hybrid_lightning.network.fracast import FracastEncoder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OURS, ONE_RATE = CONFIGS / "bad_tower.yaml", CONFIGS / "bad_tower_one_rate.yaml"
@@ -38,6 +39,13 @@ WAYS: dict[str, tuple[Path, list[str]]] = {
     "one_rate_good_init": (ONE_RATE, ["--model.parts.stats.args.init_gain", "1"]),
     "lr_scale_alone": (OURS, ["--model.parts.encoder.unfreeze", "always"]),
     "freezing_alone": (OURS, ["--model.parts.encoder.lr_scale", "1"]),
+    "part_clipping_alone": (
+        ONE_RATE,
+        [
+            *("--model.pretrained.clip", "{norm: 1.0}", "--model.untrained.clip", "{norm: 1.0}"),
+            *("--trainer.gradient_clip_val", "null"),
+        ],
+    ),
     "one_rate_standardised": (ONE_RATE, ["--model.fusion.args.standardise", "samples"]),
     "ours_standardised": (OURS, ["--model.fusion.args.standardise", "samples"]),
 }
@@ -64,15 +72,16 @@ def measure(way: str, seed: int, threads: int) -> Scores:
         metrics = last_metrics(run_folder)
         model = HybridClassifier.load_from_checkpoint(str(run_folder / "checkpoints" / "last.ckpt"))
     encoder = model.built().parts["encoder"]
-    drift = relative_distance(encoder, as_pretrained(encoder))
+    drift = relative_distance(encoder, pretrained_encoder())
     return Scores(metrics["test/accuracy"], metrics["val/accuracy"], drift, probe_accuracy(encoder), seconds)
 
 
-def as_pretrained(encoder: nn.Module) -> nn.Module:
-    """The same encoder with the weights that it started with."""
-    original = copy.deepcopy(encoder)
-    original.load_pretrained()
-    return original
+def pretrained_encoder() -> FracastEncoder:
+    """The encoder with the weights that each run starts from."""
+    part = read_config(OURS)["model"]["init_args"]["parts"]["encoder"]
+    encoder = FracastEncoder(**part["args"])
+    encoder.load_pretrained()
+    return encoder
 
 
 def relative_distance(module: nn.Module, origin: nn.Module) -> float:
@@ -81,7 +90,7 @@ def relative_distance(module: nn.Module, origin: nn.Module) -> float:
     return float((now - then).norm() / then.norm())
 
 
-def probe_accuracy(encoder: nn.Module) -> float:
+def probe_accuracy(encoder: FracastEncoder) -> float:
     """Test accuracy of a logistic regression on the encoder's features, standardised with the training split."""
     from sklearn.linear_model import LogisticRegression
 
@@ -105,31 +114,37 @@ def features_of(encoder: nn.Module, dataset: DictDataset) -> Tensor:
 
 
 def row(way: str, seed: str, cells: list[str]) -> str:
-    return "  ".join([way.ljust(22), seed.ljust(4), *(cell.rjust(13) for cell in cells)])
+    return "  ".join([way.ljust(21), seed.ljust(4), *(cell.rjust(13) for cell in cells)])
+
+
+def summary(runs: list[Scores]) -> list[str]:
+    """Mean ± standard deviation (of a sample) of each score."""
+    columns = zip(*(asdict(run).values() for run in runs), strict=True)
+    return [f"{statistics.mean(c):.3f} ± {statistics.stdev(c) if len(runs) > 1 else 0.0:.3f}" for c in columns]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="Seeds of model and batches.")
     parser.add_argument("--threads", type=int, default=1, help="Threads of torch.")
-    parser.add_argument("--also", nargs="+", default=[], choices=[w for w in WAYS if w not in COMPARED], help="More.")
+    parser.add_argument("--ways", nargs="+", default=COMPARED, choices=WAYS, help="What is run.")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(f"probe of the encoder as it was pretrained: {probe_accuracy(pretrained_encoder()):.3f}")
     print(row("way", "seed", list(Scores.__annotations__)), flush=True)
-    results: dict[str, list[Scores]] = {way: [] for way in [*COMPARED, *options.also]}
-    for way, runs in results.items():
-        for seed in options.seeds:
+    results: dict[str, list[Scores]] = {way: [] for way in options.ways}
+    for seed in options.seeds:
+        for way, runs in results.items():
             runs.append(measure(way, seed, options.threads))
             print(row(way, str(seed), [f"{value:.3f}" for value in asdict(runs[-1]).values()]), flush=True)
-    means = {way: {name: statistics.mean(getattr(r, name) for r in runs) for name in Scores.__annotations__}
-             for way, runs in results.items()}
     for way, runs in results.items():
-        spread = {n: statistics.stdev(getattr(r, n) for r in runs) if len(runs) > 1 else 0.0 for n in means[way]}
-        print(row(way, "all", [f"{means[way][n]:.3f} ± {spread[n]:.3f}" for n in spread]))
-    model = HybridClassifier  # noqa
-    print(f"RESULT bad_tower {means['one_rate']['drift'] / means['ours']['drift']:.1f} ratio")
-    print(f"RESULT bad_tower_accuracy_one_rate {means['one_rate']['test']:.4f} share")
-    print(f"RESULT bad_tower_accuracy {means['ours']['test']:.4f} share")
+        print(row(way, "all", summary(runs)))
+    if {"ours", "one_rate"} <= results.keys():
+        ours, one_rate = results["ours"], results["one_rate"]
+        drifts = [statistics.mean(run.drift for run in runs) for runs in (one_rate, ours)]
+        print(f"RESULT bad_tower {drifts[0] / drifts[1]:.1f} ratio")
+        print(f"RESULT bad_tower_accuracy_one_rate {statistics.mean(run.test for run in one_rate):.4f} share")
+        print(f"RESULT bad_tower_accuracy {statistics.mean(run.test for run in ours):.4f} share")
 
 
 if __name__ == "__main__":
