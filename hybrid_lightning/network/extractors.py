@@ -1,5 +1,6 @@
 """Small untrained networks for images, series and tables, and a linear head."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -120,6 +121,8 @@ class MLP(nn.Module):
         hidden: Features of each layer with ReLU.
         out_features: Features of the plain layer at the end; None leaves it out.
         dropout: Probability of zeroing a feature after each ReLU while training.
+        init_gain: Factor on the initial weights of every layer, above 0; biases stay as they are. 1 keeps torch's usual
+            scale; far from 1 is a bad initialisation.
     """
 
     def __init__(
@@ -128,13 +131,20 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (64,),
         out_features: int | None = None,
         dropout: float = 0.0,
+        init_gain: float = 1.0,
     ) -> None:
         super().__init__()
         _require_sizes("hidden", hidden)
+        if not 0 < init_gain < math.inf:
+            raise ConfigError(f"init_gain: {init_gain!r} is not a number above 0; 1 keeps the usual scale.")
         for index, (before, after) in enumerate(zip([in_features, *hidden], hidden, strict=False)):
             self.add_module(f"layer{index}", nn.Sequential(nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)))
         if out_features is not None:
             self.out = nn.Linear(hidden[-1], out_features)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(init_gain)
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps features `(B, in_features)` to `(B, out_features)`, or to `(B, hidden[-1])` without `out_features`."""

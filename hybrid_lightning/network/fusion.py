@@ -37,11 +37,11 @@ class ConcatFusion(nn.Module):
         width: Features that each part keeps.
         dropout: Share of the concatenated features that is dropped while training, in [0, 1).
         standardise: ``samples`` (each feature over the samples of a batch, as BatchNorm does, with running statistics
-            in evaluation) or ``features`` (each sample over its features, as LayerNorm does, which needs no
-            statistics).
+            in evaluation), ``features`` (each sample over its features, as LayerNorm does, which needs no statistics),
+            or ``none`` (features as they are, so that a part on a larger scale drowns the others).
 
     Raises:
-        ConfigError: If ``standardise`` is neither.
+        ConfigError: If ``standardise`` is none of these.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class ConcatFusion(nn.Module):
         norms: dict[str, Callable[[int], nn.Module]] = {
             "samples": SampleNorm,
             "features": partial(nn.LayerNorm, elementwise_affine=False),
+            "none": nn.Identity,
         }
         if standardise not in norms:
             raise unknown("model.fusion.args.standardise", "choice", str(standardise), norms)

@@ -18,23 +18,34 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+
+def fit(config: Path, folder: str, seed: int, threads: int, extra: Sequence[str] = ()) -> Path:
+    """Runs ``fit`` as a user would, in a folder; returns the folder of the run."""
+    command = [sys.executable, "-m", "hybrid_lightning", "fit", "--config", str(config.resolve())]
+    command += ["--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    subprocess.run([*command, *extra], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    (run_folder,) = Path(folder).glob("runs/*/version_0")
+    return run_folder
+
+
+def last_metrics(run_folder: Path) -> dict[str, float]:
+    """The last value of each validation and test metric of a run."""
+    rows = list(csv.DictReader((run_folder / "metrics.csv").read_text().splitlines()))
+    names = [name for name in rows[0] if name.startswith(("test/", "val/"))]
+    last = {name: [row[name] for row in rows if row[name]] for name in names}
+    return {name: float(values[-1]) for name, values in last.items() if values}
 
 
 def run(config: Path, seed: int, threads: int, extra: list[str]) -> tuple[dict[str, float], float]:
     """The test metrics and the seconds of one run."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "hybrid_lightning", "fit", "--config", str(config.resolve())]
-        command += ["--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         started = time.perf_counter()
-        subprocess.run([*command, *extra], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - started
-        (table,) = Path(folder).glob("runs/*/version_0/metrics.csv")
-        rows = list(csv.DictReader(table.read_text().splitlines()))
-    names = [name for name in rows[0] if name.startswith(("test/", "val/"))]
-    last = {name: [row[name] for row in rows if row[name]] for name in names}
-    return {name: float(values[-1]) for name, values in last.items() if values}, seconds
+        run_folder = fit(config, folder, seed, threads, extra)
+        return last_metrics(run_folder), time.perf_counter() - started
 
 
 def main() -> None:

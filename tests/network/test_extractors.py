@@ -52,6 +52,12 @@ def test_mlp_has_a_plain_layer_only_if_asked():
     assert (plain < 0).any()
 
 
+def test_the_gain_multiplies_every_initial_weight_and_no_bias():
+    usual, loud = ((torch.manual_seed(0), MLP(4, [6, 5], out_features=3, init_gain=gain))[1] for gain in (1, 20))
+    for before, after in zip(usual.parameters(), loud.parameters(), strict=True):
+        torch.testing.assert_close(after, 20 * before if before.ndim > 1 else before)
+
+
 @pytest.mark.parametrize("make", [lambda p: MLP(4, dropout=p), lambda p: LinearHead(4, 3, dropout=p)])
 def test_dropout_acts_only_while_training(make):
     module, features = make(0.5), torch.randn(8, 4)
@@ -66,6 +72,7 @@ def test_dropout_acts_only_while_training(make):
         (lambda: MLP(4, hidden=[]), r"hidden: \[\] is empty"),
         (lambda: ConvExtractor(3, channels=[]), r"channels: \[\] is empty"),
         (lambda: ResidualConv1d(3, channels=()), r"channels: \[\] is empty"),
+        (lambda: MLP(4, init_gain=0), "init_gain: 0 is not a number above 0"),
         (lambda: ResidualConv1d(3, kernel_size=4), "kernel_size: 4 is even; residual blocks need an odd length"),
     ],
 )

@@ -24,6 +24,15 @@ def test_the_output_equals_projections_of_standardised_features(standardise, dim
     torch.testing.assert_close(fusion(features), torch.cat(expected, dim=1))
 
 
+def test_without_standardisation_the_output_is_the_plain_projections():
+    fusion = ConcatFusion({"a": 3, "b": 7}, width=5, standardise="none")
+    features = {"a": torch.randn(4, 3), "b": 100 * torch.randn(4, 7)}
+    layers = [projection[1] for projection in fusion.projections.values()]
+    expected = [layer(given).relu() for layer, given in zip(layers, features.values(), strict=True)]
+    torch.testing.assert_close(fusion(features), torch.cat(expected, dim=1))
+    assert not list(fusion.buffers())
+
+
 def test_no_part_dominates_by_its_scale():
     fusion = ConcatFusion({"a": 3, "b": 3}, width=16)
     a, b = torch.randn(8, 3), torch.randn(8, 3)
