@@ -33,11 +33,15 @@ class Base(pl.LightningModule):
         return self.head(self.backbone(batch)).square().mean()
 
 
-def test_the_yaml_plans(tmp_path, capsys):
-    (yaml,) = blocks("yaml")
-    (tmp_path / "x.yaml").write_text(yaml)
-    assert main(["plan", "--config", str(tmp_path / "x.yaml")]) == 0
-    assert "encoder  pretrained" in capsys.readouterr().out
+def test_the_yaml_plans_alone_and_with_what_watches_the_gradients(tmp_path, capsys):
+    configs: list[str] = []
+    for number, yaml in enumerate(blocks("yaml")):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(yaml)
+        configs += ["--config", str(path)]
+        assert main(["plan", *configs]) == 0
+        assert "encoder  pretrained" in capsys.readouterr().out
+    assert len(configs) == 4
 
 
 def test_the_callbacks_work_in_a_module_that_knows_nothing_of_us():

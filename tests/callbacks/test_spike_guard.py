@@ -418,8 +418,8 @@ def test_postponing_without_unfreezing_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
 @pytest.mark.parametrize(
     ("kind", "actions", "accumulate"),
-    [("task", [*ACTIONS], 1), ("foreign", [*ACTIONS], 2), ("foreign", ["warn"], 1)],
-    ids=["task", "foreign", "warn"],
+    [("task", [*ACTIONS], 1), ("foreign", [*ACTIONS], 2), ("foreign", ["skip"], 2), ("foreign", ["warn"], 1)],
+    ids=["task", "foreign", "skip", "warn"],
 )
 def test_a_fit_continues_exactly_from_any_checkpoint(
     kind: str, actions: list[str], accumulate: int, tmp_path: Path
@@ -441,7 +441,7 @@ def test_a_fit_continues_exactly_from_any_checkpoint(
     whole, state = run(folder=tmp_path)
     taken = {action for event in state["guard"]["events"] for action in event["actions"]}
     assert taken == {*actions, "accept"} - ({"accept"} if actions == ["warn"] else set())
-    assert bool(state["holds"]) == (actions != ["warn"])
+    assert bool(state["holds"]) == ("postpone" in actions)
     paths = sorted(tmp_path.glob("batch-*.ckpt"))[:: 1 if accumulate > 1 else 3]
     for path in paths:
         again, state_again = run(path)
