@@ -72,7 +72,8 @@ class NonFiniteGradients(pl.Callback):
         self._batches: deque[Any] = deque(maxlen=_KEPT_BATCHES)
         self._ids: list[Any] = []
         self._due = False
-        self._statistics: KeptStatistics
+        self._statistics: KeptStatistics | None = None
+        self._saved_statistics: list[Tensor] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A fit starts without the memory of an earlier one."""
@@ -85,20 +86,26 @@ class NonFiniteGradients(pl.Callback):
             refuse_unskippable(trainer, type(self).__name__)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many steps have been skipped; nothing is saved that has been spoilt."""
+        """How many steps have been skipped, and within an accumulation window what a skip would restore.
+
+        Nothing is saved that has been spoilt.
+        """
         self._settle()
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+        statistics = None if self._statistics is None else self._statistics.copies
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "statistics": statistics}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes up the counts of an earlier run."""
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+        self._saved_statistics = state_dict.get("statistics")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Remembers whose gradients are summed, and what they may spoil."""
-        if self.policy == "skip" and not window_is_open(trainer):
-            self._statistics = KeptStatistics(pl_module)
+        if self.policy == "skip" and self._statistics is None:
+            self._statistics = KeptStatistics(pl_module, self._saved_statistics)
+            self._saved_statistics = None
         if self.policy != "ignore":
             self._batches.append(batch)
             if isinstance(batch, Mapping) and "id" in batch:
@@ -127,6 +134,7 @@ class NonFiniteGradients(pl.Callback):
         self._ids = []
         if decides and self._settle():
             gradients.skip()
+            assert self._statistics is not None
             self._statistics.restore()
         self._due = is_log_step(trainer) and (self.policy == "skip" or scaled)
 
@@ -134,6 +142,8 @@ class NonFiniteGradients(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the count."""
+        if not window_is_open(trainer):
+            self._statistics = None
         if self._due:
             self._due = False
             self._settle()

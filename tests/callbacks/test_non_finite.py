@@ -12,8 +12,11 @@ from torch.utils.data import DataLoader
 
 from hybrid_lightning import ConfigError, GradientNormMonitor, NonFiniteGradients
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
+from tests.callbacks.resuming import Dropping, Run, first_difference
 from tests.callbacks.test_gradient_norm import scaled
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
+
+QUIET = ("ignore:Be aware that when using `ckpt_path`", "ignore:.*in eval mode at the start of training")
 
 
 def poisoned(*rows: int, ids: bool = True) -> DataLoader[Any]:
@@ -165,6 +168,19 @@ def test_counts_continue_after_a_restart(folder: Path) -> None:
     with pytest.warns(UserWarning, match="The step was not made"):
         again.fit(hybrid("always"), poisoned(19), ckpt_path="one.ckpt", weights_only=True)
     assert guard.skipped == 2
+
+
+@pytest.mark.filterwarnings(*QUIET, "ignore:gradients. step")
+def test_a_step_is_skipped_the_same_if_its_window_was_interrupted(tmp_path: Path) -> None:
+    def run(path: Path | None = None, folder: Path | None = None) -> Run:
+        skips = [NonFiniteGradients("skip")]
+        return Run(Dropping, lambda: poisoned(19), path, folder, callbacks=skips, accumulate_grad_batches=2)
+
+    whole = run(folder=tmp_path)
+    paths = sorted(tmp_path.glob("batch-*.ckpt"))
+    assert len(paths) == 15
+    for path in paths:
+        assert first_difference(whole.state(), run(path).state(), path.name) is None
 
 
 @pytest.mark.parametrize(
