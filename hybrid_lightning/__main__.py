@@ -3,6 +3,9 @@
 import sys
 
 from hybrid_lightning.cli import main
+from hybrid_lightning.strategies import end_process_group
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    end_process_group()
+    sys.exit(code)

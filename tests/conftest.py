@@ -19,6 +19,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+    os.environ.pop("PL_GLOBAL_SEED", None)  # of a command line that an earlier test ran
 
 
 @pytest.fixture

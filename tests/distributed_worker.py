@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from hybrid_lightning import GradientClipping, GradientNormMonitor, GradualUnfreezing, NonFiniteGradients
 from hybrid_lightning.data.in_memory import as_batch
+from hybrid_lightning.strategies import end_process_group
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 
 GLOBAL_BATCH = 8
@@ -122,3 +123,4 @@ class Lazy(pl.LightningDataModule):
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    end_process_group()

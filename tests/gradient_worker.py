@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from hybrid_lightning import FSDP2Strategy, GradientNormMonitor, GradualUnfreezing
+from hybrid_lightning.strategies import end_process_group
 from tests.callbacks.by_hand import ByHand, Rows
 from tests.callbacks.tiny import hybrid, trainer
 from tests.distributed_worker import Lazy, plain_norm
@@ -52,3 +53,4 @@ def main(strategy: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    end_process_group()

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from hybrid_lightning import FSDP2Strategy
+from hybrid_lightning.strategies import end_process_group
 from tests.callbacks.resuming import MODELS, differences
 
 STRATEGIES = {
@@ -30,3 +31,4 @@ def main(model: str, loader: str, folder: Path, options: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4])
+    end_process_group()

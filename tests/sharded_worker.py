@@ -23,6 +23,7 @@ from hybrid_lightning import (
 )
 from hybrid_lightning.data.in_memory import as_batch
 from hybrid_lightning.sharding import whole
+from hybrid_lightning.strategies import end_process_group
 from tests.callbacks.tiny import Foreign, Tower, hybrid, trainer
 from tests.distributed_worker import Lazy, plain_norm
 
@@ -180,3 +181,4 @@ def main(name: str, facts: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], json.loads(sys.argv[2]))
+    end_process_group()

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from hybrid_lightning import FSDP2Strategy, GradualUnfreezing, SpikeGuard
 from hybrid_lightning.sharding import whole
+from hybrid_lightning.strategies import end_process_group
 from tests.callbacks.test_spike_guard import Faults
 from tests.callbacks.tiny import hybrid, trainer
 from tests.distributed_worker import Lazy, plain_norm
@@ -35,3 +36,4 @@ def main(strategy: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    end_process_group()

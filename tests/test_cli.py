@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hybrid_lightning
 from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import HybridCLI, HybridTrainer, explained, main, shortened, write_predictions
+from tests.processes import succeed
 from tests.small import CONFIG, DELETE, changed, classifier, command, write
 
 ROOT = Path(hybrid_lightning.__file__).parents[1]
@@ -243,15 +244,7 @@ def test_evaluation_reads_the_best_checkpoint_of_the_newest_run(split, fitted, m
 
 def test_evaluation_works_in_a_new_process(fitted):
     words = ["test", "--config", "small.yaml", "--ckpt_path", "best", "--trainer.logger", "false"]
-    done = subprocess.run(
-        [sys.executable, "-m", "hybrid_lightning", *words],
-        cwd=fitted,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "test/accuracy" in done.stdout
+    assert "test/accuracy" in succeed("-m", "hybrid_lightning", *words, cwd=fitted).stdout
 
 
 def environment() -> dict[str, str]:

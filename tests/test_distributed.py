@@ -1,24 +1,17 @@
 """Two real gloo ranks through several unfreezings, with clipping and accumulation."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, succeed
 
 
 def run(kind: str, ranks: int, folder: Path) -> None:
-    command = [sys.executable, "-m", "tests.distributed_worker", kind, str(ranks), str(folder)]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    succeed("-m", "tests.distributed_worker", kind, str(ranks), str(folder))
 
 
 @pytest.mark.slow
@@ -68,15 +61,11 @@ def load(path: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_command_line_fits_and_tests_on_two_ranks(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hybrid_lightning", "fit", "--config", str(ROOT / "configs/deep_cnn_gradual.yaml")]
+    command = ["-m", "hybrid_lightning", "fit", "--config", str(ROOT / "configs/deep_cnn_gradual.yaml")]
     devices = {"devices": "2", "strategy": "ddp", "accelerator": "cpu", "max_epochs": "2", "limit_train_batches": "3"}
     options = [word for key, value in devices.items() for word in (f"--trainer.{key}", value)]
     options += ["--trainer.enable_progress_bar", "false", "--data.init_args.size", "16", "--test_after_fit", "best"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    done = succeed(*command, *options, cwd=tmp_path)
     assert done.stdout.count("results: runs/deep_cnn_gradual/version_0") == 1
     assert done.stdout.count("eval, then train") == 1
     files = {path.name for path in tmp_path.glob("runs/deep_cnn_gradual/*/**/*") if path.is_file()}

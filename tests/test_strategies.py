@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,15 @@ from torch import nn
 from hybrid_lightning import ConfigError, FSDP2Strategy, HybridClassifier
 from hybrid_lightning.strategies import shard_if_asked
 from hybrid_lightning.weights import read_file
+from tests.processes import python, succeed
 from tests.small import changed, trainer, write
 
-ROOT = Path(__file__).parents[1]
 FOLDERS = '{"class_path": "hybrid_lightning.FSDP2Strategy", "init_args": {"save_distributed_checkpoint": true}}'
 SMALL = {"init.parts.stem.unfreeze": "2 steps", "trainer.max_epochs": 2, "trainer.gradient_clip_val": 0.5}
 
 
-def python(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
-
-
 def fits(name: str, folder: Path, **facts: Any) -> None:
-    done = python("-m", "tests.sharded_worker", name, json.dumps({"folder": str(folder), **facts}))
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    succeed("-m", "tests.sharded_worker", name, json.dumps({"folder": str(folder), **facts}))
 
 
 def load(path: Path) -> dict[str, Any]:

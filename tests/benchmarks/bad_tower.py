@@ -84,6 +84,7 @@ def pretrained_encoder() -> FracastEncoder:
     return encoder
 
 
+@torch.no_grad()
 def relative_distance(module: nn.Module, origin: nn.Module) -> float:
     """||w - w0|| / ||w0|| over all parameters."""
     now, then = (nn.utils.parameters_to_vector(m.parameters()) for m in (module, origin))

@@ -2,11 +2,11 @@
 
 Both arms are a `Trainer.fit` of the same model on the same data, with AdamW (fused), ``gradient_clip_val``, a CSV log
 and the same thread count. Ours is `HybridClassifier` with ``GradientNormMonitor(stages=True)``: norms before and after
-clipping, clip coefficient, clip rates and update ratios of each part and stage. The other is the same task without the
-monitor, clipped as Lightning clips, with torch's ``clip_grad_norm_``. A round runs both arms in turn, in one process,
-and every other round in the other order. Timed are whole steps, from the start of one batch to that of another a
-multiple of the log interval later, so that the mean step has its share of the steps that log; the fit's first steps,
-which make the optimizer's state, are not.
+clipping, clip coefficient, clip rates and update ratios of each part and stage, and the check that all are finite. The
+other is the same task without monitor and check, clipped as Lightning clips, with torch's ``clip_grad_norm_``. A round
+runs both arms in turn, in one process, and every other round in the other order. Timed are whole steps, from the start
+of one batch to that of another a multiple of the log interval later, so that the mean step has its share of the steps
+that log; the fit's first steps, which make the optimizer's state, are not.
 
 RESULT grad_monitor_cost: median over rounds of ours / clipping alone; 460 parameter tensors in 5 parts and 20 stages,
 logged every 10 steps (the default of the command line).
@@ -36,7 +36,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hybrid_lightning import GradientNormMonitor, HybridClassifier
+from hybrid_lightning import GradientNormMonitor, HybridClassifier, NonFiniteGradients
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
 from hybrid_lightning.gradients import GradientPass
 
@@ -100,8 +100,9 @@ class ClippingAlone(HybridClassifier):
 
     configure_gradient_clipping = pl.LightningModule.configure_gradient_clipping
 
-    def _default_callbacks(self) -> list[pl.Callback]:
-        return [c for c in super()._default_callbacks() if not isinstance(c, GradientNormMonitor)]
+    def configure_callbacks(self) -> list[pl.Callback]:
+        looks = (GradientNormMonitor, NonFiniteGradients)
+        return [callback for callback in super().configure_callbacks() if not isinstance(callback, looks)]
 
 
 class Stopwatch(pl.Callback):

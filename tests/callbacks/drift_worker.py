@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hybrid_lightning import L2SP, ExactResume, FSDP2Strategy, GradientNormMonitor, GradualUnfreezing, PretrainedDrift
 from hybrid_lightning.sharding import whole
+from hybrid_lightning.strategies import end_process_group
 from tests.callbacks.tiny import hybrid, trainer
 from tests.distributed_worker import Lazy, plain_norm
 from tests.sharded_worker import ForeignSharded
@@ -94,3 +95,4 @@ def main(name: str, facts: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], json.loads(sys.argv[2]))
+    end_process_group()

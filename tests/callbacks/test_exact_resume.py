@@ -1,8 +1,6 @@
 import json
-import os
 import socket
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,8 @@ from tests.callbacks.resuming import (
     plain,
 )
 from tests.callbacks.tiny import batches, hybrid, trainer
+from tests.processes import succeed
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # continued runs save nothing
     pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
@@ -281,27 +279,10 @@ def test_two_ranks_continue_exactly(model: str, loader: str, options: dict[str, 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "NODE_RANK": "0",
-    }
-    command = [sys.executable, "-m", "tests.resume_worker", model, loader, str(tmp_path), json.dumps(options)]
-    ranks = [
-        subprocess.Popen(
-            command, cwd=ROOT, env={**common, "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for rank in range(2)
-    ]
-    try:
-        for rank in ranks:
-            said, _ = rank.communicate(timeout=240)
-            assert rank.returncode == 0, said.decode()[-4000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    words = ["-m", "tests.resume_worker", model, loader, str(tmp_path), json.dumps(options)]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda rank: succeed(*words, **place, LOCAL_RANK=rank), "01"))
     for rank in range(2):
         number, found = json.loads((tmp_path / f"{rank}.json").read_text())
         print(f"rank {rank}: {number - len(found)} of {number} bit-equal")

@@ -1,8 +1,5 @@
 import json
 import math
-import os
-import subprocess
-import sys
 import traceback
 from functools import partial
 from pathlib import Path
@@ -18,8 +15,7 @@ from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing
 from hybrid_lightning.callbacks import gradient_norm
 from tests.callbacks.by_hand import ByHand, Rows, compare
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import succeed
 
 
 def logged(model: pl.LightningModule, folder: Any, *callbacks: pl.Callback, **options: Any) -> list[dict[str, Any]]:
@@ -181,11 +177,7 @@ def test_a_task_that_measures_itself_is_not_measured_again(tmp_path: Any, monkey
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_norms_on_two_ranks_equal_an_independent_computation(strategy: str, tmp_path: Path) -> None:
     """With accumulation, clipping and unfreezing, in a task and in a foreign module; both ranks log the same."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gradient_worker", strategy, str(tmp_path)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    succeed("-m", "tests.gradient_worker", strategy, str(tmp_path))
     for kind in MODELS:
         ranks = [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
         for saved in ranks:

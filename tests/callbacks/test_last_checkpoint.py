@@ -2,7 +2,6 @@ import csv
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from hybrid_lightning import ConfigError, LastCheckpoint
 from tests.callbacks.signals import FailAt, SignalAt
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
+from tests.processes import python
 from tests.small import changed, command, write
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 
 
@@ -217,15 +216,7 @@ def test_two_ranks_leave_at_the_same_step_whichever_gets_the_signal_and_continue
 
 def fit_in_process(folder: Path, config: dict) -> "subprocess.CompletedProcess[str]":
     words = ["fit", "--config", write(yaml.safe_dump(config)), "--resume", "auto"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "hybrid_lightning", *words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    return python("-m", "hybrid_lightning", *words, cwd=folder)
 
 
 def test_failing_callbacks_fail():

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -18,8 +15,8 @@ from tests.callbacks.resuming import differences
 from tests.callbacks.test_l2sp import pretrained
 from tests.callbacks.test_statistics import Takes
 from tests.callbacks.tiny import batches, hybrid, trainer
+from tests.processes import succeed
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
@@ -144,10 +141,7 @@ def test_a_fit_with_other_groups_keeps_the_reference_only_if_it_goes_on(change: 
 
 def run(name: str, folder: Path, **facts: Any) -> dict[str, Any]:
     """Results of all ranks, which have to be equal."""
-    words = [sys.executable, "-m", "tests.callbacks.drift_worker", name, json.dumps({"folder": str(folder), **facts})]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    succeed("-m", "tests.callbacks.drift_worker", name, json.dumps({"folder": str(folder), **facts}))
     ranks = 1 if facts["strategy"] == "one" else 2
     results = [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(ranks)]
     assert results[0]["logged"] == results[-1]["logged"]

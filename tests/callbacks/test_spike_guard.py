@@ -1,8 +1,5 @@
 import copy
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,9 @@ from hybrid_lightning.callbacks.gradient_pass import LaterOnHost
 from hybrid_lightning.callbacks.spike_guard import ACTIONS
 from tests.callbacks.resuming import Dropping, Run, first_difference
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
+from tests.processes import succeed
 from tests.small import CONFIG, changed, command
 
-ROOT = Path(__file__).parents[2]
 QUIET = "ignore:(SpikeGuard|unfreeze. postponed)"
 SENSITIVE: dict[str, Any] = {"z": 4.0, "ratio": 5.0, "warm_up": 8, "decay": 0.9}
 
@@ -453,10 +450,7 @@ def test_a_fit_continues_exactly_from_any_checkpoint(
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_ranks_decide_the_same_although_only_one_has_the_spike(strategy: str, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "tests.spike_worker", strategy, str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    succeed("-m", "tests.spike_worker", strategy, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first_difference(first, second, "ranks") is None
     assert [event["step"] for event in first["guard"]["events"]] == [10, 14]

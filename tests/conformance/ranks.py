@@ -1,10 +1,5 @@
 """Checks on two real gloo ranks: through three unfreezings, with clipping 0.5 and accumulation 2."""
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -14,8 +9,8 @@ from torch import Tensor
 
 from tests.conformance.model import EPOCHS, Violation, largest_difference
 from tests.conformance.tools import Tool
+from tests.processes import python
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 180
 States = list[dict[str, Tensor]]
 """The parameters after each epoch."""
@@ -25,20 +20,13 @@ States = list[dict[str, Tensor]]
 def states(tool: Tool, ranks: int, strategy: str) -> list[States]:
     """Each rank's parameters after each epoch, from a fit in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "tests.conformance.worker", tool.name, str(ranks), strategy, folder]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with subprocess.Popen(
-            words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        ) as process:
-            try:
-                output, _ = process.communicate(timeout=SECONDS)
-            except subprocess.TimeoutExpired:
-                raise Violation(f"still running after {SECONDS} s") from None
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # the other rank, if one has failed
-        if process.returncode:
-            raise Violation("crash: " + output.decode().strip().splitlines()[-1].split(". ")[0])
+        words = ["-m", "tests.conformance.worker", tool.name, str(ranks), strategy, folder]
+        try:
+            done = python(*words, seconds=SECONDS)
+        except AssertionError:
+            raise Violation(f"still running after {SECONDS} s") from None
+        if done.returncode:
+            raise Violation("crash: " + done.stderr.strip().splitlines()[-1].split(". ")[0])
         paths = [[Path(folder) / f"{rank}-{epoch}.pt" for epoch in range(EPOCHS)] for rank in range(ranks)]
         found = [[torch.load(path, weights_only=True) for path in of_rank] for of_rank in paths]
     still = [name for name in found[0][0] if all(torch.equal(found[0][0][name], state[name]) for state in found[0])]

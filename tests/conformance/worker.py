@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from hybrid_lightning.strategies import end_process_group
 from tests.conformance.model import BATCH, STAGES, Module, loader, sgd, trainer
 from tests.conformance.tools import TOOLS
 
@@ -41,3 +42,4 @@ def main(name: str, ranks: int, strategy: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    end_process_group()

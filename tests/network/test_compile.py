@@ -39,6 +39,7 @@ def fitted(compile: Any, counts: Counts) -> Any:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # inside torch.compile
 def test_a_compiled_part_learns_the_same_and_is_compiled_again_only_when_something_unfreezes() -> None:
+    torch._dynamo.reset()
     torch._dynamo.register_backend(counted, name="counted")
     plain, compiled = fitted(False, Counts()), fitted({"backend": "counted"}, counts := Counts())
     assert all(torch.equal(value, compiled.state_dict()[name]) for name, value in plain.state_dict().items())
