@@ -68,22 +68,30 @@ class _Table(ExperimentWriter):
             self.path.unlink(missing_ok=True)
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        """Adds a row, unless the same stands there: from a step that was saved, or a validation that is repeated."""
+        """Adds a row, or fills up the last one that was not saved yet if it is of the same step."""
         super().log_metrics(metrics_dict, step)
-        row = _filled(self.metrics[-1])
-        if row in self._at_last_step:
-            self.metrics.pop()
-        else:
-            self._at_last_step = [*(old for old in self._at_last_step if old["step"] == row["step"]), row]
+        *_, before, row = [{}, *self.metrics]
+        if before.get("step") == row["step"]:
+            self.metrics[-2:] = [before | row]
 
     def save(self) -> None:
-        """Writes the new rows; the whole table, in one step, if they have new columns."""
+        """Writes the new rows; the whole table, in one step, if they have new columns.
+
+        Not those that stand there already: from a step that was saved, or a validation that is repeated.
+        """
+        self.metrics = [row for row in self.metrics if self._is_new(_filled(row))]
         if self.metrics and self._record_new_keys():
             self._write([*read_rows(self.path), *self.metrics])
         elif self.metrics:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.metrics_keys).writerows(self.metrics)
         self.metrics = []
+
+    def _is_new(self, row: dict[str, str]) -> bool:
+        if any(row.items() <= old.items() for old in self._at_last_step):
+            return False
+        self._at_last_step = [*(old for old in self._at_last_step if old["step"] == row["step"]), row]
+        return True
 
     def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         with whole_file(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

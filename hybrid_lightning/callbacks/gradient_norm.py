@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.gradient_clipping import GradientClipping
 from hybrid_lightning.callbacks.gradient_pass import has_scaler, shared_pass
-from hybrid_lightning.callbacks.logging import StepLog, is_log_step
+from hybrid_lightning.callbacks.logging import is_log_step, log_values
 from hybrid_lightning.gradients import GradientPass, Rows, gradient_norms, tensor_norms
 from hybrid_lightning.sharding import own_shares
 
@@ -47,7 +47,6 @@ class GradientNormMonitor(pl.Callback):
         self._pass: GradientPass | None = None
         self._due = False
         self._negated: list[Tensor] = []  # the weights before the step, times -1
-        self._log = StepLog()
         self._clips = _ClipCount()
         self._clips_something = False
 
@@ -56,12 +55,6 @@ class GradientNormMonitor(pl.Callback):
         self._pass, self._due, self._negated, self._clips = None, False, [], _ClipCount()
         per_part = any(isinstance(callback, GradientClipping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         self._clips_something = per_part or bool(trainer.gradient_clip_val)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """What was logged is of the past: until the next log Lightning need not look at it."""
-        self._log.hide()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -89,7 +82,7 @@ class GradientNormMonitor(pl.Callback):
         if self._due:
             values = self._values(measured)
             if not (measured.skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"]))):
-                self._log.log(pl_module, values)
+                log_values(trainer, values)
             self._due, self._negated = False, []
 
     def _values(self, measured: GradientPass) -> dict[str, Tensor]:

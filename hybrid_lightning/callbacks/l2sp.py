@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.gradient_clipping import GradientClipping
 from hybrid_lightning.callbacks.gradient_norm import GradientNormMonitor
-from hybrid_lightning.callbacks.logging import is_log_step, named_groups
+from hybrid_lightning.callbacks.logging import is_log_step, log_values, named_groups
 from hybrid_lightning.callbacks.non_finite import NonFiniteGradients
 from hybrid_lightning.callbacks.reference import ReferenceCallback, over_ranks, reference_of, sum_of_squares
 from hybrid_lightning.callbacks.spike_guard import SpikeGuard
@@ -101,7 +101,7 @@ class L2SP(ReferenceCallback):
             groups = named_groups(trainer, type(self).__name__)
             everything = [p for group in groups if group["part"] in self.watched for p in group["params"]]
             values = over_ranks(torch.stack(list(penalties.values())), everything)
-            pl_module.log_dict({f"l2sp/{part}": value for part, value in zip(penalties, values, strict=True)})
+            log_values(trainer, {f"l2sp/{part}": value for part, value in zip(penalties, values, strict=True)})
 
     def _strength(self, part: str) -> float:
         return self.strength[part] if isinstance(self.strength, Mapping) else self.strength

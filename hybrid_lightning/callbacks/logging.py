@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 
@@ -18,31 +19,21 @@ def is_log_step(trainer: pl.Trainer) -> bool:
     return every > 0 and (trainer.global_step + 1) % every == 0
 
 
-class StepLog:
-    """Logs values of one step, which are hidden when the next batch starts.
+def log_values(trainer: pl.Trainer, values: Mapping[str, float | Tensor]) -> None:
+    """Logs values of an optimizer step that the Trainer logs, to its loggers and to ``callback_metrics``.
 
-    Lightning would go through them in every step and write them again.
+    As Lightning's `LearningRateMonitor` does; `log_dict` takes 0.2 ms per value, and looks at each again in every later
+    step.
+
+    Args:
+        trainer: To be asked `is_log_step` before.
+        values: Numbers, equal on all ranks.
     """
-
-    def __init__(self) -> None:
-        self._shown: list[Any] = []
-
-    def log(self, module: pl.LightningModule, values: Mapping[str, Tensor]) -> None:
-        """Logs the values; to be called from ``on_train_batch_end``.
-
-        Args:
-            module: The one that trains.
-            values: Scalars on the CPU, not to be changed afterwards.
-        """
-        module.log_dict(dict(values))
-        results: Any = module.trainer._results
-        self._shown = [result for result in results.values() if result.meta.name in values]
-
-    def hide(self) -> None:
-        """Hides what was logged; to be called from ``on_train_batch_start``."""
-        for result in self._shown:
-            result.has_reset = True
-        self._shown.clear()
+    numbers = {name: float(value) for name, value in values.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+    # float32 would round a rate
+    trainer.callback_metrics.update({k: torch.tensor(number, dtype=torch.float64) for k, number in numbers.items()})
 
 
 def fit_length(trainer: pl.Trainer) -> FitLength:

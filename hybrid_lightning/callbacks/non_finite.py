@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.exact_resume import window_is_open
 from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
-from hybrid_lightning.callbacks.logging import is_log_step
+from hybrid_lightning.callbacks.logging import is_log_step, log_values
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.gradients import Rows
 from hybrid_lightning.norms import KeptStatistics
@@ -147,7 +147,7 @@ class NonFiniteGradients(pl.Callback):
         if self._due:
             self._due = False
             self._settle()
-            pl_module.log("skipped_steps/non_finite", float(self.skipped))
+            log_values(trainer, {"skipped_steps/non_finite": float(self.skipped)})
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nothing is validated with weights that have been spoilt."""

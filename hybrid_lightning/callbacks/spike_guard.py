@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.exact_resume import window_is_open
 from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
-from hybrid_lightning.callbacks.logging import is_log_step, named_groups
+from hybrid_lightning.callbacks.logging import is_log_step, log_values, named_groups
 from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.gradients import GradientPass, Rows
@@ -188,7 +188,7 @@ class SpikeGuard(pl.Callback):
         elif logs:
             self._judge()
         if logs:
-            pl_module.log_dict(self._values(trainer.global_step))
+            log_values(trainer, self._values(trainer.global_step))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

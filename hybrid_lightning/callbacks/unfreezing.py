@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from hybrid_lightning.callbacks.exact_resume import window_is_open
-from hybrid_lightning.callbacks.logging import fit_length, is_log_step, named_groups
+from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values, named_groups
 from hybrid_lightning.callbacks.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
@@ -180,7 +180,7 @@ class GradualUnfreezing(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """Logs what trains."""
         if is_log_step(trainer):
-            pl_module.log_dict({f"trainable/{part}": share for part, share in self._shares.items()})
+            log_values(trainer, {f"trainable/{part}": share for part, share in self._shares.items()})
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

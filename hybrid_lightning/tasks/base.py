@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from hybrid_lightning.callbacks.gradient_pass import shared_pass
-from hybrid_lightning.callbacks.logging import fit_length, is_log_step
+from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values
 from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing, check_moments
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
@@ -361,9 +361,7 @@ class HybridTask(pl.LightningModule, ABC):
         if not is_log_step(self.trainer) or self._loss_sum is None:
             return
         self.log("train/loss", self._loss_sum / self._loss_count, prog_bar=True, sync_dist=True)
-        # float64, because Lightning would round a Python number to float32
-        rates = {f"lr/{g['name']}": torch.tensor(g["lr"], dtype=torch.float64) for g in optimizer.param_groups}
-        self.log_dict(rates)
+        log_values(self.trainer, {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups})
         self._loss_sum, self._loss_count = None, 0
 
     def configure_gradient_clipping(
