@@ -8,7 +8,7 @@ CHECKS = (
     ("ruff", "format", "--check", "."),
     ("ruff", "check", "."),
     ("mypy",),
-    ("pytest",),
+    ("pytest", "-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"),
 )
 
 

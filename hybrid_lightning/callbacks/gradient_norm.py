@@ -85,7 +85,7 @@ class GradientNormMonitor(pl.Callback):
                 log_values(trainer, values)
             self._due, self._negated = False, []
 
-    def _values(self, measured: GradientPass) -> dict[str, Tensor]:
+    def _values(self, measured: GradientPass) -> dict[str, float]:
         """All values of a log step, which leave the device in one copy."""
         norms = {"grad_norm": measured.before, "grad_norm_clipped": measured.norms}
         if self._negated:
@@ -98,7 +98,7 @@ class GradientNormMonitor(pl.Callback):
         series["clip_rate"] = self._clips.shares(combined[0])
         if self._negated:
             series["update_ratio"] = series.pop("moved") / series.pop("weights")
-        table = [row.unbind() for row in torch.stack(list(series.values())).cpu()]
+        table = torch.stack(list(series.values())).tolist()
         shown = [i for i, name in enumerate(measured.rows.names) if self.stages or name not in measured.rows.stages]
         values = {
             f"{key}/{measured.rows.names[index]}": row[index]
@@ -108,8 +108,7 @@ class GradientNormMonitor(pl.Callback):
             if key != "update_ratio" or not math.isnan(row[index])
         }
         total = values["grad_norm/total"]
-        coefficient = values["grad_norm_clipped/total"] / total if total else torch.ones_like(total)
-        return {**values, "clip_coef": coefficient}
+        return {**values, "clip_coef": values["grad_norm_clipped/total"] / total if total else 1.0}
 
 
 class _ClipCount:

@@ -32,8 +32,8 @@ def log_values(trainer: pl.Trainer, values: Mapping[str, float | Tensor]) -> Non
     numbers = {name: float(value) for name, value in values.items()}
     for logger in trainer.loggers:
         logger.log_metrics(numbers, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-    # float32 would round a rate
-    trainer.callback_metrics.update({k: torch.tensor(number, dtype=torch.float64) for k, number in numbers.items()})
+    tensors = torch.tensor([*numbers.values()], dtype=torch.float64).unbind()  # float32 would round a rate
+    trainer.callback_metrics.update(zip(numbers, tensors, strict=True))
 
 
 def fit_length(trainer: pl.Trainer) -> FitLength:

@@ -1,8 +1,10 @@
 """What happens when gradients are not finite: an error that says where, or a step that is not made."""
 
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,7 +17,6 @@ from hybrid_lightning.callbacks.exact_resume import window_is_open
 from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
 from hybrid_lightning.callbacks.logging import is_log_step, log_values
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.gradients import Rows
 from hybrid_lightning.norms import KeptStatistics
 
 POLICIES = ("error", "skip", "ignore")
@@ -26,10 +27,14 @@ _KEPT_BATCHES = 4
 class _Step:
     """What can be said about a step once it is known that its gradients are not finite."""
 
-    place: str
+    place: tuple[int, int, int]
+    """Optimizer step, epoch and batch."""
     scaled: bool
-    rows: Rows
-    norms: LaterOnHost
+    parts: Sequence[str]
+    norms: Callable[[], Tensor]
+    """Norm of each part's gradients, and of all."""
+    sum: LaterOnHost
+    """Not finite if a norm is not; small, because it is looked at after every step."""
     batches: list[Any]
     ids: list[Any]
 
@@ -82,6 +87,7 @@ class NonFiniteGradients(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses a Trainer whose clipping would fail."""
+        self._machine = f"precision {trainer.precision}, rank {trainer.global_rank}"
         if self.policy == "skip":
             refuse_unskippable(trainer, type(self).__name__)
 
@@ -119,17 +125,15 @@ class NonFiniteGradients(pl.Callback):
         if self.policy == "ignore":
             return
         gradients = shared_pass(trainer, type(self).__name__)
-        norms = gradients.rows.norms(gradients.before)
+        measure, total = partial(gradients.rows.norms, gradients.before), gradients.before.sum()
         scaled = has_scaler(trainer)
         decides = self.policy == "skip" and not scaled
         if decides and trainer.world_size > 1:
-            norms = _worst_of_all_ranks(norms)
-        place = (
-            f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx}), "
-            f"precision {trainer.precision}, rank {trainer.global_rank}"
-        )
-        batches = list(self._batches)
-        self._pending = _Step(place, scaled, gradients.rows, LaterOnHost(norms), batches, self._ids)
+            worst = _worst_of_all_ranks(measure())
+            measure, total = partial(torch.clone, worst), worst.sum()
+        place = trainer.global_step, trainer.current_epoch, trainer.fit_loop.batch_idx
+        later, batches = LaterOnHost(total.view(1)), list(self._batches)
+        self._pending = _Step(place, scaled, gradients.rows.parts, measure, later, batches, self._ids)
         self._batches.clear()
         self._ids = []
         if decides and self._settle():
@@ -163,13 +167,11 @@ class NonFiniteGradients(pl.Callback):
         step, self._pending = self._pending, None
         if step is None:
             return False
-        *rows, total = step.norms.read()
-        if abs(total) < float("inf"):
+        if math.isfinite(*step.sum.read()):
             self.in_a_row = 0
             return False
-        bad = [part for part, norm in zip(step.rows.parts, rows, strict=False) if not abs(norm) < float("inf")]
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        message = _message(step, bad)
+        message = _message(step, self._machine)
         if self.policy == "error" and not step.scaled:
             raise ConfigError(f"{message}\n{_REMEDIES}")
         if self.in_a_row > self.max_in_a_row:
@@ -192,8 +194,10 @@ def _worst_of_all_ranks(norms: Tensor) -> Tensor:
     return worst
 
 
-def _message(step: _Step, parts: list[str]) -> str:
-    lines = [f"gradients: {step.place}: not finite in {listing(parts, 6)}."]
+def _message(step: _Step, machine: str) -> str:
+    number, epoch, batch = step.place
+    bad = [part for part, norm in zip(step.parts, step.norms().tolist(), strict=False) if not math.isfinite(norm)]
+    lines = [f"gradients: step {number} (epoch {epoch}, batch {batch}), {machine}: not finite in {listing(bad, 6)}."]
     ids = [str(value) for entry in step.ids for value in (entry.tolist() if isinstance(entry, Tensor) else entry)]
     if ids:
         lines.append(f"Samples of the step: {', '.join(ids[:12])}{' ...' if len(ids) > 12 else ''}.")
