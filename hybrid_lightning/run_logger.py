@@ -1,6 +1,7 @@
 """The table of a run, ``metrics.csv``, that later processes continue."""
 
 import csv
+import sys
 from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
@@ -26,7 +27,8 @@ class RunLogger(CSVLogger):
     """
 
     def __init__(self, save_dir: str | Path, name: str, version: str | None = None, first_step: int = 0) -> None:
-        super().__init__(save_dir, name=name, version=version)
+        # the Trainer saves after each row of its own; until then the row is filled up
+        super().__init__(save_dir, name=name, version=version, flush_logs_every_n_steps=sys.maxsize)
         self.first_step = first_step
 
     @property

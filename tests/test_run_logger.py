@@ -85,3 +85,17 @@ def test_each_validation_within_an_optimizer_step_that_found_something_else_is_l
     found = [row for row in rows(Path("runs/small/version_0/metrics.csv")) if "val/loss" in row]
     assert [row["step"] for row in found] == ["0", "0"]  # two before the step, which are equal, and one after it
     assert found[0]["val/loss"] != found[1]["val/loss"]
+
+
+@pytest.mark.parametrize("step", [0, 99])
+def test_all_that_is_logged_of_a_step_before_it_is_saved_is_one_row(step, tmp_path, path):
+    table = logger(tmp_path)
+    for values in ({"a": 1.0}, {"b": 2.0}, {"epoch": 0, "c": 3.0}):
+        table.log_metrics(values, step)
+    table.save()
+    log(table, step, epoch=0, c=3.0)  # as after a checkpoint within the step
+    log(table, step, d=4.0)  # as a validation does
+    assert rows(path) == [
+        {"a": "1.0", "b": "2.0", "c": "3.0", "epoch": "0", "step": str(step)},
+        {"d": "4.0", "step": str(step)},
+    ]
