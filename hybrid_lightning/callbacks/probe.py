@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.network import dry_run, pooled
+from hybrid_lightning.network.network import dry_run
+from hybrid_lightning.network.reading import pooled
 from hybrid_lightning.sampling import seed_cpu
 from hybrid_lightning.sharding import reshard
 

@@ -10,7 +10,18 @@ from torch.nn.parameter import is_lazy
 
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.freezing import apply_modes
+from hybrid_lightning.network.adapters import add_adapter
+from hybrid_lightning.network.families import (
+    auto_config,
+    complete_arguments,
+    family_of,
+    preprocessing_of,
+    timm_stages,
+    without_classifier,
+)
+from hybrid_lightning.network.images import Normalise, adapt_channels, normalisation, refuse_wrong_channels
 from hybrid_lightning.network.parts import Part, execution_order, feeding_parts
+from hybrid_lightning.network.reading import find_output, find_pool, mask_of, pooled, shapes
 from hybrid_lightning.network.registry import (
     check_arguments,
     forbid_fetching,
@@ -20,28 +31,16 @@ from hybrid_lightning.network.registry import (
     switch_weights,
     trusted,
 )
-from hybrid_lightning.network.stages import Stages, discover_stages, recorded_calls
+from hybrid_lightning.network.stages import OPENED, Stages, discover_stages, recorded_calls
 from hybrid_lightning.param_groups import named_param_groups
 from hybrid_lightning.weights import load_weights
 
 Batch = Mapping[str, Any]
 _CHANNEL_ARGUMENTS = ("in_channels", "in_chans")
+_RECORDED = ("sizes", "stages", "outputs", "pools", "preprocessing", "scales")
 _FEATURE_ARGUMENTS = ("in_features", "input_size")
 _OUTPUT_ARGUMENTS = ("out_features", "num_classes")
 FUSION = Part("ConcatFusion", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
-
-
-def pooled(output: Tensor, how: str) -> Tensor:
-    """A part's output `(B, C, ...)` as `(B, features)`; one that is 2-d already stays as it is.
-
-    Args:
-        output: What the part returned.
-        how: ``mean`` or ``max`` over all dimensions after the second, or ``flatten``.
-    """
-    if output.ndim < 3 or how == "flatten":
-        return output.flatten(1)
-    flat = output.flatten(2)
-    return flat.mean(2) if how == "mean" else flat.amax(2)
 
 
 class HybridNetwork(nn.Module):
@@ -79,9 +78,16 @@ class HybridNetwork(nn.Module):
             self.facts["fusion"] = fusion
         self.facts["head"] = parts["head"]
         self.outputs = outputs
-        self.sizes: dict[str, dict[str, Any]] = dict(record["sizes"]) if record else {}
-        self.stages: dict[str, Stages] = dict(record["stages"]) if record else {}
+        known = {key: dict((record or {}).get(key, {})) for key in _RECORDED}
+        self.sizes: dict[str, dict[str, Any]] = known["sizes"]
+        self.stages: dict[str, Stages] = known["stages"]
+        self.preprocessing: dict[str, dict[str, Any]] = known["preprocessing"]
+        """Part → what its model expects of images, see `preprocessing_of`."""
+        self._outputs: dict[str, str | int | None] = known["outputs"]
+        self._pools: dict[str, str] = known["pools"]
+        self._scales: dict[str, dict[str, Any]] = known["scales"]
         self.parts = nn.ModuleDict()
+        self.scales = nn.ModuleDict()
         self._load, self._trust = load, trust
         self._compiled: dict[str, Callable[..., Any]] = {}
         if record is None:
@@ -91,6 +97,7 @@ class HybridNetwork(nn.Module):
             # in the order of the dry run, because the order of the groups follows it
             for name in [*self.order, *(n for n in ("fusion", "head") if n in self.facts)]:
                 self.parts[name] = self._make(name, self.sizes.get(name, {}))
+                self._add_scale(name)
         for name in record["fixed"] if record else ():
             self.get_parameter(name).requires_grad_(False)
         self.fixed = {name for name, p in self.named_parameters() if not p.requires_grad}
@@ -99,8 +106,10 @@ class HybridNetwork(nn.Module):
 
     @property
     def record(self) -> dict[str, Any]:
-        """Resolved sizes, stages and fixed parameters as plain data; with the facts, all that a rebuild needs."""
-        return {"sizes": self.sizes, "stages": self.stages, "fixed": sorted(self.fixed)}
+        """What the dry run found, and the fixed parameters, as plain data; with the facts, all that a rebuild needs."""
+        found = {"outputs": self._outputs, "pools": self._pools, "preprocessing": self.preprocessing}
+        sizes = {"sizes": self.sizes, "stages": self.stages, "scales": self._scales}
+        return {**sizes, **found, "fixed": sorted(self.fixed)}
 
     def _refuse_frozen_parts(self) -> None:
         for name, part in self.facts.items():
@@ -145,9 +154,16 @@ class HybridNetwork(nn.Module):
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """The features `(B, features)` of each part that feeds the fusion or the head."""
         outputs: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         for name in self.order:
-            outputs[name] = self._call(name, self._inputs(name, batch, outputs))
-        return {name: pooled(outputs[name], self.facts[name].pool) for name in self.feeding}
+            inputs = self._inputs(name, batch, outputs)
+            outputs[name] = self._call(name, inputs)
+            if name in self.feeding:
+                features[name] = self._pool(name, outputs[name], inputs)
+        return features
+
+    def _pool(self, name: str, output: Tensor, inputs: list[Any]) -> Tensor:
+        return pooled(output, self._pools.get(name) or self.facts[name].pool or "mean", mask_of(inputs))
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Named param groups of all parts, see `named_param_groups`; each also has the ``origin`` of its part."""
@@ -182,17 +198,31 @@ class HybridNetwork(nn.Module):
         return found
 
     def _call(self, name: str, inputs: list[Any]) -> Tensor:
+        output, key = self._returned(name, inputs), self._outputs.get(name)
+        return output if key is None else output[key]  # type: ignore[no-any-return]
+
+    def _returned(self, name: str, inputs: list[Any]) -> Any:
+        """What a part's module returns, on images of its own scale."""
         module = self._callable(name)
+        if name in self.scales and isinstance(inputs[0], Tensor):
+            inputs = [self.scales[name](inputs[0]), *inputs[1:]]
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
-            return module(**inputs[0])  # type: ignore[no-any-return]
-        return module(*inputs)  # type: ignore[no-any-return]
+            return module(**inputs[0])
+        return module(*inputs)
+
+    def _add_scale(self, name: str) -> None:
+        if name in self._scales:
+            self.scales[name] = Normalise(**self._scales[name])
 
     def _build_along(self, example: Batch) -> None:
         """Makes each part with the sizes that the parts before it produce."""
         outputs: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         for name in self.order:
-            outputs[name] = self._build_part(name, self._inputs(name, example, outputs))
-        features = {name: pooled(outputs[name], self.facts[name].pool) for name in self.feeding}
+            inputs = self._inputs(name, example, outputs)
+            outputs[name] = self._build_part(name, inputs)
+            if name in self.feeding:
+                features[name] = self._pool(name, outputs[name], inputs)
         head_input = features[self.feeding[0]]
         if len(self.feeding) > 1:
             head_input = self._build_part("fusion", [features], call=lambda module: module(features))
@@ -208,27 +238,41 @@ class HybridNetwork(nn.Module):
         sizes = self._infer_sizes(name, inputs)
         self.sizes[name] = sizes
         self.parts[name] = module = self._make(name, sizes)
-        with dry_run(module), recorded_calls(module) as called:
-            try:
-                output = call(module) if call else self._call(name, inputs)
-            except ConfigError:
-                raise
-            except Exception as error:  # somebody else's code may raise anything
-                raise ConfigError(
-                    f"{where}: {type(module).__name__} fails on its input {_shapes(inputs)}: {str(error)[:400]}"
-                ) from error
-        samples = _samples(inputs)
-        if not isinstance(output, Tensor) or output.ndim < 2 or samples not in (0, len(output)):
+        self._add_scale(name)
+        called: list[nn.Module] = []
+        try:
+            with dry_run(module), recorded_calls(module, called):
+                returned: Any = call(module) if call else self._returned(name, inputs)
+        except ConfigError:
+            raise
+        except Exception as error:  # somebody else's code may raise anything
+            refuse_wrong_channels(called, inputs, where)
             raise ConfigError(
-                f"{where}: {type(module).__name__} returns {_shapes([output])} for {samples} samples; a part returns "
-                f"one tensor (B, ...), the samples first. Wrap it in a module that picks and shapes the tensor to use."
+                f"{where}: {type(module).__name__} fails on its input {shapes(inputs)}: {str(error)[:400]}"
+            ) from error
+        part, kind = self.facts[name], type(module).__name__
+        self._outputs[name] = key = find_output(returned, part.output, where, kind)
+        output = returned if key is None else returned[key]
+        samples = _samples(inputs)
+        if output.ndim < 2 or samples not in (0, len(output)):
+            raise ConfigError(
+                f"{where}: {kind} returns {shapes([output])} for {samples} samples; a part returns one tensor "
+                f"(B, ...), the samples first. Wrap it in a module that picks and shapes the tensor to use."
             )
-        given = self.facts[name].stages
+        if name in self.feeding:
+            self._pools[name] = find_pool(output, part.pool, called, where)
+        self.stages[name] = self._find_stages(name, module, called)
+        return output  # type: ignore[no-any-return]
+
+    def _find_stages(self, name: str, module: nn.Module, called: list[nn.Module]) -> Stages:
+        part = self.facts[name]
         if name == "fusion":  # its projections run side by side, not one after the other
-            self.stages[name] = {"all": ["*"]}
-        else:
-            self.stages[name] = {s: [s] for s in given} if given else discover_stages(module, called)
-        return output
+            return {"all": ["*"]}
+        if part.stages:
+            return {stage: [stage] for stage in part.stages}
+        family = family_of(part.module)
+        stated = timm_stages(module) if family == "timm" else None
+        return stated or discover_stages(module, called, OPENED if family else ())
 
     def _infer_sizes(self, name: str, inputs: list[Any]) -> dict[str, Any]:
         """Values for the size arguments that the facts leave out."""
@@ -241,6 +285,8 @@ class HybridNetwork(nn.Module):
         first = inputs[0] if inputs else None
         if name == "fusion":
             return {"in_features": {part: f.shape[1] for part, f in inputs[0].items()}}
+        if part.module == "transformers.AutoModel" and "name" in part.args and "config" not in part.args:
+            return {"config": auto_config(part.args["name"], f"{self._where(name)}.args")}
         for argument in wanted:
             if isinstance(first, Tensor) and first.ndim >= 2 and argument in _CHANNEL_ARGUMENTS:
                 sizes[argument] = first.shape[1]
@@ -251,22 +297,32 @@ class HybridNetwork(nn.Module):
         return sizes
 
     def _make(self, name: str, sizes: Mapping[str, Any]) -> nn.Module:
-        """The part's module, with its weights."""
+        """The part's module, with its weights, its channels and its adapters."""
         part, where = self.facts[name], self._where(name)
+        factory = None
         if isinstance(part.module, nn.Module):
             module, has_weights = part.module, part.weights == "pretrained"
         else:
             factory = resolve(part.module, f"{where}.module", self._trust)
             args = {**part.args, **sizes}
+            complete_arguments(part.module, factory, args, f"{where}.args")
             has_weights = part.weights == "pretrained" and switch_weights(factory, args, self._load)
             if self._trust is None:
                 if part.weights is None:
                     refuse_hidden_weights(part.module, args, f"{where}.args")
             elif not trusted(part.module, self._trust):
                 forbid_fetching(factory, part.module, args, f"{where}.args")
-            module = self._create(factory, args, part.module, where)
+            module = without_classifier(part.module, self._create(factory, args, part.module, where))
         if self._load and part.weights is not None and not has_weights:
             load_weights(module, part.weights, f"{where}.weights")
+        if name not in self.preprocessing:
+            self.preprocessing[name] = facts = preprocessing_of(part.module, module, factory)
+            if part.normalise:
+                self._scales[name] = normalisation(part.normalise, facts, part.channels, where)
+        if part.channels:
+            adapt_channels(module, part.channels, where)
+        if part.adapter:
+            add_adapter(module, part.adapter, f"{where}.adapter")
         return module
 
     @staticmethod
@@ -292,19 +348,6 @@ def _samples(inputs: list[Any]) -> int:
     """Number of samples in a part's inputs, each a tensor or a dict of tensors; 0 if that cannot be seen."""
     entries = [e for value in inputs for e in (value.values() if isinstance(value, Mapping) else [value])]
     return next((len(e) for e in entries if isinstance(e, Tensor) and e.ndim), 0)
-
-
-def _shapes(values: list[Any]) -> str:
-    """Values in words for an error: shapes of tensors, types of the rest."""
-
-    def describe(value: Any) -> str:
-        if isinstance(value, Tensor):
-            return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-        if isinstance(value, Mapping):
-            return "{" + ", ".join(f"{key}: {describe(entry)}" for key, entry in value.items()) + "}"
-        return f"a {type(value).__name__}"
-
-    return ", ".join(describe(value) for value in values)
 
 
 @contextmanager

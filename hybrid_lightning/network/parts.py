@@ -10,12 +10,13 @@ from torch import nn
 
 from hybrid_lightning.clipping import ClippingRule
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
+from hybrid_lightning.network.adapters import parse_adapter
+from hybrid_lightning.network.reading import POOLS
 from hybrid_lightning.norms import NORM_MODES
 from hybrid_lightning.param_groups import PartRates
 from hybrid_lightning.schedules import UnfreezingSchedule
 
 RESERVED = ("fusion", "target", "id", "present", "pretrained", "untrained", "total")
-POOLS = ("mean", "max", "flatten")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -31,8 +32,16 @@ class Part:
             an untrained part. A live module that is already trained says ``pretrained``.
         input: Name of another part, key of the batch, or a list of them passed by position; a part's name wins over a
             key of the same name. None reads the key of the part's own name.
-        pool: How an output with more than two dimensions, ``(B, C, ...)``, becomes ``(B, features)`` before the fusion
-            or the head: ``mean``, ``max`` or ``flatten``.
+        output: Key or position of the tensor to use, where the module returns a dict or a tuple; None takes
+            ``last_hidden_state``, ``out``, or the only tensor.
+        pool: How an output with more than two dimensions becomes ``(B, features)`` before the fusion or the head:
+            ``mean``, ``max`` or ``flatten`` of ``(B, C, ...)``; ``tokens``, the mean of ``(B, ..., C)`` over all but
+            the last, without what an ``attention_mask`` in the part's input leaves out. None sees in the dry run where
+            the module's last layer left the channels.
+        channels: Input channels, for a module whose first convolution was made for another number: its weights are
+            summed or repeated, see `adapt_channels`. None leaves it.
+        normalise: Whether images in [0, 1] are put on the scale that the weights were trained on, as the model states
+            it, or ``{mean: [...], std: [...]}``.
         stages: Patterns of parameter names from input to output; None cuts the part by execution order.
         lr_scale: Factor on the base rate.
         layer_decay: Factor on the rate for each stage towards the input.
@@ -47,6 +56,9 @@ class Part:
         clip: Limit of the part's gradients, before the Trainer's ``gradient_clip_val``: ``{norm: 1.0}``,
             ``{value: 0.5}``, ``agc`` (by the norm of the weights; never the head) or ``zclip`` (by their own history),
             see `GradientClipping`; None limits nothing.
+        adapter: ``lora``, ``dora``, ``loha``, ``lokr`` or ``ia3``, or ``{kind: lora, r: 8, ...}`` with arguments of
+            peft's config (extra ``peft``): the part's own weights stay fixed, and adapters train in its groups, at its
+            rates and by its schedule, see `add_adapter`. None trains the part itself.
         compile: Whether the part is compiled with ``torch.compile``, or its options as a dict.
     """
 
@@ -54,7 +66,10 @@ class Part:
     args: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     input: str | list[str] | None = None
-    pool: str = "mean"
+    output: str | int | None = None
+    pool: str | None = None
+    channels: int | None = None
+    normalise: Any = False
     stages: list[str] | None = None
     lr_scale: float | None = None
     layer_decay: float | None = None
@@ -64,6 +79,7 @@ class Part:
     unfreeze: Any = None
     norm: str | None = None
     clip: Any = None
+    adapter: Any = None
     compile: Any = False
 
     @property
@@ -158,8 +174,16 @@ def _check_values(part: Part, where: str) -> None:
         check_number(part.weight_decay, f"{where}.weight_decay", low=0)
     if part.l2sp is not None:
         check_number(part.l2sp, f"{where}.l2sp", low=0)
-    if part.pool not in POOLS:
+    if part.pool is not None and part.pool not in POOLS:
         raise unknown(f"{where}.pool", "pooling", str(part.pool), POOLS)
+    if not isinstance(part.output, str | int | None) or isinstance(part.output, bool):
+        raise ConfigError(f"{where}.output: {part.output!r} is neither a key nor a position.")
+    if part.channels is not None and (type(part.channels) is not int or part.channels < 1):
+        raise ConfigError(f"{where}.channels: {part.channels!r} is not a number of channels, 1 or more.")
+    if not isinstance(part.normalise, bool | Mapping):
+        raise ConfigError(
+            f"{where}.normalise: {part.normalise!r} is neither true, nor false, nor {{mean: ..., std: ...}}."
+        )
     if part.weights is not None and not isinstance(part.weights, str):
         raise ConfigError(f"{where}.weights: {part.weights!r} is neither 'pretrained', nor a path, nor null.")
     if not (part.input is None or isinstance(part.input, str) or _is_list_of_names(part.input)):
@@ -170,6 +194,8 @@ def _check_values(part: Part, where: str) -> None:
         raise unknown(f"{where}.norm", "mode", str(part.norm), NORM_MODES)
     if part.clip is not None:
         ClippingRule.parse(part.clip, f"{where}.clip")
+    if part.adapter is not None:
+        parse_adapter(part.adapter, f"{where}.adapter")
     if not isinstance(part.compile, bool | Mapping):
         raise ConfigError(f"{where}.compile: {part.compile!r} is neither true, nor false, nor options as a dict.")
     UnfreezingSchedule.parse(part.unfreeze, f"{where}.unfreeze")

@@ -19,6 +19,9 @@ REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
 }
 """Names that a part's ``module`` may take without a dot."""
 
+_OURS = {"transformers.AutoModel": "hybrid_lightning.network.families.auto_model"}
+"""Paths behind which stands a function of ours, because the library's own is no class or factory of modules."""
+
 INSTALLABLE = {"timm", "torchvision", "transformers"}
 _FETCHING_ARGUMENTS = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "trust_remote_code")
 
@@ -46,15 +49,16 @@ def resolve(path: str, where: str, trust: Collection[str] | None = None) -> Call
     Raises:
         ConfigError: If nothing is there, or the path is not allowed.
     """
-    target = REGISTRY.get(path, path)
+    ours = {**REGISTRY, **_OURS}
+    target = ours.get(path, path)
     if not isinstance(target, str):
         return target
     if not all(name.isidentifier() for name in target.split(".")) or "." not in target:
         raise unknown(where, "module", path, REGISTRY)
-    if path not in REGISTRY and trust is not None and not _may_be_imported(path, trust):
+    if path not in ours and trust is not None and not _may_be_imported(path, trust):
         raise _refused(path, where)
     found = _import(target, where)
-    if path not in REGISTRY and trust is not None and not _may_be_called(path, found, trust):
+    if path not in ours and trust is not None and not _may_be_called(path, found, trust):
         raise _refused(path, where)
     if not callable(found):
         raise ConfigError(f"{where}: {path!r} is a {type(found).__name__}, not a class or function.")
@@ -110,7 +114,7 @@ def _import(path: str, where: str) -> Any:
         return found
     package = names[0]
     if package in INSTALLABLE:
-        raise ConfigError(f"{where}: {path!r} needs {package}. Install it with: pip install {package}")
+        raise ConfigError(f"{where}: {path!r} needs {package}. Install it: pip install 'hybrid_lightning[{package}]'")
     raise ConfigError(f"{where}: {path!r} cannot be imported: there is no module {package!r} on the Python path.")
 
 

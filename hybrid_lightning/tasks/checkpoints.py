@@ -11,7 +11,8 @@ from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.weights import read_file
 
 CHECKPOINT_KEY = "hybrid_lightning"
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
+"""1 lacks in ``network`` what 2 has: ``outputs``, ``pools``, ``preprocessing``, ``scales``; none of them was a fact."""
 Task = TypeVar("Task")
 
 
@@ -33,9 +34,9 @@ def read_checkpoint(
     wanted = {"version", "task", "facts", "parts", "fusion", "network"}
     if not isinstance(saved, dict) or not wanted <= saved.keys() or "state_dict" not in checkpoint:
         raise ConfigError(f"{where}: {str(path)!r} was not written by a task of this program.")
-    if saved["version"] != CHECKPOINT_VERSION:
+    if saved["version"] not in range(1, CHECKPOINT_VERSION + 1):
         raise ConfigError(
-            f"{where}: {str(path)!r} has format {saved['version']}; this program reads {CHECKPOINT_VERSION}. "
+            f"{where}: {str(path)!r} has format {saved['version']}; this program reads 1 to {CHECKPOINT_VERSION}. "
             f"Install a newer hybrid_lightning."
         )
     return saved, checkpoint["state_dict"]

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.network import FUSION, HybridNetwork, dry_run, first_samples, pooled
+from hybrid_lightning.network.network import FUSION, HybridNetwork, dry_run, first_samples
 from hybrid_lightning.network.parts import Part, parse_parts
+from hybrid_lightning.network.reading import pooled
 from hybrid_lightning.weights import save_weights
 
 
@@ -235,7 +236,9 @@ def test_a_size_that_is_given_is_not_inferred():
         ({"x": {"module": "MLP", "args": {"hidden": 3}}}, r"^model\.parts\.x\.args: 'MLP' refuses \{'hidden': 3"),
         ({"x": "torch.nn.Linear"}, r"^model\.parts\.x\.args: 'out_features' must be given"),
         ({"x": {"module": nn.Linear(5, 2)}}, r"^model\.parts\.x: Linear fails on its input tensor \(2, 4\) float32"),
-        ({"x": nn.LSTM(4, 3)}, r"^model\.parts\.x: LSTM returns a tuple for 2 samples; a part returns one tensor \(B"),
+        ({"x": nn.GRU(4, 3)}, r"^model\.parts\.x: choose one of what GRU returns: \(0: tensor \(2, 3\).*'output: 0'"),
+        ({"x": {"module": nn.GRU(4, 3), "output": "h"}}, r"^model\.parts\.x\.output: 'h' is no tensor of what GRU"),
+        ({"x": {"module": "MLP", "output": 0}}, r"^model\.parts\.x\.output: 0 has no meaning; MLP returns tensor"),
         ({"x": nn.Flatten(0)}, r"^model\.parts\.x: Flatten returns tensor \(8,\) float32"),
         (
             {"x": nn.Unflatten(0, (1, 2))},

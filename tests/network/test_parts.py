@@ -39,7 +39,7 @@ def test_the_defaults_of_one_origin_leave_the_other_alone():
 
 
 @pytest.mark.parametrize(
-    "value", ["MLP", {"module": "MLP", "args": None}, Part("MLP"), {"module": "MLP", "pool": "mean"}]
+    "value", ["MLP", {"module": "MLP", "args": None}, Part("MLP"), {"module": "MLP", "pool": None}]
 )
 def test_a_part_may_be_written_in_several_ways(value):
     assert parse_parts({"table": value}) == parse_parts({"table": {"module": "MLP"}})
