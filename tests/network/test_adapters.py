@@ -1,0 +1,106 @@
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hybrid_lightning import HybridClassifier
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.adapters import KINDS, add_adapter, merge_adapters
+from tests import small
+from tests.small import changed, command
+
+TOWER = {"module": "ConvExtractor", "args": {"channels": [4, 6], "norm": True}, "input": "image", "unfreeze": "1 steps"}
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_adapters_answer_as_they_did_beside_the_weights(kind):
+    module, value = net(), torch.randn(3, 4)
+    plain = copy.deepcopy(module).state_dict()
+    add_adapter(module, kind, "x")
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    assert trainable
+    for parameter in trainable:
+        nn.init.normal_(parameter)
+    expected = module(value)
+    merge_adapters(module)
+    assert module.state_dict().keys() == plain.keys()
+    assert not torch.allclose(net()(value), expected)
+    torch.testing.assert_close(module(value), expected)
+
+
+def test_a_new_lora_changes_nothing_yet():
+    module, value = net(), torch.randn(3, 4)
+    before = module(value)
+    add_adapter(module, {"kind": "lora", "r": 2}, "x")
+    assert torch.equal(module(value), before)
+
+
+def test_layers_whose_owner_reads_their_weights_are_left_alone():
+    module = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Linear(4, 3))
+    add_adapter(module, "lora", "x")
+    assert {name.split(".")[0] for name, p in module.named_parameters() if p.requires_grad} == {"1"}
+    with pytest.raises(ConfigError, match=r"^x: TransformerEncoderLayer has no linear layer"):
+        add_adapter(nn.TransformerEncoderLayer(4, 2, 8), "lora", "x")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("lorra", r"^model\.parts\.image\.adapter: unknown kind 'lorra'\. Did you mean 'lora'\?"),
+        ({"r": 8}, r"^model\.parts\.image\.adapter: \{'r': 8\} is neither a kind"),
+        ({"kind": "lora", "rank": 8}, r"^model\.parts\.image\.adapter: peft refuses lora with .*rank"),
+        ({"kind": "lora", "target_modules": ["nothing"]}, r"^model\.parts\.image\.adapter: peft refuses lora"),
+    ],
+)
+def test_an_impossible_adapter_is_an_error_with_its_place(given, message):
+    model = HybridClassifier(num_classes=3, parts={"image": {"module": "MLP", "adapter": "lora"}})
+    with pytest.raises(ConfigError, match=message):
+        HybridClassifier(num_classes=3, parts={"image": {"module": "MLP", "adapter": given}}).build(
+            {"image": torch.randn(2, 4)}
+        )
+    assert model.parts["image"].adapter == "lora"
+
+
+def test_without_peft_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"^x: needs peft\. Install it with: pip install 'hybrid_lightning\[peft\]'"):
+        add_adapter(net(), "lora", "x")
+
+
+def test_only_the_adapters_of_a_part_train_and_only_from_its_unfreezing_on(folder):
+    config = changed({"init.parts": {"tower": {**TOWER, "adapter": {"kind": "lora", "r": 2}, "layer_decay": 0.5}}})
+    assert command("fit", config=config) == 0
+    (path,) = Path("runs").rglob("last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    names = checkpoint["hybrid_lightning"]["groups"]
+    adapters = {g["name"]: g for g in groups if g["part"] == "tower" and not g["fixed"]}
+    assert {name for group in adapters for name in names[group]} == {
+        n.removeprefix("network.") for n in checkpoint["state_dict"] if "lora_" in n
+    }
+    assert {g["unfrozen_at"] for g in adapters.values()} == {1}
+    assert adapters["tower.block0"]["lr_factor"] == 0.5 * adapters["tower.block1"]["lr_factor"]
+    torch.manual_seed(0)
+    model = HybridClassifier.load_from_checkpoint(path)
+    trained = {n: p for n, p in model.network.named_parameters() if "lora_B" in n}
+    assert len(trained) == 2
+    assert all(p.abs().sum() > 0 for p in trained.values())
+    assert command("test", "--ckpt_path", "last", config=config) == 0
+
+
+def test_the_weights_and_statistics_under_adapters_stay_bit_equal():
+    part = {"module": "ConvExtractor", "args": {"channels": [4], "norm": True}, "adapter": "lora"}
+    model = HybridClassifier(num_classes=3, parts={"image": part})
+    data = small.loader({"image": torch.randn(24, 2, 8, 8), "target": torch.arange(24) % 3})
+    model.build(next(iter(data)))
+    before = {n: t.clone() for n, t in model.network.parts["image"].state_dict().items()}
+    small.trainer(max_epochs=2).fit(model, data)
+    after = model.network.parts["image"].state_dict()
+    assert {n for n in before if not torch.equal(before[n], after[n])} == {n for n in before if "lora_" in n}

@@ -1,0 +1,136 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybrid_lightning import HybridClassifier
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.families import auto_model, plain_config
+from hybrid_lightning.network.network import HybridNetwork
+from hybrid_lightning.network.parts import parse_parts
+from tests import small
+
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 50,
+    "max_position_embeddings": 16,
+}
+
+
+def text(samples: int = 24) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(2, 9, (samples,), generator=generator)
+    return {
+        "input_ids": torch.randint(3, 50, (samples, 8), generator=generator),
+        "attention_mask": (torch.arange(8) < lengths[:, None]).long(),
+    }
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the hub holds one: config.json and model.safetensors."""
+    folder = tmp_path_factory.mktemp("published")
+    torch.manual_seed(5)
+    auto_model(config=BERT).save_pretrained(folder)
+    return folder
+
+
+def bert(published: Path, **facts: object) -> dict[str, object]:
+    return {"module": "transformers.AutoModel", "args": {"name": str(published)}, "weights": "pretrained", **facts}
+
+
+def test_a_published_model_arrives_with_its_weights_and_averages_the_tokens_of_the_text(published):
+    from transformers import AutoModel
+
+    net = HybridNetwork(parse_parts({"text": bert(published)}), 3, example={"text": text(2)}).eval()
+    original = AutoModel.from_pretrained(published)
+    batch = text()
+    with torch.no_grad():
+        states, mask = original(**batch).last_hidden_state, batch["attention_mask"].bool()
+        expected = torch.stack([state[kept].mean(0) for state, kept in zip(states, mask, strict=True)])
+        torch.testing.assert_close(net.features({"text": batch})["text"], expected)
+
+
+def test_every_parameter_gets_a_gradient_so_that_several_ranks_can_train(published):
+    net = HybridNetwork(parse_parts({"text": bert(published)}), 3, example={"text": text(2)})
+    net({"text": text()}).sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+def test_a_model_that_arrives_in_eval_mode_trains_once_it_is_unfrozen(published):
+    model = HybridClassifier(num_classes=3, parts={"text": bert(published, unfreeze="1 steps")})
+    modes = []
+
+    class Watch(small.pl.Callback):
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            dropout = module.network.parts["text"].embeddings.dropout
+            modes.append(dropout.training)
+
+    data = small.loader({"text": text(), "target": torch.arange(24) % 3})
+    model.build(next(iter(data)))
+    assert not any(m.training for m in model.network.parts["text"].modules())
+    small.trainer(callbacks=[Watch()], limit_val_batches=0).fit(model, data)
+    assert modes[0] is False
+    assert modes[-1] is True
+
+
+def test_a_checkpoint_loads_after_the_published_folder_is_gone(published, tmp_path):
+    moved = tmp_path / "published"
+    published.rename(moved)
+    try:
+        model = HybridClassifier(num_classes=3, parts={"text": bert(moved)})
+        data = small.loader({"text": text(), "target": torch.arange(24) % 3})
+        trainer = small.trainer(limit_val_batches=0)
+        trainer.fit(model, data)
+        trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    finally:
+        moved.rename(published)
+    again = HybridClassifier.load_from_checkpoint(tmp_path / "a.ckpt")
+    with torch.no_grad():
+        assert torch.equal(again({"text": text()}), model.eval()({"text": text()}))
+
+
+def test_a_config_in_a_file_can_fetch_neither_code_nor_weights():
+    config = {**BERT, "auto_map": {"AutoModel": "evil--evil.Model"}, "attn_implementation": "someone/kernel"}
+    config |= {"backbone_config": {"use_pretrained_backbone": True, "auto_map": {}}}
+    assert plain_config(config) == {**BERT, "backbone_config": {"use_pretrained_backbone": False}}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({}, r"give 'name', or 'config' with a 'model_type'"),
+        ({"config": {"model_type": "bertt"}}, r"unknown architecture 'bertt'\. Did you mean 'bert'\?"),
+        ({"config": {"hidden_size": 16}}, r"unknown architecture 'None'"),
+        ({"name": "no_such_folder/at_all"}, r"^model\.parts\.text\.args\.name: the architecture of 'no_such_folder"),
+    ],
+)
+def test_a_model_that_is_not_there_is_an_error(args, message, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    parts = parse_parts({"text": {"module": "transformers.AutoModel", "args": args}})
+    with pytest.raises(ConfigError, match=message):
+        HybridNetwork(parts, 3, example={"text": text(2)})
+
+
+def test_without_transformers_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"pip install 'hybrid_lightning\[transformers\]'"):
+        auto_model(config=BERT)
+
+
+@pytest.mark.parametrize("package", ["timm", "torchvision"])
+def test_a_library_that_is_missing_is_named_with_its_extra(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    path = {"timm": "timm.create_model", "torchvision": "torchvision.models.resnet18"}[package]
+    parts = parse_parts({"image": {"module": path, "args": {"model_name": "resnet18"} if package == "timm" else {}}})
+    with pytest.raises(
+        ConfigError, match=rf"needs {package}\. Install it: pip install 'hybrid_lightning\[{package}\]'"
+    ):
+        HybridNetwork(parts, 3, example={"image": torch.rand(2, 3, 32, 32)})
