@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.network.registry import parameters_of
 from hybrid_lightning.network.stages import Stages
 
 _TORCHVISION_HEADS = ("fc", "classifier", "head", "heads")
@@ -23,7 +24,8 @@ def complete_arguments(path: str, factory: Callable[..., Any], args: dict[str, A
     """Adds the arguments by which a library leaves out what a part does not need, and checks the model's name.
 
     timm models come without their classifier (``num_classes=0``) and pool their features. Torchvision's GoogLeNet and
-    Inception come without their auxiliary classifiers, which would return several outputs.
+    Inception come without their auxiliary classifiers, which would return several outputs; its segmentation models take
+    no weights for their backbone alone.
 
     Args:
         path: Dotted path of the factory.
@@ -37,9 +39,12 @@ def complete_arguments(path: str, factory: Callable[..., Any], args: dict[str, A
     if path == "timm.create_model":
         _check_timm_name(args.get("model_name"), where)
         args.setdefault("num_classes", 0)
-    elif family_of(path) == "torchvision" and getattr(factory, "__name__", "") in _AUXILIARY:
-        args.setdefault("aux_logits", False)
-        args.setdefault("init_weights", True)  # left out, it warns
+    elif family_of(path) == "torchvision":
+        if "weights_backbone" in parameters_of(factory):
+            args.setdefault("weights_backbone", None)  # left out, it downloads the backbone's
+        if getattr(factory, "__name__", "") in _AUXILIARY:
+            args.setdefault("aux_logits", False)
+            args.setdefault("init_weights", True)  # left out, it warns
 
 
 def _check_timm_name(name: Any, where: str) -> None:

@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.network import HybridNetwork
+from hybrid_lightning.network.parts import parse_parts
+from tests.backbones.models import BACKBONES
+from tests.backbones.test_matrix import batch
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+def network(part: dict[str, object], channels: int = 3, size: int = 64) -> HybridNetwork:
+    return HybridNetwork(parse_parts({"image": part}), 3, example={"image": torch.rand(2, channels, size, size)})
+
+
+def timm(name: str, **facts: object) -> dict[str, object]:
+    return {"module": "timm.create_model", "args": {"model_name": name}, **facts}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_parameter_gets_a_gradient_so_that_several_ranks_can_train(name):
+    key, part, _ = BACKBONES[name]
+    example = batch()
+    net = HybridNetwork(parse_parts({"tower": {**part, "input": key}}), 3, example=example)
+    net(example).sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "features"),
+    [
+        ("googlenet", 1024),
+        ("mobilenet_v3_small", 1024),
+        ("shufflenet_v2_x0_5", 1024),
+        ("regnet_y_400mf", 440),
+        ("mnasnet0_5", 1280),
+        ("efficientnet_b0", 1280),
+        ("swin_t", 768),
+        ("squeezenet1_0", 512),
+        ("segmentation.lraspp_mobilenet_v3_large", 21),
+    ],
+)
+def test_torchvision_classifiers_give_features_instead_of_classes(model, features):
+    net = network({"module": f"torchvision.models.{model}"})
+    assert net.eval().features({"image": torch.rand(2, 3, 64, 64)})["image"].shape == (2, features)
+
+
+def test_timm_models_come_without_their_classifier_unless_asked_for():
+    image = {"image": torch.rand(2, 3, 64, 64)}
+    assert network(timm("resnet10t")).features(image)["image"].shape == (2, 512)
+    part = timm("resnet10t")
+    part["args"]["num_classes"] = 7
+    assert network(part).features(image)["image"].shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("part", "mean", "size"),
+    [
+        (timm("vit_tiny_patch16_224"), [0.5, 0.5, 0.5], 224),
+        (timm("resnet18"), [0.485, 0.456, 0.406], 224),
+        ({"module": "torchvision.models.resnet18"}, [0.485, 0.456, 0.406], 224),
+    ],
+)
+def test_a_model_brings_the_facts_about_its_images_and_can_apply_them(part, mean, size):
+    net = network({**part, "normalise": True}, size=size)
+    facts = net.preprocessing["image"]
+    assert (facts["mean"], facts["size"], facts["channels"]) == (mean, [size, size], 3)
+    image = torch.rand(2, 3, size, size)
+    scaled = (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(facts["std"]).view(3, 1, 1)
+    net.eval()
+    torch.testing.assert_close(net.features({"image": image})["image"], net.parts["image"](scaled))
+
+
+def test_a_grey_image_needs_a_word_and_then_works():
+    with pytest.raises(ConfigError, match=r"^model\.parts\.image: the part expects 3 channels, and .* has 1\."):
+        network(timm("resnet10t"), channels=1)
+    net = network(timm("resnet10t", channels=1, normalise=True), channels=1)
+    assert net.features({"image": torch.rand(2, 1, 64, 64)})["image"].shape == (2, 512)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            timm("resnet81"),
+            r"^model\.parts\.image\.args\.model_name: unknown model 'resnet81'\. Did you mean 'resnet18'",
+        ),
+        (timm("hf-hub:someone/model"), r"^model\.parts\.image\.args\.model_name: 'hf-hub:someone/model' is a place"),
+        ({"module": "torchvision.models.resnet19"}, r"^model\.parts\.image\.module: .* Did you mean 'resnet1[0-9]"),
+    ],
+)
+def test_an_unknown_backbone_is_told_with_the_closest_name(part, message):
+    with pytest.raises(ConfigError, match=message):
+        network(part)
+
+
+def test_adapters_go_into_a_library_model_and_only_they_train():
+    net = network(timm("resnet10t", adapter={"kind": "lora", "r": 2}))
+    trained = {name for name, p in net.parts["image"].named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert list(net.stages["image"]) == BACKBONES["timm-resnet"][2]
