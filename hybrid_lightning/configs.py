@@ -64,10 +64,13 @@ def _anchor_weights(config: Mapping[str, Any], folder: Path) -> None:
     model = config.get("model")
     init_args = model.get("init_args") if isinstance(model, Mapping) else None
     parts = init_args.get("parts") if isinstance(init_args, Mapping) else None
-    for part in parts.values() if isinstance(parts, Mapping) else ():
-        weights = part.get("weights") if isinstance(part, dict) else None
-        if isinstance(weights, str) and weights != "pretrained" and (folder / weights).is_file():
-            part["weights"] = str(folder / weights)
+    owners = [(part, "weights") for part in parts.values()] if isinstance(parts, Mapping) else []
+    for owner, key in [*owners, (init_args, "init_from")]:
+        given = owner.get(key) if isinstance(owner, dict) else None
+        owner, key = (given, "path") if isinstance(given, dict) else (owner, key)
+        path = owner.get(key) if isinstance(owner, dict) else None
+        if isinstance(path, str) and path != "pretrained" and (folder / path).exists():
+            owner[key] = str(folder / path)
 
 
 _FORMS = {"unfreeze": ("plateau", "start", "stages"), "clip": ("norm", "value", "agc", "zclip")}

@@ -1,13 +1,17 @@
 """Reading and writing weights; no file is ever unpickled."""
 
-from collections.abc import Mapping
+import hashlib
+import io
+import pickletools
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.files import whole_file
@@ -40,9 +44,12 @@ def read_file(path: str | Path, where: str = "weights", **folder_options: Any) -
     except (KeyError, IndexError):  # what torch's reader does with bytes that are no pickle
         raise ConfigError(f"{where}: {str(path)!r} is neither safetensors nor a file of torch.save.") from None
     except Exception:  # an unpickling error, whose text would advise to load the file all the same
+        plain = ("torch._utils._rebuild", "torch.serialization", "collections.OrderedDict")
+        names = [n for n in pickled_names(path) if not n.startswith(plain) and not n.endswith("Storage")]
         raise ConfigError(
-            f"{where}: {str(path)!r} is refused, because loading it could run code: it holds more than plain tensors. "
-            f"Save the tensors alone, as safetensors, where the file was made."
+            f"{where}: {str(path)!r} is refused, because loading it could run code: beside tensors it holds "
+            f"{listing(names, 5)}. Where it was made, and only if you trust it, save its tensors alone: "
+            f"safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
         ) from None
     if not isinstance(content, Mapping):
         raise ConfigError(f"{where}: {str(path)!r} holds a {type(content).__name__}, not named tensors.")
@@ -53,39 +60,45 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def load_weights(module: nn.Module, source: str, where: str = "weights") -> None:
-    """Loads a module's weights, all of them.
-
-    Args:
-        module: A module of matching architecture.
-        source: ``pretrained`` (the module's own ``load_pretrained()``) or the path of a file for `read_file`.
-        where: Config path named in errors.
-
-    Raises:
-        ConfigError: If the module brings no weights, or names or shapes differ.
-    """
-    if source == "pretrained":
-        load_pretrained = getattr(module, "load_pretrained", None)
-        if load_pretrained is None:
-            raise ConfigError(
-                f"{where}: {type(module).__name__} brings no pretrained weights of its own. Give the path of a "
-                f".safetensors or .pt file, or null for an untrained part."
-            )
-        load_pretrained()
+def check_digest(path: str | Path, wanted: str | None, where: str) -> None:
+    """Raises `ConfigError` unless a file has this SHA-256 digest (hexadecimal, ``sha256:`` before it or not)."""
+    if wanted is None or not Path(path).is_file():
         return
-    tensors = read_file(source, where)
-    expected = module.state_dict()
-    for name, tensor in expected.items():
-        if name in tensors and getattr(tensors[name], "shape", None) != tensor.shape:
-            given = tuple(getattr(tensors[name], "shape", ()))
-            raise ConfigError(f"{where}: {name!r} has shape {given} in {source!r}; the part has {tuple(tensor.shape)}.")
-    missing, surplus = expected.keys() - tensors.keys(), {str(name) for name in tensors.keys() - expected.keys()}
-    if missing or surplus:
+    with Path(path).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != str(wanted).removeprefix("sha256:").lower():
         raise ConfigError(
-            f"{where}: {source!r} does not fit {type(module).__name__}. "
-            f"Missing in the file: {listing(sorted(missing), 5)}. Not in the part: {listing(sorted(surplus), 5)}."
+            f"{where}: {str(path)!r} is not the file that was meant. Its digest is {found}, and {wanted} is given. "
+            f"Fetch it again from its source, or correct the digest."
         )
-    module.load_state_dict(tensors)
+
+
+def pickled_names(path: Path) -> list[str]:
+    """The classes and functions that unpickling a file of torch.save would look up; nothing of it is run."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+        else:
+            pickles = [path.read_bytes()]
+        return list(dict.fromkeys(name for content in pickles for name in _names_in(io.BytesIO(content))))
+    except (OSError, zipfile.BadZipFile):
+        return []
+
+
+def _names_in(stream: io.BytesIO) -> Iterator[str]:
+    texts: list[str] = []
+    while True:  # files of older torch versions hold several pickles
+        try:
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name == "GLOBAL":
+                    yield str(argument).replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL" and len(texts) > 1:
+                    yield ".".join(texts[-2:])
+                elif isinstance(argument, str):
+                    texts.append(argument)
+        except Exception:  # the end, or bytes that are no pickle
+            return
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:

@@ -23,6 +23,7 @@ PLAIN_TORCH = {
     "param_groups",
     "sampling",
     "spikes",
+    "loading",
     "weights",
     "configs",
     "sharding",

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.freezing import apply_modes
+from hybrid_lightning.loading import load_weights
 from hybrid_lightning.network.adapters import add_adapter
 from hybrid_lightning.network.families import (
     auto_config,
@@ -33,7 +34,6 @@ from hybrid_lightning.network.registry import (
 )
 from hybrid_lightning.network.stages import OPENED, Stages, discover_stages, recorded_calls
 from hybrid_lightning.param_groups import named_param_groups
-from hybrid_lightning.weights import load_weights
 
 Batch = Mapping[str, Any]
 _CHANNEL_ARGUMENTS = ("in_channels", "in_chans")
@@ -54,6 +54,7 @@ class HybridNetwork(nn.Module):
         record: Sizes and stages of an earlier network with the same facts, see `record`; needs no data.
         load: Whether the parts' weights are read; False where a checkpoint follows.
         trust: None, or the packages that a file's dotted paths may name, see `resolve`.
+        initialised: Parts whose weights come from elsewhere later, so that their own are not read.
 
     Raises:
         ConfigError: If a fact is impossible, a key is missing in the batch, or sizes do not fit.
@@ -69,6 +70,7 @@ class HybridNetwork(nn.Module):
         record: Mapping[str, Any] | None = None,
         load: bool = True,
         trust: Collection[str] | None = None,
+        initialised: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.facts = {name: part for name, part in parts.items() if name != "head"}
@@ -88,7 +90,9 @@ class HybridNetwork(nn.Module):
         self._scales: dict[str, dict[str, Any]] = known["scales"]
         self.parts = nn.ModuleDict()
         self.scales = nn.ModuleDict()
-        self._load, self._trust = load, trust
+        self._load, self._trust, self._initialised = load, trust, initialised
+        self.weight_reports: dict[str, str] = {}
+        """Part → what was loaded into it from a file."""
         self._compiled: dict[str, Callable[..., Any]] = {}
         if record is None:
             assert example is not None, "a new network needs an example batch"
@@ -299,22 +303,23 @@ class HybridNetwork(nn.Module):
     def _make(self, name: str, sizes: Mapping[str, Any]) -> nn.Module:
         """The part's module, with its weights, its channels and its adapters."""
         part, where = self.facts[name], self._where(name)
-        factory = None
+        factory, load = None, self._load and name not in self._initialised
         if isinstance(part.module, nn.Module):
             module, has_weights = part.module, part.weights == "pretrained"
         else:
             factory = resolve(part.module, f"{where}.module", self._trust)
             args = {**part.args, **sizes}
             complete_arguments(part.module, factory, args, f"{where}.args")
-            has_weights = part.weights == "pretrained" and switch_weights(factory, args, self._load)
+            has_weights = part.weights == "pretrained" and switch_weights(factory, args, load)
             if self._trust is None:
                 if part.weights is None:
                     refuse_hidden_weights(part.module, args, f"{where}.args")
             elif not trusted(part.module, self._trust):
                 forbid_fetching(factory, part.module, args, f"{where}.args")
             module = without_classifier(part.module, self._create(factory, args, part.module, where))
-        if self._load and part.weights is not None and not has_weights:
-            load_weights(module, part.weights, f"{where}.weights")
+        if load and part.weights is not None and not has_weights:
+            report = load_weights(module, part.weights, f"{where}.weights", name)
+            self.weight_reports |= {name: report} if report else {}
         if name not in self.preprocessing:
             self.preprocessing[name] = facts = preprocessing_of(part.module, module, factory)
             if part.normalise:

@@ -10,6 +10,7 @@ from torch import nn
 
 from hybrid_lightning.clipping import ClippingRule
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
+from hybrid_lightning.loading import WeightSource
 from hybrid_lightning.network.adapters import parse_adapter
 from hybrid_lightning.network.reading import POOLS
 from hybrid_lightning.norms import NORM_MODES
@@ -28,8 +29,9 @@ class Part:
         module: A registered name, a dotted path to a class or factory function, or a live module.
         args: Keyword arguments of the class or function. Input sizes (``in_features``, ``in_channels``, ...) that are
             left out are filled in by the dry run.
-        weights: ``pretrained`` (the module brings its own), the path of a ``.safetensors`` or ``.pt`` file, or None for
-            an untrained part. A live module that is already trained says ``pretrained``.
+        weights: ``pretrained`` (the module brings its own), the path of a ``.safetensors`` or ``.pt`` file or of a
+            checkpoint of this program, or ``{path: ..., sha256: ..., strip: [...], rename: {...}, coverage: 0.9}`` (see
+            `WeightSource`), or None for an untrained part. A live module that is already trained says ``pretrained``.
         input: Name of another part, key of the batch, or a list of them passed by position; a part's name wins over a
             key of the same name. None reads the key of the part's own name.
         output: Key or position of the tensor to use, where the module returns a dict or a tuple; None takes
@@ -64,7 +66,7 @@ class Part:
 
     module: Any
     args: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None
+    weights: str | dict[str, Any] | None = None
     input: str | list[str] | None = None
     output: str | int | None = None
     pool: str | None = None
@@ -184,8 +186,8 @@ def _check_values(part: Part, where: str) -> None:
         raise ConfigError(
             f"{where}.normalise: {part.normalise!r} is neither true, nor false, nor {{mean: ..., std: ...}}."
         )
-    if part.weights is not None and not isinstance(part.weights, str):
-        raise ConfigError(f"{where}.weights: {part.weights!r} is neither 'pretrained', nor a path, nor null.")
+    if part.weights not in (None, "pretrained"):
+        WeightSource.parse(part.weights, f"{where}.weights")
     if not (part.input is None or isinstance(part.input, str) or _is_list_of_names(part.input)):
         raise ConfigError(f"{where}.input: {part.input!r} is neither a key, nor a part, nor a list of keys.")
     if not (part.stages is None or _is_list_of_names(part.stages)):

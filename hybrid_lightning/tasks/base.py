@@ -35,6 +35,7 @@ from hybrid_lightning.tasks.checkpoints import (
 )
 from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_facts, schedules_of, take_places
 from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
+from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_parts
 from hybrid_lightning.tasks.metrics import SplitMetrics
 from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class, step_by_metric
 from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
@@ -68,6 +69,9 @@ class HybridTask(pl.LightningModule, ABC):
             It runs at the base rate, every group takes its share; ``warm_up`` (a duration) counts from its unfreezing.
         unfreezing: ``{restart_early_stopping: true}`` starts the patience of early stopping anew at each unfreezing;
             ``{check_ranks: epochs}`` compares the ranks after each epoch, not only after the first step of each phase.
+        init_from: Checkpoint of an earlier run whose weights a new one starts from, or ``{path: ..., parts: {part here:
+            part in the file}, coverage: 0.5}``. What does not fit, such as a head for other classes, starts fresh;
+            less than ``coverage`` of all values is an error. A part that is found there does not read its ``weights``.
 
     Raises:
         ConfigError: If a fact is impossible.
@@ -85,6 +89,7 @@ class HybridTask(pl.LightningModule, ABC):
         rates: dict[str, Any] | None = None,
         scheduler: str | dict[str, Any] | None = None,
         unfreezing: dict[str, Any] | None = None,
+        init_from: str | dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if rates and scheduler:
@@ -110,7 +115,9 @@ class HybridTask(pl.LightningModule, ABC):
         self.reads_weights = True
         """Whether the parts' weights are read when the Trainer builds the network; False if a checkpoint follows."""
         self.facts: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "optimizer": optimizer}
-        self.facts |= {"rates": rates, "scheduler": scheduler, "unfreezing": unfreezing}
+        self.facts |= {"rates": rates, "scheduler": scheduler, "unfreezing": unfreezing, "init_from": init_from}
+        if init_from is not None:
+            parse_init_from(init_from)
         for name, part in {**self.parts, "fusion": self.fusion}.items():
             require_plain(part.plain(), f"model.parts.{name}")
         require_plain(self.facts, "model")
@@ -162,6 +169,8 @@ class HybridTask(pl.LightningModule, ABC):
             record: Sizes and stages of an earlier network instead of an example.
             load: Whether the parts' weights are read.
         """
+        given = self.facts["init_from"] if load and record is None else None
+        start = {} if given is None else read_parts(given, {**self.parts, "fusion": self.fusion})
         self.network = HybridNetwork(
             self.parts,
             self.outputs,
@@ -170,7 +179,11 @@ class HybridTask(pl.LightningModule, ABC):
             record=record,
             load=load,
             trust=self._trust,
+            initialised=start,
         )
+        if given is not None:
+            start = {name: tensors for name, tensors in start.items() if name in self.network.parts}
+            self.network.weight_reports["init_from"] = initialise(self.network, given, start)
         return self
 
     def built(self) -> HybridNetwork:
@@ -354,7 +367,11 @@ class HybridTask(pl.LightningModule, ABC):
         training_at_start(groups, schedules)
         check_moments(trainer, groups, schedules, length)
         origins = {name: part.origin for name, part in self.built().facts.items()}
-        return plan_table(groups, schedules, origins, length, recorded, holds)
+        loaded = [
+            report if name == "init_from" else f"{name}: {report}"
+            for name, report in self.built().weight_reports.items()
+        ]
+        return "\n".join([*loaded, plan_table(groups, schedules, origins, length, recorded, holds)])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the mean training loss since the last log, and the rates of this step."""

@@ -76,7 +76,7 @@ def optimizer_spec(spec: Any) -> dict[str, Any]:
 
 def all_facts(saved: Mapping[str, Any]) -> dict[str, Any]:
     """What a task adds to a checkpoint, as one dict of all facts that may be changed on a restart."""
-    facts = dict(saved.get("facts", {}))
+    facts = {key: value for key, value in saved.get("facts", {}).items() if key != "init_from"}
     parts = {name: {k: v for k, v in part.items() if k != "weights"} for name, part in saved.get("parts", {}).items()}
     fusion = saved.get("fusion", {})
     return {**facts, "optimizer": optimizer_spec(facts.get("optimizer")), "parts": parts, "fusion": fusion}

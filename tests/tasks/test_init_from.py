@@ -1,0 +1,99 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small import PARTS, changed, command
+
+STEM = {"module": "ConvExtractor", "args": {"channels": [4]}, "input": "image"}
+
+
+@pytest.fixture
+def before(fitted: Path) -> Path:
+    (path,) = (fitted / "runs").rglob("last.ckpt")
+    return path
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_a_new_run_starts_from_the_weights_that_fit(before, folder, capsys):
+    """The parts are frozen, one has another name, and there are other classes."""
+    parts = {"first": {**STEM, "unfreeze": "never"}, "body": {**PARTS["body"], "input": "first", "unfreeze": "never"}}
+    start = {"path": str(before), "parts": {"first": "stem"}}
+    config = changed(
+        {"init.parts": parts, "init.num_classes": 2, "data.init_args.classes": [0, 1], "init.init_from": start}
+    )
+    assert command("fit", config=config) == 0
+    out = capsys.readouterr().out
+    assert f"init_from {before}: " in out
+    assert re.search(r"  first: 2 of 2 tensors, 100\.0% of the values\.", out)
+    assert re.search(r"  head: 0 of 2 tensors, 0\.0% of the values\. Of another shape: ", out)
+    old = weights(before)
+    (path,) = Path("runs").rglob("last.ckpt")
+    new = weights(path)
+    for name, source in (("first", "stem"), ("body", "body")):
+        own = {n: t for n, t in new.items() if n.startswith(f"network.parts.{name}.")}
+        assert own
+        assert all(torch.equal(t, old[n.replace(name, source, 1)]) for n, t in own.items())
+    assert torch.load(path, weights_only=True)["global_step"] == 3
+
+
+def test_a_resumed_run_does_not_start_again_from_there(before, folder, capsys):
+    config = changed({"init.init_from": str(before)})
+    assert command("fit", config=config) == 0
+    first = capsys.readouterr().out
+    assert "init_from" in first
+    start = Path(before).read_bytes()
+    moved = changed({"init.init_from": "gone.ckpt", "trainer.max_epochs": 2})
+    assert command("fit", "--resume", "auto", config=moved) == 0
+    assert "init_from" not in capsys.readouterr().out
+    assert Path(before).read_bytes() == start
+
+
+def test_a_pretrained_part_found_there_does_not_read_its_own_weights(before, folder):
+    parts = {"stem": {**STEM, "weights": "pretrained"}, "body": PARTS["body"]}  # a ConvExtractor has none to read
+    assert command("fit", config=changed({"init.parts": parts})) == 2
+    assert command("fit", config=changed({"init.parts": parts, "init.init_from": str(before)})) == 0
+
+
+def test_a_path_is_looked_up_beside_the_config(before, folder, monkeypatch):
+    (folder / "configs").mkdir()
+    (folder / "configs" / "start.ckpt").write_bytes(before.read_bytes())
+    from hybrid_lightning.cli import main
+    from tests.small import write
+
+    assert main(["fit", "--config", write(changed({"init.init_from": "start.ckpt"}), "configs/c.yaml")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("no.ckpt", "model.init_from: there is no file 'no.ckpt'"),
+        ({"path": "OLD", "part": {}}, "model.init_from: unknown key 'part'. Did you mean 'parts'?"),
+        ({"parts": {}}, "model.init_from: {'parts': {}} is neither a path nor"),
+        (
+            {"path": "OLD", "parts": {"stam": "stem"}},
+            "model.init_from.parts: unknown part 'stam'. Did you mean 'stem'?",
+        ),
+        ({"path": "OLD", "parts": {"stem": "stam"}}, "model.init_from.parts.stem: unknown part of the file 'stam'."),
+        (
+            {"path": "OLD", "parts": {"body": "head"}, "coverage": 0.99},
+            "of the values of this network, and 99.0% are asked",
+        ),
+        ("foreign.pt", "foreign.pt' holds no network of this program"),
+    ],
+)
+def test_what_cannot_be_started_from_is_an_error(given, message, before, folder, capsys):
+    torch.save({"weight": torch.ones(1)}, "foreign.pt")
+    given = {**given, "path": str(before)} if isinstance(given, dict) and given.get("path") == "OLD" else given
+    assert command("fit", config=changed({"init.init_from": given})) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_of_which_nothing_fits_is_an_error(before, folder, capsys):
+    changes = {"init.parts": {"stem": {**STEM, "args": {"channels": [5]}}}, "init.init_from": str(before)}
+    assert command("fit", config=changed({**changes, "init.num_classes": 2, "data.init_args.classes": [0, 1]})) == 2
+    assert "covers 0.0% of the values of this network" in capsys.readouterr().err
