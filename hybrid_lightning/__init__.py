@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         SpikeGuard,
     )
     from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
-    from hybrid_lightning.data import DigitsDataModule, InMemoryDataModule, PlaidDataModule
+    from hybrid_lightning.data import DigitsDataModule, ElpvDataModule, InMemoryDataModule, PlaidDataModule
     from hybrid_lightning.durations import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
     from hybrid_lightning.network.parts import Part
@@ -37,6 +37,7 @@ _HOMES = {
     "ConfigError": "errors",
     "DigitsDataModule": "data",
     "Duration": "durations",
+    "ElpvDataModule": "data",
     "ExactResume": "callbacks",
     "FSDP2Strategy": "strategies",
     "FitLength": "durations",
@@ -68,6 +69,7 @@ __all__ = [
     "ConfigError",
     "DigitsDataModule",
     "Duration",
+    "ElpvDataModule",
     "ExactResume",
     "FSDP2Strategy",
     "FitLength",

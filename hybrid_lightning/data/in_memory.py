@@ -53,6 +53,26 @@ def as_batch(batch: Any) -> Any:
     return batch
 
 
+def stratified_mask(targets: Tensor, fraction: float, seed: int) -> Tensor:
+    """Chooses a share of each class at random.
+
+    Args:
+        targets: Labels `(N,)`.
+        fraction: Share of each class, rounded; at least one sample.
+        seed: Equal seeds choose equal samples.
+
+    Returns:
+        `(N,)`, bool; True for the chosen samples.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(targets), dtype=torch.bool)
+    for label in sorted(set(targets.tolist())):
+        members = (targets == label).nonzero().flatten()
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        chosen[shuffled[: max(1, round(fraction * len(members)))]] = True
+    return chosen
+
+
 class InMemoryDataModule(pl.LightningDataModule, ABC):
     """A DataModule over `DictDataset`; a subclass says how each split is loaded.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
+from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, stratified_mask
 from hybrid_lightning.errors import ConfigError
 
 Traces = tuple[list[Tensor], Tensor]
@@ -77,26 +77,6 @@ def read_ts(path: Path) -> Traces:
     rows = [row.rpartition(":") for row in data.splitlines() if row.strip()]
     traces = [torch.tensor([float(value) for value in values.split(",")]) for values, _, _ in rows]
     return traces, torch.tensor([int(label) for _, _, label in rows])
-
-
-def stratified_mask(targets: Tensor, fraction: float, seed: int) -> Tensor:
-    """Chooses a share of each class at random.
-
-    Args:
-        targets: Labels `(N,)`.
-        fraction: Share of each class, rounded; at least one sample.
-        seed: Equal seeds choose equal samples.
-
-    Returns:
-        `(N,)`, bool; True for the chosen samples.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.zeros(len(targets), dtype=torch.bool)
-    for label in sorted(set(targets.tolist())):
-        members = (targets == label).nonzero().flatten()
-        shuffled = members[torch.randperm(len(members), generator=generator)]
-        chosen[shuffled[: max(1, round(fraction * len(members)))]] = True
-    return chosen
 
 
 def pad_left(traces: list[Tensor], length: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
     "MLP": "hybrid_lightning.network.extractors.MLP",
     "LinearHead": "hybrid_lightning.network.extractors.LinearHead",
     "ConcatFusion": "hybrid_lightning.network.fusion.ConcatFusion",
+    "EfficientNetLite0": "hybrid_lightning.network.efficientnet.EfficientNetLite0",
     "FracastEncoder": "hybrid_lightning.network.fracast.FracastEncoder",
 }
 """Names that a part's ``module`` may take without a dot."""
