@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hybrid_lightning.building import from_config
     from hybrid_lightning.callbacks import (
         L2SP,
         ExactResume,
@@ -58,6 +59,7 @@ _HOMES = {
     "ReestimateStatistics": "callbacks",
     "SpikeGuard": "callbacks",
     "UnfreezingSchedule": "schedules",
+    "from_config": "building",
     "named_param_groups": "param_groups",
     "register": "network.registry",
     "shard": "sharding",
@@ -90,6 +92,7 @@ __all__ = [
     "ReestimateStatistics",
     "SpikeGuard",
     "UnfreezingSchedule",
+    "from_config",
     "named_param_groups",
     "register",
     "shard",

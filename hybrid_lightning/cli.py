@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -289,6 +289,32 @@ def write_predictions(table: torch.Tensor, path: Path) -> None:
         writer.writerows([index, *row] for index, row in enumerate(rows))
 
 
+def run_cli(
+    words: Sequence[str], cli: type[HybridCLI] = HybridCLI, overlay: Mapping[str, Any] | None = None
+) -> HybridCLI:
+    """Parses a command and runs it.
+
+    Args:
+        words: The command, such as ``["fit", "--config", "x.yaml"]``.
+        cli: What runs it.
+        overlay: Sections of a config that are merged over those of the words.
+    """
+    return cli(
+        HybridTask,
+        pl.LightningDataModule,
+        args=merged_arguments(words, overlay),
+        trainer_class=HybridTrainer,
+        trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
+        seed_everything_default=0,
+        parser_class=_Parser,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=RunConfig,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -308,20 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == ["export_part"]:
             export_part(words[1:])
         else:
-            HybridCLI(
-                HybridTask,
-                pl.LightningDataModule,
-                args=merged_arguments(words),
-                trainer_class=HybridTrainer,
-                trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
-                seed_everything_default=0,
-                parser_class=_Parser,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                save_config_callback=RunConfig,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
+            run_cli(words)
     except (ConfigError, MisconfigurationException) as error:
         if os.environ.get("HYBRID_LIGHTNING_TRACEBACK"):
             raise

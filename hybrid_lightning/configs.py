@@ -133,18 +133,22 @@ def _overlay_of(flag: str, value: str) -> dict[str, Any] | None:
     return {section: {"init_args": overlay}}
 
 
-def merged_arguments(arguments: Sequence[str]) -> list[str]:
+def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None = None) -> list[str]:
     """Command-line arguments with all ``--config`` files merged to one, in the place of the first.
 
     Flags that reach into a dict of the model or the data are merged over the files, wherever they stand, because
     jsonargparse would replace the whole dict.
+
+    Args:
+        arguments: The words of a command.
+        overlay: Sections that are merged over all of them.
 
     Raises:
         ConfigError: If a file or a flag's value cannot be read.
     """
     rest: list[str] = []
     paths: list[str] = []
-    overlays: list[dict[str, Any]] = []
+    overlays: list[Mapping[str, Any]] = []
     position: int | None = None
     waiting = iter(arguments)
     for argument in waiting:
@@ -161,6 +165,7 @@ def merged_arguments(arguments: Sequence[str]) -> list[str]:
                 rest += [argument] if equals or given is None else [argument, given]
         else:
             rest.append(argument)
+    overlays += [overlay] if overlay else []
     if not paths and not overlays:
         return rest
     config: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
