@@ -25,13 +25,13 @@ from hybrid_lightning.callbacks.logging import length_of
 from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.configs import merged_arguments
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.export import export_part
+from hybrid_lightning.export import export_network, export_part
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
 from hybrid_lightning.run_folder import Run, RunConfig, mark_finished, newest_checkpoint, run_to_continue, say
 from hybrid_lightning.run_logger import RunLogger
 from hybrid_lightning.tasks import HybridTask
-from hybrid_lightning.tasks.checkpoints import read_checkpoint
+from hybrid_lightning.tasks.checkpoints import read_checkpoint, refuse_other_model
 from hybrid_lightning.tasks.example import first_batch, number_of_batches
 
 _BEST = {
@@ -43,7 +43,7 @@ _BEST = {
 
 
 class HybridTrainer(pl.Trainer):
-    """Lightning's Trainer with a ``plan``."""
+    """Lightning's Trainer with ``plan`` and ``export``."""
 
     def plan(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
         """Prints what would train when and at which rate; trains nothing.
@@ -66,6 +66,32 @@ class HybridTrainer(pl.Trainer):
         optimization = model.optimization()
         optimization["lr_scheduler"]["scheduler"].bind(length)
         print(model.plan(optimization["optimizer"].param_groups, self, length))
+
+    def export(
+        self,
+        model: HybridTask,
+        datamodule: pl.LightningDataModule,
+        output: str,
+        format: Literal["torch_export", "safetensors"] = "torch_export",
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Writes the plain network of a checkpoint, with adapters merged, and prints the file's sha256.
+
+        Args:
+            model: The task.
+            datamodule: A batch of its training data is what the exported program is checked on.
+            output: The file to write: .pt2 for torch_export, .safetensors for safetensors.
+            format: A program of torch.export for a batch of any number of samples, or the tensors alone.
+            ckpt_path: best, last (of the newest run of this name) or a path.
+        """
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        loader = datamodule.train_dataloader()
+        model.build(first_batch(loader), load=False)
+        _, state = read_checkpoint(ckpt_path, "--ckpt_path")
+        refuse_other_model(model.state_dict(), state)
+        model.load_state_dict(state)
+        export_network(model.built(), next(iter(loader)), output, format)
 
 
 class _Parser(LightningArgumentParser):
@@ -124,12 +150,13 @@ class HybridCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's own, and ``plan``."""
-        return {**LightningCLI.subcommands(), "plan": {"model", "datamodule"}}
+        """Lightning's own, ``plan`` and ``export``."""
+        ours = {verb: {"model", "datamodule"} for verb in ("plan", "export")}
+        return {**LightningCLI.subcommands(), **ours}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand != "plan":
+        if subcommand not in ("plan", "export"):
             parser.set_defaults({"weights_only": True})
         return parser
 
@@ -140,7 +167,7 @@ class HybridCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A Trainer that writes to ``runs/<name>/<version>/``, beside the loggers of the config."""
         given = self._get(self.config_init, "trainer")
-        wanted = given.get("logger") is not False and self.subcommand != "plan"
+        wanted = given.get("logger") is not False and self.subcommand not in ("plan", "export")
         kwargs["logger"] = self._loggers(given.get("logger"), given.get("default_root_dir")) if wanted else False
         return super().instantiate_trainer(**kwargs)
 

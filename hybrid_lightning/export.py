@@ -1,12 +1,122 @@
-"""Taking one part's weights out of a checkpoint."""
+"""Taking the plain network, or one part's weights, out of a checkpoint."""
 
 import argparse
+import copy
 import hashlib
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.files import whole_file
+from hybrid_lightning.network.adapters import merge_adapters
+from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.weights import read_file, save_weights
+
+FORMATS = {"torch_export": ".pt2", "safetensors": ".safetensors"}
+Batch = dict[str, Any]
+
+
+def export_network(network: HybridNetwork, batch: Mapping[str, Any], output: str, form: str) -> None:
+    """Writes a network without anything of this program's around it, and prints the file's sha256.
+
+    Args:
+        network: The trained network; it stays as it is. Adapters are merged in the copy that is written.
+        batch: A real batch, on which the written program has to answer as the network does.
+        output: The file to write.
+        form: ``torch_export`` (a program of torch.export, which takes a dict batch of any number of samples) or
+            ``safetensors`` (the tensors, by the names of the network).
+
+    Raises:
+        ConfigError: If the suffix is another one, torch cannot export a part, or the answers differ.
+    """
+    if not output.endswith(FORMATS[form]):
+        raise ConfigError(f"output: {output!r} does not end in {FORMATS[form]}, as --format {form} does.")
+    plain = plain_network(network)
+    try:
+        if form == "safetensors":
+            save_weights(plain.state_dict(), output)
+        else:
+            inputs = {key: on_cpu(batch[key]) for key in plain.keys_read}
+            program = exported_program(plain, inputs)
+            with whole_file(output) as temporary:
+                temporary.write_bytes(program)
+            print("inputs: " + ", ".join(described(key, value) for key, value in inputs.items()))
+    except OSError as error:
+        raise ConfigError(f"output: {output!r} cannot be written: {error.strerror}.") from error
+    _print_digest(output)
+
+
+def plain_network(network: HybridNetwork) -> HybridNetwork:
+    """A copy in eval mode on the CPU, with its adapters merged into the weights."""
+    plain = copy.deepcopy(network).cpu().eval()
+    for name, part in plain.facts.items():
+        if part.adapter:
+            merge_adapters(plain.parts[name])
+    return plain.requires_grad_(False)
+
+
+def exported_program(plain: HybridNetwork, inputs: Batch) -> bytes:
+    """A network as a file of torch.export, checked against the network on several batch sizes.
+
+    Args:
+        plain: In eval mode on the CPU.
+        inputs: A batch with the keys that the network reads.
+
+    Raises:
+        ConfigError: If torch cannot export it, or the program answers otherwise.
+    """
+    samples = torch.export.Dim("samples")
+    shapes = {
+        key: {name: {0: samples} for name in value} if isinstance(value, dict) else {0: samples}
+        for key, value in inputs.items()
+    }
+    try:
+        program = torch.export.export(plain, (first_samples(inputs),), dynamic_shapes=(shapes,))
+        file = io.BytesIO()
+        torch.export.save(program, file)
+    except Exception as error:  # torch's exporter raises what it comes across
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ConfigError(
+            f"export: torch cannot export this network: {first}. Export its tensors: --format safetensors."
+        ) from error
+    file.seek(0)
+    written = torch.export.load(file).module()  # our own bytes, never a stranger's
+    for count in (1, 3, len(next(_tensors(inputs)))):
+        some = first_samples(inputs, count)
+        with torch.no_grad():
+            expected, found = plain(some), written(some)
+        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+            difference = (found - expected).abs().max().item()
+            raise ConfigError(
+                f"export: on {count} samples the exported program differs from the network by up to {difference:.2g}. "
+                f"Export its tensors: --format safetensors."
+            )
+    return file.getvalue()
+
+
+def on_cpu(value: Any) -> Any:
+    """An entry of a batch, a tensor or a dict of them, on the CPU."""
+    return {name: on_cpu(entry) for name, entry in value.items()} if isinstance(value, Mapping) else value.cpu()
+
+
+def described(key: str, value: Any) -> str:
+    """``image (samples, 3, 64, 64) float32`` for an entry of a batch, also if it is a dict."""
+    if isinstance(value, dict):
+        return ", ".join(described(f"{key}.{name}", entry) for name, entry in value.items())
+    return f"{key} ({', '.join(map(str, ('samples', *value.shape[1:])))}) {str(value.dtype).removeprefix('torch.')}"
+
+
+def _tensors(inputs: Batch) -> Any:
+    for value in inputs.values():
+        yield from _tensors(value) if isinstance(value, dict) else [value]
+
+
+def _print_digest(path: str) -> None:
+    print(f"{path}  sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()}")
 
 
 def export_part(arguments: Sequence[str]) -> None:
@@ -30,5 +140,4 @@ def export_part(arguments: Sequence[str]) -> None:
         save_weights({n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}, options.output)
     except OSError as error:
         raise ConfigError(f"--output: {options.output!r} cannot be written: {error.strerror}.") from error
-    digest = hashlib.sha256(Path(options.output).read_bytes()).hexdigest()
-    print(f"{options.output}  sha256:{digest}")
+    _print_digest(options.output)

@@ -74,7 +74,7 @@ def pool_observed(encoded: Tensor, mask: Tensor) -> Tensor:
     mean = (encoded * weight).sum(1) / count
     variance = ((encoded - mean.unsqueeze(1)).square() * weight).sum(1) / count
     last = (torch.arange(mask.shape[1], device=mask.device) * mask).amax(1)
-    rows = torch.arange(len(encoded), device=mask.device)
+    rows = torch.arange(encoded.shape[0], device=mask.device)  # len() would fix the size in an exported program
     # the small constant keeps the root's gradient finite for a constant channel
     return torch.cat([mean, (variance + 1e-6).sqrt(), encoded[rows, last]], dim=-1)
 

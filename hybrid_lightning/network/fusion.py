@@ -22,7 +22,7 @@ class SampleNorm(nn.BatchNorm1d):
 
     def forward(self, features: Tensor) -> Tensor:
         """Standardises each feature over the samples, `(B, num_features)`."""
-        if len(features) == 1:
+        if self.training and len(features) == 1:
             return functional.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
         return super().forward(features)
 

@@ -124,6 +124,18 @@ class HybridNetwork(nn.Module):
                     f"never train. Write 'unfreeze: never', or leave the flags to the schedule: requires_grad_(True)."
                 )
 
+    @property
+    def keys_read(self) -> list[str]:
+        """The keys of a batch that the parts read."""
+        wanted = [self.facts[name].input or name for name in self.order]
+        keys = dict.fromkeys(key for one in wanted for key in (one if isinstance(one, list) else [one]))
+        return [key for key in keys if key not in self.order or self._is_own_key(key)]
+
+    def _is_own_key(self, key: str) -> bool:
+        """Whether the part of this name reads the batch's entry of the same name."""
+        wanted = self.facts[key].input or key
+        return key in (wanted if isinstance(wanted, list) else [wanted])
+
     def forward(self, batch: Batch) -> Tensor:
         """A batch, with the keys that the parts read → outputs `(B, outputs)`."""
         features = self.features(batch)
