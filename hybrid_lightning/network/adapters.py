@@ -41,6 +41,8 @@ def add_adapter(module: nn.Module, given: Any, where: str) -> None:
         ConfigError: If peft is not installed, refuses the arguments, or nothing can be adapted.
     """
     kind, args = parse_adapter(given, where)
+    if any(map(_is_adapted, module.modules())):
+        return  # a live module of which a network was built before
     try:
         import peft
     except ModuleNotFoundError:
@@ -55,6 +57,10 @@ def add_adapter(module: nn.Module, given: Any, where: str) -> None:
         peft.inject_adapter_in_model(config, module)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise ConfigError(f"{where}: peft refuses {kind} with {args!r:.200}: {str(error)[:300]}") from error
+
+
+def _is_adapted(layer: nn.Module) -> bool:
+    return hasattr(layer, "get_base_layer")
 
 
 def _targets(module: nn.Module, where: str) -> list[str]:
@@ -72,7 +78,7 @@ def _targets(module: nn.Module, where: str) -> list[str]:
 
 def merge_adapters(module: nn.Module) -> None:
     """Adds the adapters of a module to its weights and removes them, so that the plain architecture is left."""
-    layers = [name for name, layer in module.named_modules() if hasattr(layer, "get_base_layer")]
+    layers = [name for name, layer in module.named_modules() if _is_adapted(layer)]
     for name in layers:
         layer: Any = module.get_submodule(name)
         layer.merge()

@@ -104,3 +104,9 @@ def test_the_weights_and_statistics_under_adapters_stay_bit_equal():
     small.trainer(max_epochs=2).fit(model, data)
     after = model.network.parts["image"].state_dict()
     assert {n for n in before if not torch.equal(before[n], after[n])} == {n for n in before if "lora_" in n}
+
+
+def test_a_live_module_is_adapted_once_however_often_a_network_is_built_of_it():
+    model = HybridClassifier(num_classes=3, parts={"x": {"module": net(), "adapter": "lora"}})
+    first = list(model.build({"x": torch.randn(2, 4)}).state_dict())
+    assert list(model.build({"x": torch.randn(2, 4)}).state_dict()) == first
