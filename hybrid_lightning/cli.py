@@ -40,10 +40,12 @@ _BEST = {
     "save_top_k": 1,
     "auto_insert_metric_name": False,
 }
+_WITHOUT_RUN = ("plan", "prefetch", "export")
+"""Our own subcommands, which write no run folder."""
 
 
 class HybridTrainer(pl.Trainer):
-    """Lightning's Trainer with ``plan`` and ``export``."""
+    """Lightning's Trainer with ``plan``, ``prefetch`` and ``export``."""
 
     def plan(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
         """Prints what would train when and at which rate; trains nothing.
@@ -66,6 +68,20 @@ class HybridTrainer(pl.Trainer):
         optimization = model.optimization()
         optimization["lr_scheduler"]["scheduler"].bind(length)
         print(model.plan(optimization["optimizer"].param_groups, self, length))
+
+    def prefetch(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
+        """Reads all pretrained weights once, so that they are in the caches of a machine without a network.
+
+        Args:
+            model: The task.
+            datamodule: Its first two samples decide the sizes.
+        """
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        facts = model.build(first_batch(datamodule.train_dataloader())).built().facts
+        for name, part in facts.items():
+            if part.weights is not None:
+                print(f"{name}: the weights of {part.module!r} are here")
 
     def export(
         self,
@@ -150,13 +166,13 @@ class HybridCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's own, ``plan`` and ``export``."""
-        ours = {verb: {"model", "datamodule"} for verb in ("plan", "export")}
+        """Lightning's own, ``plan``, ``prefetch`` and ``export``."""
+        ours = {verb: {"model", "datamodule"} for verb in _WITHOUT_RUN}
         return {**LightningCLI.subcommands(), **ours}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand not in ("plan", "export"):
+        if subcommand not in _WITHOUT_RUN:
             parser.set_defaults({"weights_only": True})
         return parser
 
@@ -167,7 +183,7 @@ class HybridCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A Trainer that writes to ``runs/<name>/<version>/``, beside the loggers of the config."""
         given = self._get(self.config_init, "trainer")
-        wanted = given.get("logger") is not False and self.subcommand not in ("plan", "export")
+        wanted = given.get("logger") is not False and self.subcommand not in _WITHOUT_RUN
         kwargs["logger"] = self._loggers(given.get("logger"), given.get("default_root_dir")) if wanted else False
         return super().instantiate_trainer(**kwargs)
 
@@ -222,7 +238,7 @@ class HybridCLI(LightningCLI):
             raise ConfigError(f"name: {name!r} is not the name of one folder below runs/. Choose one without slashes.")
         if options.trainer.get("accumulate_grad_batches", 1) < 1:
             raise ConfigError("trainer.accumulate_grad_batches: less than 1 batch makes no step; give 1 or more.")
-        if path is None and self.subcommand not in ("fit", "plan"):
+        if path is None and self.subcommand not in ("fit", "plan", "prefetch"):
             raise ConfigError(
                 f"{self.subcommand}: without a checkpoint the weights would be random. "
                 f"Add --ckpt_path best, --ckpt_path last (of the newest run of this name) or a path."

@@ -609,3 +609,12 @@ def test_an_interrupt_ends_the_fit_without_a_traceback(folder):
     assert started.returncode == 130
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "interrupted"
+
+
+def test_prefetch_reads_pretrained_weights_and_trains_nothing(folder, capsys):
+    parts = {"trace": {"module": "FracastEncoder", "args": {"context": 64}, "weights": "pretrained"}, "stats": "MLP"}
+    config = changed({"init.parts": parts, "init.num_classes": 11})
+    config["data"] = {"class_path": "PlaidDataModule", "init_args": {"context": 64}}
+    assert command("prefetch", config=config) == 0
+    assert capsys.readouterr().out == "trace: the weights of 'FracastEncoder' are here\n"
+    assert not (folder / "runs").exists()

@@ -1,6 +1,8 @@
 """Known libraries of models: how a model of timm, torchvision or transformers becomes a part."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -173,6 +175,21 @@ def auto_model(name: str | None = None, config: Mapping[str, Any] | None = None,
         model.pooler = None  # its parameters would get no gradient
     module: nn.Module = model
     return module
+
+
+def cache_hint(path: Any) -> str:
+    """Where the weights of a library's model are kept, and how to get them there; empty for any other module."""
+    family = family_of(path)
+    if family is None:
+        return ""
+    home = Path.home() / ".cache"
+    torch_home = os.environ.get("TORCH_HOME") or str(home / "torch")
+    hub_home = os.environ.get("HF_HUB_CACHE") or str(Path(os.environ.get("HF_HOME") or home / "huggingface") / "hub")
+    folders = torch_home if family == "torchvision" else hub_home
+    return (
+        f" If the network is not reachable from here, run 'python -m hybrid_lightning prefetch --config ...' where it "
+        f"is; weights are kept in {folders!r}."
+    )
 
 
 # Facts about the data a model was trained on

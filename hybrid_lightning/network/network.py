@@ -14,6 +14,7 @@ from hybrid_lightning.loading import load_weights
 from hybrid_lightning.network.adapters import add_adapter
 from hybrid_lightning.network.families import (
     auto_config,
+    cache_hint,
     complete_arguments,
     family_of,
     preprocessing_of,
@@ -351,7 +352,10 @@ class HybridNetwork(nn.Module):
         except ConfigError:
             raise
         except Exception as error:  # somebody else's code may raise anything
-            raise ConfigError(f"{where}.args: {path!r} refuses {dict(args)!r}: {str(error)[:400]}") from error
+            hint = cache_hint(path) if args.get("pretrained") or args.get("weights") else ""
+            raise ConfigError(
+                f"{where}.args: {path!r} refuses {dict(args)!r:.300}: {str(error)[:300]}.{hint}"
+            ) from error
         if not isinstance(module, nn.Module):
             raise ConfigError(f"{where}.module: {path!r} returns a {type(module).__name__}, not a torch module.")
         return module

@@ -101,3 +101,17 @@ def test_adapters_go_into_a_library_model_and_only_they_train():
     assert trained
     assert all("lora_" in name for name in trained)
     assert list(net.stages["image"]) == BACKBONES["timm-resnet"][2]
+
+
+@pytest.mark.parametrize(
+    ("part", "cache"), [({"module": "torchvision.models.resnet18"}, "torch_here"), (timm("resnet10t"), "hub_here")]
+)
+def test_weights_that_cannot_be_fetched_name_the_cache_and_the_remedy(part, cache, monkeypatch, tmp_path):
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("socket.getaddrinfo", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_here"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub_here"))
+    with pytest.raises(ConfigError, match=rf"^model\.parts\.image\.args: .*prefetch --config.*{cache}"):
+        network({**part, "weights": "pretrained"})
