@@ -1,11 +1,10 @@
-"""Small untrained networks for images, series and tables, and a linear head."""
+"""Plain untrained networks for images and vectors, and a linear head."""
 
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError
 
@@ -30,7 +29,7 @@ class ConvExtractor(nn.Module):
         norm: bool = False,
     ) -> None:
         super().__init__()
-        _require_sizes("channels", channels)
+        require_sizes("channels", channels)
         for index, (before, after) in enumerate(zip([in_channels, *channels], channels, strict=False)):
             convolution = nn.Conv2d(before, after, kernel_size, padding="same", bias=not norm)
             layers = [convolution, *([nn.BatchNorm2d(after)] if norm else []), nn.ReLU()]
@@ -40,77 +39,7 @@ class ConvExtractor(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images `(B, in_channels, H, W)` to feature maps `(B, channels[-1], H', W')`."""
-        return _in_turn(self, image)
-
-
-class ResidualBlock1d(nn.Module):
-    """Two convolutions with BatchNorm beside a shortcut; the first one divides the length by `stride`.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Length of the filters, in samples; odd.
-        stride: Factor by which the output is shorter than the input.
-        dropout: Probability of zeroing a whole channel between the two convolutions.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 7, stride: int = 2, dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        same_shape = in_channels == out_channels and stride == 1
-        self.body = nn.Sequential(
-            _convolution(in_channels, out_channels, kernel_size, stride),
-            nn.ReLU(),
-            nn.Dropout1d(dropout),
-            _convolution(out_channels, out_channels, kernel_size),
-        )
-        self.shortcut = nn.Identity() if same_shape else _convolution(in_channels, out_channels, 1, stride)
-
-    def forward(self, series: Tensor) -> Tensor:
-        """Maps `(B, in_channels, L)` to `(B, out_channels, ceil(L / stride))`."""
-        return functional.relu(self.shortcut(series) + self.body(series))
-
-
-class ResidualConv1d(nn.Module):
-    """A residual convolution net for series: a stem, then one residual block per entry of `channels`.
-
-    The length is halved by the stem and divided by `stride` in each block.
-
-    Args:
-        in_channels: Channels of the input series.
-        channels: Output channels of each residual block; the stem has as many as the first one.
-        kernel_size: Length of the filters, in samples; odd. The stem's filters are twice as long.
-        stride: Factor by which each block shortens the series.
-        dropout: Probability of zeroing a whole channel within each block while training.
-        flip: Probability of turning a whole series upside down while training, as augmentation where the sign means
-            nothing, such as the direction of an alternating current.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: Sequence[int] = (32, 64),
-        kernel_size: int = 7,
-        stride: int = 2,
-        dropout: float = 0.0,
-        flip: float = 0.0,
-    ) -> None:
-        super().__init__()
-        _require_sizes("channels", channels)
-        if kernel_size % 2 == 0:
-            raise ConfigError(f"kernel_size: {kernel_size} is even; residual blocks need an odd length such as 7.")
-        self.flip = flip
-        self.stem = nn.Sequential(_convolution(in_channels, channels[0], 2 * kernel_size + 1, 2), nn.ReLU())
-        for index, (before, after) in enumerate(zip([channels[0], *channels], channels, strict=False)):
-            self.add_module(f"block{index}", ResidualBlock1d(before, after, kernel_size, stride, dropout))
-
-    def forward(self, series: Tensor) -> Tensor:
-        """Maps series `(B, in_channels, L)` to feature maps `(B, channels[-1], L')`."""
-        if self.training and self.flip:
-            upside_down = torch.rand(len(series), 1, 1, device=series.device) < self.flip
-            series = torch.where(upside_down, -series, series)
-        return _in_turn(self, series)
+        return in_turn(self, image)
 
 
 class MLP(nn.Module):
@@ -134,7 +63,7 @@ class MLP(nn.Module):
         init_gain: float = 1.0,
     ) -> None:
         super().__init__()
-        _require_sizes("hidden", hidden)
+        require_sizes("hidden", hidden)
         if not 0 < init_gain < math.inf:
             raise ConfigError(f"init_gain: {init_gain!r} is not a number above 0; 1 keeps the usual scale.")
         for index, (before, after) in enumerate(zip([in_features, *hidden], hidden, strict=False)):
@@ -148,7 +77,7 @@ class MLP(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps features `(B, in_features)` to `(B, out_features)`, or to `(B, hidden[-1])` without `out_features`."""
-        return _in_turn(self, features)
+        return in_turn(self, features)
 
 
 class LinearHead(nn.Module):
@@ -171,19 +100,14 @@ class LinearHead(nn.Module):
         return logits
 
 
-def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
-    """A convolution with BatchNorm; the output has length ceil(L / stride)."""
-    convolution = nn.Conv1d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm1d(out_channels))
-
-
-def _in_turn(module: nn.Module, value: Tensor) -> Tensor:
+def in_turn(module: nn.Module, value: Tensor) -> Tensor:
     """Passes a value through the children in the order in which they were added."""
     for child in module.children():
         value = child(value)
     return value
 
 
-def _require_sizes(name: str, sizes: Sequence[int]) -> None:
+def require_sizes(name: str, sizes: Sequence[int]) -> None:
+    """Raises `ConfigError` if a list of layer sizes is empty."""
     if not sizes:
         raise ConfigError(f"{name}: {list(sizes)!r} is empty; give the size of at least one layer, such as [64].")

@@ -40,6 +40,7 @@ Batch = Mapping[str, Any]
 _CHANNEL_ARGUMENTS = ("in_channels", "in_chans")
 _RECORDED = ("sizes", "stages", "outputs", "pools", "preprocessing", "scales")
 _FEATURE_ARGUMENTS = ("in_features", "input_size")
+_SIZED_ENTRIES = ("values", "numeric")
 _OUTPUT_ARGUMENTS = ("out_features", "num_classes")
 FUSION = Part("ConcatFusion", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
 
@@ -299,11 +300,13 @@ class HybridNetwork(nn.Module):
         factory = resolve(part.module, f"{self._where(name)}.module", self._trust)
         wanted = [argument for argument in parameters_of(factory) if argument not in part.args]
         sizes: dict[str, Any] = {}
-        first = inputs[0] if inputs else None
         if name == "fusion":
             return {"in_features": {part: f.shape[1] for part, f in inputs[0].items()}}
         if part.module == "transformers.AutoModel" and "name" in part.args and "config" not in part.args:
             return {"config": auto_config(part.args["name"], f"{self._where(name)}.args")}
+        first = inputs[0] if inputs else None
+        if isinstance(first, Mapping):
+            first = next((first[key] for key in _SIZED_ENTRIES if key in first), None)
         for argument in wanted:
             if isinstance(first, Tensor) and first.ndim >= 2 and argument in _CHANNEL_ARGUMENTS:
                 sizes[argument] = first.shape[1]

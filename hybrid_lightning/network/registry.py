@@ -11,8 +11,12 @@ from hybrid_lightning.errors import ConfigError, listing, unknown
 
 REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
     "ConvExtractor": "hybrid_lightning.network.extractors.ConvExtractor",
-    "ResidualConv1d": "hybrid_lightning.network.extractors.ResidualConv1d",
+    "ResidualConv1d": "hybrid_lightning.network.residual.ResidualConv1d",
+    "ResidualConv2d": "hybrid_lightning.network.residual.ResidualConv2d",
+    "ResidualConv3d": "hybrid_lightning.network.residual.ResidualConv3d",
     "MLP": "hybrid_lightning.network.extractors.MLP",
+    "TabularMLP": "hybrid_lightning.network.tables.TabularMLP",
+    "SequenceTransformer": "hybrid_lightning.network.sequences.SequenceTransformer",
     "LinearHead": "hybrid_lightning.network.extractors.LinearHead",
     "ConcatFusion": "hybrid_lightning.network.fusion.ConcatFusion",
     "EfficientNetLite0": "hybrid_lightning.network.efficientnet.EfficientNetLite0",
