@@ -25,7 +25,7 @@ from hybrid_lightning.callbacks.logging import length_of
 from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.configs import merged_arguments
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.export import export_network, export_part
+from hybrid_lightning.export import ExportedProgram, export_network, export_part, is_program, require_trust
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
 from hybrid_lightning.run_folder import Run, RunConfig, mark_finished, newest_checkpoint, run_to_continue, say
@@ -161,6 +161,13 @@ class HybridCLI(LightningCLI):
             help="If the groups or the optimizer differ from those of fit's --ckpt_path: error; weights_only starts a "
             "new fit with the weights that match; match also keeps the optimizer state that matches, and goes on.",
         )
+        parser.add_argument(
+            "--trust_program",
+            type=str | None,
+            default=None,
+            help="The sha256 that export printed, for predict with an exported program (.pt2) as --ckpt_path; loading "
+            "one runs code of whoever made it.",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{key}": value for key, value in _BEST.items()})
 
@@ -249,6 +256,11 @@ class HybridCLI(LightningCLI):
         if path is not None:
             if path in ("best", "last"):
                 path = newest_checkpoint(runs, f"{path}.ckpt")
+            if is_program(path):
+                if self.subcommand != "predict":
+                    raise ConfigError(f"--ckpt_path: only predict reads an exported program such as {str(path)!r}.")
+                require_trust(str(path), options["trust_program"])
+                return
             read_checkpoint(path, "--ckpt_path", tensors=False)
             if Path(path).is_dir() and "fsdp2" not in str(options.trainer.get("strategy")).lower():
                 raise ConfigError(
@@ -312,6 +324,10 @@ class HybridCLI(LightningCLI):
             raise ConfigError(
                 "predict: several devices would mix up the order of the samples. Set --trainer.devices 1."
             )
+        if is_program(kwargs["ckpt_path"]):
+            digest = self._get(self.config_init, "trust_program")
+            program = ExportedProgram(self.model, kwargs["ckpt_path"], digest)
+            kwargs |= {"model": program, "ckpt_path": None}
         batches = self.trainer.predict(**kwargs)
         table = torch.cat([torch.as_tensor(batch).cpu() for batch in batches or []])
         path = Path(self.trainer.log_dir or ".") / "predictions.csv"

@@ -1,23 +1,29 @@
-"""Taking the plain network, or one part's weights, out of a checkpoint."""
+"""Taking the plain network, or one part's weights, out of a checkpoint; and predicting with an exported program."""
 
 import argparse
 import copy
 import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
-from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.network.adapters import merge_adapters
 from hybrid_lightning.network.network import HybridNetwork, first_samples
-from hybrid_lightning.weights import read_file, save_weights
+from hybrid_lightning.tasks import HybridTask
+from hybrid_lightning.weights import check_digest, read_file, save_weights
 
 FORMATS = {"torch_export": ".pt2", "safetensors": ".safetensors"}
 Batch = dict[str, Any]
+_FACTS = "hybrid_lightning.json"
+"""The entry of an exported program that names its inputs and counts its outputs."""
 
 
 def export_network(network: HybridNetwork, batch: Mapping[str, Any], output: str, form: str) -> None:
@@ -77,7 +83,8 @@ def exported_program(plain: HybridNetwork, inputs: Batch) -> bytes:
     try:
         program = torch.export.export(plain, (first_samples(inputs),), dynamic_shapes=(shapes,))
         file = io.BytesIO()
-        torch.export.save(program, file)
+        facts = {"inputs": list(inputs), "outputs": plain.outputs}
+        torch.export.save(program, file, extra_files={_FACTS: json.dumps(facts)})
     except Exception as error:  # torch's exporter raises what it comes across
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ConfigError(
@@ -96,6 +103,63 @@ def exported_program(plain: HybridNetwork, inputs: Batch) -> bytes:
                 f"Export its tensors: --format safetensors."
             )
     return file.getvalue()
+
+
+class ExportedProgram(pl.LightningModule):
+    """A program that `export_network` wrote, in the place of the task's network; it runs on the CPU, for predicting.
+
+    Loading such a file runs what its author wrote: torch evaluates text in it and unpickles some of its entries. So the
+    digest of the file has to be given, which `export` prints.
+
+    Args:
+        task: Says what the outputs mean.
+        path: The ``.pt2`` file.
+        digest: Its SHA-256 digest, hexadecimal, ``sha256:`` before it or not.
+
+    Raises:
+        ConfigError: If the digest is missing or another one, or the program does not fit the task.
+    """
+
+    def __init__(self, task: HybridTask, path: str, digest: str | None) -> None:
+        super().__init__()
+        require_trust(path, digest)
+        facts = {_FACTS: ""}
+        try:
+            # its call alone: an exported module refuses the eval() that a Trainer calls on submodules
+            self.program = torch.export.load(path, extra_files=facts).module().__call__
+            self.facts = json.loads(facts[_FACTS])
+        except Exception as error:  # torch's reader raises what it comes across
+            raise ConfigError(f"--ckpt_path: {path!r} is no program that 'export' wrote: {str(error)[:300]}") from error
+        if self.facts["outputs"] != task.outputs:
+            raise ConfigError(
+                f"--ckpt_path: the program in {path!r} has {self.facts['outputs']} outputs, and the model of the "
+                f"config {task.outputs}. Use the config of its run."
+            )
+        self.predictions = task.predictions
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Predictions for a batch, as those of the task."""
+        missing = [key for key in self.facts["inputs"] if key not in batch]
+        if missing:
+            raise ConfigError(f"data: the program reads {listing(missing)}; the batch has {listing(batch)}.")
+        return self.predictions(self.program({key: on_cpu(batch[key]) for key in self.facts["inputs"]}))
+
+
+def is_program(path: Any) -> bool:
+    """Whether a path is that of an exported program, by its suffix."""
+    return str(path).endswith(FORMATS["torch_export"])
+
+
+def require_trust(path: str, digest: str | None) -> None:
+    """Raises `ConfigError` unless an exported program is there and its digest is the given one."""
+    if not Path(path).is_file():
+        raise ConfigError(f"--ckpt_path: there is no file {path!r} (looked up from {str(Path.cwd())!r}).")
+    if digest is None:
+        raise ConfigError(
+            f"--ckpt_path: loading {path!r} could run code, as any exported program. If you trust who made it, give "
+            f"the digest that 'export' printed: --trust_program sha256:..."
+        )
+    check_digest(path, digest, "--trust_program")
 
 
 def on_cpu(value: Any) -> Any:

@@ -1,7 +1,10 @@
 """`export`: the plain network of a checkpoint, through the command line."""
 
+import csv
 import hashlib
+import io
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,65 @@ def test_the_program_answers_as_the_model_for_any_number_of_samples(parts, folde
     for count in (1, 2, 7, 100):
         with torch.no_grad():
             torch.testing.assert_close(program(images(count)), model(images(count)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_program_predicts_the_same_numbers_once_it_is_trusted(folder, capsys):
+    _, config = fitted(folder, TOWERS)
+    assert main(["export", "--config", config, "--ckpt_path", "last", "--output", "net.pt2"]) == 0
+    digest = re.search(r"sha256:\w{64}", capsys.readouterr().out)[0]
+    tables = []
+    for words in (["last"], ["net.pt2", "--trust_program", digest]):
+        assert main(["predict", "--config", config, "--ckpt_path", *words]) == 0
+        written = Path(re.search(r"predictions: (\S+)", capsys.readouterr().out)[1])
+        _, *rows = csv.reader(written.read_text().splitlines())
+        tables.append(torch.tensor([[float(value) for value in row] for row in rows]))
+    assert tables[0].shape == (len(tables[0]), 4)
+    torch.testing.assert_close(tables[1], tables[0], rtol=1e-4, atol=1e-5)
+    other = changed({"init.parts": TOWERS, "init.num_classes": 4})
+    assert command("predict", "--ckpt_path", "net.pt2", "--trust_program", digest, config=other) == 2
+    assert "has 3 outputs, and the model of the config 4" in capsys.readouterr().err
+
+
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def hostile(path: Path) -> str:
+    """Writes a program that makes a file as soon as torch loads it; returns its digest."""
+    file, payload = io.BytesIO(), io.BytesIO()
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), file)
+    torch.save(Payload(), payload)
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, payload.getvalue() if name.endswith("sample_inputs/model.pt") else old.read(name))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_the_hostile_program_would_run_code(folder):
+    hostile(folder / "net.pt2")
+    with pytest.raises((AttributeError, TypeError, ValueError)):
+        torch.export.load("net.pt2")
+    assert Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        ("predict", [], "could run code.*--trust_program sha256:"),
+        ("predict", ["--trust_program", "sha256:" + "0" * 64], "--trust_program: 'net.pt2' is not the file that was"),
+        ("validate", ["--trust_program", "{digest}"], "only predict"),
+        ("export", ["--output", "again.pt2"], "only predict"),
+    ],
+)
+def test_nothing_of_a_program_is_run_unless_its_digest_is_given(verb, words, message, folder, capsys):
+    digest = hostile(folder / "net.pt2")
+    given = [word.format(digest=digest) for word in words]
+    assert command(verb, "--ckpt_path", "net.pt2", *given) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not Path("executed").exists()
 
 
 @pytest.mark.slow

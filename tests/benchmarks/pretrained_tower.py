@@ -1,8 +1,8 @@
 """What ImageNet weights are worth: one tower, pretrained and randomly initialised, on solar cells.
 
 Both fits are those of ``configs/elpv.yaml`` with the part ``cell`` (EfficientNet-Lite0) alone, on images of ``--size``
-pixels, each started as a user would. The random tower is an untrained part: it trains from the first step on at the full
-rate, with BatchNorm in training mode. Same data, epochs, base rate and seeds.
+pixels, each started as a user would. The random tower is an untrained part: it trains from the first step on at the
+full rate, with BatchNorm in training mode. Same data, epochs, base rate and seeds.
 
 RESULT pretrained_tower: test error of the random tower / test error of the pretrained one, means over the seeds;
 above 1 the weights help.
