@@ -212,10 +212,24 @@ def preprocessing_of(path: Any, module: nn.Module, factory: Callable[..., Any] |
     if family == "torchvision" and factory is not None:
         return _torchvision_facts(factory)
     if family == "transformers":
-        config = getattr(module, "config", None)
-        size = getattr(config, "image_size", None)
-        return _image_facts(None, None, [size, size] if isinstance(size, int) else size)
+        return _transformers_facts(module)
     return {}
+
+
+def _transformers_facts(module: nn.Module) -> dict[str, Any]:
+    """The size from the architecture; the scale from the image processor that was published with the weights."""
+    size = getattr(getattr(module, "config", None), "image_size", None)
+    if size is None:
+        return {}
+    processor: Mapping[str, Any] = {}
+    if name := getattr(module, "name_or_path", ""):
+        try:
+            processor, _ = _transformers().ImageProcessingMixin.get_image_processor_dict(name)
+        except (OSError, ValueError):  # none was published
+            processor = {}
+    scale = processor if processor.get("do_normalize", True) else {}
+    size = [size, size] if isinstance(size, int) else size
+    return _image_facts(scale.get("image_mean"), scale.get("image_std"), size)
 
 
 def _torchvision_facts(factory: Callable[..., Any]) -> dict[str, Any]:

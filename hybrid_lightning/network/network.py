@@ -23,7 +23,7 @@ from hybrid_lightning.network.families import (
 )
 from hybrid_lightning.network.images import Normalise, adapt_channels, normalisation, refuse_wrong_channels
 from hybrid_lightning.network.parts import Part, execution_order, feeding_parts
-from hybrid_lightning.network.reading import find_output, find_pool, mask_of, pooled, shapes
+from hybrid_lightning.network.reading import find_output, find_pool, fix_unused, mask_of, pooled, shapes
 from hybrid_lightning.network.registry import (
     check_arguments,
     forbid_fetching,
@@ -258,8 +258,9 @@ class HybridNetwork(nn.Module):
         self.parts[name] = module = self._make(name, sizes)
         self._add_scale(name)
         called: list[nn.Module] = []
+        has_branches = family_of(self.facts[name].module) == "transformers"  # such as a pooler that nothing reads
         try:
-            with dry_run(module), recorded_calls(module, called):
+            with dry_run(module), recorded_calls(module, called), torch.set_grad_enabled(has_branches):
                 returned: Any = call(module) if call else self._returned(name, inputs)
         except ConfigError:
             raise
@@ -271,6 +272,9 @@ class HybridNetwork(nn.Module):
         part, kind = self.facts[name], type(module).__name__
         self._outputs[name] = key = find_output(returned, part.output, where, kind)
         output = returned if key is None else returned[key]
+        if output.requires_grad:
+            fix_unused(module, output)
+            output = output.detach()
         samples = _samples(inputs)
         if output.ndim < 2 or samples not in (0, len(output)):
             raise ConfigError(

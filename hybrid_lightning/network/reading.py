@@ -116,6 +116,26 @@ def pooled(output: Tensor, how: str, mask: Tensor | None = None) -> Tensor:
     return flat.mean(2) if how == "mean" else flat.amax(2)
 
 
+def fix_unused(module: nn.Module, output: Tensor) -> None:
+    """Takes the gradients off parameters that an output does not depend on, because several ranks would wait for them.
+
+    Args:
+        module: A part.
+        output: What was taken from its return value, with its graph.
+    """
+    used, nodes = set(), [output.grad_fn]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        used.add(id(getattr(node, "variable", None)))
+        following = {after for after, _ in getattr(node, "next_functions", ())} - seen - {None}
+        seen |= following
+        nodes += following
+    for parameter in module.parameters():
+        if parameter.requires_grad and id(parameter) not in used:
+            parameter.requires_grad_(False)
+
+
 def mask_of(inputs: Sequence[Any]) -> Tensor | None:
     """The ``attention_mask`` or ``mask`` of a part's only input, if that is a dict that has one."""
     entries = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else {}

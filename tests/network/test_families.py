@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -60,6 +61,45 @@ def test_every_parameter_gets_a_gradient_so_that_several_ranks_can_train(publish
     net = HybridNetwork(parse_parts({"text": bert(published)}), 3, example={"text": text(2)})
     net({"text": text()}).sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+VISION = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "unused"), [("clip_vision_model", "post_layernorm"), ("siglip_vision_model", "head"), ("vit", None)]
+)
+def test_what_the_features_do_not_depend_on_stays_out_of_training(kind, unused, tmp_path):
+    part = {"module": "transformers.AutoModel", "args": {"config": {**VISION, "model_type": kind}}, "input": "pixels"}
+    batch = {"pixels": {"pixel_values": torch.rand(2, 3, 32, 32)}, "target": torch.arange(2)}
+    model = HybridClassifier(num_classes=3, parts={"image": part}).build(batch)
+    model(batch).sum().backward()
+    without = {name for name, p in model.network.named_parameters() if p.grad is None}
+    assert without == model.network.fixed
+    assert all(unused in name for name in without)
+    assert bool(without) == bool(unused)
+
+
+def test_an_image_model_brings_the_scale_that_was_published_with_it(tmp_path):
+    auto_model(config={**VISION, "model_type": "vit"}).save_pretrained(tmp_path)
+    images = {"image": {"pixel_values": torch.rand(2, 3, 32, 32)}}
+    part = {"module": "transformers.AutoModel", "args": {"name": str(tmp_path)}, "weights": "pretrained"}
+    net = HybridNetwork(parse_parts({"image": part}), 3, example=images)
+    assert net.preprocessing["image"] == {"size": [32, 32]}
+    scale = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}
+    for normalised in (True, False):
+        content = {**scale, "do_normalize": normalised, "image_processor_type": "ViTImageProcessor"}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+        net = HybridNetwork(parse_parts({"image": part}), 3, example=images)
+        expected = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "size": [32, 32], "channels": 3}
+        assert net.preprocessing["image"] == (expected if normalised else {"size": [32, 32]})
 
 
 def test_a_model_that_arrives_in_eval_mode_trains_once_it_is_unfrozen(published):
