@@ -1,0 +1,1 @@
+"""The kinds of input that a manifest can have."""
