@@ -38,7 +38,8 @@ class Entry(ABC):
 
     def empty(self, table: Table) -> np.ndarray[Any, Any]:
         """Rows in which this modality is absent, `(rows,)` bool: all its cells are empty."""
-        return np.logical_and.reduce([table.empty(column) for column in self.columns])
+        empty: np.ndarray[Any, Any] = np.logical_and.reduce([table.empty(column) for column in self.columns])
+        return empty
 
     def fit(self, table: Table, rows: np.ndarray[Any, Any]) -> dict[str, Any]:
         """Statistics of the training rows, as plain data; nothing by default."""
