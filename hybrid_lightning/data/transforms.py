@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -209,6 +210,8 @@ def _make_step(item: Any, where: str, names: Mapping[str, Callable[..., Any]]) -
     path, arguments = given["class_path"], given.get("init_args") or {}
     if "." not in path and path not in names:
         raise unknown(where, "name", path, names)
+    if path.startswith("kornia.") and find_spec("kornia") is None:
+        raise ConfigError(f"{where}: {path!r} needs kornia. Install it with: pip install 'hybrid_lightning[kornia]'")
     found = names.get(path) or resolve(path, where)
     if not isinstance(arguments, Mapping):
         raise ConfigError(f"{where}.init_args: {arguments!r} are no names and values.")

@@ -4,14 +4,23 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hybrid_lightning.data.entries.arrays import ArrayEntry, VolumeEntry
+from hybrid_lightning.data.entries.audio import AudioEntry
 from hybrid_lightning.data.entries.base import Entry
 from hybrid_lightning.data.entries.columns import CategoricalEntry, NumericEntry, TableEntry
 from hybrid_lightning.data.entries.images import ImageEntry
+from hybrid_lightning.data.entries.series import SeriesEntry
+from hybrid_lightning.data.entries.texts import TextEntry
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.network.registry import parameters_of
 
 KINDS: dict[str, Callable[..., Entry]] = {
     "image": ImageEntry,
+    "volume": VolumeEntry,
+    "array": ArrayEntry,
+    "series": SeriesEntry,
+    "audio": AudioEntry,
+    "text": TextEntry,
     "numeric": NumericEntry,
     "categorical": CategoricalEntry,
 }

@@ -1,5 +1,6 @@
 """Numbers and categories: cells of the manifest itself, all in memory."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -87,7 +88,11 @@ class CategoricalEntry(Entry):
     @property
     def facts(self) -> dict[str, Any]:
         """``categories``: how many each column has; nothing with `one_hot`."""
-        return {} if self.one_hot else {"categories": [len(names) for names in self.statistics["categories"]]}
+        return {} if self.one_hot else {"categories": self._sizes}
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [len(self.statistics["categories"][column]) for column in self.columns]
 
     def bind(self, table: Table, folder: str) -> None:
         """Numbers all rows."""
@@ -99,8 +104,7 @@ class CategoricalEntry(Entry):
         codes = self._codes[rows]
         if not self.one_hot:
             return codes.masked_fill(self._absent[rows][:, None], 0)
-        sizes = [len(names) for names in self.statistics["categories"]]
-        columns = [functional.one_hot(c + 1, n + 1)[:, 1:] for c, n in zip(codes.T, sizes, strict=True)]
+        columns = [functional.one_hot(c + 1, n + 1)[:, 1:] for c, n in zip(codes.T, self._sizes, strict=True)]
         return torch.cat(columns, dim=1).float()
 
 
@@ -133,7 +137,7 @@ class TableEntry(Entry):
     @property
     def facts(self) -> dict[str, Any]:
         """``categories``: how many each column of categories has."""
-        return {"categories": [len(names) for names in self.statistics["categories"]]}
+        return {"categories": [len(self.statistics["categories"][column]) for column in self.categorical]}
 
     def bind(self, table: Table, folder: str) -> None:
         """Standardises and numbers all rows."""
@@ -151,9 +155,9 @@ class TableEntry(Entry):
         return {name: values[rows] for name, values in self._values.items()}
 
 
-def fit_numbers(table: Table, columns: list[str], rows: Rows, where: str) -> dict[str, list[float]]:
+def fit_numbers(table: Table, columns: list[str], rows: Rows, where: str) -> dict[str, dict[str, float]]:
     """``mean`` and ``std`` of columns over rows, gaps left out; a constant column has std 1."""
-    found: dict[str, list[float]] = {"mean": [], "std": []}
+    found: dict[str, dict[str, float]] = {"mean": {}, "std": {}}
     for column in columns:
         values = _finite_numbers(table, column, where)[rows]
         values = values[~np.isnan(values)]
@@ -161,8 +165,8 @@ def fit_numbers(table: Table, columns: list[str], rows: Rows, where: str) -> dic
             raise _nothing_known(column, rows, where)
         largest = np.abs(values).max() or 1.0  # squares of huge numbers overflow
         mean, std = (values / largest).mean(), (values / largest).std()
-        found["mean"].append(float(mean * largest))
-        found["std"].append(float(std * largest) if std > 1e-9 else 1.0)
+        found["mean"][column] = float(mean * largest)
+        found["std"][column] = float(std * largest) if std > 1e-9 else 1.0
     return found
 
 
@@ -170,7 +174,7 @@ def standardised(table: Table, columns: list[str], statistics: dict[str, Any], w
     """`(rows, n)` float32 of all rows, nan in gaps."""
     values = np.empty((len(table), len(columns)), dtype=np.float32)
     for index, column in enumerate(columns):
-        mean, std = statistics["mean"][index], statistics["std"][index]
+        mean, std = (fitted(statistics, name, column, where) for name in ("mean", "std"))
         values[:, index] = (_finite_numbers(table, column, where) - mean) / std
     return torch.from_numpy(values)
 
@@ -187,17 +191,17 @@ def _finite_numbers(table: Table, column: str, where: str) -> Rows:
     return values
 
 
-def fit_categories(table: Table, columns: list[str], rows: Rows, where: str) -> dict[str, list[list[str]]]:
+def fit_categories(table: Table, columns: list[str], rows: Rows, where: str) -> dict[str, dict[str, list[str]]]:
     """``categories``: what stands in each column in these rows, sorted as text."""
     import pyarrow
 
-    categories = []
+    categories = {}
     for column in columns:
         table.require(column, where)
         known = table.texts(column).take(pyarrow.array(rows)).unique().drop_null()
         if not len(known):
             raise _nothing_known(column, rows, where)
-        categories.append(sorted(known.to_pylist()))
+        categories[column] = sorted(known.to_pylist())
     return {"categories": categories}
 
 
@@ -206,7 +210,7 @@ def coded(table: Table, columns: list[str], statistics: dict[str, Any], where: s
     codes = np.empty((len(table), len(columns)), dtype=np.int64)
     for index, column in enumerate(columns):
         table.require(column, where)
-        codes[:, index] = _positions(table.texts(column), statistics["categories"][index])
+        codes[:, index] = _positions(table.texts(column), fitted(statistics, "categories", column, where))
     return torch.from_numpy(codes)
 
 
@@ -217,6 +221,21 @@ def _positions(texts: "pyarrow.Array", categories: list[str]) -> Rows:
     found = compute.index_in(texts, value_set=pyarrow.array(categories, pyarrow.string()))
     positions: Rows = compute.fill_null(found, -1).to_numpy(zero_copy_only=False)
     return positions
+
+
+def fitted(statistics: Mapping[str, Any], name: str, column: str, where: str) -> Any:
+    """What was fitted for a column.
+
+    Raises:
+        ConfigError: If nothing was, as when the statistics are those of another config.
+    """
+    try:
+        return statistics[name][column]
+    except (KeyError, TypeError):
+        raise ConfigError(
+            f"{where}: the statistics hold no {name} of column {column!r}; they were fitted for another config. Use "
+            f"the config of the checkpoint that they come from, or fit anew."
+        ) from None
 
 
 def _nothing_known(column: str, rows: Rows, where: str) -> ConfigError:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from hybrid_lightning.data.entries.base import Entry, Value, cell_error
-from hybrid_lightning.data.entries.checks import check_column
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.transforms import make_transforms
 from hybrid_lightning.errors import ConfigError
@@ -21,13 +20,13 @@ class FileEntry(Entry):
     Args:
         key: The key of the batch.
         where: Config path, for errors.
-        column: Name of the column of paths; relative ones start from the manifest's ``root``.
+        column: Name of the column of paths.
         train: Transforms of each training sample, see `make_transforms`.
         eval: Transforms of each sample otherwise.
     """
 
-    def __init__(self, key: str, where: str, column: Any, train: Any = (), eval: Any = ()) -> None:
-        super().__init__(key, [check_column(column, where)], where)
+    def __init__(self, key: str, where: str, column: str, train: Any = (), eval: Any = ()) -> None:
+        super().__init__(key, [column], where)
         self._transforms = {
             True: make_transforms(train, f"{where}.train"),
             False: make_transforms(eval, f"{where}.eval"),
@@ -76,10 +75,10 @@ class FileEntry(Entry):
             yield Path(self.folder, cell)
         except ConfigError:
             raise
-        except FileNotFoundError:
-            place = "" if Path(cell).is_absolute() else f" in {self.folder!r}"
-            raise cell_error(self.where, row, cell, f"there is no such file{place}.") from None
         except Exception as error:  # the libraries raise whatever they like on a broken file
+            if not Path(self.folder, cell).is_file():
+                place = "" if Path(cell).is_absolute() else f" in {self.folder!r}"
+                raise cell_error(self.where, row, cell, f"there is no such file{place}.") from None
             raise cell_error(self.where, row, cell, f"cannot be read: {error or type(error).__name__}") from error
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.entries.checks import check_choice, check_size
+from hybrid_lightning.data.entries.checks import check_choice, check_column, check_size
 from hybrid_lightning.data.entries.files import FileEntry
 from hybrid_lightning.errors import ConfigError
 
@@ -52,7 +52,7 @@ class ImageEntry(FileEntry):
         train: Any = (),
         eval: Any = (),
     ) -> None:
-        super().__init__(key, where, image, train, eval)
+        super().__init__(key, where, check_column(image, f"{where}.image"), train, eval)
         self.size = check_size(size, f"{where}.size", ("height", "width"))
         self.channels = check_choice(channels, f"{where}.channels", tuple(_MODES))
         self.resize = check_choice(resize, f"{where}.resize", ("crop", "pad", "stretch"))
