@@ -218,7 +218,7 @@ def _positions(texts: "pyarrow.Array", categories: list[str]) -> Rows:
     import pyarrow
     from pyarrow import compute
 
-    found = compute.index_in(texts, value_set=pyarrow.array(categories, pyarrow.string()))
+    found = compute.index_in(texts, value_set=pyarrow.array(categories, texts.type))
     positions: Rows = compute.fill_null(found, -1).to_numpy(zero_copy_only=False)
     return positions
 
