@@ -119,7 +119,7 @@ def test_an_impossible_target_is_refused(spec, message):
 def test_one_class_or_too_many_are_refused():
     with pytest.raises(ConfigError, match="has 1 classes, 'a'; a multiclass target has at least two"):
         read("y", y=["a", "a"])
-    with pytest.raises(ConfigError, match="has 3 classes, .*; a binary target has exactly two"):
+    with pytest.raises(ConfigError, match=r"has 3 classes, .*; a binary target has exactly two"):
         read({"column": "y", "kind": "binary"}, y=["a", "b", "c"])
     with pytest.raises(ConfigError, match="holds dates"):
         read("y", y=pyarrow.array([1, 2, 3], pyarrow.date32()))
