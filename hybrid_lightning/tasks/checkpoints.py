@@ -11,8 +11,9 @@ from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.weights import read_file
 
 CHECKPOINT_KEY = "hybrid_lightning"
-CHECKPOINT_VERSION = 2
-"""1 lacks in ``network`` what 2 has: ``outputs``, ``pools``, ``preprocessing``, ``scales``; none of them was a fact."""
+CHECKPOINT_VERSION = 3
+"""1 lacks in ``network`` what 2 has: ``outputs``, ``pools``, ``preprocessing``, ``scales``; none of them was a fact.
+2 lacks the fact ``part_heads`` and in ``network`` what samples may lack, ``absent``."""
 Task = TypeVar("Task")
 
 
@@ -39,6 +40,8 @@ def read_checkpoint(
             f"{where}: {str(path)!r} has format {saved['version']}; this program reads 1 to {CHECKPOINT_VERSION}. "
             f"Install a newer hybrid_lightning."
         )
+    if saved["version"] < 3:
+        saved = {**saved, "facts": {"part_heads": False, **saved["facts"]}}
     return saved, checkpoint["state_dict"]
 
 

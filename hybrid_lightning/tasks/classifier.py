@@ -97,6 +97,13 @@ class HybridClassifier(HybridTask):
         positive = outputs.sigmoid()
         return positive if self.kind == "multilabel" else torch.cat([1 - positive, positive], dim=1)
 
+    def contribution(self, predictions: Tensor, without: Tensor) -> Tensor:
+        """What a part adds to the probability of the predicted class; for multilabel the mean absolute change."""
+        if self.kind == "multilabel":
+            return super().contribution(predictions, without)
+        chosen = predictions.argmax(1, keepdim=True)
+        return (predictions - without).gather(1, chosen).squeeze(1)
+
     def make_metrics(self) -> SplitMetrics:
         """Accuracy, macro F1, AUROC and calibration error."""
         return classification_metrics(self.num_classes, multilabel=self.kind == "multilabel")
