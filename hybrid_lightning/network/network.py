@@ -384,7 +384,8 @@ class HybridNetwork(nn.Module):
         if "part_heads" in self.facts:
             sizes = {"in_features": _widths(features), "out_features": self.outputs}
             self.sizes["part_heads"] = sizes | {"standardise": self.facts["fusion"].args.get("standardise", "samples")}
-            self.parts["part_heads"] = self._make("part_heads", self.sizes["part_heads"])
+            with torch.random.fork_rng(devices=[]):  # whatever is drawn later is drawn as without them
+                self.parts["part_heads"] = self._make("part_heads", self.sizes["part_heads"])
             self.stages["part_heads"] = {"all": ["*"]}
 
     def _refuse_gaps(self) -> None:

@@ -135,7 +135,9 @@ def test_a_chain_is_encoded_only_where_something_follows() -> None:
 def test_a_model_that_was_never_without_a_part_refuses_to_guess() -> None:
     batch = a_batch(lacking_a=(1,), lacking_b=())
     network = a_network({"a": batch["a"], "b": batch["b"]})
-    with pytest.raises(ConfigError, match=r"^data: some samples have nothing that part 'a' reads, and the model was tr"):
+    with pytest.raises(
+        ConfigError, match=r"^data: some samples have nothing that part 'a' reads, and the model was tr"
+    ):
         network(batch)
     whole = {**batch, "present/a": torch.ones(8, dtype=torch.bool)}
     assert network.eval()(whole).shape == (8, 3)
