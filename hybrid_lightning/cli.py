@@ -386,6 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # the data of this package are in memory; worker processes would cost more than they bring
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # a repeated sample counts once, see tasks/repeated.py
+    warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
     # lightning 2.6.6 calls a function that torch 2.13 deprecates
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     try:

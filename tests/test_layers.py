@@ -24,6 +24,7 @@ PLAIN_TORCH = {
     "sampling",
     "spikes",
     "loading",
+    "losses",
     "weights",
     "configs",
     "sharding",

@@ -38,6 +38,7 @@ from hybrid_lightning.tasks.example import example_batch, require_dict, shown_ta
 from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_parts
 from hybrid_lightning.tasks.metrics import SplitMetrics
 from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class, step_by_metric
+from hybrid_lightning.tasks.repeated import own_samples
 from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
@@ -254,11 +255,11 @@ class HybridTask(pl.LightningModule, ABC):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
-        self._evaluate(batch, "val")
+        self._evaluate(batch, batch_idx, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Adds a batch to the test metrics."""
-        self._evaluate(batch, "test")
+        self._evaluate(batch, batch_idx, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Predictions for a batch, see `predictions`."""
@@ -272,10 +273,15 @@ class HybridTask(pl.LightningModule, ABC):
         """Logs the test metrics."""
         self._log_metrics("test")
 
-    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
-        outputs = self(batch)
-        loss = self.loss(outputs, batch["target"])
-        target = batch["target"]
+    def _evaluate(self, batch: dict[str, Any], batch_idx: int, split: str) -> None:
+        outputs, target = self(batch), batch["target"]
+        loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
+        own = own_samples(loaders, batch_idx, len(target))
+        if not own:
+            self._metrics_of(split).update_without_samples(self.predictions(outputs), target)
+            return
+        outputs, target = outputs[:own], target[:own]
+        loss = self.loss(outputs, target)
         self._metrics_of(split).update(loss, self.loss_weight(target), self.predictions(outputs), target)
 
     def _metrics_of(self, split: str) -> SplitMetrics:

@@ -62,6 +62,23 @@ class SplitMetrics(nn.Module):
         for metric in self.metrics.values():
             metric.update(predictions, target)  # type: ignore[operator]
 
+    def update_without_samples(self, predictions: Tensor, target: Tensor) -> None:
+        """Takes note of a batch none of whose samples count; a rank that saw no other has states that can be joined.
+
+        Args:
+            predictions: Of samples that another rank counts.
+            target: Of the same.
+        """
+        for metric in self.metrics.values():
+            assert isinstance(metric, torchmetrics.Metric)
+            if metric.update_called:
+                continue
+            metric.update(predictions, target if self.counts is None else target.long())
+            for name, default in metric._defaults.items():
+                state = getattr(metric, name)
+                empty = [entry[:0] for entry in state] if isinstance(state, list) else default.expand_as(state).clone()
+                setattr(metric, name, empty)
+
     def compute(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Values of the defined metrics, and name → reason of the undefined ones; starts anew afterwards."""
         undefined = self._undefined()
