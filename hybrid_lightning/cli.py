@@ -107,7 +107,7 @@ class HybridTrainer(pl.Trainer):
         _, state = read_checkpoint(ckpt_path, "--ckpt_path")
         refuse_other_model(model.state_dict(), state)
         model.load_state_dict(state)
-        export_network(model.built(), next(iter(loader)), output, format)
+        export_network(model.built(), next(iter(loader)), output, format, model.program_facts())
 
 
 class _Parser(LightningArgumentParser):

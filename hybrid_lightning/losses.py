@@ -40,12 +40,15 @@ class FocalLoss(nn.Module):
         """The mean over the samples (and labels), a scalar; also with class weights it is divided by their number."""
         weights = self.class_weights
         if outputs.ndim == 2 and target.ndim == 1:
-            log_p = outputs.log_softmax(1).gather(1, target.long().unsqueeze(1)).squeeze(1)
+            true = functional.one_hot(target.long(), outputs.shape[1]).bool()
+            log_classes = outputs.log_softmax(1)
+            log_p, log_rest = log_classes[true], log_classes.masked_fill(true, float("-inf")).logsumexp(1)
             factors = None if weights is None else weights[target.long()]
         else:
-            log_p = functional.logsigmoid(torch.where(target > 0.5, outputs, -outputs))
+            signed = torch.where(target > 0.5, outputs, -outputs)
+            log_p, log_rest = functional.logsigmoid(signed), functional.logsigmoid(-signed)
             factors = None if weights is None else self._of_labels(weights, target)
-        losses = -((1 - log_p.exp()).clamp(min=0) ** self.gamma) * log_p
+        losses = -(self.gamma * log_rest).exp() * log_p  # by logarithms, as a power of 0 has no gradient
         return (losses if factors is None else losses * factors).mean()
 
     @staticmethod
@@ -107,8 +110,8 @@ def make_loss(
         raise unknown(f"{where}.class_path", "loss", path, [*LOSSES, "torch.nn.MultiMarginLoss"])
     if trust is not None and path not in LOSSES and not path.startswith("torch.nn.") and not trusted(path, trust):
         raise ConfigError(
-            f"{where}: the file names {path!r}, which is neither a loss of ours nor of torch.nn. A path in a file is code "
-            f"chosen by whoever wrote it. If you trust it, load with trust=[{path.split('.')[0]!r}]."
+            f"{where}: the file names {path!r}, which is neither a loss of ours nor of torch.nn. A path in a file is "
+            f"code chosen by whoever wrote it. If you trust it, load with trust=[{path.split('.')[0]!r}]."
         )
     factory = LOSSES[path] if path in LOSSES else resolve(path, f"{where}.class_path", trust)
     for name, value in (given or {}).items():

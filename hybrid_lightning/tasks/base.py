@@ -31,6 +31,7 @@ from hybrid_lightning.tasks.checkpoints import (
     refuse_other_model,
     require_all_facts,
     require_plain,
+    upgraded,
     with_live_modules,
 )
 from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_facts, schedules_of, take_places
@@ -149,6 +150,13 @@ class HybridTask(pl.LightningModule, ABC):
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
         """What metrics and users see, from the head's outputs."""
+
+    def program_facts(self) -> dict[str, Any]:
+        """What `predictions` needs beside the outputs of an exported program, as plain data."""
+        return {}
+
+    def use_program_facts(self, facts: Mapping[str, Any]) -> None:
+        """Takes `program_facts` from the file of an exported program."""
 
     @abstractmethod
     def make_metrics(self) -> SplitMetrics:
@@ -424,6 +432,9 @@ class HybridTask(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
+        if CHECKPOINT_KEY in checkpoint:
+            saved, state = checkpoint[CHECKPOINT_KEY], checkpoint.get("state_dict", {})
+            checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"] = upgraded(saved, state)
         if self.trainer.state.fn != "fit":
             refuse_other_model(self.state_dict(), checkpoint.get("state_dict", {}))
             return

@@ -72,8 +72,8 @@ class HybridClassifier(HybridTask):
             and class 1 if binary. Null weighs all alike; ``balanced`` weighs them by the training labels, which the
             data have to show, see `balanced_weights`, and a checkpoint keeps the weights that were found.
         label_smoothing: Share of the target that is spread evenly, in [0, 1).
-        loss_function: Null is cross-entropy; else ``FocalLoss``, or ``{class_path: ..., init_args: {...}}`` of it or any
-            `nn.Module`. It is called with outputs and targets and returns the mean over the samples: `(B, num_classes)`
+        loss_function: Null is cross-entropy; else ``FocalLoss``, or ``{class_path: ..., init_args: {...}}`` of it or
+            any `nn.Module`. It gets outputs and targets and returns the mean over the samples: `(B, num_classes)`
             and int64 `(B,)` if multiclass, `(B,)` and floats `(B,)` if binary, `(B, num_classes)` and floats of the
             same shape if multilabel. ``class_weights`` and ``label_smoothing``, if given, become arguments of it.
         **common: Arguments of `HybridTask`.
@@ -112,7 +112,7 @@ class HybridClassifier(HybridTask):
         self.loss_module: nn.Module | None = None
         self.facts |= {"num_classes": num_classes, "kind": kind, "class_weights": given}
         self.facts |= {"label_smoothing": label_smoothing, "loss_function": loss_function}
-        require_plain(self.facts, "model")
+        require_plain(loss_function, "model.loss_function")
         self._weigh(given)
 
     @property
@@ -136,8 +136,9 @@ class HybridClassifier(HybridTask):
             targets = training_targets(self.trainer)
             if targets is None:
                 raise ConfigError(
-                    "model.class_weights: 'balanced' counts the training labels, but the training dataset does not show "
-                    "them: it has no tensor 'targets' with a label per sample. Give it one, or give the weights as a list."
+                    "model.class_weights: 'balanced' counts the training labels, but the training dataset does not "
+                    "show them: it has no tensor 'targets' with a label per sample. Give it one, or give the weights "
+                    "as a list."
                 )
             self.check_target(targets, "data: train targets")
             weights = balanced_weights(targets, self.num_classes, self.kind)

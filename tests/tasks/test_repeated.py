@@ -10,7 +10,6 @@ from hybrid_lightning.tasks.repeated import own_samples
 from tests.processes import succeed
 from tests.repeated_worker import measured
 
-
 # how the data are shared, and how many there are; one sample leaves the second rank none of its own
 CASES = ["plain-41", "plain-1", "plain-13", "sampler-41", "batch_sampler-41", "regressor-41"]
 
