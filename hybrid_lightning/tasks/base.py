@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
 import lightning.pytorch as pl
@@ -45,6 +45,20 @@ from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finishe
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
 _FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
+
+
+def output_names(names: Sequence[str] | None, count: int) -> list[str]:
+    """The names that the data give the outputs, or their numbers.
+
+    Raises:
+        ConfigError: If there are more or fewer names than outputs.
+    """
+    if names is not None and len(names) != count:
+        raise ConfigError(
+            f"data: target_names has {len(names)} names ({listing(map(str, names))}), but the model has {count} "
+            f"outputs or classes. Use the data, or the statistics, that it was trained with."
+        )
+    return [str(name) for name in (range(count) if names is None else names)]
 
 
 class HybridTask(pl.LightningModule, ABC):
@@ -129,6 +143,8 @@ class HybridTask(pl.LightningModule, ABC):
         self.on_group_change = "error"
         """What a fit does with a checkpoint of other groups or another optimizer: ``error``; ``weights_only`` takes the
         weights that match and starts at step 0; ``match`` also keeps the optimizer state that matches, and goes on."""
+        self.explain = False
+        """Whether `predict_step` also tells what each part contributes, if the model knows."""
         self._saved_facts: dict[str, Any] | None = None
         self._trained = False
         self._trust: Collection[str] | None = None
@@ -150,6 +166,21 @@ class HybridTask(pl.LightningModule, ABC):
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
         """What metrics and users see, from the head's outputs."""
+
+    def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Predictions as columns of a table: name → a tensor or list with a value per sample.
+
+        Args:
+            predictions: `(N,)` or `(N, outputs)`.
+            names: Of the outputs; None numbers them.
+
+        Raises:
+            ConfigError: If there are more or fewer names than outputs.
+        """
+        if predictions.ndim == 1:
+            return {"prediction": predictions}
+        columns = predictions.flatten(1)
+        return {f"prediction_{name}": columns[:, i] for i, name in enumerate(output_names(names, columns.shape[1]))}
 
     def program_facts(self) -> dict[str, Any]:
         """What `predictions` needs beside the outputs of an exported program, as plain data."""
@@ -269,9 +300,14 @@ class HybridTask(pl.LightningModule, ABC):
         """Adds a batch to the test metrics."""
         self._evaluate(batch, batch_idx, "test")
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Predictions for a batch, see `predictions`."""
-        return self.predictions(self(batch))
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Predictions for a batch, see `predictions`; if `explain`, in a dict with the ``contributions`` of parts."""
+        outputs = self(batch)
+        if not self.explain:
+            return self.predictions(outputs)
+        contribute = getattr(self, "contributions", None)
+        contributions = {} if contribute is None else contribute(batch, outputs)
+        return {"predictions": self.predictions(outputs), "contributions": contributions}
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation metrics."""

@@ -1,6 +1,6 @@
 """Classification with a hybrid network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, check_number, unknown
 from hybrid_lightning.losses import loss_facts, make_loss
-from hybrid_lightning.tasks.base import HybridTask
+from hybrid_lightning.tasks.base import HybridTask, output_names
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY, require_plain
 from hybrid_lightning.tasks.example import training_targets
 from hybrid_lightning.tasks.metrics import SplitMetrics, classification_metrics
@@ -228,6 +228,24 @@ class HybridClassifier(HybridTask):
             return outputs.softmax(1)
         positive = outputs.sigmoid()
         return positive if self.kind == "multilabel" else torch.cat([1 - positive, positive], dim=1)
+
+    def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """``prediction`` (the likeliest class) and ``probability_<class>``; ``prediction_<label>`` if multilabel.
+
+        Args:
+            predictions: Probabilities `(N, num_classes)`.
+            names: Of the classes or labels; None numbers them.
+
+        Raises:
+            ConfigError: If there are more or fewer names than classes.
+        """
+        known = output_names(names, self.num_classes)
+        probabilities = {f"probability_{name}": predictions[:, index] for index, name in enumerate(known)}
+        if self.kind == "multilabel":
+            labels = (predictions > 0.5).long()  # as the metrics decide
+            return {f"prediction_{name}": labels[:, index] for index, name in enumerate(known)} | probabilities
+        likeliest = predictions.argmax(1)
+        return {"prediction": likeliest if names is None else [known[i] for i in likeliest.tolist()], **probabilities}
 
     def make_metrics(self) -> SplitMetrics:
         """Accuracy, macro F1, AUROC and calibration error."""

@@ -76,8 +76,10 @@ class SplitMetrics(nn.Module):
             metric.update(predictions, target if self.counts is None else target.long())
             for name, default in metric._defaults.items():
                 state = getattr(metric, name)
-                empty = [entry[:0] for entry in state] if isinstance(state, list) else default.expand_as(state).clone()
-                setattr(metric, name, empty)
+                if isinstance(default, list):
+                    setattr(metric, name, [entry[:0] for entry in state])
+                else:
+                    setattr(metric, name, default.to(state).expand_as(state).clone())
 
     def compute(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Values of the defined metrics, and name → reason of the undefined ones; starts anew afterwards."""
