@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
@@ -185,7 +184,7 @@ class HybridCLI(LightningCLI):
                 "--output",
                 type=str | None,
                 default=None,
-                help="The table to write, .csv or .parquet (extra 'data'); predictions.csv in the run's folder if null.",
+                help="The table to write, .csv or .parquet (extra 'data'); null: predictions.csv in the run's folder.",
             )
             parser.add_argument(
                 "--row_numbers",
@@ -334,12 +333,7 @@ class HybridCLI(LightningCLI):
             print(f"results: {folder}")
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes a table of predictions in the order of the data, ``predictions.csv`` in the run's folder by default."""
-        if self.trainer.world_size > 1 and isinstance(self.trainer.strategy, ModelParallelStrategy):
-            raise ConfigError(
-                "predict: with sharded parameters all devices would have to make equally many steps. Use "
-                "--trainer.strategy ddp, or --trainer.devices 1."
-            )
+        """Writes a table of predictions in the order of the data, if not told otherwise ``predictions.csv`` of the run."""
         collected = CollectPredictions()
         self.trainer.callbacks.append(collected)  # type: ignore[attr-defined]
         self.model.explain = True
@@ -357,9 +351,9 @@ class HybridCLI(LightningCLI):
             print(f"predictions: {path}")
 
 
-def _give_statistics(data: Any, path: str) -> None:
+def _give_statistics(facts: Any, path: str) -> None:
     """Lets a DataModule that has such an argument take its statistics from the checkpoint, unless it is told others."""
-    arguments = data.get("init_args") if data else None
+    arguments = facts.get("init_args") if facts else None
     if arguments is not None and arguments.get("statistics", "") is None:
         arguments["statistics"] = path
 
@@ -416,6 +410,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if arguments is None else arguments)
         if words[:1] == ["export_part"]:
             export_part(words[1:])
+        elif words[:1] == ["cross_validate"]:
+            from hybrid_lightning.cross_validation import cross_validate  # which imports this module
+
+            cross_validate(words[1:])
         else:
             run_cli(words)
     except (ConfigError, MisconfigurationException) as error:

@@ -10,6 +10,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError
@@ -44,6 +46,21 @@ class CollectPredictions(BasePredictionWriter):
         super().__init__("batch")
         self.batches: list[Predicted] = []
         self._count = 0
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses to share samples unevenly among ranks that have to make equally many steps."""
+        if trainer.world_size == 1 or not isinstance(trainer.strategy, ModelParallelStrategy):
+            return
+        sampler = getattr(getattr(trainer.predict_dataloaders, "batch_sampler", None), "sampler", None)
+        if not isinstance(sampler, UnrepeatedDistributedSampler):
+            return
+        count: int = len(sampler.dataset)  # type: ignore[arg-type]
+        if count % trainer.world_size:
+            raise ConfigError(
+                f"predict: {count} samples do not come out even on {trainer.world_size} devices, which have to make "
+                f"equally many steps with sharded parameters. Use --trainer.strategy ddp, or --trainer.devices 1; or "
+                f"let the predict loader have a DistributedSampler."
+            )
 
     def write_on_batch_end(
         self,

@@ -34,7 +34,7 @@ PLAIN_TORCH = {
 LAYERS = [
     PLAIN_TORCH | {"network"},
     {"tasks", "data", "callbacks", "report", "strategies", "checkpoint_io", "run_folder", "run_logger", "predictions"},
-    {"building", "cli", "__main__", "export", "parser_errors"},
+    {"building", "cli", "cross_validation", "__main__", "export", "parser_errors"},
 ]
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file != ROOT / "__init__.py"]
 

@@ -191,7 +191,7 @@ def test_a_continued_run_repeats_without_the_checkpoint_that_it_was_continued_fr
 
 
 def test_names_have_to_be_as_many_as_the_outputs():
-    with pytest.raises(ConfigError, match="target_names has 2 names .* the model has 3"):
+    with pytest.raises(ConfigError, match=r"target_names has 2 names .* the model has 3"):
         classifier().prediction_columns(torch.rand(4, 3), ["a", "b"])
 
 
