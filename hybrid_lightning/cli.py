@@ -333,7 +333,7 @@ class HybridCLI(LightningCLI):
             print(f"results: {folder}")
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes a table of predictions in the order of the data, if not told otherwise ``predictions.csv`` of the run."""
+        """Writes a table of predictions in the order of the data, by default ``predictions.csv`` of the run."""
         collected = CollectPredictions()
         self.trainer.callbacks.append(collected)  # type: ignore[attr-defined]
         self.model.explain = True
