@@ -136,10 +136,13 @@ class GradientPass:
 
     Args:
         param_groups: Groups with the keys ``name``, ``part`` and ``params``; their gradients are complete and unscaled.
+            Groups whose ``observer`` is True, which nothing else depends on, are neither measured nor clipped.
     """
 
     def __init__(self, param_groups: Iterable[Mapping[str, Any]]) -> None:
-        groups = list(param_groups)
+        every = list(param_groups)
+        groups = [group for group in every if not group.get("observer")]
+        self._observers = [p for group in every if group.get("observer") for p in group["params"]]
         members = [[p for p in group["params"] if p.grad is not None] for group in groups]
         self.parameters: list[nn.Parameter] = [parameter for of_group in members for parameter in of_group]
         """Those that have a gradient."""
@@ -203,7 +206,7 @@ class GradientPass:
     def skip(self) -> None:
         """Takes all gradients away: the optimizer's step will change nothing, neither weights nor its own state."""
         self.skipped = True
-        for parameter in self.parameters:
+        for parameter in (*self.parameters, *self._observers):
             parameter.grad = None
 
 

@@ -52,7 +52,7 @@ def upgraded(saved: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, An
     """
     if saved.get("version", CHECKPOINT_VERSION) >= CHECKPOINT_VERSION:
         return saved, state
-    facts, state = dict(saved["facts"]), dict(state)
+    facts, state = {"part_heads": False, **saved["facts"]}, dict(state)
     if "num_outputs" in facts:  # a regression, which learned its targets as they are
         outputs = facts["num_outputs"]
         state |= {"scale.mean": torch.zeros(outputs), "scale.std": torch.ones(outputs), "scale.known": torch.tensor(1)}

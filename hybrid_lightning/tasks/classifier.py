@@ -123,11 +123,15 @@ class HybridClassifier(HybridTask):
     # Building
 
     def build(
-        self, example: Mapping[str, Any] | None = None, record: Mapping[str, Any] | None = None, load: bool = True
+        self,
+        example: Mapping[str, Any] | None = None,
+        record: Mapping[str, Any] | None = None,
+        load: bool = True,
+        hints: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Self:
         """Builds the network and the loss; for the arguments see `HybridTask`."""
         self._make_loss()
-        return super().build(example, record, load)
+        return super().build(example, record, load, hints)
 
     def configure_model(self) -> None:
         """Builds what is not built yet; a fit counts the training labels for ``class_weights: balanced``."""
@@ -228,6 +232,13 @@ class HybridClassifier(HybridTask):
             return outputs.softmax(1)
         positive = outputs.sigmoid()
         return positive if self.kind == "multilabel" else torch.cat([1 - positive, positive], dim=1)
+
+    def contribution(self, predictions: Tensor, without: Tensor) -> Tensor:
+        """What a part adds to the probability of the predicted class; for multilabel the mean absolute change."""
+        if self.kind == "multilabel":
+            return super().contribution(predictions, without)
+        chosen = predictions.argmax(1, keepdim=True)
+        return (predictions - without).gather(1, chosen).squeeze(1)
 
     def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
         """``prediction`` (the likeliest class) and ``probability_<class>``; ``prediction_<label>`` if multilabel.
