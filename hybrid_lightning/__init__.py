@@ -18,9 +18,16 @@ if TYPE_CHECKING:
         SpikeGuard,
     )
     from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
-    from hybrid_lightning.data import DigitsDataModule, ElpvDataModule, InMemoryDataModule, PlaidDataModule
+    from hybrid_lightning.data import (
+        DigitsDataModule,
+        ElpvDataModule,
+        InMemoryDataModule,
+        ManifestDataModule,
+        PlaidDataModule,
+    )
     from hybrid_lightning.durations import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
+    from hybrid_lightning.losses import FocalLoss
     from hybrid_lightning.network.parts import Part
     from hybrid_lightning.network.registry import register
     from hybrid_lightning.param_groups import named_param_groups
@@ -42,6 +49,7 @@ _HOMES = {
     "ExactResume": "callbacks",
     "FSDP2Strategy": "strategies",
     "FitLength": "durations",
+    "FocalLoss": "losses",
     "GradientClipping": "callbacks",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
@@ -52,6 +60,7 @@ _HOMES = {
     "HybridTask": "tasks",
     "InMemoryDataModule": "data",
     "LastCheckpoint": "callbacks",
+    "ManifestDataModule": "data",
     "NonFiniteGradients": "callbacks",
     "Part": "network.parts",
     "PlaidDataModule": "data",
@@ -75,6 +84,7 @@ __all__ = [
     "ExactResume",
     "FSDP2Strategy",
     "FitLength",
+    "FocalLoss",
     "GradientClipping",
     "GradientNormMonitor",
     "GradualUnfreezing",
@@ -85,6 +95,7 @@ __all__ = [
     "HybridTask",
     "InMemoryDataModule",
     "LastCheckpoint",
+    "ManifestDataModule",
     "NonFiniteGradients",
     "Part",
     "PlaidDataModule",

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
 import lightning.pytorch as pl
@@ -31,6 +31,7 @@ from hybrid_lightning.tasks.checkpoints import (
     refuse_other_model,
     require_all_facts,
     require_plain,
+    upgraded,
     with_live_modules,
 )
 from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_facts, schedules_of, take_places
@@ -39,11 +40,26 @@ from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_p
 from hybrid_lightning.tasks.metrics import SplitMetrics
 from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class, step_by_metric
 from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
+from hybrid_lightning.tasks.repeated import own_samples
 from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
 _FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
+
+
+def output_names(names: Sequence[str] | None, count: int) -> list[str]:
+    """The names that the data give the outputs, or their numbers.
+
+    Raises:
+        ConfigError: If there are more or fewer names than outputs.
+    """
+    if names is not None and len(names) != count:
+        raise ConfigError(
+            f"data: target_names has {len(names)} names ({listing(map(str, names))}), but the model has {count} "
+            f"outputs or classes. Use the data, or the statistics, that it was trained with."
+        )
+    return [str(name) for name in (range(count) if names is None else names)]
 
 
 class HybridTask(pl.LightningModule, ABC):
@@ -160,6 +176,28 @@ class HybridTask(pl.LightningModule, ABC):
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
         """What metrics and users see, from the head's outputs."""
+
+    def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Predictions as columns of a table: name → a tensor or list with a value per sample.
+
+        Args:
+            predictions: `(N,)` or `(N, outputs)`.
+            names: Of the outputs; None numbers them.
+
+        Raises:
+            ConfigError: If there are more or fewer names than outputs.
+        """
+        if predictions.ndim == 1:
+            return {"prediction": predictions}
+        columns = predictions.flatten(1)
+        return {f"prediction_{name}": columns[:, i] for i, name in enumerate(output_names(names, columns.shape[1]))}
+
+    def program_facts(self) -> dict[str, Any]:
+        """What `predictions` needs beside the outputs of an exported program, as plain data."""
+        return {}
+
+    def use_program_facts(self, facts: Mapping[str, Any]) -> None:
+        """Takes `program_facts` from the file of an exported program."""
 
     @abstractmethod
     def make_metrics(self) -> SplitMetrics:
@@ -292,11 +330,11 @@ class HybridTask(pl.LightningModule, ABC):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
-        self._evaluate(batch, "val")
+        self._evaluate(batch, batch_idx, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Adds a batch to the test metrics."""
-        self._evaluate(batch, "test")
+        self._evaluate(batch, batch_idx, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """Predictions for a batch, see `predictions`; with `explain` a dict of them and of ``contributions``."""
@@ -329,19 +367,23 @@ class HybridTask(pl.LightningModule, ABC):
         """Logs the test metrics."""
         self._log_metrics("test")
 
-    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
+    def _evaluate(self, batch: dict[str, Any], batch_idx: int, split: str) -> None:
         outputs, alone = self._with_parts(batch)
-        self._measure(self._metrics_of(split), outputs, batch["target"])
-        for part, (own, present) in alone.items():
-            target = batch["target"]
-            if present is not None:
-                own, target = own[present], target[present]
-            self._measure(self._metrics_of(split, part), own, target)
+        target = batch["target"]
+        loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
+        own = own_samples(loaders, batch_idx, len(target))
+        self._measure(self._metrics_of(split), outputs, target, slice(own))
+        for part, (of_part, present) in alone.items():
+            there = slice(own) if present is None else present & (torch.arange(len(target), device=target.device) < own)
+            self._measure(self._metrics_of(split, part), of_part, target, there)
 
-    def _measure(self, metrics: SplitMetrics, outputs: Tensor, target: Tensor) -> None:
-        if len(target):
-            weight = self.loss_weight(target)
-            metrics.update(self.loss(outputs, target), weight, self.predictions(outputs), target)
+    def _measure(self, metrics: SplitMetrics, outputs: Tensor, target: Tensor, counted: Tensor | slice) -> None:
+        """Adds the samples that are counted; all have gone through the network, on every rank."""
+        chosen, labels = outputs[counted], target[counted]
+        if len(labels):
+            metrics.update(self.loss(chosen, labels), self.loss_weight(labels), self.predictions(chosen), labels)
+        else:
+            metrics.update_without_samples(self.predictions(outputs), target)
 
     def _metrics_of(self, split: str, part: str | None = None) -> SplitMetrics:
         metrics = self.split_metrics[split] if part is None else self.part_metrics[split][part]  # type: ignore[index]
@@ -503,6 +545,9 @@ class HybridTask(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
+        if CHECKPOINT_KEY in checkpoint:
+            saved, state = checkpoint[CHECKPOINT_KEY], checkpoint.get("state_dict", {})
+            checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"] = upgraded(saved, state)
         self.follow_part_heads(checkpoint.get("state_dict", {}))
         if self.trainer.state.fn != "fit":
             refuse_other_model(self.state_dict(), checkpoint.get("state_dict", {}))

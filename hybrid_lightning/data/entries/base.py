@@ -1,7 +1,7 @@
 """What all kinds of input have in common: which columns they read, and what a batch gets from a row."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,7 +38,8 @@ class Entry(ABC):
 
     def empty(self, table: Table) -> np.ndarray[Any, Any]:
         """Rows in which this modality is absent, `(rows,)` bool: all its cells are empty."""
-        return np.logical_and.reduce([table.empty(column) for column in self.columns])
+        empty: np.ndarray[Any, Any] = np.logical_and.reduce([table.empty(column) for column in self.columns])
+        return empty
 
     def fit(self, table: Table, rows: np.ndarray[Any, Any]) -> dict[str, Any]:
         """Statistics of the training rows, as plain data; nothing by default."""
@@ -88,6 +89,10 @@ class Entry(ABC):
             }
         return self._stack(values, known)  # type: ignore[arg-type]
 
+    def prefetch(self) -> list[str]:
+        """Fetches what `bind` takes from this machine alone, such as a tokenizer; says in words what is here now."""
+        return []
+
     def _stack(self, values: Sequence[Tensor | None], known: Tensor) -> Tensor:
         zeros = torch.zeros_like(known)
         shapes = {tuple(value.shape) for value in values if value is not None}
@@ -96,6 +101,31 @@ class Entry(ABC):
                 f"{self.where}: samples of one batch have different shapes: {sorted(shapes)[:4]}. Give them one size."
             )
         return torch.stack([zeros if value is None else value for value in values])
+
+
+def collate_padded(
+    values: Sequence[Value | None], placeholder: Value, fill: Mapping[str, int] | None = None
+) -> dict[str, Tensor]:
+    """Joins sequences of different lengths, padded at their ends to the longest of the batch.
+
+    Args:
+        values: Dicts of tensors `(T, ...)`; None where the modality is absent, which becomes zeros.
+        placeholder: Such a dict, for batches in which all are absent.
+        fill: What stands in the padding of an entry; 0 by default.
+    """
+    assert isinstance(placeholder, dict)
+    known = [value for value in values if isinstance(value, dict)]
+    joined = {}
+    for name, one in (known or [placeholder])[0].items():
+        length = max([1, *(len(value[name]) for value in known)])
+        padded = one.new_full((len(values), length, *one.shape[1:]), (fill or {}).get(name, 0))
+        for row, value in zip(padded, values, strict=True):
+            if isinstance(value, dict):
+                row[: len(value[name])] = value[name]
+            else:
+                row.zero_()
+        joined[name] = padded
+    return joined
 
 
 def cell_error(where: str, row: int, what: str, reason: object) -> ConfigError:
