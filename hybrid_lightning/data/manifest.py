@@ -336,14 +336,14 @@ class ManifestDataModule(pl.LightningDataModule):
         return saved["kind"] if saved else None
 
     @property
-    def predict_ids(self) -> Sequence[Any]:
-        """The id, or else the row, of each sample that predict sees, in its order."""
-        own = "predict" in self.datasets
-        rows = self.datasets["predict" if own else "test"].rows
+    def predict_ids(self) -> Sequence[Any] | None:
+        """The id of each sample that predict sees, in its order; None if no column has ids."""
         if self.id is None:
-            return list(rows.tolist())
-        path = self.predict_path if own and self.predict_path is not None else self.path
-        return list(self._tables[path].texts(self.id).take(rows.numpy()).to_pylist())
+            return None
+        own = "predict" in self.datasets
+        table = self._tables[self.predict_path if own and self.predict_path is not None else self.path]
+        rows = self.datasets["predict" if own else "test"].rows
+        return list(table.texts(self.id).take(rows.numpy()).to_pylist())
 
     # Loading
 
