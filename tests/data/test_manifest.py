@@ -449,6 +449,20 @@ def test_a_command_is_the_same_with_a_config_and_says_what_is_wrong(folder, caps
     assert re.search(r"data.inputs.ages: unknown option 'gap'. Did you mean 'gaps'", error)
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork")
+def test_a_file_that_a_worker_cannot_read_is_told_in_a_line(folder, capsys):
+    inputs, rows = images(), with_images()
+    path = config(inputs=inputs | INPUTS, workers=1, checks=False)
+    write(rows)
+    for row in range(2, 60):
+        if row % 6:
+            Path(f"{row}.png").write_text("no image")
+    assert main(["fit", "--config", path, "--model.init_args.parts.photo.module", "ConvExtractor"]) == 2
+    assert re.match(
+        r"error: data.inputs.photo: row \d+: '\d+.png': cannot be read", capsys.readouterr().err.splitlines()[-1]
+    )
+
+
 # Exact resume, workers and ranks
 
 
