@@ -18,7 +18,13 @@ if TYPE_CHECKING:
         SpikeGuard,
     )
     from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
-    from hybrid_lightning.data import DigitsDataModule, ElpvDataModule, InMemoryDataModule, PlaidDataModule
+    from hybrid_lightning.data import (
+        DigitsDataModule,
+        ElpvDataModule,
+        InMemoryDataModule,
+        ManifestDataModule,
+        PlaidDataModule,
+    )
     from hybrid_lightning.durations import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
     from hybrid_lightning.network.parts import Part
@@ -52,6 +58,7 @@ _HOMES = {
     "HybridTask": "tasks",
     "InMemoryDataModule": "data",
     "LastCheckpoint": "callbacks",
+    "ManifestDataModule": "data",
     "NonFiniteGradients": "callbacks",
     "Part": "network.parts",
     "PlaidDataModule": "data",
@@ -85,6 +92,7 @@ __all__ = [
     "HybridTask",
     "InMemoryDataModule",
     "LastCheckpoint",
+    "ManifestDataModule",
     "NonFiniteGradients",
     "Part",
     "PlaidDataModule",

@@ -3,6 +3,14 @@
 from hybrid_lightning.data.digits import DigitsDataModule
 from hybrid_lightning.data.elpv import ElpvDataModule
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
+from hybrid_lightning.data.manifest import ManifestDataModule
 from hybrid_lightning.data.plaid import PlaidDataModule
 
-__all__ = ["DictDataset", "DigitsDataModule", "ElpvDataModule", "InMemoryDataModule", "PlaidDataModule"]
+__all__ = [
+    "DictDataset",
+    "DigitsDataModule",
+    "ElpvDataModule",
+    "InMemoryDataModule",
+    "ManifestDataModule",
+    "PlaidDataModule",
+]

@@ -1,15 +1,23 @@
 """A manifest: a table with a row per sample, read from CSV or Parquet and kept as Arrow columns."""
 
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.errors import ConfigError, listing, unknown
 
 if TYPE_CHECKING:
     import pandas
-    import pyarrow
+    from pyarrow import Array, ChunkedArray
+    from pyarrow import Table as ArrowTable
+
+_PARQUET = (".parquet", ".pq")
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_LONG = 1 << 30
+"""Bytes from which a column's text gets offsets of 64 bits; Arrow's short ones end at 2 GiB."""
 
 
 class Table:
@@ -18,87 +26,204 @@ class Table:
     Arrow-backed, so that a million rows take little memory and processes that are forked share it.
 
     Args:
-        frame: Columns of Arrow types.
+        frame: A `pyarrow.Table`, or a `pandas.DataFrame`, whose index is left out.
         path: Where it was read from, for errors.
         where: Config path of the setting, for errors.
+
+    Raises:
+        ConfigError: If two columns have one name, or there are no rows.
     """
 
-    def __init__(self, frame: "pandas.DataFrame", path: str | Path, where: str = "data.path") -> None:
-        self.frame, self.path, self.where = frame, Path(path), where
-        self._texts: dict[str, pyarrow.Array] = {}
+    def __init__(
+        self, frame: "ArrowTable | pandas.DataFrame", path: str | Path = "table", where: str = "data.path"
+    ) -> None:
+        pyarrow = _pyarrow(where)
+        self.path, self.where = Path(path), where
+        is_arrow = isinstance(frame, pyarrow.Table)
+        self.arrow: ArrowTable = frame if is_arrow else pyarrow.Table.from_pandas(frame, preserve_index=False)
+        self.columns: list[str] = list(self.arrow.column_names)
+        """Names of the columns."""
+        twice = [name for name, count in Counter(self.columns).items() if count > 1]
+        if twice:
+            raise ConfigError(f"{where}: {str(path)!r} has several columns named {listing(twice, 5)}. Rename them.")
+        if not len(self):
+            raise ConfigError(f"{where}: {str(path)!r} has no rows; its columns are {listing(self.columns)}.")
+        self._texts: dict[str, Array] = {}
+        self._empty: dict[str, np.ndarray[Any, Any]] = {}
 
     @classmethod
-    def read(cls, path: str | Path, where: str = "data.path") -> "Table":
-        """Reads a ``.csv``, ``.csv.gz``, ``.tsv`` or ``.parquet`` file.
+    def read(cls, path: str | Path, where: str = "data.path", texts: Collection[str] = ()) -> "Table":
+        """Reads a ``.parquet`` file, a ``.tsv`` file, or CSV with commas; the latter two in UTF-8, also as ``.gz``.
+
+        In CSV an empty cell is one without text, or with one of the words for it that pandas and R write: NA, N/A, NaN,
+        NULL and the like. A category of that name needs Parquet.
+
+        Args:
+            path: The file.
+            where: Config path of the setting, for errors.
+            texts: Columns of CSV that stay text as it is written; in others 007 is the number 7. Names that the table
+                lacks are passed over.
 
         Raises:
-            ConfigError: If pandas or pyarrow (extra ``data``) is missing, or the file is not there or not readable.
+            ConfigError: If pyarrow (extra ``data``) is missing, or the file is not there or not readable.
         """
-        try:
-            import pandas
-            import pyarrow  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"{where}: tables are read with pandas and pyarrow, and {error.name} is missing. Install them with: "
-                f"pip install 'hybrid_lightning[data]'"
-            ) from None
-        path = Path(path)
+        pyarrow, path = _pyarrow(where), Path(path)
         if not path.is_file():
             raise ConfigError(f"{where}: there is no file {str(path)!r} (looked up from {str(Path.cwd())!r}).")
         try:
-            if path.suffix == ".parquet":
-                frame = pandas.read_parquet(path, dtype_backend="pyarrow")
-            else:
-                separator = "\t" if ".tsv" in path.suffixes else ","
-                frame = pandas.read_csv(path, sep=separator, engine="pyarrow", dtype_backend="pyarrow")
-        except Exception as error:  # whatever the readers raise on a broken file
+            arrow = _read_parquet(path) if path.suffix in _PARQUET else _read_csv(path, texts)
+            names = arrow.column_names
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
+                raise _not_utf8(where, path, "a name or cell") from None
             raise ConfigError(f"{where}: {str(path)!r} cannot be read: {str(error)[:300]}") from error
-        return cls(frame, path, where)
+        _check_separator(names, path, where)
+        for field in arrow.schema:
+            if pyarrow.types.is_binary(field.type) and path.suffix not in _PARQUET:
+                raise _not_utf8(where, path, f"column {field.name!r}")
+        return cls(arrow, path, where)
 
     def __len__(self) -> int:
-        return len(self.frame)
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns."""
-        return [str(name) for name in self.frame.columns]
+        return int(self.arrow.num_rows)
 
     def require(self, column: str, where: str) -> None:
         """Raises `ConfigError` if there is no such column."""
         if column not in self.columns:
-            raise unknown(where, f"column of {str(self.path)!r}", column, self.columns)
+            raise unknown(where, f"column of {str(self.path)!r}", str(column), self.columns)
 
-    def texts(self, column: str) -> "pyarrow.Array":
-        """A column as text; ``array[row].as_py()`` is a str, or None for an empty cell."""
+    def texts(self, column: str) -> "Array":
+        """A column as text; ``array[row].as_py()`` is a str, or None for an empty cell; blank text is empty.
+
+        Raises:
+            ConfigError: If the cells are no plain values, such as lists.
+        """
         if column not in self._texts:
-            import pyarrow
-
-            chunked = pyarrow.chunked_array(pyarrow.array(self.frame[column]))
-            text = chunked.combine_chunks() if chunked.num_chunks > 1 else chunked.chunk(0)
-            text = text.cast(pyarrow.string())
-            blank = pyarrow.compute.equal(pyarrow.compute.utf8_trim_whitespace(text), "")
-            self._texts[column] = pyarrow.compute.if_else(blank, None, text)
+            self._texts[column] = self._as_text(column)
         return self._texts[column]
+
+    def _as_text(self, column: str) -> "Array":
+        import pyarrow
+        import pyarrow.compute as compute
+
+        chunked = self.values(column)
+        kind = pyarrow.large_string() if chunked.nbytes > _LONG else pyarrow.string()
+        try:
+            text = chunked.cast(kind).combine_chunks()
+        except pyarrow.ArrowException as error:
+            raise ConfigError(
+                f"{self.where}: column {column!r} of {str(self.path)!r} holds {chunked.type} values, which cannot be "
+                f"read as text: {str(error)[:200]}"
+            ) from error
+        if pyarrow.types.is_floating(chunked.type):
+            text = compute.if_else(compute.is_nan(chunked.combine_chunks()), None, text)
+        blank = compute.or_(compute.equal(text, ""), compute.utf8_is_space(text))
+        return compute.if_else(blank, None, text) if compute.any(blank).as_py() else text
+
+    def values(self, column: str) -> "ChunkedArray":
+        """A column in its own type; of a column of categories, the type of these."""
+        import pyarrow
+
+        chunked = self.arrow.column(column)
+        return chunked.cast(chunked.type.value_type) if pyarrow.types.is_dictionary(chunked.type) else chunked
 
     def empty(self, column: str) -> np.ndarray[Any, Any]:
         """Which cells are empty: `(rows,)` bool; blank text and nan are empty."""
-        empty: np.ndarray[Any, Any] = self.frame[column].isna().to_numpy(dtype=bool)
-        return empty
+        if column not in self._empty:
+            import pyarrow.compute as compute
+
+            chunked = self.values(column)
+            nulls = (
+                self.texts(column).is_null() if _is_text(chunked.type) else compute.is_null(chunked, nan_is_null=True)
+            )
+            self._empty[column] = np.asarray(nulls, dtype=bool)
+        return self._empty[column]
 
     def numbers(self, column: str, where: str) -> np.ndarray[Any, Any]:
-        """A column as `(rows,)` float64, nan in empty cells.
+        """A column as `(rows,)` float64, nan in empty cells; true is 1 and false 0.
 
         Raises:
-            ConfigError: If a cell holds something else; it names the row and the cell.
+            ConfigError: If a cell holds something else, or an infinite number; it names the row and the cell.
         """
-        import pandas
+        import pyarrow
+        import pyarrow.compute as compute
 
-        values = pandas.to_numeric(self.frame[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        wrong = np.flatnonzero(np.isnan(values) & ~self.empty(column))
-        if len(wrong):
-            cell = self.texts(column)[int(wrong[0])].as_py()
-            raise ConfigError(
-                f"{where}: column {column!r} of {str(self.path)!r} holds {cell!r} in row {wrong[0]}, which is no "
-                f"number ({len(wrong)} such cells). Correct them, or read the column as categorical."
-            )
+        chunked = self.values(column)
+        if _is_text(chunked.type):
+            chunked = compute.utf8_trim_whitespace(self.texts(column))
+            proper = compute.match_substring_regex(chunked, _NUMBER)
+            self._refuse(column, where, np.asarray(compute.fill_null(compute.invert(proper), False)))
+            chunked = compute.utf8_ltrim(chunked, "+")
+        elif not _is_numeric(chunked.type):
+            self._refuse(column, where, ~self.empty(column))
+        values: np.ndarray[Any, Any] = np.array(chunked.cast(pyarrow.float64(), safe=False), dtype=np.float64)
+        self._refuse(column, where, np.isinf(values))
         return values
+
+    def _refuse(self, column: str, where: str, wrong: np.ndarray[Any, Any]) -> None:
+        """Raises an error about the cells that are no numbers, if there are any."""
+        rows = np.flatnonzero(wrong)
+        if len(rows):
+            cell = self.texts(column)[int(rows[0])].as_py()
+            raise ConfigError(
+                f"{where}: column {column!r} of {str(self.path)!r} holds {cell!r} in row {rows[0]}, which is no "
+                f"finite number ({len(rows)} such cells). Correct them, or read the column as categorical."
+            )
+
+
+def _pyarrow(where: str) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.compute
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"{where}: tables are read with pyarrow, which is missing. Install it with: "
+            f"pip install 'hybrid_lightning[data]'"
+        ) from None
+    return pyarrow
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _is_numeric(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
+    return any(test(kind) for test in tests)
+
+
+def _read_parquet(path: Path) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path)
+
+
+def _read_csv(path: Path, texts: Collection[str]) -> Any:
+    import pyarrow
+    from pyarrow import csv
+
+    separator = "\t" if ".tsv" in path.suffixes else ","
+    return csv.read_csv(
+        path,
+        parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        convert_options=csv.ConvertOptions(
+            column_types={name: pyarrow.string() for name in texts}, strings_can_be_null=True
+        ),
+    )
+
+
+def _check_separator(names: list[str], path: Path, where: str) -> None:
+    """Raises `ConfigError` if a table of one column is one that was split at the wrong character."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (",", "commas")):
+        if len(names) == 1 and separator in names[0]:
+            raise ConfigError(
+                f"{where}: {str(path)!r} seems to be separated by {name}, as its header is {names[0][:100]!r}. "
+                f"Write it with commas, or with tabs as .tsv."
+            )
+
+
+def _not_utf8(where: str, path: Path, what: str) -> ConfigError:
+    return ConfigError(f"{where}: {str(path)!r} is not in UTF-8: {what} cannot be read. Save the file as UTF-8.")

@@ -1,0 +1,416 @@
+"""A DataModule for a table of one's own: a row per sample, cells with values and with paths of files."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, Sampler, WeightedRandomSampler
+
+from hybrid_lightning.data import entries as kinds
+from hybrid_lightning.data.augment import make_augmentation
+from hybrid_lightning.data.entries.base import Entry
+from hybrid_lightning.data.manifest_state import (
+    STATE_VERSION,
+    check_version,
+    compare_names,
+    digest,
+    no_statistics,
+    read_statistics,
+    unseen_lines,
+    write_split,
+)
+from hybrid_lightning.data.samples import SampleDataset, Samples, check_files, dataset_of
+from hybrid_lightning.data.splits import (
+    SPLITS,
+    TRAIN,
+    Array,
+    groups_of,
+    parse_fold,
+    parse_fractions,
+    refuse_shared,
+    split_by_fold,
+    split_by_fractions,
+    split_from_column,
+)
+from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.targets import Target, check_split, few_rows, strata_of
+from hybrid_lightning.errors import ConfigError, check_number, unknown
+from hybrid_lightning.strategies import FSDP2Strategy
+
+SAMPLING = ("shuffle", "balanced")
+_MOST_WORKERS = 8
+"""More worker processes than this seldom help one device."""
+
+
+class ManifestDataModule(pl.LightningDataModule):
+    """Data from a manifest: a CSV or Parquet file with a row per sample.
+
+    Batches have an entry per key of ``inputs``; ``target``, int64 `(B,)` for classes, float32 `(B, labels)` for labels,
+    float32 `(B,)` or `(B, columns)` for numbers; ``id``, int64 `(B,)`, the row in the manifest; and ``present/<key>``,
+    bool `(B,)`, for each input of which a cell is empty anywhere in the manifest. Absent samples are zeros.
+
+    What inputs need to know of the data, such as means and categories, is taken from the training rows, and goes into
+    checkpoints with the names of the classes. A fit writes ``split.csv`` (id, row, split) into the run's folder.
+
+    Args:
+        path: The manifest: ``.csv`` (commas), ``.tsv`` or ``.parquet``.
+        inputs: Batch key → kind of input with its column or columns, and options: ``photo: {image: file, size: 64}``.
+        target: Column to predict; a list of columns (several numbers, or labels of 0 and 1); or ``{column: ...,
+            kind: binary | multiclass | multilabel | regression, classes: [...]}``. Without kind: text, booleans and
+            whole numbers 0, 1, ... up to 20 of them are classes, other numbers a quantity, and doubtful ones an error.
+            Classes are in sorted order unless listed. Labels in one column are separated by ``;``. Null: only predict.
+        root: Folder that relative paths in cells start from; null is the folder of the manifest.
+        id: Column that names the samples for predictions; null names them by row.
+        split_column: Column with train, val or test in each row; null draws the split.
+        fractions: Shares of val and test, 0.15 each if left out; with ``fold``, share of val in the other folds.
+        fold: Such as 2/5: the second of five folds is the test split. Each row is in one of them.
+        stratify: Whether classes, combinations of labels, or ranges of a number are split alike.
+        split_by: Column such as a patient; rows of one value stay together. With ``split_column`` it is checked.
+        split_seed: Seed of the drawn split and of balanced sampling; does not follow the seed of the model.
+        batch_size: Samples per batch and device.
+        workers: Processes that load files, per device and loader; null takes as many as there are cores, at most 8, and
+            none if no input is a file.
+        sampling: Of training rows: shuffle, each once per epoch; or balanced, each class equally often, by drawing as
+            many rows with replacement.
+        augment: Batch key → list of transforms of whole training batches on the device, such as ``[{class_path:
+            kornia.augmentation.RandomHorizontalFlip, init_args: {p: 0.5}}]``.
+        predict_path: Manifest for predict, which needs no target or split; null predicts the test rows.
+        statistics: Checkpoint of a run of this data whose statistics and classes are used; null takes them from the
+            training rows.
+        checks: Whether up to 1000 files of each input, spread over the rows, are opened before the start.
+
+    Raises:
+        ConfigError: If an argument is impossible; in `setup`, if the manifest does not fit them.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        inputs: dict[str, Any],
+        target: str | list[str] | dict[str, Any] | None = None,
+        root: str | None = None,
+        id: str | None = None,
+        split_column: str | None = None,
+        fractions: dict[str, float] | None = None,
+        fold: str | None = None,
+        stratify: bool = True,
+        split_by: str | None = None,
+        split_seed: int = 0,
+        batch_size: int = 32,
+        workers: int | None = None,
+        sampling: str = "shuffle",
+        augment: dict[str, Any] | None = None,
+        predict_path: str | None = None,
+        statistics: str | None = None,
+        checks: bool = True,
+    ) -> None:
+        super().__init__()
+        check_number(batch_size, "data.batch_size", low=1)
+        check_number(split_seed, "data.split_seed", low=0, high=2**32 - 1)
+        if workers is not None:
+            check_number(workers, "data.workers", low=0)
+        if sampling not in SAMPLING:
+            raise unknown("data.sampling", "sampling", sampling, SAMPLING)
+        if split_column is not None and (fractions or fold):
+            raise ConfigError("data.split_column: it decides the split; leave out 'fractions' and 'fold', or this.")
+        self.path, self.inputs, self.root, self.id = path, inputs, root, id
+        self.split_column, self.fold = split_column, None if fold is None else parse_fold(fold)
+        self.fractions = parse_fractions(fractions, fold)
+        self.stratify, self.split_by, self.split_seed = stratify, split_by, split_seed
+        self.batch_size, self.workers, self.sampling = batch_size, workers, sampling
+        self.predict_path, self.statistics, self.checks = predict_path, statistics, checks
+        self.target = None if target is None else Target(target)
+        self.augment = make_augmentation(augment, list(kinds.parse_entries(inputs)))  # refuses what is impossible
+        self.datasets: dict[str, SampleDataset] = {}
+        """Split → dataset, after `setup`; ``predict`` only with its own manifest."""
+        self.split: Array = np.zeros(0, dtype=np.int8)
+        """Split of each row of the manifest, a position in `SPLITS`, after `setup`."""
+        self._tables: dict[str, Table] = {}
+        self._state: dict[str, Any] | None = None
+        self._given: dict[str, Any] | None = None
+        self._stage: str | None = None
+
+    # Preparing
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the manifest, splits its rows and fits the inputs, once.
+
+        Raises:
+            ConfigError: If the manifest does not fit the arguments; it says which rows or cells.
+        """
+        self._stage = stage
+        if self._given is None and self.statistics is not None:
+            self._given = read_statistics(self.statistics, type(self).__qualname__)
+        self._state = self._state or self._given
+        alone = stage == "predict" and self.predict_path is not None and self._state is not None
+        if not alone and "test" not in self.datasets:
+            self._prepare()
+        if self.predict_path is not None and stage in ("predict", None) and "predict" not in self.datasets:
+            self._prepare_predict(self.predict_path)
+        if stage == "fit":
+            self._write_split()
+
+    def _prepare(self) -> None:
+        table, saved = self._table(self.path, "data.path"), self._given or {}
+        target = None
+        if self.target is not None:
+            target = self.target.values(table, (saved.get("target") or {}).get("names"))
+        elif self._stage == "fit":
+            raise ConfigError("data.target: a fit needs a column to learn. Name it.")
+        self.split = self._split_rows(table, target)
+        if self.target is not None and target is not None:
+            check_split(self.target, target, self.split)
+            compare_names(self.target, saved, refuse=self._stage != "fit")
+            line = few_rows(self.target, target, self.split)
+            if line:
+                rank_zero_info(line)
+        self._compare_split(saved)
+        rows = np.flatnonzero(self.split == TRAIN)
+        samples = self._samples(table, self._fitted(table, rows, saved), saved, target)
+        for code, split in enumerate(SPLITS):
+            own = torch.from_numpy(np.flatnonzero(self.split == code))
+            self.datasets[split] = dataset_of(samples, own, training=split == "train")
+        self._state = self._made_state(samples)
+
+    def _prepare_predict(self, path: str) -> None:
+        assert self._state is not None
+        table = self._table(path, "data.predict_path")
+        fitted = self._fitted(table, np.zeros(0, dtype=np.int64), self._state)
+        samples = self._samples(table, fitted, self._state)
+        self.datasets["predict"] = dataset_of(samples, torch.arange(len(table)))
+
+    def _table(self, path: str, where: str) -> Table:
+        """The manifest; in CSV all columns but those of numbers are read as the text that they are."""
+        if path not in self._tables:
+            columns = [self.id, self.split_by, self.split_column, *(self.target.text_columns if self.target else ())]
+            for key, entry in kinds.parse_entries(self.inputs).items():
+                numbers = self.inputs[key].get("numeric", ())
+                columns += [column for column in entry.columns if column != numbers and column not in numbers]
+            self._tables[path] = Table.read(path, where, [column for column in columns if column is not None])
+            if self.id is not None:
+                self._tables[path].require(self.id, "data.id")
+        return self._tables[path]
+
+    def _split_rows(self, table: Table, target: Tensor | None) -> Array:
+        if self.split_column is not None:
+            split = split_from_column(table, self.split_column)
+            if self.split_by is not None:
+                refuse_shared(split, table, self.split_by)
+        else:
+            split = self._drawn_split(table, target)
+        if self._stage == "fit" and not (split == TRAIN).any():
+            raise ConfigError(f"data: none of the {len(table)} rows of {str(table.path)!r} is a training row.")
+        return split
+
+    def _drawn_split(self, table: Table, target: Tensor | None) -> Array:
+        strata = labels = None
+        if self.target is not None and target is not None:
+            strata = strata_of(self.target, target) if self.stratify else None
+            labels = None if self.target.kind == "regression" else target.numpy()
+        groups = None if self.split_by is None else groups_of(table, self.split_by)[0]
+        rest: dict[str, Any] = {"seed": self.split_seed, "strata": strata, "groups": groups, "labels": labels}
+        if self.fold is not None:
+            return split_by_fold(len(table), self.fold, self.fractions["val"], **rest)
+        return split_by_fractions(len(table), self.fractions, **rest)
+
+    def _compare_split(self, saved: Mapping[str, Any]) -> None:
+        """Warns if a split that is drawn is not that of the checkpoint."""
+        if self.split_column is None and saved.get("split", digest(self.split)) != digest(self.split):
+            rank_zero_warn(
+                "data: the rows are split otherwise than in the checkpoint's run, which may have trained on rows that "
+                "are now for validation or test. If the manifest has changed, add the run's split.csv as split_column."
+            )
+
+    def _fitted(self, table: Table, rows: Array, saved: Mapping[str, Any]) -> dict[str, Entry]:
+        """The entries with statistics, of the checkpoint if there is one, or else of the training rows."""
+        entries = kinds.parse_entries(self.inputs)
+        for key, entry in entries.items():
+            known = saved.get("inputs", {}).get(key)
+            if known is not None and known["columns"] == entry.columns:
+                entry.statistics = known["statistics"]
+                continue
+            if not len(rows) or (saved and self._stage != "fit"):
+                raise no_statistics(entry, saved)
+            if saved:
+                rank_zero_info(f"{entry.where}: its columns are not those of the checkpoint; fitted anew")
+            for column in entry.columns:
+                table.require(column, entry.where)
+            entry.folder = self._folder(table)
+            entry.statistics = entry.fit(table, rows)
+        return entries
+
+    def _samples(
+        self,
+        table: Table,
+        entries: dict[str, Entry],
+        saved: Mapping[str, Any],
+        target: Tensor | None = None,
+    ) -> Samples:
+        shapes = {key: known["shape"] for key, known in saved.get("inputs", {}).items() if known.get("shape")}
+        incomplete = saved.get("incomplete", ())
+        samples = Samples(entries, table, self._folder(table), incomplete, target, shapes)
+        for line in unseen_lines(entries, table):
+            rank_zero_info(line)
+        if self.checks:
+            check_files(samples)
+        return samples
+
+    def _folder(self, table: Table) -> str:
+        """Where relative paths in cells start."""
+        return str(table.path.parent) if self.root is None else self.root
+
+    def prefetch(self) -> list[str]:
+        """Fetches what inputs take from this machine alone, such as tokenizers; lines that say what is here now."""
+        return [line for entry in kinds.parse_entries(self.inputs).values() for line in entry.prefetch()]
+
+    # State
+
+    def _made_state(self, samples: Samples) -> dict[str, Any]:
+        inputs = {
+            key: {"columns": entry.columns, "statistics": entry.statistics, "shape": samples.shapes.get(key)}
+            for key, entry in samples.entries.items()
+        }
+        target = self.target and {"columns": self.target.columns, "kind": self.target.kind, "names": self.target.names}
+        return {
+            "version": STATE_VERSION,
+            "inputs": inputs,
+            "incomplete": samples.incomplete,
+            "target": target,
+            "id": self.id,
+            "split": digest(self.split),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, plain data: statistics of the inputs, incomplete keys, names of the classes."""
+        return dict(self._state or {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the statistics of a checkpoint in place of those of the training rows."""
+        if not state_dict or state_dict == self._state:
+            return
+        self._given = self._state = check_version(state_dict, "--ckpt_path")
+        prepared = set(self.datasets)
+        self.datasets = {}
+        if "test" in prepared:
+            self._prepare()
+        if "predict" in prepared and self.predict_path is not None:
+            self._prepare_predict(self.predict_path)
+
+    def _write_split(self) -> None:
+        """Writes ``split.csv`` into the run's folder, on the first rank."""
+        trainer = self.trainer
+        if trainer is None or not trainer.loggers:
+            return
+        folder = trainer.log_dir  # every rank has to ask, because the answer is broadcast
+        if trainer.is_global_zero and folder:
+            write_split(Path(folder) / "split.csv", self._tables[self.path], self.split, self.id)
+
+    # What a task may ask
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Keys with a ``present/<key>`` in the batches of the stage that was set up last."""
+        return next(reversed(self.datasets.values())).samples.incomplete
+
+    @property
+    def input_facts(self) -> dict[str, dict[str, Any]]:
+        """Batch key → arguments that a part reading it may leave out, such as ``categories``."""
+        return {key: entry.facts for key, entry in next(iter(self.datasets.values())).samples.entries.items()}
+
+    @property
+    def target_names(self) -> list[str] | None:
+        """Names of classes, labels or numbers, in order of their index; also of a checkpoint's."""
+        saved = (self._state or {}).get("target")
+        return list(saved["names"]) if saved else None
+
+    @property
+    def target_kind(self) -> str | None:
+        """``binary``, ``multiclass``, ``multilabel`` or ``regression``."""
+        saved = (self._state or {}).get("target")
+        return saved["kind"] if saved else None
+
+    @property
+    def predict_ids(self) -> Sequence[Any]:
+        """The id, or else the row, of each sample that predict sees, in its order."""
+        own = "predict" in self.datasets
+        rows = self.datasets["predict" if own else "test"].rows
+        if self.id is None:
+            return list(rows.tolist())
+        path = self.predict_path if own and self.predict_path is not None else self.path
+        return list(self._tables[path].texts(self.id).take(rows.numpy()).to_pylist())
+
+    # Loading
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Training batches in random order; the last one is dropped if it holds a single sample."""
+        return self._loader("train", sampler=self._balanced() if self.sampling == "balanced" else None)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
+        """Validation batches in order of the rows; none if there are no such rows."""
+        return self._loader("val") if len(self.datasets["val"]) or self._stage == "validate" else []
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Test batches in order of the rows."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The rows of ``predict_path``, or else the test batches."""
+        split = "predict" if "predict" in self.datasets else "test"
+        return self._loader(split, sampler=self._padded(self.datasets[split]))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augments training batches on their device."""
+        training = self.augment and self.trainer is not None and self.trainer.training
+        return self.augment(batch) if training else batch
+
+    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[dict[str, Any]]:
+        dataset, training = self.datasets[split], split == "train"
+        if not len(dataset):
+            raise ConfigError(f"data: there are no {split} rows in {self.path!r}.")
+        per_rank = -(-len(dataset) // (self.trainer.world_size if self.trainer else 1))
+        workers = self._worker_count(dataset, -(-per_rank // self.batch_size))
+        device = self.trainer.strategy.root_device.type if self.trainer else "cpu"
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=training and sampler is None,
+            sampler=sampler,
+            collate_fn=dataset.collate,
+            drop_last=training and per_rank > 1 and per_rank % self.batch_size == 1,
+            num_workers=workers,
+            persistent_workers=workers > 0 and split in ("train", "val"),  # validation draws nothing at random
+            pin_memory=device != "cpu",
+        )
+
+    def _worker_count(self, dataset: SampleDataset, batches: int) -> int:
+        if self.workers is not None:
+            return self.workers
+        if not dataset.samples.files:
+            return 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        own = cores // (self.trainer.num_devices if self.trainer else 1)
+        return min(own, _MOST_WORKERS, batches) if own > 1 else 0
+
+    def _balanced(self) -> Sampler[int]:
+        """Draws classes equally often, on all ranks the same, so that Lightning can share the list among them."""
+        if self.target_kind not in ("binary", "multiclass"):
+            raise ConfigError(
+                f"data.sampling: 'balanced' needs classes; the target is {self.target_kind}. Use 'shuffle'."
+            )
+        targets = self.datasets["train"].targets
+        weights: Any = (1 / torch.bincount(targets).double())[targets]
+        generator = torch.Generator().manual_seed(self.split_seed)
+        return WeightedRandomSampler(weights, len(targets), generator=generator)
+
+    def _padded(self, dataset: SampleDataset) -> Sampler[int] | None:
+        """Under a sharded strategy all ranks need the same number of batches, and Lightning would not see to it."""
+        if self.trainer is None or not isinstance(self.trainer.strategy, FSDP2Strategy):
+            return None
+        trainer = self.trainer
+        return DistributedSampler(dataset, trainer.world_size, trainer.global_rank, shuffle=False)
