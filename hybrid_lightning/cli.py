@@ -42,6 +42,15 @@ _WITHOUT_RUN = ("plan", "prefetch", "export")
 """Our own subcommands, which write no run folder."""
 
 
+def built_from_data(model: HybridTask, datamodule: pl.LightningDataModule, load: bool = True) -> Any:
+    """Builds a task's network from two training samples of its data; returns the loader of these data."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    loader = datamodule.train_dataloader()
+    model.build(first_batch(loader), load=load, hints=getattr(datamodule, "input_facts", None))
+    return loader
+
+
 class HybridTrainer(pl.Trainer):
     """Lightning's Trainer with ``plan``, ``prefetch`` and ``export``."""
 
@@ -52,10 +61,7 @@ class HybridTrainer(pl.Trainer):
             model: The task.
             datamodule: Its first two samples decide the sizes, its length the moments.
         """
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        loader = datamodule.train_dataloader()
-        model.build(first_batch(loader))
+        loader = built_from_data(model, datamodule)
         limit = self.limit_train_batches
         batches = number_of_batches(loader) / self.world_size
         if isinstance(limit, int):
@@ -74,10 +80,8 @@ class HybridTrainer(pl.Trainer):
             model: The task.
             datamodule: Its first two samples decide the sizes.
         """
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        facts = model.build(first_batch(datamodule.train_dataloader())).built().facts
-        for name, part in facts.items():
+        built_from_data(model, datamodule)
+        for name, part in model.built().facts.items():
             if part.weights is not None:
                 print(f"{name}: the weights of {part.module!r} are here")
 
@@ -98,11 +102,9 @@ class HybridTrainer(pl.Trainer):
             format: A program of torch.export for a batch of any number of samples, or the tensors alone.
             ckpt_path: best, last (of the newest run of this name) or a path.
         """
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        loader = datamodule.train_dataloader()
-        model.build(first_batch(loader), load=False)
+        loader = built_from_data(model, datamodule, load=False)
         _, state = read_checkpoint(ckpt_path, "--ckpt_path")
+        model.follow_part_heads(state)
         refuse_other_model(model.state_dict(), state)
         model.load_state_dict(state)
         export_network(model.built(), next(iter(loader)), output, format, model.program_facts())

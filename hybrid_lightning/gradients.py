@@ -156,6 +156,10 @@ class GradientPass:
         """Whether whoever clips has said that `norms` are up to date."""
         self.rows = _rows(tuple((g["part"], label(g), len(own)) for g, own in zip(groups, members, strict=True)))
 
+    def observers(self) -> Tensor:
+        """Sum of the norms of the observers' gradients, a scalar: a gradient scaler looks at these, too."""
+        return gradient_norms([p for p in self._observers if p.grad is not None]).sum()
+
     def of_part(self, part: str) -> list[nn.Parameter]:
         """The part's parameters that have a gradient."""
         return [self.parameters[index] for index in self.rows.members[part]]

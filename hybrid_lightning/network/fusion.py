@@ -140,7 +140,7 @@ class Fusion(nn.Module):
             mask = (present or {}).get(part)
             vectors = linear(standardised(norm, features[part], mask)).relu()
             if part in self.stand_ins:
-                everybody = vectors.new_ones(len(vectors), dtype=torch.bool)
+                everybody = vectors.new_ones(vectors.shape[0], dtype=torch.bool)
                 vectors = self.stand_ins[part](vectors, everybody if mask is None else mask)
             elif mask is not None:
                 average = linear(torch.zeros_like(features[part][:1])).relu()
@@ -159,7 +159,8 @@ def checked_rate(rate: float) -> float:
 
 def masks(parts: Collection[str], present: Presence | None, like: Tensor) -> Tensor:
     """`(B, parts)` bool: which parts are there."""
-    everybody = like.new_ones(len(like), dtype=torch.bool)
+    # len() would fix the size in an exported program
+    everybody = like.new_ones(like.shape[0], dtype=torch.bool)
     return torch.stack([(present or {}).get(part, everybody) for part in parts], dim=1)
 
 
@@ -246,7 +247,7 @@ class AttentionFusion(Fusion):
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → `(B, width)`."""
         vectors = torch.stack([*self.projected(features, present).values()], dim=1)
-        query = vectors.new_zeros(len(vectors), 1, self.width)
+        query = vectors.new_zeros(vectors.shape[0], 1, self.width)
         steps = torch.cat([query, vectors], dim=1) + self.marks
         unknown_parts = {part: mask for part, mask in (present or {}).items() if part not in self.stand_ins}
         hidden = ~masks(list(self.projections), unknown_parts, vectors)

@@ -304,13 +304,17 @@ class HybridTask(pl.LightningModule, ABC):
 
     # Steps
 
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """A batch → the head's outputs `(B, outputs)`."""
-        return self.built()(batch)  # type: ignore[no-any-return]
+    def forward(self, batch: Mapping[str, Any], wanted: str | None = None) -> Any:
+        """A batch → the head's outputs `(B, outputs)`, and what else is `wanted`, see `HybridNetwork.forward`."""
+        return self.built()(batch) if wanted is None else self.built()(batch, wanted)
+
+    def _with_parts(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor | None]]]:
+        """The outputs, and those of the parts' own heads, if there are any."""
+        return self(batch, "parts") if "part_heads" in self.built().parts else (self(batch), {})
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of a training batch, and that of the parts' own heads."""
-        outputs, alone = self.built()(batch, wanted="parts")
+        outputs, alone = self._with_parts(batch)
         loss = self.loss(outputs, batch["target"])
         self._loss_sum = loss.detach() if self._loss_sum is None else self._loss_sum + loss.detach()
         self._loss_count += 1
@@ -336,7 +340,7 @@ class HybridTask(pl.LightningModule, ABC):
         """Predictions for a batch, see `predictions`; with `explain` a dict of them and of ``contributions``."""
         if not self.explain:
             return self.predictions(self(batch))
-        outputs, without = self.built()(batch, wanted="without")
+        outputs, without = self(batch, "without")
         predictions = self.predictions(outputs)
         contributions = {
             part: self.contribution(predictions, self.predictions(other)) for part, other in without.items()
@@ -364,15 +368,13 @@ class HybridTask(pl.LightningModule, ABC):
         self._log_metrics("test")
 
     def _evaluate(self, batch: dict[str, Any], batch_idx: int, split: str) -> None:
-        outputs, alone = self.built()(batch, wanted="parts")
+        outputs, alone = self._with_parts(batch)
         target = batch["target"]
         loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
         own = own_samples(loaders, batch_idx, len(target))
         self._measure(self._metrics_of(split), outputs, target, slice(own))
         for part, (of_part, present) in alone.items():
-            there = (
-                slice(own) if present is None else present & (torch.arange(len(present), device=present.device) < own)
-            )
+            there = slice(own) if present is None else present & (torch.arange(len(target), device=target.device) < own)
             self._measure(self._metrics_of(split, part), of_part, target, there)
 
     def _measure(self, metrics: SplitMetrics, outputs: Tensor, target: Tensor, counted: Tensor | slice) -> None:

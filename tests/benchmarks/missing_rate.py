@@ -1,16 +1,16 @@
 """What missing modalities cost, with presence masks and with zeros in their place.
 
-PLAID, with three parts: the features of the pretrained encoder, which stays frozen (computed once, for speed, and read by
-a linear layer), a convolution net on the wave, and an MLP on four statistics. In training, validation and test data alike
-each of the three is absent with the given rate, independently, but never all of them; the same cells for all ways.
+PLAID, with three parts: the features of the pretrained encoder, which stays frozen (computed once, for speed, and read
+by an MLP), a convolution net on the wave, and an MLP on four statistics. In training and test data alike each of the
+three is absent with the given rate, independently, but never all of them; the same cells for all ways.
 
 - ``ours``: absent parts are not encoded, and a learned vector stands in for each of them (`ConcatFusion`).
 - ``dropout``: the same with ``modality_dropout`` 0.2.
 - ``gated``, ``attention``, ``late``: the other fusions.
 - ``zeros``: the same network as ``ours``, not told what is missing; zeros in the place of traces, waves and statistics.
 
-RESULT missing_rate: test error of zero filling / test error of ``ours`` at the highest rate, means over the seeds; above
-1 the masks help.
+RESULT missing_rate: test error of zero filling / test error of ``ours`` at the highest rate, means over the seeds;
+above 1 the masks help.
 RESULT missing_rate_<way>_<rate in %>: mean test accuracy.
 
     python tests/benchmarks/missing_rate.py --rates 0 0.2 0.4 0.6 --seeds 0 1 2 3 4 --threads 1

@@ -47,7 +47,7 @@ def test_everything_else_trains_bit_by_bit_as_without_them(clip: dict[str, Any])
 
 
 def test_they_learn() -> None:
-    model = hybrid()
+    model = hybrid(part_heads=True)
     runner = trainer(max_epochs=16)
     runner.fit(model, batches(), batches())
     assert runner.callback_metrics["val/accuracy/new"] > 0.8

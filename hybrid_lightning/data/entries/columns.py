@@ -159,11 +159,12 @@ def fit_numbers(table: Table, columns: list[str], rows: Rows, where: str) -> dic
     """``mean`` and ``std`` of columns over rows, gaps left out; a constant column has std 1."""
     found: dict[str, dict[str, float]] = {"mean": {}, "std": {}}
     for column in columns:
-        values = _finite_numbers(table, column, where)[rows]
+        table.require(column, where)
+        values = table.numbers(column, where)[rows]
         values = values[~np.isnan(values)]
         if not len(values):
             raise _nothing_known(column, rows, where)
-        largest = np.abs(values).max() or 1.0  # squares of huge numbers overflow
+        largest = 2.0 ** (int(np.frexp(np.abs(values).max())[1]) - 1)  # squares of huge numbers overflow
         mean, std = (values / largest).mean(), (values / largest).std()
         found["mean"][column] = float(mean * largest)
         found["std"][column] = float(std * largest) if std > 1e-9 else 1.0
@@ -175,20 +176,9 @@ def standardised(table: Table, columns: list[str], statistics: dict[str, Any], w
     values = np.empty((len(table), len(columns)), dtype=np.float32)
     for index, column in enumerate(columns):
         mean, std = (fitted(statistics, name, column, where) for name in ("mean", "std"))
-        values[:, index] = (_finite_numbers(table, column, where) - mean) / std
+        table.require(column, where)
+        values[:, index] = (table.numbers(column, where) - mean) / std
     return torch.from_numpy(values)
-
-
-def _finite_numbers(table: Table, column: str, where: str) -> Rows:
-    table.require(column, where)
-    values: Rows = table.numbers(column, where)
-    infinite = np.flatnonzero(np.isinf(values))
-    if len(infinite):
-        raise ConfigError(
-            f"{where}: column {column!r} of {str(table.path)!r} is infinite in row {infinite[0]} ({len(infinite)} such "
-            f"cells). Empty the cell, or write a number."
-        )
-    return values
 
 
 def fit_categories(table: Table, columns: list[str], rows: Rows, where: str) -> dict[str, dict[str, list[str]]]:
@@ -218,7 +208,7 @@ def _positions(texts: "pyarrow.Array", categories: list[str]) -> Rows:
     import pyarrow
     from pyarrow import compute
 
-    found = compute.index_in(texts, value_set=pyarrow.array(categories, pyarrow.string()))
+    found = compute.index_in(texts, value_set=pyarrow.array(categories, texts.type))
     positions: Rows = compute.fill_null(found, -1).to_numpy(zero_copy_only=False)
     return positions
 
