@@ -157,6 +157,7 @@ class HybridTask(pl.LightningModule, ABC):
         weights that match and starts at step 0; ``match`` also keeps the optimizer state that matches, and goes on."""
         self._saved_facts: dict[str, Any] | None = None
         self._trained = False
+        self._record: Mapping[str, Any] | None = None
         self._trust: Collection[str] | None = None
         self._own_callbacks: list[pl.Callback] = []
 
@@ -248,6 +249,17 @@ class HybridTask(pl.LightningModule, ABC):
             self.network.weight_reports["init_from"] = initialise(self.network, given, start)
         return self
 
+    def rebuild_as(self, saved: Mapping[str, Any]) -> None:
+        """Lets the Trainer build the network as it was in a checkpoint, not along the data at hand, if it has the same
+        parts: other data may lack more, or other inputs.
+
+        Args:
+            saved: What a task added to the checkpoint.
+        """
+        own = {name: part.plain() for name, part in self.parts.items()}
+        if own == saved["parts"] and self.fusion.plain() == saved["fusion"]:
+            self._record = saved["network"]
+
     def built(self) -> HybridNetwork:
         """The network.
 
@@ -271,7 +283,9 @@ class HybridTask(pl.LightningModule, ABC):
     def configure_model(self) -> None:
         """Builds the network from two samples of the data, unless it exists."""
         self._saved_facts = None  # of a checkpoint with which an earlier fit failed
-        if self.network is None:
+        if self.network is None and self._record is not None:
+            self.build(record=self._record, load=False)
+        elif self.network is None:
             hints = getattr(getattr(self.trainer, "datamodule", None), "input_facts", None)
             self.build(example_batch(self.trainer), load=self.reads_weights, hints=hints)
         network = self.built()
