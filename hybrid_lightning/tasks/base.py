@@ -257,7 +257,8 @@ class HybridTask(pl.LightningModule, ABC):
             saved: What a task added to the checkpoint.
         """
         own = {name: part.plain() for name, part in self.parts.items()}
-        if own == saved["parts"] and self.fusion.plain() == saved["fusion"]:
+        same = own == saved["parts"] and self.fusion.plain() == saved["fusion"]
+        if same and saved.get("outputs") == self.outputs:
             self._record = saved["network"]
 
     def built(self) -> HybridNetwork:
@@ -539,6 +540,7 @@ class HybridTask(pl.LightningModule, ABC):
             "facts": self.facts,
             "parts": {name: part.plain() for name, part in self.parts.items()},
             "fusion": self.fusion.plain(),
+            "outputs": self.outputs,
             "network": network.record,
             "groups": group_names(network, network.param_groups(self.base_lr, self.weight_decay)),
         }
