@@ -1,5 +1,6 @@
 """Arrays and volumes: a file per sample → a tensor."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ from torch.nn import functional
 
 from hybrid_lightning.data.entries.checks import check_choice, check_column, check_size
 from hybrid_lightning.data.entries.files import FileEntry
-from hybrid_lightning.data.entries.numpy_files import Array, is_numpy, read_array, stated_shape
+from hybrid_lightning.data.entries.numpy_files import Array, is_numpy, read_array, refuse_huge, stated_shape
 from hybrid_lightning.errors import ConfigError, check_number
 
 GAPS = ("refuse", "zero")
-_NIFTI = (".nii", ".gz", ".hdr", ".img")
 
 
 class ArrayEntry(FileEntry):
@@ -106,6 +106,7 @@ class VolumeEntry(FileEntry):
         """`(D, H, W)` or `(C, D, H, W)`."""
         nibabel = self._nibabel(path)
         image = nibabel.load(path)
+        refuse_huge(4 * math.prod(image.shape))
         data = image.get_fdata(dtype=np.float32, caching="unchanged")
         if data.ndim not in (3, 4):
             raise ValueError(f"its shape {data.shape} is neither (x, y, z) nor (x, y, z, channels)")
@@ -113,8 +114,8 @@ class VolumeEntry(FileEntry):
         return np.ascontiguousarray(turned.T)
 
     def _nibabel(self, path: Path) -> Any:
-        if path.suffix not in _NIFTI:
-            raise ValueError(f"its name ends in none of .npy, .npz, .nii and .nii.gz, but in {path.suffix!r}")
+        if not path.name.endswith((".nii", ".nii.gz")):
+            raise ValueError("its name ends in none of .npy, .npz, .nii and .nii.gz")
         try:
             import nibabel
         except ModuleNotFoundError:

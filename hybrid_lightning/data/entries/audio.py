@@ -18,6 +18,9 @@ from hybrid_lightning.errors import ConfigError, check_number
 _WINDOW, _HOP = 0.025, 0.010
 _FLOOR = 1e-6
 _ZEROS, _ROLLOFF = 12, 0.95
+_PIECE = 2**14
+"""New samples that are computed at once; each needs about a hundred old ones in memory."""
+_HIGHEST_RATE = 1_000_000
 
 
 class AudioEntry(FileEntry):
@@ -99,6 +102,8 @@ class AudioEntry(FileEntry):
             if start:
                 file.seek(start)
             samples = file.read(count, dtype="float32", always_2d=True)
+        if not 1 <= rate <= _HIGHEST_RATE:
+            raise ValueError(f"its rate of {rate} samples per second is not one of 1 to {_HIGHEST_RATE}")
         if not len(samples) or len(samples) < count:
             raise ValueError(f"it ends after {start + len(samples)} samples of {start + count}")
         return torch.from_numpy(without_gaps(samples, "refuse").T.copy()), rate
@@ -132,13 +137,14 @@ def resample(sound: Tensor, rate: int, wanted: int) -> Tensor:
     common = math.gcd(rate, wanted)
     rate, wanted = rate // common, wanted // common
     weights = _weights(rate, wanted)
-    taps = weights.shape[1]
-    count = -(-sound.shape[1] * wanted // rate)
-    new = torch.arange(count)
-    first = new * rate // wanted  # of the padded samples
-    padded = functional.pad(sound, (taps // 2 - 1, taps))
-    windows = padded[:, first[:, None] + torch.arange(taps)]
-    return torch.einsum("cnt,nt->cn", windows, weights[new % wanted])
+    taps = torch.arange(weights.shape[1])
+    padded = functional.pad(sound, (len(taps) // 2 - 1, len(taps)))
+    count, pieces = -(-sound.shape[1] * wanted // rate), []
+    for start in range(0, count, _PIECE):
+        new = torch.arange(start, min(count, start + _PIECE))
+        windows = padded[:, (new * rate // wanted)[:, None] + taps]
+        pieces.append(torch.einsum("cnt,nt->cn", windows, weights[new % wanted]))
+    return torch.cat(pieces, dim=1)
 
 
 @lru_cache(maxsize=8)

@@ -78,7 +78,7 @@ class Entry(ABC):
         """Joins values to a batch; where one is None (absent), zeros stand in its place.
 
         Args:
-            values: As `read` gives them.
+            values: As `read` gives them, which need not be the form that a batch has.
             placeholder: A value of this entry, for batches in which all are absent.
         """
         known = next((value for value in values if value is not None), placeholder)

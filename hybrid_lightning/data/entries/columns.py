@@ -163,7 +163,7 @@ def fit_numbers(table: Table, columns: list[str], rows: Rows, where: str) -> dic
         values = values[~np.isnan(values)]
         if not len(values):
             raise _nothing_known(column, rows, where)
-        largest = np.abs(values).max() or 1.0  # squares of huge numbers overflow
+        largest = 2.0 ** (int(np.frexp(np.abs(values).max())[1]) - 1)  # squares of huge numbers overflow
         mean, std = (values / largest).mean(), (values / largest).std()
         found["mean"][column] = float(mean * largest)
         found["std"][column] = float(std * largest) if std > 1e-9 else 1.0
@@ -218,7 +218,7 @@ def _positions(texts: "pyarrow.Array", categories: list[str]) -> Rows:
     import pyarrow
     from pyarrow import compute
 
-    found = compute.index_in(texts, value_set=pyarrow.array(categories, pyarrow.string()))
+    found = compute.index_in(texts, value_set=pyarrow.array(categories, texts.type))
     positions: Rows = compute.fill_null(found, -1).to_numpy(zero_copy_only=False)
     return positions
 

@@ -42,7 +42,9 @@ def read_array(path: Path, name: str | None = None) -> Array:
     with _opened(path, name) as (stream, size):
         header = _header(stream, size)
         flat = np.frombuffer(stream.read(math.prod(header.shape) * header.dtype.itemsize), header.dtype)
-    return flat.reshape(header.shape, order="F" if header.fortran_order else "C").astype(np.float32, order="C")
+    array = flat.reshape(header.shape, order="F" if header.fortran_order else "C")
+    with np.errstate(over="ignore"):  # too large for float32: becomes infinite, and is refused as such
+        return array.astype(np.float32, order="C")
 
 
 def stated_shape(path: Path, name: str | None = None) -> tuple[int, ...]:
@@ -87,11 +89,16 @@ def _header(stream: IO[bytes], size: int) -> Header:
         raise ValueError("it holds Python objects (pickle), which could run code; save an array of numbers instead")
     if header.dtype.kind not in "biuf":
         raise ValueError(f"it holds {header.dtype}, not numbers")
-    if not math.prod(header.shape):
+    if min(header.shape, default=1) < 1:
         raise ValueError(f"it is empty: its shape is {header.shape}")
     wanted, there = math.prod(header.shape) * header.dtype.itemsize, size - stream.tell()
     if wanted > there:
         raise ValueError(f"it is incomplete: {wanted} bytes belong to shape {header.shape}, and {there} are there")
-    if wanted > _LARGEST:
-        raise ValueError(f"it holds {wanted / 2**30:.0f} GiB, more than a sample may have ({_LARGEST // 2**30} GiB)")
+    refuse_huge(wanted)
     return header
+
+
+def refuse_huge(size: int) -> None:
+    """Raises `ValueError` if a sample has too many bytes."""
+    if size > _LARGEST:
+        raise ValueError(f"it holds {size / 2**30:.0f} GiB, more than a sample may have ({_LARGEST // 2**30} GiB)")

@@ -165,24 +165,23 @@ def read_text(path: Path) -> Array:
     Raises:
         ValueError: If it holds something else.
     """
-    import pandas
-
     separator = _SEPARATORS.get(path.suffix)
     if separator is None:
         raise ValueError(f"its name ends in none of .npy, .npz, .csv, .tsv and .txt, but in {path.suffix!r}")
-    text = path.read_text(encoding="utf-8-sig").strip("\n")
-    first = text.partition("\n")[0].split(None if path.suffix == ".txt" else separator)
-    frame = pandas.read_csv(
-        io.StringIO(text),
-        sep=separator,
-        header=None,
-        skiprows=0 if all(map(_is_number, first)) else 1,
-        dtype=np.float64,
-    )
-    steps: Array = frame.to_numpy(dtype=np.float32)
-    if not steps.size:
+    lines = path.read_text(encoding="utf-8-sig").strip("\n").split("\n")
+    spaces = path.suffix == ".txt"
+    if not all(map(_is_number, lines[0].split(None if spaces else separator))):
+        lines = lines[1:]
+    if not any(map(str.strip, lines)):
         raise ValueError("it holds no numbers")
-    return steps
+    try:
+        return np.loadtxt(lines, np.float32, comments=None, delimiter=None if spaces else separator, ndmin=2)
+    except ValueError:  # empty fields, which pandas reads, at a tenth of the speed for short files
+        import pandas
+
+        text = io.StringIO("\n".join(lines))
+    frame = pandas.read_csv(text, sep=separator, header=None, dtype=np.float64, skip_blank_lines=True)
+    return frame.to_numpy(dtype=np.float32)  # type: ignore[no-any-return]
 
 
 def _is_number(field: str) -> bool:

@@ -60,9 +60,11 @@ class TextEntry(Entry):
         """``words``: those with a number, the most frequent first, equally frequent ones in the order of letters."""
         if not self._by_words:
             return {}
+        import pyarrow
+
         table.require(self.columns[0], self.where)
         texts = table.texts(self.columns[0])
-        counts = Counter(word for row in rows.tolist() for word in words_of(texts[row].as_py() or ""))
+        counts = Counter(word for text in texts.take(pyarrow.array(rows)).to_pylist() for word in words_of(text or ""))
         if not counts:
             raise ConfigError(f"{self.where}: no training row has a word in column {self.columns[0]!r}.")
         frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -115,7 +117,7 @@ class TextEntry(Entry):
             values = torch.tensor(numbers, dtype=torch.long)
             return {"values": values, "mask": torch.ones(len(values), dtype=torch.bool)}
         try:
-            encoded = self._encoder(text, truncation=True, max_length=self._most())
+            encoded = self._encoder(text, truncation=True, max_length=self._most(), return_attention_mask=True)
         except Exception as error:  # depends on the kind of tokenizer
             raise cell_error(self.where, row, text[:40], error) from error
         return {name: torch.tensor(encoded[name], dtype=torch.long) for name in ("input_ids", "attention_mask")}

@@ -1,0 +1,213 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from hybrid_lightning.data.transforms import make_transforms
+from hybrid_lightning.errors import ConfigError
+
+IMAGE = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0))
+
+
+def make(path, **arguments):
+    return make_transforms([{"class_path": path, "init_args": arguments}], "data.inputs.photo.train")
+
+
+def scaled_by(value, factor=2.0):
+    return value * factor
+
+
+def to_numpy(value):
+    return value.numpy()
+
+
+class Flaky:
+    def __init__(self, size=None):
+        if size == 0:
+            raise RuntimeError("no size")
+
+    def __call__(self, value):
+        raise RuntimeError("out of luck")
+
+
+class OfItsOwnState:
+    """Draws as transforms of MONAI do."""
+
+    def __init__(self):
+        self.random = np.random.RandomState()
+
+    def set_random_state(self, seed):
+        self.random = np.random.RandomState(seed)
+
+    def __call__(self, value):
+        return value + float(self.random.rand())
+
+
+class Tagged(torch.Tensor):
+    pass
+
+
+def tagged(value):
+    return value.as_subclass(Tagged)
+
+
+def test_a_flip_mirrors_with_its_probability():
+    assert torch.equal(make("RandomFlip", p=1.0)(IMAGE), IMAGE.flip(2))
+    assert torch.equal(make("RandomFlip", p=1.0, dim=-2)(IMAGE), IMAGE.flip(1))
+    flip = make("RandomFlip", p=0.3)
+    flipped = sum(not torch.equal(flip(IMAGE), IMAGE) for _ in range(1000))
+    assert 250 < flipped < 350
+    assert torch.equal(make("RandomFlip", p=0.0)(IMAGE), IMAGE)
+
+
+def test_a_crop_is_a_window_at_any_place():
+    crop = make("RandomCrop", size=[5, 6])
+    windows = [IMAGE[:, top : top + 5, left : left + 6] for top in range(2) for left in range(3)]
+    seen = set()
+    for _ in range(80):
+        found = crop(IMAGE)
+        seen |= {i for i, window in enumerate(windows) if torch.equal(window, found)}
+        assert found.shape == (3, 5, 6)
+    assert seen == set(range(6))
+
+
+def test_a_crop_may_reach_into_zeros_beside_the_sample():
+    found = torch.stack([make("RandomCrop", size=4, padding=2)(torch.ones(1, 4, 4)) for _ in range(60)])
+    assert {int(window.sum()) for window in found} <= {4, 6, 8, 9, 12, 16}
+    assert (found.flatten(1).sum(1) < 16).any()
+    assert make("RandomCrop", size=3)(torch.ones(2, 5)).shape == (2, 3), "series, and volumes, alike"
+    assert make("RandomCrop", size=3)(torch.ones(1, 5, 4, 3)).shape == (1, 3, 3, 3)
+
+
+def test_a_resized_crop_of_everything_is_the_antialiased_image():
+    whole = make("RandomResizedCrop", size=[3, 4], scale=[1.0, 1.0], ratio=[8 / 6, 8 / 6])
+    expected = torch.nn.functional.interpolate(IMAGE[None], (3, 4), mode="bilinear", antialias=True)[0]
+    torch.testing.assert_close(whole(IMAGE), expected)
+
+
+def test_a_resized_crop_keeps_its_bounds():
+    crop = make("RandomResizedCrop", size=8, scale=[0.25, 0.5], ratio=[0.5, 2.0]).steps[0]
+    areas, ratios = [], []
+    for _ in range(300):
+        top, left, height, width = crop._window(100, 120)
+        assert 0 <= top <= 100 - height
+        assert 0 <= left <= 120 - width
+        areas.append(height * width / 12000)
+        ratios.append(width / height)
+    assert 0.24 < min(areas) < 0.27 < 0.48 < max(areas) < 0.51
+    assert 0.48 < min(ratios) < 0.6 < 1.6 < max(ratios) < 2.1
+    assert make("RandomResizedCrop", size=4)(torch.ones(1, 1, 1)).shape == (1, 4, 4)
+    assert crop._window(1, 100) == (0, 0, 1, 100)  # nothing fits
+
+
+def test_normalise_subtracts_the_mean_and_divides_by_the_deviation():
+    found = make("Normalise", mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])(IMAGE)
+    torch.testing.assert_close(found[2], (IMAGE[2] - 0.3) / 0.7)
+    torch.testing.assert_close(found[0], (IMAGE[0] - 0.1) / 0.5)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "RandomFlip",
+        {"class_path": "RandomCrop", "init_args": {"size": 3}},
+        {"class_path": "RandomResizedCrop", "init_args": {"size": 4}},
+    ],
+)
+def test_random_transforms_repeat_with_torchs_seed(item):
+    transforms = make_transforms([item, f"{__name__}.OfItsOwnState"], "x")
+    first, again = [], []
+    for results in (first, again):
+        torch.manual_seed(3)
+        results += [transforms(IMAGE) for _ in range(5)]
+    assert all(map(torch.equal, first, again))
+    assert not all(torch.equal(first[0], other) for other in first[1:])
+
+
+def test_any_callable_has_its_path():
+    assert torch.equal(make(f"{__name__}.scaled_by")(IMAGE), 2 * IMAGE)
+    assert torch.equal(make(f"{__name__}.scaled_by", factor=3)(IMAGE), 3 * IMAGE)
+
+
+def test_transforms_of_torchvision_repeat_with_torchs_seed():
+    pytest.importorskip("torchvision")
+    assert torch.equal(make("torchvision.transforms.v2.RandomHorizontalFlip", p=1.0)(IMAGE), IMAGE.flip(2))
+    inner = [{"class_path": f"{__name__}.scaled_by", "init_args": {"factor": 5}}]
+    chosen = make("torchvision.transforms.v2.RandomApply", transforms=inner, p=1.0)
+    assert torch.equal(chosen(IMAGE), 5 * IMAGE)
+    crop, results = make("torchvision.transforms.v2.RandomResizedCrop", size=4), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        results.append(torch.stack([crop(IMAGE) for _ in range(5)]))
+    assert torch.equal(*results)
+    with pytest.raises(ConfigError, match=r"^data\.inputs\.photo\.train\.0: .*unknown name 'Flip'"):
+        make("torchvision.transforms.v2.Flip")
+
+
+def test_transforms_of_monai_repeat_with_torchs_seed():
+    pytest.importorskip("monai")
+    noise, results = make("monai.transforms.RandGaussianNoise", prob=1.0), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        results.append(torch.stack([noise(IMAGE) for _ in range(3)]))
+    assert torch.equal(*results)
+    assert type(results[0]) is torch.Tensor
+    assert not torch.equal(results[0][0], results[0][1])
+
+
+def test_a_subclass_of_tensor_becomes_a_tensor():
+    found = make_transforms([f"{__name__}.tagged"], "x")(IMAGE)
+    assert type(found) is torch.Tensor
+
+
+def test_nothing_to_do_is_nothing():
+    transforms = make_transforms([], "x")
+    assert not transforms
+    assert transforms(IMAGE) is IMAGE
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ("RandomFlip", r"^x: 'RandomFlip' is no list\. Write such as \[\{class_path: RandomFlip\}\]"),
+        ([3], r"^x\.0: 3 is neither a name nor \{class_path"),
+        ([{"class_path": "RandomFlip", "args": {}}], r"^x\.0: unknown key 'args'"),
+        (["RandomFlop"], r"^x\.0: unknown name 'RandomFlop'\. Did you mean 'RandomFlip'\?"),
+        ([{"class_path": "RandomFlip", "init_args": {"q": 1}}], r"^x\.0: unknown argument 'q'"),
+        ([{"class_path": "RandomFlip", "init_args": {"p": 2}}], r"^x\.0: RandomFlip\.p: 2 is not a number at least 0"),
+        ([{"class_path": "RandomFlip", "init_args": [1]}], r"^x\.0\.init_args: \[1\] are no names and values"),
+        (["RandomCrop"], r"^x\.0: 'size' must be given"),
+        (["RandomFlip", "no_such_package.Flip"], r"^x\.1: 'no_such_package\.Flip' cannot be imported"),
+        (["torch.nn.Flip"], r"^x\.0: .*unknown name 'Flip'"),
+        ([{"class_path": f"{__name__}.Flaky", "init_args": {"size": 0}}], r"^x\.0: '.*Flaky' refuses .*: no size"),
+    ],
+)
+def test_an_impossible_transform_is_told_with_its_place(items, message):
+    with pytest.raises(ConfigError, match=message):
+        make_transforms(items, "x")
+
+
+def test_a_missing_library_is_named_with_its_installation(monkeypatch):
+    monkeypatch.setattr("hybrid_lightning.data.transforms.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"'kornia\.augmentation\.RandomAffine' needs kornia.*\[kornia\]"):
+        make("kornia.augmentation.RandomAffine", degrees=3.0)
+
+
+def test_a_transform_that_fails_or_returns_no_tensor_is_told():
+    with pytest.raises(
+        ConfigError, match=r"^data\.inputs\.photo\.train\.0: Flaky fails on a tensor \(3, 6, 8\): out of"
+    ):
+        make(f"{__name__}.Flaky")(IMAGE)
+    with pytest.raises(
+        ConfigError, match=r"0: to_numpy returns a ndarray \(3, 6, 8\) for a tensor \(3, 6, 8\)\. A trans"
+    ):
+        make(f"{__name__}.to_numpy")(IMAGE)
+    with pytest.raises(ConfigError, match=r"RandomCrop fails .*a window of \[9, 9\] does not fit into \[6, 8\]"):
+        make("RandomCrop", size=9)(IMAGE)
+
+
+def test_transforms_can_be_sent_to_another_process():
+    items = [{"class_path": "RandomResizedCrop", "init_args": {"size": 4}}, {"class_path": f"{__name__}.scaled_by"}]
+    sent = pickle.loads(pickle.dumps(make_transforms(items, "x")))
+    assert sent(IMAGE).shape == (3, 4, 4)
