@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, WeightedRandomSampler
 
 from hybrid_lightning.data import entries as kinds
+from hybrid_lightning.data.augment import make_augmentation
 from hybrid_lightning.data.entries.base import Entry
 from hybrid_lightning.data.manifest_state import (
     STATE_VERSION,
     check_version,
+    compare_names,
     digest,
     no_statistics,
     read_statistics,
@@ -124,8 +126,7 @@ class ManifestDataModule(pl.LightningDataModule):
         self.batch_size, self.workers, self.sampling = batch_size, workers, sampling
         self.predict_path, self.statistics, self.checks = predict_path, statistics, checks
         self.target = None if target is None else Target(target)
-        kinds.parse_entries(inputs)  # refuses wrong ones before data are read
-        self.augment = augment
+        self.augment = make_augmentation(augment, list(kinds.parse_entries(inputs)))  # refuses what is impossible
         self.datasets: dict[str, SampleDataset] = {}
         """Split → dataset, after `setup`; ``predict`` only with its own manifest."""
         self.split: Array = np.zeros(0, dtype=np.int8)
@@ -156,8 +157,7 @@ class ManifestDataModule(pl.LightningDataModule):
             self._write_split()
 
     def _prepare(self) -> None:
-        table = self._table(self.path, "data.path")
-        saved = self._given or {}
+        table, saved = self._table(self.path, "data.path"), self._given or {}
         target = None
         if self.target is not None:
             target = self.target.values(table, (saved.get("target") or {}).get("names"))
@@ -166,12 +166,13 @@ class ManifestDataModule(pl.LightningDataModule):
         self.split = self._split_rows(table, target)
         if self.target is not None and target is not None:
             check_split(self.target, target, self.split)
+            compare_names(self.target, saved, refuse=self._stage != "fit")
             line = few_rows(self.target, target, self.split)
             if line:
                 rank_zero_info(line)
         self._compare_split(saved)
         rows = np.flatnonzero(self.split == TRAIN)
-        samples = self._samples(table, self.path, "data.path", self._fitted(table, rows, saved), saved, target)
+        samples = self._samples(table, self._fitted(table, rows, saved), saved, target)
         for code, split in enumerate(SPLITS):
             own = torch.from_numpy(np.flatnonzero(self.split == code))
             self.datasets[split] = dataset_of(samples, own, training=split == "train")
@@ -181,7 +182,7 @@ class ManifestDataModule(pl.LightningDataModule):
         assert self._state is not None
         table = self._table(path, "data.predict_path")
         fitted = self._fitted(table, np.zeros(0, dtype=np.int64), self._state)
-        samples = self._samples(table, path, "data.predict_path", fitted, self._state)
+        samples = self._samples(table, fitted, self._state)
         self.datasets["predict"] = dataset_of(samples, torch.arange(len(table)))
 
     def _table(self, path: str, where: str) -> Table:
@@ -240,26 +241,33 @@ class ManifestDataModule(pl.LightningDataModule):
                 rank_zero_info(f"{entry.where}: its columns are not those of the checkpoint; fitted anew")
             for column in entry.columns:
                 table.require(column, entry.where)
+            entry.folder = self._folder(table)
             entry.statistics = entry.fit(table, rows)
         return entries
 
     def _samples(
         self,
         table: Table,
-        path: str,
-        where: str,
         entries: dict[str, Entry],
         saved: Mapping[str, Any],
         target: Tensor | None = None,
     ) -> Samples:
-        folder = str(Path(path).parent) if self.root is None else self.root
         shapes = {key: known["shape"] for key, known in saved.get("inputs", {}).items() if known.get("shape")}
-        samples = Samples(entries, table, folder, saved.get("incomplete", ()), target, shapes, where)
+        incomplete = saved.get("incomplete", ())
+        samples = Samples(entries, table, self._folder(table), incomplete, target, shapes)
         for line in unseen_lines(entries, table):
             rank_zero_info(line)
         if self.checks:
             check_files(samples)
         return samples
+
+    def _folder(self, table: Table) -> str:
+        """Where relative paths in cells start."""
+        return str(table.path.parent) if self.root is None else self.root
+
+    def prefetch(self) -> list[str]:
+        """Fetches what inputs take from this machine alone, such as tokenizers; lines that say what is here now."""
+        return [line for entry in kinds.parse_entries(self.inputs).values() for line in entry.prefetch()]
 
     # State
 
@@ -356,6 +364,11 @@ class ManifestDataModule(pl.LightningDataModule):
         split = "predict" if "predict" in self.datasets else "test"
         return self._loader(split, sampler=self._padded(self.datasets[split]))
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augments training batches on their device."""
+        training = self.augment and self.trainer is not None and self.trainer.training
+        return self.augment(batch) if training else batch
+
     def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[dict[str, Any]]:
         dataset, training = self.datasets[split], split == "train"
         if not len(dataset):
@@ -391,9 +404,9 @@ class ManifestDataModule(pl.LightningDataModule):
                 f"data.sampling: 'balanced' needs classes; the target is {self.target_kind}. Use 'shuffle'."
             )
         targets = self.datasets["train"].targets
-        weights = 1 / torch.bincount(targets).double()
+        weights: Any = (1 / torch.bincount(targets).double())[targets]
         generator = torch.Generator().manual_seed(self.split_seed)
-        return WeightedRandomSampler(weights[targets].tolist(), len(targets), generator=generator)
+        return WeightedRandomSampler(weights, len(targets), generator=generator)
 
     def _padded(self, dataset: SampleDataset) -> Sampler[int] | None:
         """Under a sharded strategy all ranks need the same number of batches, and Lightning would not see to it."""

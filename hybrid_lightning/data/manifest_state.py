@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from hybrid_lightning.data.entries.base import Entry
 from hybrid_lightning.data.splits import SPLITS, Array
 from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.targets import Target
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.weights import read_file
@@ -60,6 +62,21 @@ def no_statistics(entry: Entry, saved: Mapping[str, Any]) -> ConfigError:
     )
 
 
+def compare_names(target: Target, saved: Mapping[str, Any], refuse: bool) -> None:
+    """Tells that the classes of the config are not those of the checkpoint, or refuses it.
+
+    Raises:
+        ConfigError: If they differ and `refuse` is set, because outputs would get the names of others.
+    """
+    old = (saved.get("target") or {}).get("names")
+    if old is None or old == target.names:
+        return
+    difference = f"{listing(old, 8)} in the checkpoint, {listing(target.names or (), 8)} here"
+    if refuse:
+        raise ConfigError(f"{target.where}: other classes or columns: {difference}. Use the target of its run.")
+    rank_zero_info(f"{target.where}: {difference}")
+
+
 def digest(split: Array) -> str:
     """Tells splits apart."""
     return hashlib.blake2b(split.tobytes(), digest_size=16).hexdigest()
@@ -72,8 +89,7 @@ def unseen_lines(entries: Mapping[str, Entry], table: Table) -> list[str]:
 
     lines = []
     for entry in entries.values():
-        columns = getattr(entry, "categorical", entry.columns)
-        for column, known in zip(columns, entry.statistics.get("categories", ()), strict=False):
+        for column, known in entry.statistics.get("categories", {}).items():
             texts = table.texts(column).drop_null()
             strange = texts.filter(compute.invert(compute.is_in(texts, value_set=pyarrow.array(known, texts.type))))
             if len(strange):

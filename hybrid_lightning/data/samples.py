@@ -30,7 +30,6 @@ class Samples:
         incomplete: Keys that have a presence although no cell of them is empty here.
         target: Of all rows; None if there is none.
         shapes: Key → what a value looks like, for keys of which no row is at hand.
-        where: Config path of the manifest, for errors.
 
     Raises:
         ConfigError: If a column is missing, or all inputs of a row are empty.
@@ -44,14 +43,15 @@ class Samples:
         incomplete: Sequence[str] = (),
         target: Tensor | None = None,
         shapes: Mapping[str, Shape] | None = None,
-        where: str = "data.path",
     ) -> None:
         self.entries, self.target, self.rows = dict(entries), target, len(table)
+        self.files = [key for key, entry in self.entries.items() if not entry.in_memory]
+        """Keys that are read sample by sample."""
         for entry in self.entries.values():
             for column in entry.columns:
                 table.require(column, entry.where)
         present = {key: torch.from_numpy(~entry.empty(table)) for key, entry in self.entries.items()}
-        self._refuse_empty_rows(present, table, where)
+        self._refuse_empty_rows(present, table)
         gaps = {key for key, known in present.items() if not bool(known.all())}
         self.incomplete = [key for key in self.entries if key in gaps or key in incomplete]
         """Keys of which batches say in ``present/<key>`` whether a sample has them."""
@@ -61,17 +61,12 @@ class Samples:
         self.shapes = {key: self._shape(key, present[key], shapes or {}) for key in self.files}
         """Key of a file entry → what its values look like, if that is known."""
 
-    @property
-    def files(self) -> list[str]:
-        """Keys that are read sample by sample."""
-        return [key for key, entry in self.entries.items() if not entry.in_memory]
-
-    def _refuse_empty_rows(self, present: Mapping[str, Tensor], table: Table, where: str) -> None:
+    def _refuse_empty_rows(self, present: Mapping[str, Tensor], table: Table) -> None:
         empty = np.flatnonzero(~torch.stack(list(present.values())).any(dim=0).numpy())
         if len(empty):
             raise ConfigError(
-                f"{where}: in {len(empty)} rows of {str(table.path)!r} all inputs are empty: {rows_of(empty)}. Fill in "
-                f"a cell of {', '.join(present)}, or remove these rows."
+                f"{table.where}: in {len(empty)} rows of {str(table.path)!r} all inputs are empty: {rows_of(empty)}. "
+                f"Fill in a cell of {', '.join(present)}, or remove these rows."
             )
 
     def _shape(self, key: str, present: Tensor, shapes: Mapping[str, Shape]) -> Shape | None:
@@ -131,6 +126,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, samples: Samples, rows: Tensor, training: bool) -> None:
         self.samples, self.rows, self.training = samples, rows, training
+        self._row = rows.numpy()  # picks single numbers ten times faster
 
     @property
     def targets(self) -> Tensor:
@@ -148,7 +144,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.samples.read(int(self.rows[index]), self.training)
+        return self.samples.read(int(self._row[index]), self.training)
 
 
 class MemoryDataset(SampleDataset):
