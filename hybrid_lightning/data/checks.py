@@ -37,7 +37,13 @@ def check_on_first_rank(checked: Checked, trainer: pl.Trainer | None, decode: bo
     """
     folder = None if trainer is None else trainer.log_dir  # every rank has to ask, because the answer is broadcast
     bar = sys.stderr.isatty() if trainer is None else trainer.progress_bar_callback is not None
-    first_rank_first(trainer, lambda: print(check_manifest(checked, Path(folder or "."), decode, bar)))
+
+    def work() -> None:
+        text = check_manifest(checked, Path(folder or "."), decode, bar)
+        if text:
+            print(text)
+
+    first_rank_first(trainer, work)
 
 
 def first_rank_first(trainer: pl.Trainer | None, work: Callable[[], object]) -> None:
@@ -88,7 +94,7 @@ def check_manifest(checked: Checked, folder: Path, decode: bool = False, bar: bo
     path = folder / f"{checked.table.path.name.removesuffix('.gz').rpartition('.')[0]}.problems.csv"
     if not problems:
         path.unlink(missing_ok=True)
-        return "" if checked.split is None else overview(checked, findings)
+        return overview(checked, findings) if checked.split is not None else ""
     _write(problems, checked, path)
     lines = [*_file_lines(checked, problems), *_id_lines(checked, repeated)]
     more = "" if decode else " Only the first bytes were read; the command 'check' reads whole files."
