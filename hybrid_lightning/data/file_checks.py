@@ -169,7 +169,7 @@ def check_files(
 def _try_one(findings: FileFindings, rows: Array) -> None:
     """Reads the first file that seems to be good, for the shape in a batch."""
     bad = {problem.row for problem in findings.problems}
-    row = next((row for row in rows.tolist() if row not in bad), None)
+    row = next((int(row) for row in rows if int(row) not in bad), None)
     if row is None:
         return
     seen = look(findings.entry, row, probe=False, read=True)
@@ -207,7 +207,7 @@ def look(entry: FileEntry, row: int, probe: bool = True, read: bool = False, tra
     try:
         stored = entry.probe(row) if probe else ()
         if not read:
-            return Seen(stored, decisive=_decisive(entry, entry.cell(row), stored))
+            return Seen(stored, decisive=_decisive(entry, row, stored))
         return Seen(stored, *_shapes_of(entry.read(row, training)))
     except ConfigError as error:
         return Seen(reason=_reason(entry, row, error))
@@ -228,7 +228,7 @@ def _shapes_of(value: Value) -> tuple[Shape, Shape]:
     return tuple(value.shape), tuple(value.shape)
 
 
-def _decisive(entry: FileEntry, cell: str, stored: Shape) -> Shape:
+def _decisive(entry: FileEntry, row: int, stored: Shape) -> Shape:
     """What of a stated shape has to be the same in all files, unless transforms make it so; empty if nothing has."""
     if isinstance(entry, ImageEntry):
         return () if entry.size else stored[1:]
@@ -237,7 +237,7 @@ def _decisive(entry: FileEntry, cell: str, stored: Shape) -> Shape:
     if isinstance(entry, AudioEntry):
         return (1 if entry.channels == 1 else stored[0], 1 if entry.seconds else stored[1])
     if isinstance(entry, VolumeEntry) and entry.size:
-        return (stored[:-3] if is_numpy(Path(cell)) else stored[3:]) or (1,)
+        return (stored[:-3] if is_numpy(Path(entry.cell(row))) else stored[3:]) or (1,)
     return stored
 
 
