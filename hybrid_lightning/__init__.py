@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from hybrid_lightning.durations import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
+    from hybrid_lightning.losses import FocalLoss
     from hybrid_lightning.network.parts import Part
     from hybrid_lightning.network.registry import register
     from hybrid_lightning.param_groups import named_param_groups
@@ -48,6 +49,7 @@ _HOMES = {
     "ExactResume": "callbacks",
     "FSDP2Strategy": "strategies",
     "FitLength": "durations",
+    "FocalLoss": "losses",
     "GradientClipping": "callbacks",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
@@ -82,6 +84,7 @@ __all__ = [
     "ExactResume",
     "FSDP2Strategy",
     "FitLength",
+    "FocalLoss",
     "GradientClipping",
     "GradientNormMonitor",
     "GradualUnfreezing",

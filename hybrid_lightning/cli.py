@@ -1,6 +1,5 @@
 """The command line: LightningCLI with ``plan``, merged configs, run folders and short errors."""
 
-import csv
 import math
 import os
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -26,8 +24,8 @@ from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.configs import merged_arguments
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.export import ExportedProgram, export_network, export_part, is_program, require_trust
-from hybrid_lightning.files import whole_file
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
+from hybrid_lightning.predictions import CollectPredictions, check_output, prediction_table, write_table
 from hybrid_lightning.run_folder import Run, RunConfig, mark_finished, newest_checkpoint, run_to_continue, say
 from hybrid_lightning.run_logger import RunLogger
 from hybrid_lightning.tasks import HybridTask
@@ -44,6 +42,15 @@ _WITHOUT_RUN = ("plan", "check", "prefetch", "export")
 """Our own subcommands, which write no run folder."""
 
 
+def built_from_data(model: HybridTask, datamodule: pl.LightningDataModule, load: bool = True) -> Any:
+    """Builds a task's network from two training samples of its data; returns the loader of these data."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    loader = datamodule.train_dataloader()
+    model.build(first_batch(loader), load=load, hints=getattr(datamodule, "input_facts", None))
+    return loader
+
+
 class HybridTrainer(pl.Trainer):
     """Lightning's Trainer with ``plan``, ``check``, ``prefetch`` and ``export``."""
 
@@ -54,10 +61,7 @@ class HybridTrainer(pl.Trainer):
             model: The task.
             datamodule: Its first two samples decide the sizes, its length the moments.
         """
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        loader = datamodule.train_dataloader()
-        model.build(first_batch(loader))
+        loader = built_from_data(model, datamodule)
         limit = self.limit_train_batches
         batches = number_of_batches(loader) / self.world_size
         if isinstance(limit, int):
@@ -93,10 +97,8 @@ class HybridTrainer(pl.Trainer):
             model: The task.
             datamodule: Its first two samples decide the sizes.
         """
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        facts = model.build(first_batch(datamodule.train_dataloader())).built().facts
-        for name, part in facts.items():
+        built_from_data(model, datamodule)
+        for name, part in model.built().facts.items():
             if part.weights is not None:
                 print(f"{name}: the weights of {part.module!r} are here")
 
@@ -117,14 +119,12 @@ class HybridTrainer(pl.Trainer):
             format: A program of torch.export for a batch of any number of samples, or the tensors alone.
             ckpt_path: best, last (of the newest run of this name) or a path.
         """
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        loader = datamodule.train_dataloader()
-        model.build(first_batch(loader), load=False)
+        loader = built_from_data(model, datamodule, load=False)
         _, state = read_checkpoint(ckpt_path, "--ckpt_path")
+        model.follow_part_heads(state)
         refuse_other_model(model.state_dict(), state)
         model.load_state_dict(state)
-        export_network(model.built(), next(iter(loader)), output, format)
+        export_network(model.built(), next(iter(loader)), output, format, model.program_facts())
 
 
 class _Parser(LightningArgumentParser):
@@ -198,6 +198,19 @@ class HybridCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand not in _WITHOUT_RUN:
             parser.set_defaults({"weights_only": True})
+        if subcommand == "predict":
+            parser.add_argument(
+                "--output",
+                type=str | None,
+                default=None,
+                help="The table to write, .csv or .parquet (extra 'data'); null: predictions.csv in the run's folder.",
+            )
+            parser.add_argument(
+                "--row_numbers",
+                type=bool,
+                default=False,
+                help="Whether the table also has the samples' row numbers if the data name them by ids.",
+            )
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -267,6 +280,8 @@ class HybridCLI(LightningCLI):
                 f"{self.subcommand}: without a checkpoint the weights would be random. "
                 f"Add --ckpt_path best, --ckpt_path last (of the newest run of this name) or a path."
             )
+        if options.get("output") and self.subcommand == "predict":
+            check_output(options["output"])
         runs = Path(options.trainer.get("default_root_dir") or ".") / "runs" / name
         if self.subcommand == "fit" and options["resume"]:
             path = self._continue(options, runs)
@@ -285,6 +300,7 @@ class HybridCLI(LightningCLI):
                     f"Add --trainer.strategy fsdp2; any number of devices will do."
                 )
             options["ckpt_path"] = str(path)
+            _give_statistics(options.get("data"), str(path))
 
     def _continue(self, options: Any, runs: Path) -> Path | None:
         """Finds the run to continue, and gives its checkpoint."""
@@ -336,33 +352,33 @@ class HybridCLI(LightningCLI):
             print(f"results: {folder}")
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes the predictions to ``predictions.csv`` in the run's folder, in the order of the data."""
-        if self.trainer.world_size > 1:
-            raise ConfigError(
-                "predict: several devices would mix up the order of the samples. Set --trainer.devices 1."
-            )
+        """Writes a table of predictions in the order of the data, by default ``predictions.csv`` of the run."""
+        collected = CollectPredictions()
+        self.trainer.callbacks.append(collected)  # type: ignore[attr-defined]
+        self.model.explain = True
         if is_program(kwargs["ckpt_path"]):
             digest = self._get(self.config_init, "trust_program")
             program = ExportedProgram(self.model, kwargs["ckpt_path"], digest)
             kwargs |= {"model": program, "ckpt_path": None}
-        batches = self.trainer.predict(**kwargs)
-        table = torch.cat([torch.as_tensor(batch).cpu() for batch in batches or []])
-        path = Path(self.trainer.log_dir or ".") / "predictions.csv"
-        write_predictions(table, path)
-        print(f"predictions: {path}")
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
+        predicted = collected.gathered()
+        folder = self.trainer.log_dir or "."  # every rank has to ask, because the answer is broadcast
+        if predicted is not None:
+            path = Path(self._get(self.config_init, "output") or Path(folder) / "predictions.csv")
+            numbered = self._get(self.config_init, "row_numbers")
+            write_table(prediction_table(predicted, self.model, self.datamodule, numbered), path)
+            print(f"predictions: {path}")
+
+
+def _give_statistics(facts: Any, path: str) -> None:
+    """Lets a DataModule that has such an argument take its statistics from the checkpoint, unless it is told others."""
+    arguments = facts.get("init_args") if facts else None
+    if arguments is not None and arguments.get("statistics", "") is None:
+        arguments["statistics"] = path
 
 
 def _limits(trainer: Any) -> dict[str, Any]:
     return {key: trainer.get(key) for key in ("max_epochs", "max_steps", "max_time")}
-
-
-def write_predictions(table: torch.Tensor, path: Path) -> None:
-    """Writes predictions `(N,)` or `(N, outputs)` as CSV; the file appears whole or not at all."""
-    rows = table.reshape(len(table), -1).tolist()
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["row", *(f"output_{index}" for index in range(len(rows[0]) if rows else 0))])
-        writer.writerows([index, *row] for index, row in enumerate(rows))
 
 
 def run_cli(
@@ -403,12 +419,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # the data of this package are in memory; worker processes would cost more than they bring
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # a repeated sample counts once, see tasks/repeated.py
+    warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
+    # of a stream, whose order is taken as it comes
+    warnings.filterwarnings("ignore", "Couldn't infer the batch indices fetched")
     # lightning 2.6.6 calls a function that torch 2.13 deprecates
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
         if words[:1] == ["export_part"]:
             export_part(words[1:])
+        elif words[:1] == ["cross_validate"]:
+            from hybrid_lightning.cross_validation import cross_validate  # which imports this module
+
+            cross_validate(words[1:])
         else:
             run_cli(words)
     except (ConfigError, MisconfigurationException) as error:

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.losses import LOSSES
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,7 +106,7 @@ def torch_classes(namespace: ModuleType) -> dict[str, type]:
 
 
 def _complete_names(config: Mapping[str, Any]) -> None:
-    """Writes the names of torch's optimizers and schedulers in full, which is how the parser knows them."""
+    """Writes the names of torch's optimizers and schedulers, and of losses, in full, as the parser knows them."""
     arguments = (config.get("model") or {}).get("init_args") if isinstance(config.get("model"), Mapping) else None
     for key, namespace in (("optimizer", torch.optim), ("scheduler", torch.optim.lr_scheduler)):
         spec = arguments.get(key) if isinstance(arguments, Mapping) else None
@@ -114,6 +115,11 @@ def _complete_names(config: Mapping[str, Any]) -> None:
             if "." not in name and name not in torch_classes(namespace):
                 raise unknown(f"model.{key}.class_path", "class", name, torch_classes(namespace))
             spec["class_path"] = name if "." in name else f"{namespace.__name__}.{name}"
+    loss = arguments.get("loss_function") if isinstance(arguments, Mapping) else None
+    if isinstance(loss, dict) and isinstance(loss.get("class_path"), str) and "." not in loss["class_path"]:
+        if loss["class_path"] not in LOSSES:
+            raise unknown("model.loss_function.class_path", "loss", loss["class_path"], LOSSES)
+        loss["class_path"] = f"{LOSSES[loss['class_path']].__module__}.{loss['class_path']}"
 
 
 def _overlay_of(flag: str, value: str) -> dict[str, Any] | None:

@@ -26,7 +26,13 @@ _FACTS = "hybrid_lightning.json"
 """The entry of an exported program that names its inputs and counts its outputs."""
 
 
-def export_network(network: HybridNetwork, batch: Mapping[str, Any], output: str, form: str) -> None:
+def export_network(
+    network: HybridNetwork,
+    batch: Mapping[str, Any],
+    output: str,
+    form: str,
+    task_facts: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a network without anything of this program's around it, and prints the file's sha256.
 
     Args:
@@ -35,6 +41,7 @@ def export_network(network: HybridNetwork, batch: Mapping[str, Any], output: str
         output: The file to write.
         form: ``torch_export`` (a program of torch.export, which takes a dict batch of any number of samples) or
             ``safetensors`` (the tensors, by the names of the network).
+        task_facts: What the task needs to make predictions of the outputs; the program holds and the command prints it.
 
     Raises:
         ConfigError: If the suffix is another one, torch cannot export a part, or the answers differ.
@@ -47,10 +54,12 @@ def export_network(network: HybridNetwork, batch: Mapping[str, Any], output: str
             save_weights(plain.state_dict(), output)
         else:
             inputs = {key: on_cpu(batch[key]) for key in plain.keys_read}
-            program = exported_program(plain, inputs)
+            program = exported_program(plain, inputs, task_facts)
             with whole_file(output) as temporary:
                 temporary.write_bytes(program)
             print("inputs: " + ", ".join(described(key, value) for key, value in inputs.items()))
+        if task_facts and "mean" in task_facts:
+            print(f"outputs are standardised: number = output × {task_facts['std']} + {task_facts['mean']}")
     except OSError as error:
         raise ConfigError(f"output: {output!r} cannot be written: {error.strerror}.") from error
     _print_digest(output)
@@ -65,12 +74,13 @@ def plain_network(network: HybridNetwork) -> HybridNetwork:
     return plain.requires_grad_(False)
 
 
-def exported_program(plain: HybridNetwork, inputs: Batch) -> bytes:
+def exported_program(plain: HybridNetwork, inputs: Batch, task_facts: Mapping[str, Any] | None = None) -> bytes:
     """A network as a file of torch.export, checked against the network on several batch sizes.
 
     Args:
         plain: In eval mode on the CPU.
         inputs: A batch with the keys that the network reads.
+        task_facts: See `export_network`.
 
     Raises:
         ConfigError: If torch cannot export it, or the program answers otherwise.
@@ -83,7 +93,7 @@ def exported_program(plain: HybridNetwork, inputs: Batch) -> bytes:
     try:
         program = torch.export.export(plain, (first_samples(inputs),), dynamic_shapes=(shapes,))
         file = io.BytesIO()
-        facts = {"inputs": list(inputs), "outputs": plain.outputs}
+        facts = {"inputs": list(inputs), "outputs": plain.outputs, "task": dict(task_facts or {})}
         torch.export.save(program, file, extra_files={_FACTS: json.dumps(facts)})
     except Exception as error:  # torch's exporter raises what it comes across
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -135,6 +145,7 @@ class ExportedProgram(pl.LightningModule):
                 f"--ckpt_path: the program in {path!r} has {self.facts['outputs']} outputs, and the model of the "
                 f"config {task.outputs}. Use the config of its run."
             )
+        task.use_program_facts(self.facts.get("task", {}))
         self.predictions = task.predictions
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -136,10 +136,13 @@ class GradientPass:
 
     Args:
         param_groups: Groups with the keys ``name``, ``part`` and ``params``; their gradients are complete and unscaled.
+            Groups whose ``observer`` is True, which nothing else depends on, are neither measured nor clipped.
     """
 
     def __init__(self, param_groups: Iterable[Mapping[str, Any]]) -> None:
-        groups = list(param_groups)
+        every = list(param_groups)
+        groups = [group for group in every if not group.get("observer")]
+        self._observers = [p for group in every if group.get("observer") for p in group["params"]]
         members = [[p for p in group["params"] if p.grad is not None] for group in groups]
         self.parameters: list[nn.Parameter] = [parameter for of_group in members for parameter in of_group]
         """Those that have a gradient."""
@@ -152,6 +155,10 @@ class GradientPass:
         self.complete = False
         """Whether whoever clips has said that `norms` are up to date."""
         self.rows = _rows(tuple((g["part"], label(g), len(own)) for g, own in zip(groups, members, strict=True)))
+
+    def observers(self) -> Tensor:
+        """Sum of the norms of the observers' gradients, a scalar: a gradient scaler looks at these, too."""
+        return gradient_norms([p for p in self._observers if p.grad is not None]).sum()
 
     def of_part(self, part: str) -> list[nn.Parameter]:
         """The part's parameters that have a gradient."""
@@ -203,7 +210,7 @@ class GradientPass:
     def skip(self) -> None:
         """Takes all gradients away: the optimizer's step will change nothing, neither weights nor its own state."""
         self.skipped = True
-        for parameter in self.parameters:
+        for parameter in (*self.parameters, *self._observers):
             parameter.grad = None
 
 

@@ -145,6 +145,9 @@ class RunConfig(SaveConfigCallback):
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # by this a fit is known, see run_to_continue
         config = self.config.clone()
         if stage == "fit" and config.get("resume"):
+            arguments = config.data.get("init_args") if config.get("data") else None
+            if arguments and config["ckpt_path"] and arguments.get("statistics") == config["ckpt_path"]:
+                arguments["statistics"] = None  # those of the checkpoint that is continued
             config["resume"] = config["ckpt_path"] = None
         with whole_file(folder / self.config_filename) as temporary:
             temporary.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hybrid_lightning
 from hybrid_lightning import ConfigError
-from hybrid_lightning.cli import HybridCLI, HybridTrainer, explained, main, shortened, write_predictions
+from hybrid_lightning.cli import HybridCLI, HybridTrainer, explained, main, shortened
 from tests.processes import succeed
 from tests.small import CONFIG, DELETE, changed, classifier, command, write
 
@@ -260,16 +260,11 @@ def test_predictions_are_written_in_the_order_of_the_data(fitted, folder, capsys
     model = hybrid_lightning.HybridTask.load_from_checkpoint(last)
     with torch.no_grad():
         expected = model.predictions(model(data.splits["test"].entries))
-    given = torch.tensor([[float(row[f"output_{index}"]) for index in range(3)] for row in table])
+    given = torch.tensor([[float(row[f"probability_{index}"]) for index in range(3)] for row in table])
+    assert [int(row["prediction"]) for row in table] == expected.argmax(1).tolist()
     assert [int(row["row"]) for row in table] == list(range(len(expected)))
     torch.testing.assert_close(given, expected)
     assert "predictions: runs/small/version_0/predictions.csv" in capsys.readouterr().out
-
-
-def test_predictions_appear_whole(folder):
-    write_predictions(torch.tensor([1.5, 2.0]), folder / "deep" / "p.csv")
-    assert (folder / "deep" / "p.csv").read_text().split() == ["row,output_0", "0,1.5", "1,2.0"]
-    assert [path.name for path in (folder / "deep").iterdir()] == ["p.csv"]
 
 
 def test_test_after_fit_tests_the_best_checkpoint(folder, capsys):

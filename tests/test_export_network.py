@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.cli import main
+from hybrid_lightning.export import exported_program, plain_network
 from tests.small import PARTS, changed, command, write
 
 TOWERS = {
@@ -69,6 +70,27 @@ def test_a_program_predicts_the_same_numbers_once_it_is_trusted(folder, capsys):
     other = changed({"init.parts": TOWERS, "init.num_classes": 4})
     assert command("predict", "--ckpt_path", "net.pt2", "--trust_program", digest, config=other) == 2
     assert "has 3 outputs, and the model of the config 4" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["ConcatFusion", "GatedFusion", "AttentionFusion", "LogitFusion"])
+def test_a_program_knows_what_samples_lack(module, tmp_path):
+    there = torch.tensor([True, False, True, True, False])
+    batch = {
+        "a": torch.randn(5, 4),
+        "b": torch.randn(5, 3),
+        "present/a": there,
+        "present/b": ~there | (there.cumsum(0) > 1),
+    }
+    parts = {name: {"module": "MLP", "args": {"hidden": [5]}} for name in ("a", "b")}
+    model = HybridClassifier(num_classes=3, parts=parts, fusion={"module": module}).build(batch)
+    plain = plain_network(model.built())
+    assert plain.keys_read == ["a", "b", "present/a", "present/b"]
+    program = torch.export.load(io.BytesIO(exported_program(plain, batch))).module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(batch), plain(batch), rtol=1e-4, atol=1e-5)
+        everybody = {**batch, "present/a": torch.ones(5, dtype=torch.bool)}
+        assert not torch.allclose(program(everybody), program(batch))
 
 
 class Payload:

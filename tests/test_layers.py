@@ -24,6 +24,7 @@ PLAIN_TORCH = {
     "sampling",
     "spikes",
     "loading",
+    "losses",
     "weights",
     "configs",
     "sharding",
@@ -32,8 +33,8 @@ PLAIN_TORCH = {
 }
 LAYERS = [
     PLAIN_TORCH | {"network"},
-    {"tasks", "data", "callbacks", "report", "strategies", "checkpoint_io", "run_folder", "run_logger"},
-    {"building", "cli", "__main__", "export", "parser_errors"},
+    {"tasks", "data", "callbacks", "report", "strategies", "checkpoint_io", "run_folder", "run_logger", "predictions"},
+    {"building", "cli", "cross_validation", "__main__", "export", "parser_errors"},
 ]
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file != ROOT / "__init__.py"]
 

@@ -127,6 +127,7 @@ class NonFiniteGradients(pl.Callback):
         gradients = shared_pass(trainer, type(self).__name__)
         measure, total = partial(gradients.rows.norms, gradients.before), gradients.before.sum()
         scaled = has_scaler(trainer)
+        total = total + gradients.observers().to(total.device) if scaled else total
         decides = self.policy == "skip" and not scaled
         if decides and trainer.world_size > 1:
             worst = _worst_of_all_ranks(measure())

@@ -166,7 +166,7 @@ class ManifestDataModule(pl.LightningDataModule):
         table, saved = self._table(self.path, "data.path"), self._given or {}
         target = None
         if self.target is not None:
-            target = self.target.values(table, (saved.get("target") or {}).get("names"))
+            target = self.target.values(table, saved.get("target"))
         elif self._stage == "fit":
             raise ConfigError("data.target: a fit needs a column to learn. Name it.")
         self.split = self._split_rows(table, target)

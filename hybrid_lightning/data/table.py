@@ -155,7 +155,9 @@ class Table:
             chunked = compute.utf8_ltrim(chunked, "+")
         elif not _is_numeric(chunked.type):
             self._refuse(column, where, ~self.empty(column))
-        values: np.ndarray[Any, Any] = np.array(chunked.cast(pyarrow.float64(), safe=False), dtype=np.float64)
+        values: np.ndarray[Any, Any] = np.array(
+            chunked.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
+        )
         self._refuse(column, where, np.isinf(values))
         return values
 

@@ -63,12 +63,12 @@ class Target:
         has_classes = self.kind in ("binary", "multiclass") or self.given_classes
         return self.columns if has_classes else []
 
-    def values(self, table: Table, names: Sequence[str] | None = None) -> Tensor:
+    def values(self, table: Table, saved: Mapping[str, Any] | None = None) -> Tensor:
         """The target of all rows, on the first call with the kind and the names inferred.
 
         Args:
             table: The manifest.
-            names: Names of an earlier run that hold again, unless the config gives classes.
+            saved: ``kind`` and ``names`` of an earlier run, which hold again unless the config gives others.
 
         Returns:
             int64 `(rows,)` for classes, float32 `(rows, labels)` of 0 and 1 for labels, float32 `(rows,)` or
@@ -85,7 +85,8 @@ class Target:
                     f"{self.where}: column {column!r} of {str(table.path)!r} is empty in {rows_of(empty)}. Fill in "
                     f"these cells or remove the rows; data to predict go into predict_path."
                 )
-        self.kind = self.kind or self._inferred(table)
+        names = (saved or {}).get("names")
+        self.kind = self.kind or (saved or {}).get("kind") or self._inferred(table)
         if self.kind == "regression":
             return self._numbers(table)
         if self.kind == "multilabel":

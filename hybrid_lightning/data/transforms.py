@@ -178,7 +178,7 @@ def make_transforms(items: Any, where: str) -> Transforms:
 
     Args:
         items: A list; each item is a name, or ``{class_path: ..., init_args: {...}}``. A name is one of `TRANSFORMS`,
-            or the dotted path of a class, or of a function from tensor to tensor.
+            or the dotted path of a class, or of a function from tensor to tensor. Or a callable itself.
         where: Config path of the list, for errors.
 
     Raises:
@@ -201,6 +201,8 @@ def make_steps(items: Any, where: str, names: Mapping[str, Callable[..., Any]]) 
 
 
 def _make_step(item: Any, where: str, names: Mapping[str, Callable[..., Any]]) -> Any:
+    if callable(item):  # the command line makes objects of paths that it can import
+        return item
     given = {"class_path": item} if isinstance(item, str) else item
     if not isinstance(given, Mapping) or not isinstance(given.get("class_path"), str):
         raise ConfigError(f"{where}: {item!r} is neither a name nor {{class_path: ..., init_args: {{...}}}}.")

@@ -1,13 +1,17 @@
-"""Fusion: from the features of several parts to one vector."""
+"""Fusion: from the features of several parts to one vector, also for samples that lack some of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.errors import ConfigError, check_number, unknown
+from hybrid_lightning.network.presence import Presence
+
+Features = Mapping[str, Tensor]
+"""Part → `(B, features)`."""
 
 
 class SampleNorm(nn.BatchNorm1d):
@@ -20,53 +24,304 @@ class SampleNorm(nn.BatchNorm1d):
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features, affine=False)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Standardises each feature over the samples, `(B, num_features)`."""
-        if self.training and len(features) == 1:
+    def forward(self, features: Tensor, present: Tensor | None = None) -> Tensor:
+        """Standardises each feature over the samples, `(B, num_features)`.
+
+        Args:
+            features: `(B, num_features)`.
+            present: `(B,)` bool; while training, only samples where it is True count. None counts all.
+        """
+        if not self.training or (present is None and len(features) > 1):
+            return super().forward(features)
+        if present is None:
             return functional.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
-        return super().forward(features)
+        mean, variance = self._statistics(features.float(), present.unsqueeze(1))
+        return ((features - mean) * (variance + self.eps).rsqrt()).to(features.dtype)
+
+    def _statistics(self, features: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the present samples; the running ones if they are fewer than two."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        count = present.sum()
+        enough = count > 1
+        mean = torch.where(present, features, 0.0).sum(0) / count.clamp(min=1)
+        variance = torch.where(present, features - mean, 0.0).square().sum(0) / count.clamp(min=1)
+        with torch.no_grad():
+            share = (self.momentum or 0.0) * enough
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), share)
+            self.num_batches_tracked += enough
+        return torch.where(enough, mean, self.running_mean), torch.where(enough, variance, self.running_var)
 
 
-class ConcatFusion(nn.Module):
-    """Concatenates projections of standardised features, so that no part dominates by its scale or its width.
+def sample_norm(size: int, standardise: str) -> nn.Module:
+    """The layer that ``standardise`` names, for features `(B, size)`."""
+    norms: dict[str, Callable[[int], nn.Module]] = {
+        "samples": SampleNorm,
+        "features": partial(nn.LayerNorm, elementwise_affine=False),
+        "none": nn.Identity,
+    }
+    if standardise not in norms:
+        raise unknown("model.fusion.args.standardise", "choice", str(standardise), norms)
+    return norms[standardise](size)
 
-    Each part's features are standardised, go through a linear layer to the same width, and through a ReLU.
+
+def standardised(norm: nn.Module, features: Tensor, present: Tensor | None) -> Tensor:
+    """Features after a norm from `sample_norm`; those of absent samples have no meaning."""
+    normed: Tensor = norm(features, present) if isinstance(norm, SampleNorm) else norm(features)
+    return normed
+
+
+class StandIn(nn.Module):
+    """What a fusion takes in the place of an absent part: a learned vector, at first zeros.
+
+    Args:
+        width: Its size.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(width))
+
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        """Features `(B, width)`, replaced where `present` `(B,)` is False."""
+        return torch.where(present.unsqueeze(1), features, self.token.to(features.dtype))
+
+
+class Fusion(nn.Module):
+    """What the fusions share: each part's features are standardised, projected to one width, and go through a ReLU.
+
+    Where a part is absent, its learned vector stands in; in a model that has never seen it absent, what an average
+    sample of it gives.
 
     Args:
         in_features: Part name → number of features; filled in by the dry run.
         width: Features that each part keeps.
-        dropout: Share of the concatenated features that is dropped while training, in [0, 1).
+        dropout: Share of the fused features that is dropped while training, in [0, 1).
         standardise: ``samples`` (each feature over the samples of a batch, as BatchNorm does, with running statistics
             in evaluation), ``features`` (each sample over its features, as LayerNorm does, which needs no statistics),
             or ``none`` (features as they are, so that a part on a larger scale drowns the others).
+        modality_dropout: Probability of leaving a part out of a sample while training, in [0, 1); never all of them.
+        absent: Parts that samples may lack; filled in by the dry run.
 
     Raises:
-        ConfigError: If ``standardise`` is none of these.
+        ConfigError: If an argument is impossible.
     """
 
     def __init__(
-        self, in_features: Mapping[str, int], width: int = 64, dropout: float = 0.0, standardise: str = "samples"
+        self,
+        in_features: Mapping[str, int],
+        width: int = 64,
+        dropout: float = 0.0,
+        standardise: str = "samples",
+        modality_dropout: float = 0.0,
+        absent: Collection[str] = (),
     ) -> None:
         super().__init__()
-        norms: dict[str, Callable[[int], nn.Module]] = {
-            "samples": SampleNorm,
-            "features": partial(nn.LayerNorm, elementwise_affine=False),
-            "none": nn.Identity,
-        }
-        if standardise not in norms:
-            raise unknown("model.fusion.args.standardise", "choice", str(standardise), norms)
         if width < 1:
             raise ConfigError(f"model.fusion.args.width: {width} is too small; give at least 1.")
+        self.modality_dropout = checked_rate(modality_dropout)
+        self.width = width
         self.projections = nn.ModuleDict(
             {
-                part: nn.Sequential(norms[standardise](size), nn.Linear(size, width))
+                part: nn.Sequential(sample_norm(size, standardise), nn.Linear(size, width))
                 for part, size in in_features.items()
             }
         )
         self.dropout = nn.Dropout(dropout)
+        self.stand_ins = nn.ModuleDict({part: StandIn(width) for part in absent})
 
-    def forward(self, features: dict[str, Tensor]) -> Tensor:
+    def projected(self, features: Features, present: Presence | None) -> dict[str, Tensor]:
+        """Part → its projected features `(B, width)`, or what stands in for them."""
+        found = {}
+        for part, layers in self.projections.items():
+            norm, linear = layers.children()
+            mask = (present or {}).get(part)
+            vectors = linear(standardised(norm, features[part], mask)).relu()
+            if part in self.stand_ins:
+                everybody = vectors.new_ones(vectors.shape[0], dtype=torch.bool)
+                vectors = self.stand_ins[part](vectors, everybody if mask is None else mask)
+            elif mask is not None:
+                average = linear(torch.zeros_like(features[part][:1])).relu()
+                vectors = torch.where(mask.unsqueeze(1), vectors, average)
+            found[part] = vectors
+        return found
+
+
+def checked_rate(rate: float) -> float:
+    """The rate of modality dropout, if it is in [0, 1)."""
+    check_number(rate, "model.fusion.args.modality_dropout", low=0)
+    if rate >= 1:
+        raise ConfigError(f"model.fusion.args.modality_dropout: {rate} would drop everything; give less than 1.")
+    return rate
+
+
+def masks(parts: Collection[str], present: Presence | None, like: Tensor) -> Tensor:
+    """`(B, parts)` bool: which parts are there."""
+    # len() would fix the size in an exported program
+    everybody = like.new_ones(like.shape[0], dtype=torch.bool)
+    return torch.stack([(present or {}).get(part, everybody) for part in parts], dim=1)
+
+
+def masked_softmax(scores: Tensor, there: Tensor, dim: int) -> Tensor:
+    """Weights over what is there, 0 elsewhere; where nothing is there, equal weights."""
+    there = there | ~there.any(dim, keepdim=True)
+    return scores.masked_fill(~there, float("-inf")).softmax(dim)
+
+
+class ConcatFusion(Fusion):
+    """Concatenates projections of standardised features, so that no part dominates by its scale or its width."""
+
+    def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → `(B, parts × width)`."""
-        projected = [layer(features[part]).relu() for part, layer in self.projections.items()]
-        fused: Tensor = self.dropout(torch.cat(projected, dim=1))
+        fused: Tensor = self.dropout(torch.cat([*self.projected(features, present).values()], dim=1))
         return fused
+
+
+class GatedFusion(Fusion):
+    """A weighted sum of the projections; for each sample and feature, gates decide how much of each part it holds.
+
+    The gates see all projections, and sum to 1 over the parts that a sample has: the gated multimodal unit (Arevalo et
+    al., arXiv 1702.01992), for any number of parts, with a softmax for its sigmoid.
+    """
+
+    def __init__(
+        self,
+        in_features: Mapping[str, int],
+        width: int = 64,
+        dropout: float = 0.0,
+        standardise: str = "samples",
+        modality_dropout: float = 0.0,
+        absent: Collection[str] = (),
+    ) -> None:
+        super().__init__(in_features, width, dropout, standardise, modality_dropout, absent)
+        total = len(in_features) * width
+        self.gates = nn.Linear(total, total)
+
+    def forward(self, features: Features, present: Presence | None = None) -> Tensor:
+        """Features of each part `(B, features)` → `(B, width)`."""
+        vectors = torch.stack([*self.projected(features, present).values()], dim=1)
+        there = masks(list(self.projections), present, vectors).unsqueeze(2)
+        weights = masked_softmax(self.gates(vectors.flatten(1)).view_as(vectors), there, dim=1)
+        fused: Tensor = self.dropout((weights * vectors).sum(1))
+        return fused
+
+
+class AttentionFusion(Fusion):
+    """Attention over the parts: a learned query reads them through one transformer layer (norms first).
+
+    A part that is absent is not attended to, unless the model has learned a vector for it: that is attended to instead.
+
+    Args:
+        in_features: Part name → number of features; filled in by the dry run.
+        width: Features of each part and of the result; a multiple of `heads`.
+        dropout: Share of the features that is dropped while training, in [0, 1).
+        standardise: As in `Fusion`.
+        modality_dropout: Probability of leaving a part out of a sample while training, in [0, 1); never all of them.
+        absent: Parts that samples may lack; filled in by the dry run.
+        heads: Number of attention heads.
+
+    Raises:
+        ConfigError: If an argument is impossible.
+    """
+
+    def __init__(
+        self,
+        in_features: Mapping[str, int],
+        width: int = 64,
+        dropout: float = 0.0,
+        standardise: str = "samples",
+        modality_dropout: float = 0.0,
+        absent: Collection[str] = (),
+        heads: int = 4,
+    ) -> None:
+        super().__init__(in_features, width, dropout, standardise, modality_dropout, absent)
+        if heads < 1 or width % heads:
+            raise ConfigError(f"model.fusion.args.heads: {heads} heads do not divide the width {width}.")
+        self.marks = nn.Parameter(torch.randn(1 + len(in_features), width) * width**-0.5)
+        self.layer = nn.TransformerEncoderLayer(
+            width, heads, 2 * width, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+
+    def forward(self, features: Features, present: Presence | None = None) -> Tensor:
+        """Features of each part `(B, features)` → `(B, width)`."""
+        vectors = torch.stack([*self.projected(features, present).values()], dim=1)
+        query = vectors.new_zeros(vectors.shape[0], 1, self.width)
+        steps = torch.cat([query, vectors], dim=1) + self.marks
+        unknown_parts = {part: mask for part, mask in (present or {}).items() if part not in self.stand_ins}
+        hidden = ~masks(list(self.projections), unknown_parts, vectors)
+        hidden = functional.pad(hidden, (1, 0))  # the query itself is always there
+        attended: Tensor = self.layer(steps, src_key_padding_mask=hidden)
+        return self.dropout(attended[:, 0])  # type: ignore[no-any-return]
+
+
+class LogitFusion(nn.Module):
+    """Late fusion: each part makes its own outputs, and learned weights average them over the parts that are there.
+
+    The weights are equal at first and sum to 1 for every sample. Its result are the model's outputs already, so the
+    head is left out unless one is named.
+
+    Args:
+        in_features: Part name → number of features; filled in by the dry run.
+        out_features: Number of outputs of the model; filled in by the dry run.
+        dropout: Share of each part's features that is dropped while training, in [0, 1).
+        standardise: ``samples``, ``features`` or ``none``, as in `Fusion`.
+        modality_dropout: Probability of leaving a part out of a sample while training, in [0, 1); never all of them.
+
+    Raises:
+        ConfigError: If an argument is impossible.
+    """
+
+    makes_outputs = True
+    """Says that no head has to follow."""
+
+    def __init__(
+        self,
+        in_features: Mapping[str, int],
+        out_features: int,
+        dropout: float = 0.0,
+        standardise: str = "samples",
+        modality_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.modality_dropout = checked_rate(modality_dropout)
+        self.heads = PartHeads(in_features, out_features, standardise, dropout)
+        self.scores = nn.Parameter(torch.zeros(len(in_features)))
+
+    def forward(self, features: Features, present: Presence | None = None) -> Tensor:
+        """Features of each part `(B, features)` → outputs `(B, out_features)`."""
+        outputs = torch.stack([*self.heads(features, present).values()], dim=1)
+        there = masks(list(features), present, outputs)
+        weights = masked_softmax(self.scores.to(outputs.dtype).expand(there.shape), there, dim=1)
+        return (weights.unsqueeze(2) * outputs).sum(1)
+
+
+class PartHeads(nn.Module):
+    """A linear head on the standardised features of each part, to see what that part knows alone.
+
+    Args:
+        in_features: Part name → number of features.
+        out_features: Number of outputs of the model.
+        standardise: As in `Fusion`.
+        dropout: Share of the features that is dropped while training, in [0, 1).
+    """
+
+    def __init__(
+        self, in_features: Mapping[str, int], out_features: int, standardise: str = "samples", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(
+            {
+                part: nn.Sequential(sample_norm(size, standardise), nn.Dropout(dropout), nn.Linear(size, out_features))
+                for part, size in in_features.items()
+            }
+        )
+
+    def forward(self, features: Features, present: Presence | None = None) -> dict[str, Tensor]:
+        """Features of each part `(B, features)` → outputs of each part `(B, out_features)`."""
+        outputs = {}
+        for part, layers in self.heads.items():
+            norm, dropout, linear = layers.children()
+            outputs[part] = linear(dropout(standardised(norm, features[part], (present or {}).get(part))))
+        return outputs

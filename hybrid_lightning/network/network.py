@@ -1,7 +1,9 @@
 """The network: parts in chains and parallel towers, a fusion where several meet, and a head."""
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from hybrid_lightning.network.families import (
 )
 from hybrid_lightning.network.images import Normalise, adapt_channels, normalisation, refuse_wrong_channels
 from hybrid_lightning.network.parts import Part, execution_order, feeding_parts
+from hybrid_lightning.network.presence import PREFIX, Presence, drop_at_random, encode_present, presence
 from hybrid_lightning.network.reading import find_output, find_pool, fix_unused, mask_of, pooled, shapes
 from hybrid_lightning.network.registry import (
     check_arguments,
@@ -39,10 +42,13 @@ from hybrid_lightning.param_groups import named_param_groups
 Batch = Mapping[str, Any]
 _CHANNEL_ARGUMENTS = ("in_channels", "in_chans")
 _RECORDED = ("sizes", "stages", "outputs", "pools", "preprocessing", "scales")
+_OWN = ("fusion", "head", "part_heads")
+"""What follows the parts, in this order."""
 _FEATURE_ARGUMENTS = ("in_features", "input_size")
 _SIZED_ENTRIES = ("values", "numeric")
 _OUTPUT_ARGUMENTS = ("out_features", "num_classes")
 FUSION = Part("ConcatFusion", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
+PART_HEADS = Part("PartHeads", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
 
 
 class HybridNetwork(nn.Module):
@@ -57,6 +63,10 @@ class HybridNetwork(nn.Module):
         load: Whether the parts' weights are read; False where a checkpoint follows.
         trust: None, or the packages that a file's dotted paths may name, see `resolve`.
         initialised: Parts whose weights come from elsewhere later, so that their own are not read.
+        part_heads: Whether each part that feeds the fusion has a head of its own, to see what it knows alone.
+        part_weight: 0: these heads only look on, and nothing else changes by them. More: their losses, times this,
+            train the parts too.
+        hints: Key of the batch → arguments that a part which reads it may leave out.
 
     Raises:
         ConfigError: If a fact is impossible, a key is missing in the batch, or sizes do not fit.
@@ -73,6 +83,9 @@ class HybridNetwork(nn.Module):
         load: bool = True,
         trust: Collection[str] | None = None,
         initialised: Collection[str] = (),
+        part_heads: bool = False,
+        part_weight: float = 0.0,
+        hints: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.facts = {name: part for name, part in parts.items() if name != "head"}
@@ -81,7 +94,12 @@ class HybridNetwork(nn.Module):
         if len(self.feeding) > 1:
             self.facts["fusion"] = fusion
         self.facts["head"] = parts["head"]
-        self.outputs = outputs
+        if len(self.feeding) > 1 and part_heads:
+            self.facts["part_heads"] = PART_HEADS
+        self.outputs, self.part_weight = outputs, part_weight
+        self._hints = hints or {}
+        self.absent: list[str] = list((record or {}).get("absent", ()))
+        """Parts that feed the fusion and that samples may lack."""
         known = {key: dict((record or {}).get(key, {})) for key in _RECORDED}
         self.sizes: dict[str, dict[str, Any]] = known["sizes"]
         self.stages: dict[str, Stages] = known["stages"]
@@ -101,7 +119,7 @@ class HybridNetwork(nn.Module):
             self._build_along(example)
         else:
             # in the order of the dry run, because the order of the groups follows it
-            for name in [*self.order, *(n for n in ("fusion", "head") if n in self.facts)]:
+            for name in [*self.order, *(n for n in _OWN if n in self.facts)]:
                 self.parts[name] = self._make(name, self.sizes.get(name, {}))
                 self._add_scale(name)
         for name in record["fixed"] if record else ():
@@ -115,7 +133,7 @@ class HybridNetwork(nn.Module):
         """What the dry run found, and the fixed parameters, as plain data; with the facts, all that a rebuild needs."""
         found = {"outputs": self._outputs, "pools": self._pools, "preprocessing": self.preprocessing}
         sizes = {"sizes": self.sizes, "stages": self.stages, "scales": self._scales}
-        return {**sizes, **found, "fixed": sorted(self.fixed)}
+        return {**sizes, **found, "fixed": sorted(self.fixed), "absent": self.absent}
 
     def _refuse_frozen_parts(self) -> None:
         for name, part in self.facts.items():
@@ -128,25 +146,113 @@ class HybridNetwork(nn.Module):
 
     @property
     def keys_read(self) -> list[str]:
-        """The keys of a batch that the parts read."""
-        wanted = [self.facts[name].input or name for name in self.order]
-        keys = dict.fromkeys(key for one in wanted for key in (one if isinstance(one, list) else [one]))
-        return [key for key in keys if key not in self.order or self._is_own_key(key)]
+        """The keys of a batch that the parts read, and the masks of those that samples may lack."""
+        keys = list(dict.fromkeys(key for name in self.order for key in self._wanted(name) if self._is_key(name, key)))
+        lacking = [name for name in self.order if set(self._leads_to[name]) & set(self.absent)]
+        own = {key for name in lacking for key in self._wanted(name) if self._is_key(name, key)}
+        return keys + [PREFIX + key for key in keys if key in own]
 
-    def _is_own_key(self, key: str) -> bool:
-        """Whether the part of this name reads the batch's entry of the same name."""
-        wanted = self.facts[key].input or key
-        return key in (wanted if isinstance(wanted, list) else [wanted])
+    def _wanted(self, name: str) -> list[str]:
+        """What a part reads: keys of the batch, and other parts."""
+        wanted = self.facts[name].input or name
+        return wanted if isinstance(wanted, list) else [wanted]
 
-    def forward(self, batch: Batch) -> Tensor:
-        """A batch, with the keys that the parts read → outputs `(B, outputs)`."""
-        features = self.features(batch)
+    def _is_key(self, name: str, key: str) -> bool:
+        """Whether what a part reads is the batch's entry of that name, and no part."""
+        return key not in self.order or key == name
+
+    @cached_property
+    def _leads_to(self) -> dict[str, list[str]]:
+        """Part → the parts that feed the fusion through which it reaches it; itself, if it is one of them."""
+        found: dict[str, list[str]] = {name: [name] for name in self.feeding}
+        for name in reversed(self.order):
+            followers = [other for other in self.order if other != name and name in self._wanted(other)]
+            found.setdefault(name, list(dict.fromkeys(last for other in followers for last in found[other])))
+        return found
+
+    def forward(self, batch: Batch, wanted: str | None = None) -> Any:
+        """Runs the network.
+
+        Args:
+            batch: A dict with the keys that the parts read, and ``present/<key>`` where samples may lack one.
+            wanted: What is asked for beside the outputs, see below.
+
+        Returns:
+            Outputs `(B, outputs)`. With ``parts`` also a dict: part → the outputs of its own head, and which samples
+            have it (`(B,)` bool; None: all). With ``without`` also a dict: part → the outputs without it.
+        """
+        present = self.presence(batch)
+        if self.training and self._drop_rate:
+            present = drop_at_random(present, self.feeding, self._drop_rate, _first_tensor(batch))
+        features = self._features(batch, present)
+        outputs = self._joined(features, present)
+        if wanted == "parts":
+            return outputs, self._alone(features, present)
+        if wanted == "without":
+            return outputs, self._without(features, present)
+        return outputs
+
+    @property
+    def _states_dropout(self) -> bool:
+        """Whether the facts of the fusion say that parts are left out at random."""
+        fact = self.facts["fusion"]
+        return bool(fact.args.get("modality_dropout") or getattr(fact.module, "modality_dropout", 0.0))
+
+    @property
+    def _drop_rate(self) -> float:
+        """The probability of leaving a part out of a sample while training, which the fusion states."""
+        return float(getattr(dict(self.parts.items()).get("fusion"), "modality_dropout", 0.0))
+
+    def presence(self, batch: Batch) -> Presence:
+        """Which parts are there in which samples.
+
+        Raises:
+            ConfigError: If samples lack a part that the model has never been without.
+        """
+        found = presence(self.order, {name: self._wanted(name) for name in self.order}, batch)
+        for name in self.feeding:
+            if name in found and name not in self.absent:
+                if not bool(found[name].all()):
+                    raise self._never_absent(name)
+                del found[name]
+        return found
+
+    def _never_absent(self, name: str) -> ConfigError:
+        if len(self.feeding) == 1:
+            return ConfigError(
+                f"data: some samples have nothing that part {name!r} reads, and the model has no other part. Remove "
+                f"these samples, or add a part that reads something else."
+            )
+        return ConfigError(
+            f"data: some samples have nothing that part {name!r} reads, and the model was trained without such "
+            f"samples. Train it with them, or with model.fusion.args.modality_dropout, such as 0.2."
+        )
+
+    def _joined(self, features: Mapping[str, Tensor], present: Presence) -> Tensor:
+        """The outputs from the features of the parts."""
         if "fusion" in self.parts:
-            head_input = self._callable("fusion")(features)
+            fuse = self._callable("fusion")
+            given = {name: mask for name, mask in present.items() if name in self.feeding}
+            head_input = fuse(features, given) if given else fuse(features)
         else:
             (head_input,) = features.values()
         output: Tensor = self._callable("head")(head_input)
         return output
+
+    def _alone(self, features: Mapping[str, Tensor], present: Presence) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Part → outputs of its own head, which looks on unless `part_weight` is above 0; and its presence."""
+        if "part_heads" not in self.parts:
+            return {}
+        looking_on = not self.part_weight
+        seen = {name: tensor.detach() if looking_on else tensor for name, tensor in features.items()}
+        return {name: (out, present.get(name)) for name, out in self._callable("part_heads")(seen, present).items()}
+
+    def _without(self, features: Mapping[str, Tensor], present: Presence) -> dict[str, Tensor]:
+        """Part → the outputs if no sample had it; nothing for a fusion that takes no presence."""
+        if "fusion" not in self.parts or not _takes_presence(self.parts["fusion"]):
+            return {}
+        nobody = {name: tensor.new_zeros(len(tensor), dtype=torch.bool) for name, tensor in features.items()}
+        return {name: self._joined(features, {**present, name: nobody[name]}) for name in self.feeding}
 
     def compile_parts(self) -> None:
         """Compiles the parts whose facts say so; weights and names of parameters stay as they are.
@@ -170,15 +276,33 @@ class HybridNetwork(nn.Module):
         return compiled
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
-        """The features `(B, features)` of each part that feeds the fusion or the head."""
+        """The features `(B, features)` of each part that feeds the fusion or the head; zeros where it is absent."""
+        return self._features(batch, self.presence(batch))
+
+    def _features(self, batch: Batch, present: Presence) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
         features: dict[str, Tensor] = {}
         for name in self.order:
             inputs = self._inputs(name, batch, outputs)
-            outputs[name] = self._call(name, inputs)
+            outputs[name] = self._encoded(name, inputs, self._mask(name, present))
             if name in self.feeding:
                 features[name] = self._pool(name, outputs[name], inputs)
         return features
+
+    def _mask(self, name: str, present: Presence) -> Tensor | None:
+        """The samples for which a part has work: those that have its input, and one of the parts it leads to."""
+        own = present.get(name)
+        leading = [present.get(last) for last in self._leads_to[name]]
+        needed = [mask for mask in leading if mask is not None]
+        if len(needed) < len(leading):
+            return own
+        anywhere = torch.stack(needed).any(0)
+        return anywhere if own is None else own & anywhere
+
+    def _encoded(self, name: str, inputs: list[Any], mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return self._call(name, inputs)
+        return encode_present(lambda some: self._call(name, some), self.parts[name], inputs, mask)
 
     def _pool(self, name: str, output: Tensor, inputs: list[Any]) -> Tensor:
         return pooled(output, self._pools.get(name) or self.facts[name].pool or "mean", mask_of(inputs))
@@ -195,15 +319,18 @@ class HybridNetwork(nn.Module):
             stages={name: self._full_patterns(name) for name in names},
             fixed=self.fixed,
         )
-        return [{**group, "origin": self.facts[group["part"]].origin} for group in groups]
+        observers = {"part_heads"} if not self.part_weight else set()
+        return [
+            {**group, "origin": self.facts[group["part"]].origin, "observer": group["part"] in observers}
+            for group in groups
+        ]
 
     def _full_patterns(self, name: str) -> dict[str, list[str]]:
         return {s: [f"parts.{name}.{pattern}" for pattern in patterns] for s, patterns in self.stages[name].items()}
 
     def _inputs(self, name: str, batch: Batch, outputs: Mapping[str, Tensor]) -> list[Any]:
-        wanted = self.facts[name].input or name
         found = []
-        for key in wanted if isinstance(wanted, list) else [wanted]:
+        for key in self._wanted(name):
             if key in outputs:
                 found.append(outputs[key])
             elif key in batch:
@@ -234,6 +361,9 @@ class HybridNetwork(nn.Module):
 
     def _build_along(self, example: Batch) -> None:
         """Makes each part with the sizes that the parts before it produce."""
+        masks = presence(self.order, {name: self._wanted(name) for name in self.order}, example)
+        several = len(self.feeding) > 1
+        self.absent = [name for name in self.feeding if several and (self._states_dropout or name in masks)]
         outputs: dict[str, Tensor] = {}
         features: dict[str, Tensor] = {}
         for name in self.order:
@@ -242,13 +372,27 @@ class HybridNetwork(nn.Module):
             if name in self.feeding:
                 features[name] = self._pool(name, outputs[name], inputs)
         head_input = features[self.feeding[0]]
-        if len(self.feeding) > 1:
+        if several:
             head_input = self._build_part("fusion", [features], call=lambda module: module(features))
+            self._refuse_gaps()
         output = self._build_part("head", [head_input])
         if output.shape != (len(head_input), self.outputs):
             raise ConfigError(
                 f"model.parts.head: the head returns shape {tuple(output.shape)} for {len(head_input)} samples; the "
                 f"task needs ({len(head_input)}, {self.outputs}). Leave its output size out, or correct it."
+            )
+        if "part_heads" in self.facts:
+            sizes = {"in_features": _widths(features), "out_features": self.outputs}
+            self.sizes["part_heads"] = sizes | {"standardise": self.facts["fusion"].args.get("standardise", "samples")}
+            with torch.random.fork_rng(devices=[]):  # whatever is drawn later is drawn as without them
+                self.parts["part_heads"] = self._make("part_heads", self.sizes["part_heads"])
+            self.stages["part_heads"] = {"all": ["*"]}
+
+    def _refuse_gaps(self) -> None:
+        if self.absent and not _takes_presence(self.parts["fusion"]):
+            raise ConfigError(
+                f"model.fusion: samples may lack {listing(self.absent)}, and {type(self.parts['fusion']).__name__} "
+                f"takes no second argument 'present' (part → bool (B,)). Give its forward one, or use ConcatFusion."
             )
 
     def _build_part(self, name: str, inputs: list[Any], call: Callable[[nn.Module], Tensor] | None = None) -> Tensor:
@@ -305,14 +449,18 @@ class HybridNetwork(nn.Module):
         wanted = [argument for argument in parameters_of(factory) if argument not in part.args]
         sizes: dict[str, Any] = {}
         if name == "fusion":
-            return {"in_features": {part: f.shape[1] for part, f in inputs[0].items()}}
+            known = {"in_features": _widths(inputs[0]), "out_features": self.outputs, "absent": self.absent}
+            return {argument: value for argument, value in known.items() if argument in wanted and value}
         if part.module == "transformers.AutoModel" and "name" in part.args and "config" not in part.args:
             return {"config": auto_config(part.args["name"], f"{self._where(name)}.args")}
         first = inputs[0] if inputs else None
         if isinstance(first, Mapping):
             first = next((first[key] for key in _SIZED_ENTRIES if key in first), None)
+        hints = {argument: value for key in self._wanted(name) for argument, value in self._hints.get(key, {}).items()}
         for argument in wanted:
-            if isinstance(first, Tensor) and first.ndim >= 2 and argument in _CHANNEL_ARGUMENTS:
+            if argument in hints:
+                sizes[argument] = hints[argument]
+            elif isinstance(first, Tensor) and first.ndim >= 2 and argument in _CHANNEL_ARGUMENTS:
                 sizes[argument] = first.shape[1]
             elif isinstance(first, Tensor) and first.ndim >= 2 and argument in _FEATURE_ARGUMENTS:
                 sizes[argument] = first.shape[-1]
@@ -367,9 +515,28 @@ class HybridNetwork(nn.Module):
             raise ConfigError(f"{where}.module: {path!r} returns a {type(module).__name__}, not a torch module.")
         return module
 
+    def leave_out_part_heads(self) -> None:
+        """Takes the parts' own heads away, such as for a checkpoint that has none; nothing else depends on them."""
+        del self.parts["part_heads"], self.facts["part_heads"], self.stages["part_heads"], self.sizes["part_heads"]
+
     @staticmethod
     def _where(name: str) -> str:
         return "model.fusion" if name == "fusion" else f"model.parts.{name}"
+
+
+def _widths(features: Mapping[str, Tensor]) -> dict[str, int]:
+    return {part: tensor.shape[1] for part, tensor in features.items()}
+
+
+def _takes_presence(fusion: nn.Module) -> bool:
+    """Whether a fusion's forward has a second argument, the presence of the parts."""
+    return len(inspect.signature(fusion.forward).parameters) > 1
+
+
+def _first_tensor(batch: Batch) -> Tensor:
+    """Any tensor of a batch, samples first."""
+    entries = [e for value in batch.values() for e in (value.values() if isinstance(value, Mapping) else [value])]
+    return next(entry for entry in entries if isinstance(entry, Tensor) and entry.ndim)
 
 
 def _samples(inputs: list[Any]) -> int:

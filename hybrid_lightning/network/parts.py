@@ -17,7 +17,7 @@ from hybrid_lightning.norms import NORM_MODES
 from hybrid_lightning.param_groups import PartRates
 from hybrid_lightning.schedules import UnfreezingSchedule
 
-RESERVED = ("fusion", "target", "id", "present", "pretrained", "untrained", "total")
+RESERVED = ("fusion", "part_heads", "target", "id", "present", "pretrained", "untrained", "total")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 

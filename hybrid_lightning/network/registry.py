@@ -19,6 +19,10 @@ REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
     "SequenceTransformer": "hybrid_lightning.network.sequences.SequenceTransformer",
     "LinearHead": "hybrid_lightning.network.extractors.LinearHead",
     "ConcatFusion": "hybrid_lightning.network.fusion.ConcatFusion",
+    "GatedFusion": "hybrid_lightning.network.fusion.GatedFusion",
+    "AttentionFusion": "hybrid_lightning.network.fusion.AttentionFusion",
+    "LogitFusion": "hybrid_lightning.network.fusion.LogitFusion",
+    "PartHeads": "hybrid_lightning.network.fusion.PartHeads",
     "EfficientNetLite0": "hybrid_lightning.network.efficientnet.EfficientNetLite0",
     "FracastEncoder": "hybrid_lightning.network.fracast.FracastEncoder",
 }

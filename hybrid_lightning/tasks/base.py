@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
 import lightning.pytorch as pl
@@ -31,6 +31,7 @@ from hybrid_lightning.tasks.checkpoints import (
     refuse_other_model,
     require_all_facts,
     require_plain,
+    upgraded,
     with_live_modules,
 )
 from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_facts, schedules_of, take_places
@@ -38,11 +39,27 @@ from hybrid_lightning.tasks.example import example_batch, require_dict, shown_ta
 from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_parts
 from hybrid_lightning.tasks.metrics import SplitMetrics
 from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class, step_by_metric
+from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
+from hybrid_lightning.tasks.repeated import own_samples
 from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
 _FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
+
+
+def output_names(names: Sequence[str] | None, count: int) -> list[str]:
+    """The names that the data give the outputs, or their numbers.
+
+    Raises:
+        ConfigError: If there are more or fewer names than outputs.
+    """
+    if names is not None and len(names) != count:
+        raise ConfigError(
+            f"data: target_names has {len(names)} names ({listing(map(str, names))}), but the model has {count} "
+            f"outputs or classes. Use the data, or the statistics, that it was trained with."
+        )
+    return [str(name) for name in (range(count) if names is None else names)]
 
 
 class HybridTask(pl.LightningModule, ABC):
@@ -72,6 +89,9 @@ class HybridTask(pl.LightningModule, ABC):
         init_from: Checkpoint of an earlier run whose weights a new one starts from, or ``{path: ..., parts: {part here:
             part in the file}, coverage: 0.5}``. What does not fit, such as a head for other classes, starts fresh;
             less than ``coverage`` of all values is an error. A part that is found there does not read its ``weights``.
+        part_heads: Whether each of several parts that meet in the fusion also gets a head of its own, whose metrics
+            ``val/<metric>/<part>`` show what it knows alone. These heads look on: everything else trains as without
+            them. ``{weight: 0.3}`` lets their losses, times 0.3, train the parts too (arXiv 1905.12681).
 
     Raises:
         ConfigError: If a fact is impossible.
@@ -90,6 +110,7 @@ class HybridTask(pl.LightningModule, ABC):
         scheduler: str | dict[str, Any] | None = None,
         unfreezing: dict[str, Any] | None = None,
         init_from: str | dict[str, Any] | None = None,
+        part_heads: bool | dict[str, float] = True,
     ) -> None:
         super().__init__()
         if rates and scheduler:
@@ -103,6 +124,8 @@ class HybridTask(pl.LightningModule, ABC):
         self.fusion = parse_part(
             "fusion", {"module": "ConcatFusion", **(fusion or {})}, all_defaults(pretrained, untrained)
         )
+        if "head" not in parts and makes_outputs(self.fusion.module):
+            self.parts |= parse_parts({**parts, "head": "torch.nn.Identity"}, pretrained, untrained)
         optimizer = named_class(optimizer, torch.optim)
         scheduler = named_class(scheduler, torch.optim.lr_scheduler)
         self.base_lr, self.weight_decay = lr, weight_decay
@@ -116,12 +139,17 @@ class HybridTask(pl.LightningModule, ABC):
         """Whether the parts' weights are read when the Trainer builds the network; False if a checkpoint follows."""
         self.facts: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "optimizer": optimizer}
         self.facts |= {"rates": rates, "scheduler": scheduler, "unfreezing": unfreezing, "init_from": init_from}
+        self.facts |= {"part_heads": part_heads}
+        self._part_weight = part_weight(part_heads)
         if init_from is not None:
             parse_init_from(init_from)
         for name, part in {**self.parts, "fusion": self.fusion}.items():
             require_plain(part.plain(), f"model.parts.{name}")
         require_plain(self.facts, "model")
         self.split_metrics = nn.ModuleDict({"val": self.make_metrics(), "test": self.make_metrics()})
+        self.part_metrics = nn.ModuleDict({"val": nn.ModuleDict(), "test": nn.ModuleDict()})
+        self.explain = False
+        """Whether `predict_step` also says what each part contributes."""
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
         self.on_group_change = "error"
@@ -149,6 +177,28 @@ class HybridTask(pl.LightningModule, ABC):
     def predictions(self, outputs: Tensor) -> Tensor:
         """What metrics and users see, from the head's outputs."""
 
+    def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Predictions as columns of a table: name → a tensor or list with a value per sample.
+
+        Args:
+            predictions: `(N,)` or `(N, outputs)`.
+            names: Of the outputs; None numbers them.
+
+        Raises:
+            ConfigError: If there are more or fewer names than outputs.
+        """
+        if predictions.ndim == 1:
+            return {"prediction": predictions}
+        columns = predictions.flatten(1)
+        return {f"prediction_{name}": columns[:, i] for i, name in enumerate(output_names(names, columns.shape[1]))}
+
+    def program_facts(self) -> dict[str, Any]:
+        """What `predictions` needs beside the outputs of an exported program, as plain data."""
+        return {}
+
+    def use_program_facts(self, facts: Mapping[str, Any]) -> None:
+        """Takes `program_facts` from the file of an exported program."""
+
     @abstractmethod
     def make_metrics(self) -> SplitMetrics:
         """New metrics for one split."""
@@ -160,7 +210,11 @@ class HybridTask(pl.LightningModule, ABC):
     # Building
 
     def build(
-        self, example: Mapping[str, Any] | None = None, record: Mapping[str, Any] | None = None, load: bool = True
+        self,
+        example: Mapping[str, Any] | None = None,
+        record: Mapping[str, Any] | None = None,
+        load: bool = True,
+        hints: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Self:
         """Builds the network; the Trainer does it by itself when it starts.
 
@@ -168,6 +222,8 @@ class HybridTask(pl.LightningModule, ABC):
             example: A batch; two samples of it are used to infer sizes.
             record: Sizes and stages of an earlier network instead of an example.
             load: Whether the parts' weights are read.
+            hints: Key of the batch → arguments that parts which read it may leave out, such as the ``input_facts`` of a
+                DataModule.
         """
         given = self.facts["init_from"] if load and record is None else None
         start = {} if given is None else read_parts(given, {**self.parts, "fusion": self.fusion})
@@ -180,7 +236,13 @@ class HybridTask(pl.LightningModule, ABC):
             load=load,
             trust=self._trust,
             initialised=start,
+            part_heads=self.facts["part_heads"] is not False,
+            part_weight=self._part_weight,
+            hints=hints,
         )
+        if "part_heads" in self.network.parts:
+            for of_split in self.part_metrics.values():
+                of_split.update({part: self.make_metrics() for part in self.network.feeding})  # type: ignore[operator]
         if given is not None:
             start = {name: tensors for name, tensors in start.items() if name in self.network.parts}
             self.network.weight_reports["init_from"] = initialise(self.network, given, start)
@@ -210,7 +272,8 @@ class HybridTask(pl.LightningModule, ABC):
         """Builds the network from two samples of the data, unless it exists."""
         self._saved_facts = None  # of a checkpoint with which an earlier fit failed
         if self.network is None:
-            self.build(example_batch(self.trainer), load=self.reads_weights)
+            hints = getattr(getattr(self.trainer, "datamodule", None), "input_facts", None)
+            self.build(example_batch(self.trainer), load=self.reads_weights, hints=hints)
         network = self.built()
         shard_if_asked(self.trainer.strategy, network, network.param_groups(self.base_lr, self.weight_decay))
         follow_facts(self._own_callbacks, self._facts_with_groups())
@@ -241,28 +304,60 @@ class HybridTask(pl.LightningModule, ABC):
 
     # Steps
 
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """A batch → the head's outputs `(B, outputs)`."""
-        return self.built()(batch)  # type: ignore[no-any-return]
+    def forward(self, batch: Mapping[str, Any], wanted: str | None = None) -> Any:
+        """A batch → the head's outputs `(B, outputs)`, and what else is `wanted`, see `HybridNetwork.forward`."""
+        return self.built()(batch) if wanted is None else self.built()(batch, wanted)
+
+    def _with_parts(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor | None]]]:
+        """The outputs, and those of the parts' own heads, if there are any."""
+        return self(batch, "parts") if "part_heads" in self.built().parts else (self(batch), {})
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The loss of a training batch."""
-        loss = self.loss(self(batch), batch["target"])
+        """The loss of a training batch, and that of the parts' own heads."""
+        outputs, alone = self._with_parts(batch)
+        loss = self.loss(outputs, batch["target"])
         self._loss_sum = loss.detach() if self._loss_sum is None else self._loss_sum + loss.detach()
         self._loss_count += 1
+        for own, present in alone.values():
+            loss = loss + (self._part_weight or 1.0) * self._loss_alone(own, present, batch["target"])
         return loss
+
+    def _loss_alone(self, outputs: Tensor, present: Tensor | None, target: Tensor) -> Tensor:
+        """The loss of a part's own head over the samples that have the part; 0 if there are none."""
+        if present is not None:
+            outputs, target = outputs[present], target[present]
+        return self.loss(outputs, target) if len(outputs) else outputs.sum()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
-        self._evaluate(batch, "val")
+        self._evaluate(batch, batch_idx, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Adds a batch to the test metrics."""
-        self._evaluate(batch, "test")
+        self._evaluate(batch, batch_idx, "test")
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Predictions for a batch, see `predictions`."""
-        return self.predictions(self(batch))
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Predictions for a batch, see `predictions`; with `explain` a dict of them and of ``contributions``."""
+        if not self.explain:
+            return self.predictions(self(batch))
+        outputs, without = self(batch, "without")
+        predictions = self.predictions(outputs)
+        contributions = {
+            part: self.contribution(predictions, self.predictions(other)) for part, other in without.items()
+        }
+        return {"predictions": predictions, "contributions": contributions}
+
+    def contribution(self, predictions: Tensor, without: Tensor) -> Tensor:
+        """What a part adds to each prediction, `(B,)`: what changes if it is taken for absent.
+
+        For several outputs it is the mean absolute change.
+
+        Args:
+            predictions: From `predictions`, with all parts.
+            without: The same if the samples lacked the part.
+        """
+        difference = predictions - without
+        return difference if difference.ndim == 1 else difference.abs().mean(1)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation metrics."""
@@ -272,14 +367,26 @@ class HybridTask(pl.LightningModule, ABC):
         """Logs the test metrics."""
         self._log_metrics("test")
 
-    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
-        outputs = self(batch)
-        loss = self.loss(outputs, batch["target"])
+    def _evaluate(self, batch: dict[str, Any], batch_idx: int, split: str) -> None:
+        outputs, alone = self._with_parts(batch)
         target = batch["target"]
-        self._metrics_of(split).update(loss, self.loss_weight(target), self.predictions(outputs), target)
+        loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
+        own = own_samples(loaders, batch_idx, len(target))
+        self._measure(self._metrics_of(split), outputs, target, slice(own))
+        for part, (of_part, present) in alone.items():
+            there = slice(own) if present is None else present & (torch.arange(len(target), device=target.device) < own)
+            self._measure(self._metrics_of(split, part), of_part, target, there)
 
-    def _metrics_of(self, split: str) -> SplitMetrics:
-        metrics = self.split_metrics[split]
+    def _measure(self, metrics: SplitMetrics, outputs: Tensor, target: Tensor, counted: Tensor | slice) -> None:
+        """Adds the samples that are counted; all have gone through the network, on every rank."""
+        chosen, labels = outputs[counted], target[counted]
+        if len(labels):
+            metrics.update(self.loss(chosen, labels), self.loss_weight(labels), self.predictions(chosen), labels)
+        else:
+            metrics.update_without_samples(self.predictions(outputs), target)
+
+    def _metrics_of(self, split: str, part: str | None = None) -> SplitMetrics:
+        metrics = self.split_metrics[split] if part is None else self.part_metrics[split][part]  # type: ignore[index]
         assert isinstance(metrics, SplitMetrics)
         return metrics
 
@@ -291,6 +398,10 @@ class HybridTask(pl.LightningModule, ABC):
         shown = list(values)[:2]  # the loss and the first metric; more would not fit into a line
         for name, value in values.items():
             self.log(f"{split}/{name}", value, sync_dist=True, prog_bar=name in shown)
+        for part, _ in self.part_metrics[split].named_children():
+            of_part, _ = self._metrics_of(split, part).compute()
+            for name, value in of_part.items():
+                self.log(f"{split}/{name}/{part}", value, sync_dist=True)
         if split == "val" and self.trainer.state.fn == "fit":
             step_by_metric(self.trainer, values, undefined)
 
@@ -304,6 +415,7 @@ class HybridTask(pl.LightningModule, ABC):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Checks the targets while they are still on the CPU, so that the device is not waited for."""
         require_dict(batch)
+        refuse_empty_samples(self.built(), batch)
         if not self.trainer.predicting:
             if "target" not in batch:
                 raise ConfigError(f"data: the batch has no 'target'. It has: {listing(batch)}.")
@@ -347,9 +459,10 @@ class HybridTask(pl.LightningModule, ABC):
             print(*lines, sep="\n")
 
     def on_fit_end(self) -> None:
-        """Says so if there was nothing left to do."""
+        """Says so if there was nothing left to do, or if a part alone was better than all of them together."""
         trained, self._trained = self._trained, False
-        message = None if trained else finished(self.trainer)
+        metrics = self._metrics_of("val").metrics
+        message = better_alone(self.trainer.callback_metrics, metrics) if trained else finished(self.trainer)
         if message and self.trainer.is_global_zero:
             print(message)
 
@@ -416,8 +529,26 @@ class HybridTask(pl.LightningModule, ABC):
             "groups": group_names(network, network.param_groups(self.base_lr, self.weight_decay)),
         }
 
+    def follow_part_heads(self, state: Mapping[str, Any]) -> None:
+        """Leaves the parts' own heads out if a checkpoint has none, such as one of an older version.
+
+        Args:
+            state: The checkpoint's ``state_dict``.
+        """
+        network = self.built()
+        if "part_heads" in network.parts and not any(name.startswith("network.parts.part_heads.") for name in state):
+            network.leave_out_part_heads()
+            self.facts["part_heads"] = False
+            for of_split in self.part_metrics.values():
+                of_split.clear()  # type: ignore[operator]
+            rank_zero_info("part_heads: the checkpoint has none, so there are none now.")
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
+        if CHECKPOINT_KEY in checkpoint:
+            saved, state = checkpoint[CHECKPOINT_KEY], checkpoint.get("state_dict", {})
+            checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"] = upgraded(saved, state)
+        self.follow_part_heads(checkpoint.get("state_dict", {}))
         if self.trainer.state.fn != "fit":
             refuse_other_model(self.state_dict(), checkpoint.get("state_dict", {}))
             return

@@ -11,8 +11,9 @@ from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.weights import read_file
 
 CHECKPOINT_KEY = "hybrid_lightning"
-CHECKPOINT_VERSION = 2
-"""1 lacks in ``network`` what 2 has: ``outputs``, ``pools``, ``preprocessing``, ``scales``; none of them was a fact."""
+CHECKPOINT_VERSION = 3
+"""1 lacks in ``network`` what 2 has: ``outputs``, ``pools``, ``preprocessing``, ``scales``; none of them was a fact. 2
+lacks what `upgraded` adds."""
 Task = TypeVar("Task")
 
 
@@ -39,7 +40,23 @@ def read_checkpoint(
             f"{where}: {str(path)!r} has format {saved['version']}; this program reads 1 to {CHECKPOINT_VERSION}. "
             f"Install a newer hybrid_lightning."
         )
-    return saved, checkpoint["state_dict"]
+    return upgraded(saved, checkpoint["state_dict"])
+
+
+def upgraded(saved: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a task added to a checkpoint, and the weights, as today's format has them; nothing is changed in place.
+
+    Args:
+        saved: Of any format that is read.
+        state: The weights of the same checkpoint.
+    """
+    if saved.get("version", CHECKPOINT_VERSION) >= CHECKPOINT_VERSION:
+        return saved, state
+    facts, state = {"part_heads": False, **saved["facts"]}, dict(state)
+    if "num_outputs" in facts:  # a regression, which learned its targets as they are
+        outputs = facts["num_outputs"]
+        state |= {"scale.mean": torch.zeros(outputs), "scale.std": torch.ones(outputs), "scale.known": torch.tensor(1)}
+    return {**saved, "version": CHECKPOINT_VERSION, "facts": facts}, state
 
 
 def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str = "--ckpt_path") -> None:

@@ -6,9 +6,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from hybrid_lightning.data.in_memory import DictDataset
 from hybrid_lightning.errors import ConfigError
 
 
@@ -69,19 +68,47 @@ def _next(loader: Iterable[Any]) -> Any:
 
 
 def shown_targets(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
-    """Split and all labels of each `DictDataset`, while a fit is under way.
+    """Split and all labels of each dataset that shows them, while a fit is under way.
 
     Raises:
         ConfigError: If a split is empty.
     """
     for split, loaders in (("train", trainer.train_dataloader), ("val", trainer.val_dataloaders)):
         for loader in loaders if isinstance(loaders, list) else [loaders]:
-            dataset = getattr(loader, "dataset", None)
-            if isinstance(dataset, DictDataset):
-                targets = dataset.targets
+            targets = targets_of(getattr(loader, "dataset", None))
+            if targets is not None:
                 if not len(targets):
                     raise ConfigError(f"data: the {split} split is empty. Give it samples, or leave its loader out.")
                 yield split, targets
+
+
+def targets_of(dataset: Any) -> Tensor | None:
+    """All labels in the order of a dataset, if it shows them: a tensor ``targets``, also behind torch's `Subset`."""
+    if isinstance(dataset, Subset):
+        targets = targets_of(dataset.dataset)
+        return None if targets is None else targets[torch.as_tensor(dataset.indices, dtype=torch.long)]
+    targets = getattr(dataset, "targets", None)
+    return targets if isinstance(targets, Tensor) and targets.ndim and len(targets) == len(dataset) else None
+
+
+def training_targets(trainer: pl.Trainer) -> Tensor | None:
+    """All labels of the data that a fit is about to read.
+
+    Returns:
+        Labels `(N, ...)` on the CPU; None if the data do not show them.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    loop: Any = trainer._active_loop
+    with torch.random.fork_rng(devices=[]):
+        loaders = loop._data_source.dataloader()
+    loader = next(iter(loaders.values())) if isinstance(loaders, Mapping) else loaders
+    loader = loader[0] if isinstance(loader, list | tuple) else loader
+    targets = targets_of(getattr(loader, "dataset", None))
+    if targets is not None and not len(targets):
+        raise ConfigError("data: the train split is empty. Give it samples.")
+    return targets
 
 
 def number_of_batches(loaders: Any) -> float:

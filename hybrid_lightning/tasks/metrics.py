@@ -62,13 +62,40 @@ class SplitMetrics(nn.Module):
         for metric in self.metrics.values():
             metric.update(predictions, target)  # type: ignore[operator]
 
+    def update_without_samples(self, predictions: Tensor, target: Tensor) -> None:
+        """Takes note of a batch none of whose samples count; a rank that saw no other has states that can be joined.
+
+        Args:
+            predictions: Of samples that another rank counts.
+            target: Of the same.
+        """
+        self.loss.update(0.0, 0)
+        self.samples.update(0)
+        if self.counts is not None:
+            self.counts.update(target[:0].long())
+        for metric in self.metrics.values():
+            assert isinstance(metric, torchmetrics.Metric)
+            if metric.update_called:
+                continue
+            metric.update(predictions, target if self.counts is None else target.long())
+            for name, default in metric._defaults.items():
+                state = getattr(metric, name)
+                if isinstance(default, list):
+                    setattr(metric, name, [entry[:0] for entry in state])
+                else:
+                    setattr(metric, name, default.to(state).expand_as(state).clone())
+
     def compute(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Values of the defined metrics, and name → reason of the undefined ones; starts anew afterwards."""
-        undefined = self._undefined()
-        values = {"loss": self.loss.compute()}
-        for name, metric in self.metrics.items():
-            if name not in undefined:
-                values[name] = metric.compute()  # type: ignore[operator]
+        """Values of the defined metrics, and name → reason of the undefined ones; starts anew afterwards.
+
+        Without samples there are neither.
+        """
+        values: dict[str, Tensor] = {}
+        undefined: dict[str, str] = {}
+        if self.samples.compute() > 0:
+            undefined, values = self._undefined(), {"loss": self.loss.compute()}
+            defined = {name: metric for name, metric in self.metrics.items() if name not in undefined}
+            values |= {name: metric.compute() for name, metric in defined.items()}  # type: ignore[operator]
         for metric in self.modules():
             if isinstance(metric, torchmetrics.Metric):
                 metric.reset()

@@ -1,6 +1,6 @@
 """Regression with a hybrid network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +8,9 @@ from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.tasks.base import HybridTask
+from hybrid_lightning.tasks.example import training_targets
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
+from hybrid_lightning.tasks.scale import TargetScale, scale_of
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": functional.mse_loss,
@@ -20,39 +22,72 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class HybridRegressor(HybridTask):
     """Predicts one or several numbers with pretrained and untrained parts under one head.
 
-    Logged after each validation and test, over all samples: ``mae``, ``rmse`` and ``r2``.
+    Logged after each validation and test, over all samples: ``mae``, ``rmse`` and ``r2``, in the units of the targets.
+    The losses, ``train/loss``, ``val/loss`` and ``test/loss``, are those of standardised targets.
 
     Args:
         num_outputs: Numbers per sample; targets are `(B, num_outputs)`, or `(B,)` if it is 1.
-        loss_function: ``mse``, ``mae`` or ``huber``.
+        loss_function: ``mse``, ``mae`` or ``huber``, of standardised targets.
+        standardise: Whether the network learns targets less their mean over their standard deviation, of each output
+            over the training data, if these show their ``targets``; one that is constant is only shifted. Predictions
+            and metrics are in the units of the targets all the same, and a checkpoint keeps the scale. False learns the
+            targets as they are.
         **common: Arguments of `HybridTask`.
 
     Raises:
         ConfigError: If an argument is impossible.
     """
 
-    def __init__(self, num_outputs: int = 1, loss_function: str = "mse", **common: Any) -> None:
+    def __init__(
+        self, num_outputs: int = 1, loss_function: str = "mse", standardise: bool = True, **common: Any
+    ) -> None:
         if loss_function not in _LOSSES:
             raise unknown("model.loss_function", "loss", loss_function, _LOSSES)
         if num_outputs < 1:
             raise ConfigError(f"model.num_outputs: {num_outputs} is less than 1.")
-        self.num_outputs, self.loss_function = num_outputs, loss_function
+        self.num_outputs, self.loss_function, self.standardise = num_outputs, loss_function, standardise
         super().__init__(**common)
-        self.facts |= {"num_outputs": num_outputs, "loss_function": loss_function}
+        self.scale = TargetScale(num_outputs)
+        self.facts |= {"num_outputs": num_outputs, "loss_function": loss_function, "standardise": standardise}
 
     @property
     def outputs(self) -> int:
         """One output per predicted number."""
         return self.num_outputs
 
+    def configure_model(self) -> None:
+        """Builds what is not built yet; the first fit takes the scale of its training targets."""
+        super().configure_model()
+        if self.trainer.state.fn != "fit" or self.scale.known:
+            return
+        targets = training_targets(self.trainer) if self.standardise else None
+        mean, std = [0.0] * self.num_outputs, [1.0] * self.num_outputs
+        if targets is not None:
+            self.check_target(targets, "data: train targets")
+            mean, std = scale_of(targets)
+        self.scale.set(*self.trainer.strategy.broadcast((mean, std)))
+
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Mean over samples and outputs."""
+        """Mean over samples and outputs, of standardised targets."""
         function = _LOSSES[self.loss_function]
-        return function(self.predictions(outputs), target.to(outputs.dtype))
+        return function(self._numbers(outputs), self.scale.standardised(target).to(outputs.dtype))
+
+    def _numbers(self, outputs: Tensor) -> Tensor:
+        """Outputs in the shape of the targets."""
+        return outputs.squeeze(1) if self.num_outputs == 1 else outputs
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """The predicted numbers, in the shape of the targets."""
-        return outputs.squeeze(1) if self.num_outputs == 1 else outputs
+        """The predicted numbers, in the shape and the units of the targets."""
+        return self.scale.restored(self._numbers(outputs))
+
+    def program_facts(self) -> dict[str, Any]:
+        """The scale, which an exported program does not hold."""
+        return {"mean": self.scale.mean.tolist(), "std": self.scale.std.tolist()}
+
+    def use_program_facts(self, facts: Mapping[str, Any]) -> None:
+        """Takes the scale of an exported program; older ones have none."""
+        if "mean" in facts:
+            self.scale.set(facts["mean"], facts["std"])
 
     def make_metrics(self) -> SplitMetrics:
         """MAE, RMSE and R²."""

@@ -13,7 +13,10 @@ from hybrid_lightning.rates import GroupLR
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY, other_tensors
 
 ON_GROUP_CHANGE = ("error", "weights_only", "match")
-_OF_TODAY = ("params", "name", "part", "stage", "origin", "fixed", "lr_factor", "initial_lr", "weight_decay")
+_OF_TODAY = (
+    *("params", "name", "part", "stage", "origin", "observer", "fixed"),
+    *("lr_factor", "initial_lr", "weight_decay"),
+)
 Groups = Mapping[str, list[str]]
 """Group name → names of its parameters."""
 

@@ -106,6 +106,7 @@ def test_groups_know_their_origin_and_a_checkpoint_from_before_that_goes_on(tmp_
         "new": "untrained",
         "fusion": "untrained",
         "head": "untrained",
+        "part_heads": "untrained",
     }
     checkpoint = torch.load(path, weights_only=True)
     for group in checkpoint["optimizer_states"][0]["param_groups"]:

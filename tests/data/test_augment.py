@@ -134,6 +134,7 @@ def test_no_augmentation_is_false():
         ({"photo": ["RandomCrop"]}, r"^data\.augment\.photo\.0: unknown name 'RandomCrop'"),
         ({"photo": ["RandomNoise"]}, r"^data\.augment\.photo\.0: 'std' must be given"),
         ({"photo": ["kornia.augmentation.RandomAffin"]}, r"unknown name 'RandomAffin'\. Did you mean 'RandomAffine'\?"),
+        ({"photo": [torch.square]}, r"^data\.augment\.photo\.0: a builtin_function_or_method is no torch module"),
         ({"photo": ["torch.square"]}, r"^data\.augment\.photo\.0: a builtin_function_or_method is no torch module"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_lightning.data.transforms import make_transforms
+from hybrid_lightning.data.transforms import RandomFlip, make_transforms
 from hybrid_lightning.errors import ConfigError
 
 IMAGE = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -154,6 +154,10 @@ def test_transforms_of_monai_repeat_with_torchs_seed():
     assert torch.equal(*results)
     assert type(results[0]) is torch.Tensor
     assert not torch.equal(results[0][0], results[0][1])
+
+
+def test_a_live_callable_is_taken_as_it_is():
+    assert torch.equal(make_transforms([scaled_by, RandomFlip(p=1.0)], "x")(IMAGE), 2 * IMAGE.flip(2))
 
 
 def test_a_subclass_of_tensor_becomes_a_tensor():

@@ -316,7 +316,7 @@ def test_a_part_without_parameters_of_its_own_needs_no_unfreezing():
         "two": {"module": shared, "weights": "pretrained", "input": "x"},
     }
     parts["flat"]["unfreeze"] = "1 steps"
-    model = HybridClassifier(num_classes=3, parts=parts, pretrained={"unfreeze": "2 steps"})
+    model = HybridClassifier(num_classes=3, parts=parts, pretrained={"unfreeze": "2 steps"}, part_heads=False)
     run = trainer(max_epochs=1)
     run.fit(model, data())
     assert {g["part"]: g["unfrozen_at"] for g in run.optimizers[0].param_groups} == {"two": 2, "fusion": 0, "head": 0}
@@ -326,4 +326,4 @@ def test_defaults_of_untrained_parts_reach_the_fusion_and_the_head():
     parts = {"a": {"module": "MLP", "input": "x"}, "b": {"module": "MLP", "input": "x"}}
     model = HybridClassifier(num_classes=3, parts=parts, lr=1.0, untrained={"lr_scale": 0.5})
     groups = model.build(next(iter(data()))).built().param_groups(1.0, 0.0)
-    assert {g["part"]: g["lr"] for g in groups} == {"a": 0.5, "b": 0.5, "fusion": 0.5, "head": 0.5}
+    assert {g["part"]: g["lr"] for g in groups} == {"a": 0.5, "b": 0.5, "fusion": 0.5, "head": 0.5, "part_heads": 1}

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
-from hybrid_lightning import ConfigError
-from tests.small import classifier, loader, table, trainer
+from hybrid_lightning import ConfigError, FocalLoss, HybridTask
+from tests.small import changed, classifier, command, loader, table, trainer
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, -2.0], [0.3, 0.2, 0.1], [-1.0, 3.0, 1.0]])
 TARGET = torch.tensor([0, 2, 1, 1])
@@ -119,3 +121,141 @@ def test_an_impossible_argument_is_refused(options, match):
 def test_a_target_that_does_not_fit_is_told(options, target, match):
     with pytest.raises(ConfigError, match=match):
         classifier(**options).check_target(target, "data: target")
+
+
+# Losses by name, and balanced weights
+
+COUNTS = torch.tensor([0] * 18 + [1] * 6 + [2] * 3)
+
+
+def silent(target: torch.Tensor) -> DataLoader:
+    """Data that do not show their labels."""
+    return DataLoader([{"x": x, "target": label} for x, label in zip(table(), target, strict=True)], batch_size=9)
+
+
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [
+        ({}, torch.arange(27) % 3),
+        ({"num_classes": 2, "kind": "binary"}, torch.arange(27) % 2),
+        ({"kind": "multilabel"}, torch.randint(2, (27, 3), generator=torch.Generator().manual_seed(0))),
+    ],
+)
+@pytest.mark.parametrize("weights", [None, "balanced"])
+def test_each_kind_trains_with_focal_loss_and_its_checkpoint_rebuilds_it(options, target, weights, tmp_path):
+    data, run = loader({"x": table(), "target": target}), trainer()
+    spec = {"class_path": "hybrid_lightning.FocalLoss", "init_args": {"gamma": 1.5}}
+    model = classifier(loss_function=spec, class_weights=weights, **options)
+    run.fit(model, data, data)
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    again = HybridTask.load_from_checkpoint(tmp_path / "x.ckpt")
+    with torch.no_grad():
+        outputs = model.eval()({"x": table()})
+    shaped = outputs[:, 0] if options.get("kind") == "binary" else outputs
+    counted = model.facts["class_weights"]
+    expected = FocalLoss(1.5, counted)(shaped, target)
+    assert (counted is None) == (weights is None)
+    torch.testing.assert_close(again.loss(outputs, target), expected)
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_loss_of_torch_is_named_by_its_path():
+    model = classifier(loss_function="torch.nn.MultiMarginLoss")
+    torch.testing.assert_close(model.loss(LOGITS, TARGET), functional.multi_margin_loss(LOGITS, TARGET))
+    smooth = classifier(loss_function="torch.nn.CrossEntropyLoss", label_smoothing=0.1)
+    torch.testing.assert_close(smooth.loss(LOGITS, TARGET), classifier(label_smoothing=0.1).loss(LOGITS, TARGET))
+
+
+class Summed(nn.Module):
+    def forward(self, outputs, target):
+        return functional.cross_entropy(outputs, target, reduction="none")
+
+
+def test_a_loss_that_is_no_mean_over_samples_is_told():
+    with pytest.raises(ConfigError, match=r"model\.loss_function: Summed does not return one number"):
+        classifier(loss_function=Summed).loss(LOGITS, TARGET)
+
+
+def test_a_wrong_loss_is_told_before_the_first_step():
+    data = loader({"x": table(), "target": torch.arange(27) % 3})
+    with pytest.raises(ConfigError, match="mean 'gamma'"):
+        trainer().fit(classifier(loss_function={"class_path": "FocalLoss", "init_args": {"gama": 1}}), data)
+    with pytest.raises(ConfigError, match=r"model\.class_weights: torch\.nn\.MultiMarginLoss takes no argument"):
+        trainer().fit(classifier(loss_function="torch.nn.MultiMarginLoss", class_weights="balanced"), data)
+
+
+def test_a_loss_of_somebody_elses_is_built_from_a_file_only_if_it_is_trusted(tmp_path):
+    run = trainer()
+    run.fit(classifier(loss_function=f"{__name__}.Mean"), loader({"x": table(), "target": torch.arange(27) % 3}))
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match=r"neither a loss of ours .* trust=\['tests'\]"):
+        HybridTask.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert isinstance(HybridTask.load_from_checkpoint(tmp_path / "x.ckpt", trust="tests").loss_module, Mean)
+
+
+class Mean(nn.CrossEntropyLoss):
+    """Somebody's own."""
+
+
+@pytest.mark.parametrize(
+    ("options", "target", "expected"),
+    [
+        ({}, COUNTS, [27 / (3 * 18), 27 / (3 * 6), 27 / (3 * 3)]),
+        ({}, COUNTS.clamp(max=1), [27 / (3 * 18), 27 / (3 * 9), 27 / 3]),  # no sample counts as one
+        ({"num_classes": 2, "kind": "binary"}, COUNTS.clamp(max=1), [27 / (2 * 18), 27 / (2 * 9)]),
+        ({"kind": "multilabel"}, functional.one_hot(COUNTS, 3), [9 / 18, 21 / 6, 24 / 3]),
+    ],
+)
+def test_balanced_weights_are_counted_before_the_first_loss_and_kept(options, target, expected, tmp_path):
+    data, run = loader({"x": table(), "target": target}), trainer()
+    model = classifier(class_weights="balanced", **options)
+    run.fit(model, data, data)
+    assert model.class_weights.tolist() == pytest.approx(expected)
+    fixed = classifier(class_weights=expected, **options)
+    with torch.no_grad():
+        outputs = model.eval()({"x": table()})
+    torch.testing.assert_close(model.loss(outputs, target), fixed.loss(outputs, target))
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(float(fixed.loss(outputs, target)), rel=1e-5)
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    assert HybridTask.load_from_checkpoint(tmp_path / "x.ckpt").facts["class_weights"] == pytest.approx(expected)
+
+
+def test_a_resumed_fit_and_a_test_keep_the_weights_that_were_counted(tmp_path):
+    run = trainer()
+    run.fit(classifier(class_weights="balanced"), loader({"x": table(), "target": COUNTS}))
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    expected = [0.5, 1.5, 3.0]
+    other = loader({"x": table(), "target": torch.arange(27) % 3})
+    for verb in ("fit", "test"):
+        model = classifier(class_weights="balanced")
+        getattr(trainer(max_epochs=2), verb)(model, other, ckpt_path=tmp_path / "x.ckpt")
+        assert model.class_weights.tolist() == pytest.approx(expected)
+
+
+def test_a_fit_that_asks_for_balance_anew_counts(folder):
+    run = trainer()
+    run.fit(classifier(), loader({"x": table(), "target": COUNTS}))
+    run.save_checkpoint("x.ckpt")
+    model = classifier(class_weights="balanced")
+    trainer(max_epochs=2).fit(model, loader({"x": table(), "target": COUNTS}), ckpt_path="x.ckpt")
+    assert model.class_weights.tolist() == pytest.approx([0.5, 1.5, 3.0])
+
+
+def test_balance_without_labels_to_count_is_told():
+    with pytest.raises(ConfigError, match=r"model\.class_weights: 'balanced' .* no tensor 'targets'"):
+        trainer().fit(classifier(class_weights="balanced"), silent(COUNTS))
+    with pytest.raises(ConfigError, match="counted by a fit"):
+        classifier(class_weights="balanced").loss(LOGITS, TARGET)
+    with pytest.raises(ConfigError, match="'even' is neither 'balanced' nor a list"):
+        classifier(class_weights="even")
+
+
+def test_the_command_line_reads_a_loss_and_balance(folder):
+    loss = {"class_path": "FocalLoss", "init_args": {"gamma": 1e-1}}
+    config = changed({"init.loss_function": loss, "init.class_weights": "balanced"})
+    assert command("fit", config=config) == 0
+    assert command("test", "--ckpt_path", "best", config=config) == 0
+    assert command("fit", "--model.loss_function", "FocalLoss", "--model.class_weights", "[1, 2, 3]") == 0
+    model = HybridTask.load_from_checkpoint(next(folder.rglob("version_2/checkpoints/last.ckpt")))
+    assert model.facts["class_weights"] == [1, 2, 3]
+    assert model.loss_module.gamma == 2

@@ -1,8 +1,12 @@
 import pytest
 import torch
+from torch.utils.data import DataLoader, Subset
 
-from hybrid_lightning import ConfigError
-from tests.small import loader, regressor, table, trainer
+from hybrid_lightning import ConfigError, HybridRegressor, HybridTask
+from hybrid_lightning.cli import main
+from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, as_batch
+from hybrid_lightning.tasks.scale import TargetScale
+from tests.small import changed, loader, regressor, table, trainer, write
 
 OUTPUT, TARGET = torch.tensor([[1.0], [2.0], [5.0]]), torch.tensor([1.5, 2.0, 1.0])
 
@@ -28,7 +32,9 @@ def test_it_trains_and_logs_the_metrics_of_all_samples(outputs, shape, dtype):
     [logged] = run.test(model, data, verbose=False)
     with torch.no_grad():
         errors = model.predictions(model.eval()({"x": table()})) - target
-    expected = {"mae": errors.abs().mean(), "rmse": errors.square().mean().sqrt(), "loss": errors.square().mean()}
+    deviations = target.double().std(0, correction=0)
+    expected = {"mae": errors.abs().mean(), "rmse": errors.square().mean().sqrt()}
+    expected |= {"loss": (errors / deviations).square().mean()}
     for name, value in expected.items():
         assert logged[f"test/{name}"] == pytest.approx(float(value), rel=1e-4)
     assert "test/r2" in logged
@@ -55,3 +61,151 @@ def test_an_impossible_argument_is_refused(options, match):
 def test_a_target_that_does_not_fit_is_told(outputs, target, match):
     with pytest.raises(ConfigError, match=match):
         regressor(num_outputs=outputs).check_target(target, "data: target")
+
+
+# The scale of the targets
+
+
+def numbers(outputs: int = 1) -> torch.Tensor:
+    target = table() @ table(4, outputs, seed=3) + 0.1 * table(27, outputs, seed=4)
+    return target[:, 0] if outputs == 1 else target
+
+
+def fitted(target: torch.Tensor, **options) -> tuple[HybridRegressor, dict[str, float]]:
+    """The model of a fit, and its metrics on the same data."""
+    torch.manual_seed(0)
+    data, run = loader({"x": table(), "target": target}), trainer(max_epochs=3)
+    model = regressor(num_outputs=1 if target.ndim == 1 else target.shape[1], lr=0.05, **options)
+    run.fit(model, data, data)
+    return model, {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")}
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_fit_on_other_units_gives_the_same_metrics_in_these_units(outputs):
+    target = numbers(outputs).double()
+    model, plain = fitted(target)
+    other, scaled = fitted(target * 1000 - 7e4)
+    assert scaled["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-3)
+    assert scaled["val/r2"] == pytest.approx(plain["val/r2"], rel=1e-3)
+    for name in ("val/mae", "val/rmse"):
+        assert scaled[name] == pytest.approx(plain[name] * 1000, rel=1e-3)
+    with torch.no_grad():
+        given, expected = (m.predictions(m.eval()({"x": table()})) for m in (other, model))
+    torch.testing.assert_close(given, expected * 1000 - 7e4, rtol=1e-3, atol=1)
+
+
+def test_the_scale_is_that_of_the_training_targets_and_a_constant_is_only_shifted():
+    target = torch.stack([numbers(), torch.full((27,), 0.1)], dim=1)
+    model, _ = fitted(target)
+    torch.testing.assert_close(model.scale.mean, target.mean(0))
+    torch.testing.assert_close(model.scale.std, torch.stack([numbers().std(correction=0), torch.tensor(1.0)]))
+
+
+def test_without_standardising_the_targets_are_learned_as_they_are():
+    model, found = fitted(numbers() * 3, standardise=False)
+    with torch.no_grad():
+        errors = model.eval()({"x": table()})[:, 0] - numbers() * 3
+    assert found["val/loss"] == pytest.approx(float(errors.square().mean()), rel=1e-4)
+    assert found["val/rmse"] == pytest.approx(found["val/loss"] ** 0.5, rel=1e-4)
+
+
+class Silent(torch.utils.data.Dataset):
+    """Does not show its targets."""
+
+    def __len__(self):
+        return 27
+
+    def __getitem__(self, index):
+        return {"x": table()[index], "target": numbers()[index] * 3}
+
+
+def test_data_that_show_no_targets_are_learned_as_they_are():
+    model = regressor()
+    trainer(limit_val_batches=0).fit(model, DataLoader(Silent(), 9))
+    assert model.scale.mean.tolist() == [0]
+    assert model.scale.std.tolist() == [1]
+
+
+def test_a_subset_shows_the_targets_of_its_own_samples():
+    subset = Subset(DictDataset({"x": table(), "target": numbers()}), [0, 3, 5, 7])
+    model = regressor()
+    trainer(limit_val_batches=0).fit(model, DataLoader(subset, 2, collate_fn=as_batch))
+    assert model.scale.mean.item() == pytest.approx(float(numbers()[[0, 3, 5, 7]].mean()), rel=1e-6)
+
+
+def assert_equal(one: HybridTask, other: HybridTask) -> None:
+    states = one.scale.state_dict(), other.scale.state_dict()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert states[0]["known"] == 1
+
+
+def test_a_model_that_was_trained_keeps_its_scale_in_files_and_in_further_fits(tmp_path):
+    model, _ = fitted(numbers() * 50 + 900)
+    run = trainer()
+    run.strategy.connect(model)
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    again = HybridTask.load_from_checkpoint(tmp_path / "x.ckpt")
+    with torch.no_grad():
+        expected = model.predictions(model.eval()({"x": table()}))
+        assert torch.equal(again.predictions(again({"x": table()})), expected)
+    trainer(limit_val_batches=0).fit(again, loader({"x": table(), "target": numbers()}))
+    assert_equal(again, model)
+
+
+def test_the_scale_keeps_its_digits_whatever_the_precision():
+    scale = TargetScale(1)
+    scale.set([1234.5678], [0.001])
+    scale.bfloat16()
+    assert (scale.mean.dtype, scale.mean.item()) == (torch.float32, pytest.approx(1234.5678, rel=1e-7))
+    assert scale.restored(torch.ones(2, 1).bfloat16()).dtype == torch.float32
+
+
+class Prices(InMemoryDataModule):
+    """Numbers far from 0."""
+
+    def load(self):
+        return {n: DictDataset({"x": table(), "target": numbers() * 40 + 5000}) for n in ("train", "val", "test")}
+
+
+PRICES = {
+    "model": {"class_path": "HybridRegressor", "init_args": {"parts": {"x": "MLP"}, "lr": 0.05}},
+    "data.class_path": f"{__name__}.Prices",
+    "data.init_args": {},
+    "trainer.limit_train_batches": 1.0,
+}
+
+
+def test_the_command_line_keeps_the_scale_on_resume_and_in_predictions(folder):
+    path = write(changed(PRICES))
+    assert main(["fit", "--config", path]) == 0
+    last = folder / "runs/small/version_0/checkpoints/last.ckpt"
+    first = HybridTask.load_from_checkpoint(last)
+    assert main(["fit", "--config", path, "--ckpt_path", str(last), "--trainer.max_epochs", "2"]) == 0
+    second = HybridTask.load_from_checkpoint(folder / "runs/small/version_1/checkpoints/last.ckpt")
+    assert_equal(second, first)
+    assert first.scale.mean.item() == pytest.approx(float((numbers() * 40 + 5000).mean()), rel=1e-6)
+    assert main(["predict", "--config", path, "--ckpt_path", str(last)]) == 0
+    with torch.no_grad():
+        expected = first.predictions(first({"x": table()}))
+    text = (folder / "runs/small/version_2/predictions.csv").read_text().split()
+    assert text[0] == "row,prediction"
+    torch.testing.assert_close(torch.tensor([float(line.split(",")[1]) for line in text[1:]]), expected)
+
+
+@pytest.mark.slow
+def test_an_exported_program_predicts_in_the_units_of_the_targets(folder, capsys):
+    path = write(changed(PRICES))
+    assert main(["fit", "--config", path]) == 0
+    assert main(["export", "--config", path, "--ckpt_path", "last", "--output", "net.pt2"]) == 0
+    out = capsys.readouterr().out
+    assert "outputs are standardised: number = output × [" in out
+    digest = out[out.index("sha256:") :].strip()
+    words = ["predict", "--config", path, "--output"]
+    assert main([*words, "a.csv", "--ckpt_path", "net.pt2", "--trust_program", digest]) == 0
+    assert main([*words, "b.csv", "--ckpt_path", "last"]) == 0
+    a, b = (
+        torch.tensor([float(line.split(",")[1]) for line in (folder / name).read_text().split()[1:]])
+        for name in ("a.csv", "b.csv")
+    )
+    torch.testing.assert_close(a, b)
+    assert float(a.min()) > 1000
