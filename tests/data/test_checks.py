@@ -1,6 +1,7 @@
 """What is found before the first step, and by the command check."""
 
 import csv
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from hybrid_lightning.data import ManifestDataModule
 from hybrid_lightning.data.checks import first_rank_first
 from hybrid_lightning.errors import ConfigError
-from tests.data.make_files import INPUTS, make_manifest
+from tests.data.make_files import make_manifest
 from tests.processes import python
 from tests.small import changed, command, write
 
@@ -31,7 +32,7 @@ def rows(count: int = 12, **columns: Any) -> list[dict[str, Any]]:
 
 
 def manifest(table: list[dict[str, Any]], path: str = "samples.csv", sides: Any = (10, 12)) -> str:
-    """Writes a manifest, and its images unless they are there; `sides` are (height, width), or a dict of them by row."""
+    """Writes a manifest, and the images that are not there; `sides` are (height, width), or a dict of them by row."""
     for row, cells in enumerate(table):
         height, width = sides.get(row, (10, 12)) if isinstance(sides, dict) else sides
         pixels = np.random.default_rng(row).integers(0, 256, (height, width, 3)).astype(np.uint8)
@@ -55,7 +56,12 @@ def config(inputs: dict[str, Any] | None = None, **options: Any) -> dict[str, An
 _MODULES = {"image": "ConvExtractor", "series": "SequenceTransformer", "volume": "ResidualVolume"}
 
 
-def problems(path: str | Path = "samples.problems.csv") -> list[dict[str, str]]:
+def check(inputs: dict[str, Any] | None = None, decode: bool = True, target: str = "label", **options: Any) -> None:
+    """The same checks as those of the commands check and, without `decode`, fit."""
+    ManifestDataModule("samples.csv", inputs or PHOTO, target, split_column="split", **options).check(decode)
+
+
+def rows_in(path: str | Path = "samples.problems.csv") -> list[dict[str, str]]:
     with Path(path).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -85,20 +91,20 @@ def test_a_fit_refuses_bad_files_before_its_first_step_and_lists_all_of_them(fol
     manifest(rows())
     broken = break_seven()
     assert command("fit", config=config(id="sample")) == 2
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert "data.path: 7 files of 'samples.csv' cannot be used:" in err
     shown = [line for line in err.splitlines() if line.startswith("  row ")]
     assert [int(line.split()[1].rstrip(",")) for line in shown] == broken[:5]
     assert "row 1, photo, '1.png': there is no such file in '.'" in shown[0]
     assert "cannot identify image file" in shown[3]
     assert "  and 2 more" in err
-    [path] = Path("runs/run/version_0").glob("*.problems.csv")
+    [path] = Path("runs/small/version_0").glob("*.problems.csv")
     assert str(path) in err
-    listed = problems(path)
+    listed = rows_in(path)
     assert [int(row["row"]) for row in listed] == broken
     assert [(row["id"], row["key"], row["path"]) for row in listed] == [(f"s{r}", "photo", f"{r}.png") for r in broken]
     assert [row["problem"].startswith("there is no such file") for row in listed] == [r not in (6, 10) for r in broken]
-    assert not Path("runs/run/version_0/metrics.csv").exists()
+    assert not Path("runs/small/version_0/metrics.csv").exists()
 
 
 def test_check_finds_what_a_file_hides_behind_its_first_bytes(folder, capsys):
@@ -109,8 +115,8 @@ def test_check_finds_what_a_file_hides_behind_its_first_bytes(folder, capsys):
     err = capsys.readouterr().err
     assert "2 files" in err
     assert "truncated" in err
-    assert [(row["row"], row["id"]) for row in problems()] == [("4", "4"), ("9", "9")]  # without ids, rows stand there
-    ManifestDataModule("samples.csv", PHOTO, "label", split_column="split").check(decode=False)
+    assert [(row["row"], row["id"]) for row in rows_in()] == [("4", "4"), ("9", "9")]  # without ids, rows stand there
+    check(decode=False)
 
 
 def test_check_makes_no_run_and_says_that_nothing_is_wrong(folder, capsys):
@@ -134,15 +140,15 @@ def test_a_fit_without_checks_starts_although_a_test_file_is_missing(folder, cap
 
 def test_cells_without_a_file_are_no_problem(folder, capsys):
     manifest(rows(photo=lambda row: "" if row in (2, 7) else f"{row}.png", age=lambda row: row))
-    assert command("check", config=config({**PHOTO, "ages": {"numeric": ["age"]}})) == 0
+    check({**PHOTO, "ages": {"numeric": ["age"]}})
     assert table_of(capsys.readouterr().out, "samples.csv")["photo empty"] == ["16.7%", "33.3%", "0.0%"]
 
 
-def test_a_missing_library_is_not_told_for_each_row(folder, capsys, monkeypatch):
+def test_a_missing_library_is_not_told_for_each_row(folder, monkeypatch):
     manifest(rows(scan=lambda row: f"{row}.nii"))
-    monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
-    assert command("check", config=config({"scan": {"volume": "scan"}})) == 2
-    assert "hybrid_lightning[nifti]" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(ConfigError, match=r"hybrid_lightning\[nifti\]"):
+        check({"scan": {"volume": "scan"}})
     assert not Path("samples.problems.csv").exists()
 
 
@@ -159,9 +165,9 @@ def test_the_files_of_predict_are_opened_before_the_first_batch(folder, capsys):
     assert command("predict", "--ckpt_path", "last", config=later) == 2
     assert "data.predict_path: 1 files of 'later.csv' cannot be used" in capsys.readouterr().err
     [path] = Path("runs").rglob("later.problems.csv")
-    assert [row["row"] for row in problems(path)] == ["2"]
+    assert [row["row"] for row in rows_in(path)] == ["2"]
     assert command("check", config=later) == 2
-    assert [row["row"] for row in problems()] == ["1"]
+    assert [row["row"] for row in rows_in()] == ["1"]
 
 
 def test_all_kinds_of_files_are_read(folder, capsys):
@@ -177,7 +183,6 @@ def test_all_kinds_of_files_are_read(folder, capsys):
         "note": {"text": "report"},
         "table": {"numeric": ["age", "dose"], "categorical": ["site", "sex"]},
     }
-    assert {column for given in inputs.values() for column in next(iter(given.values()))} or INPUTS
     options = {"path": "manifest.csv", "split_column": "split", "split_by": "patient", "id": "sample"}
     assert command("check", config=config(inputs, **options)) == 0
     out = capsys.readouterr().out
@@ -197,12 +202,12 @@ def test_all_kinds_of_files_are_read(folder, capsys):
 def test_shapes_that_cannot_be_joined_are_refused_with_their_rows(folder, capsys):
     manifest(rows(), sides={2: (10, 9), 5: (10, 9), 7: (4, 12)})
     as_stored = config({"photo": {"image": "photo"}})
-    for verb, path in (("check", "samples.problems.csv"), ("fit", "runs/run/version_0/samples.problems.csv")):
+    for verb, path in (("check", "samples.problems.csv"), ("fit", "runs/small/version_0/samples.problems.csv")):
         assert command(verb, config=as_stored) == 2
         assert "row 2, photo, '2.png': its shape 3 × 10 × 9 is not that of most, 3 × 10 × 12" in capsys.readouterr().err
-        assert [row["row"] for row in problems(path)] == ["2", "5", "7"]
-    assert command("check", config=config()) == 0, "size makes them equal"
-    assert command("check", config=config({"photo": {"image": "photo"}}, batch_size=1)) == 0, "nothing is joined"
+        assert [row["row"] for row in rows_in(path)] == ["2", "5", "7"]
+    check()  # size makes them equal
+    check({"photo": {"image": "photo"}}, batch_size=1)  # nothing is joined
 
 
 def test_shapes_may_differ_where_transforms_make_them_equal_and_from_split_to_split(folder):
@@ -211,7 +216,8 @@ def test_shapes_may_differ_where_transforms_make_them_equal_and_from_split_to_sp
         split: [{"class_path": "RandomCrop", "init_args": {"size": s}}] for split, s in (("train", 6), ("eval", 8))
     }
     inputs = {"photo": {"image": "photo", **crops}}
-    assert command("check", config=config(inputs)) == 0
+    check(inputs)
+    check(inputs, decode=False)
     assert command("fit", config=config(inputs)) == 0
 
 
@@ -221,43 +227,45 @@ def test_an_image_that_its_exif_data_turn_has_the_shape_of_the_turned_one(folder
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (10, 12)).save("3.jpg", exif=exif)
-    assert command("fit", config=config({"photo": {"image": "photo"}})) == 0
+    check({"photo": {"image": "photo"}}, decode=False)
+    check({"photo": {"image": "photo"}})
 
 
-@pytest.mark.parametrize("verb", ["check", "fit"])
+@pytest.mark.parametrize("decode", [False, True])
 @pytest.mark.parametrize(
     ("given", "usual", "other"),
     [({"series": "file"}, (5, 2), (7, 3)), ({"volume": "file", "size": 4}, (4, 5, 6), (2, 4, 5, 6))],
     ids=["series", "volume"],
 )
-def test_a_wrong_number_of_channels_is_refused(folder, capsys, verb, given, usual, other):
+def test_a_wrong_number_of_channels_is_refused(folder, decode, given, usual, other):
     for row in range(12):
         np.save(f"{row}.npy", np.random.default_rng(row).random(other if row == 4 else usual))
     manifest(rows(photo=lambda row: "", file=lambda row: f"{row}.npy"))
-    assert command(verb, config=config({"x": given})) == 2
-    assert "row 4, x, '4.npy': its shape" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"row 4, x, '4.npy': its shape .* is not that of most"):
+        check({"x": given}, decode)
+    assert [row["row"] for row in rows_in()] == ["4"]
 
 
-def test_sounds_with_other_channels_than_the_config_says_are_refused(folder, capsys):
+def test_sounds_with_other_channels_than_the_config_says_are_refused(folder):
     import soundfile
 
     for row in range(12):
         soundfile.write(f"{row}.wav", np.zeros((200, 1 if row in (3, 8) else 2)), 1000)
     manifest(rows(photo=lambda row: "", file=lambda row: f"{row}.wav"))
     sound = {"audio": "file", "sample_rate": 1000, "seconds": 0.1, "channels": 2}
-    assert command("check", config=config({"x": sound})) == 2
-    assert "it has 1 channels, and 'channels' says 2" in capsys.readouterr().err
-    assert [row["row"] for row in problems()] == ["3", "8"]
-    assert command("check", config=config({"x": {**sound, "channels": 1}})) == 0
+    with pytest.raises(ConfigError, match="it has 1 channels, and 'channels' says 2"):
+        check({"x": sound})
+    assert [row["row"] for row in rows_in()] == ["3", "8"]
+    check({"x": {**sound, "channels": 1}})
 
 
 def test_a_series_that_is_no_numbers_is_found(folder, capsys):
     for row in range(12):
         Path(f"{row}.csv").write_text("a,b\n1,2\n3,4\n" if row not in (2, 9) else "a,b\n1,2\n3,x\n", encoding="utf-8")
     manifest(rows(photo=lambda row: "", file=lambda row: f"{row}.csv"))
-    assert command("check", config=config({"x": {"series": "file"}})) == 2
-    assert [row["row"] for row in problems()] == ["2", "9"]
-    assert "2 files" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="2 files"):
+        check({"x": {"series": "file"}})
+    assert [row["row"] for row in rows_in()] == ["2", "9"]
     assert command("fit", config=config({"x": {"series": "file"}})) == 2
     assert "row 2: '2.csv'" in capsys.readouterr().err
 
@@ -266,29 +274,28 @@ def test_a_series_that_is_no_numbers_is_found(folder, capsys):
 
 
 def test_ids_that_stand_twice_are_refused_those_in_two_splits_first(folder, capsys):
-    manifest(rows(sample=["a", "a", "b", "c", "b2", "b", "d", "e", "c", "f", "g", "f"]))
+    manifest(rows(sample=["a", "a", "b", "c", "x", "b", "d", "f", "c", "y", "g", "f"]))
     assert command("fit", config=config(id="sample")) == 2
     err = capsys.readouterr().err
     assert "data.id: 4 values of 'sample' stand in several rows, 2 of them in more than one split" in err
-    assert "'c' (train: row 3; val: row 8), 'f' (val: row 9; test: row 11)" not in err  # 9 is a test row
-    assert err.index("'c' (train: row 3; val: row 8)") < err.index("'a' (rows 0, 1)")
+    assert "'c' (train: row 3; val: row 8), 'f' (val: row 7; test: row 11), 'a' (rows 0, 1), 'b' (rows 2, 5)." in err
     [path] = Path("runs").rglob("samples.problems.csv")
-    assert {row["row"]: row["problem"] for row in problems(path)}["8"] == "'c' is also in row 3"
-    assert [row["row"] for row in problems(path)] == ["0", "1", "2", "3", "5", "8", "9", "11"]
-    assert {row["key"] for row in problems(path)} == {"id"}
-    assert command("check", config=config()) == 0, "without ids a row is its own"
+    assert {row["row"]: row["problem"] for row in rows_in(path)}["8"] == "'c' is also in row 3"
+    assert [row["row"] for row in rows_in(path)] == ["0", "1", "2", "3", "5", "7", "8", "11"]
+    assert {row["key"] for row in rows_in(path)} == {"id"}
+    check()  # without ids a row is its own
 
 
 def test_empty_ids_are_told(folder, capsys):
     manifest(rows(sample=["", "a", "", *"bcdefghij"]))
-    assert command("check", config=config(id="sample")) == 0
+    check(id="sample")
     assert "warning: data.id: column 'sample' is empty in rows 0, 2" in capsys.readouterr().out
 
 
 def test_a_column_with_one_value_in_the_training_rows_is_told(folder, capsys):
     manifest(rows(age=[30] * 6 + [31] * 6, site=["x", "", "x", "x", "x", "x", *"yzyzyz"], dose=lambda row: row))
     table = {"numeric": ["age", "dose"], "categorical": ["site"]}
-    assert command("check", config=config({"table": table})) == 0
+    check({"table": table})
     out = capsys.readouterr().out
     told = [line for line in out.splitlines() if line.startswith("warning")]
     assert len(told) == 2
@@ -296,21 +303,18 @@ def test_a_column_with_one_value_in_the_training_rows_is_told(folder, capsys):
     assert "column 'site' holds nothing but 'x'" in told[1]
 
 
-def test_labels_that_no_training_row_has_end_a_check(folder, capsys):
+def test_labels_that_no_training_row_has_end_a_check(folder):
     manifest(rows(label=lambda row: "new" if row == 7 else "ab"[row % 2]))
-    assert command("check", config=config()) == 2
-    assert "'new' stand in val rows" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="'new' stand in val rows"):
+        check()
 
 
 def test_counts_equal_those_of_the_file(folder, capsys):
-    path = make_manifest(folder, rows=40)
-    options = {"path": str(path), "split_column": "split", "split_by": "patient"}
-    assert (
-        command("check", config=config({"photo": {"image": "photo"}, "t": {"numeric": ["age", "dose"]}}, **options))
-        == 0
-    )
+    path = make_manifest(folder, rows=40, missing=0.1)
+    inputs = {"photo": {"image": "photo"}, "t": {"numeric": ["age", "dose"]}}
+    assert command("check", config=config(inputs, path=str(path), split_by="patient")) == 0
     table = table_of(capsys.readouterr().out, "manifest.csv")
-    read = list(csv.DictReader(path.open(encoding="utf-8")))
+    read = rows_in(path)
     splits = ("train", "val", "test")
     counts = Counter((row["label"], row["split"]) for row in read)
     for label in ("low", "middle", "high"):
@@ -325,13 +329,12 @@ def test_counts_equal_those_of_the_file(folder, capsys):
 def test_many_classes_are_summed_up_and_numbers_shown_by_their_range(folder, capsys):
     table = [{**row, "label": f"c{number % 14:02}", "split": "train"} for number, row in enumerate(rows(12) * 4)]
     manifest([{**row, "score": number / 4} for number, row in enumerate(table)])
-    data = ManifestDataModule("samples.csv", PHOTO, "label", split_column="split")
-    data.check()
+    check()
     found = table_of(capsys.readouterr().out, "samples.csv")
     assert found["3 others"] == ["9", "0", "0"]
     assert sum(int(cells[0]) for name, cells in found.items() if name.startswith(("label", "3 others"))) == 48
-    ManifestDataModule("samples.csv", PHOTO, "score", split_column="split").check()
-    assert "score   0 to 11.75" in capsys.readouterr().out
+    check(target="score")
+    assert "score        0 to 11.75" in capsys.readouterr().out
 
 
 # Where and when
@@ -363,7 +366,7 @@ def test_a_check_leaves_the_random_state_as_it_was(folder):
     manifest(rows())
     flip = {"photo": {"image": "photo", "size": 8, "eval": ["RandomFlip"]}}
     torch.manual_seed(3)
-    ManifestDataModule("samples.csv", flip, "label", split_column="split").check()
+    check(flip)
     after = torch.rand(())
     torch.manual_seed(3)
     data = ManifestDataModule("samples.csv", flip, "label", split_column="split")
@@ -403,8 +406,8 @@ def test_two_ranks_end_together(folder):
     done = python("-m", "hybrid_lightning", "fit", "--config", write(settings), cwd=folder, seconds=120)
     assert done.returncode == 2
     assert "7 files of 'samples.csv' cannot be used" in done.stderr
-    [path] = Path("runs/run/version_0").glob("*.problems.csv")
-    assert [int(row["row"]) for row in problems(path)] == broken
+    [path] = Path("runs/small/version_0").glob("*.problems.csv")
+    assert [int(row["row"]) for row in rows_in(path)] == broken
     for row in broken:
         Path(f"{row}.png").unlink(missing_ok=True)
     manifest(rows())
