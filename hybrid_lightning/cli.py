@@ -38,7 +38,7 @@ _BEST = {
     "save_top_k": 1,
     "auto_insert_metric_name": False,
 }
-_WITHOUT_RUN = ("plan", "prefetch", "export")
+_WITHOUT_RUN = ("plan", "check", "prefetch", "export")
 """Our own subcommands, which write no run folder."""
 
 
@@ -52,7 +52,7 @@ def built_from_data(model: HybridTask, datamodule: pl.LightningDataModule, load:
 
 
 class HybridTrainer(pl.Trainer):
-    """Lightning's Trainer with ``plan``, ``prefetch`` and ``export``."""
+    """Lightning's Trainer with ``plan``, ``check``, ``prefetch`` and ``export``."""
 
     def plan(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
         """Prints what would train when and at which rate; trains nothing.
@@ -72,6 +72,23 @@ class HybridTrainer(pl.Trainer):
         optimization = model.optimization()
         optimization["lr_scheduler"]["scheduler"].bind(length)
         print(model.plan(optimization["optimizer"].param_groups, self, length))
+
+    def check(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
+        """Checks the data, reading each file as a whole; trains nothing.
+
+        Args:
+            model: The task; it is not built.
+            datamodule: Of a class that checks its data, such as ``ManifestDataModule``.
+
+        Raises:
+            ConfigError: If it has no checks, or finds something wrong.
+        """
+        check = getattr(datamodule, "check", None)
+        if not callable(check):
+            raise ConfigError(f"check: {type(datamodule).__name__} has no checks; ManifestDataModule has.")
+        datamodule.prepare_data()
+        check(decode=True)
+        print("check: nothing is wrong")
 
     def prefetch(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
         """Reads all pretrained weights once, so that they are in the caches of a machine without a network.
@@ -177,7 +194,7 @@ class HybridCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's own, ``plan``, ``prefetch`` and ``export``."""
+        """Lightning's own, ``plan``, ``check``, ``prefetch`` and ``export``."""
         ours = {verb: {"model", "datamodule"} for verb in _WITHOUT_RUN}
         return {**LightningCLI.subcommands(), **ours}
 
@@ -262,7 +279,7 @@ class HybridCLI(LightningCLI):
             raise ConfigError(f"name: {name!r} is not the name of one folder below runs/. Choose one without slashes.")
         if options.trainer.get("accumulate_grad_batches", 1) < 1:
             raise ConfigError("trainer.accumulate_grad_batches: less than 1 batch makes no step; give 1 or more.")
-        if path is None and self.subcommand not in ("fit", "plan", "prefetch"):
+        if path is None and self.subcommand not in ("fit", "plan", "check", "prefetch"):
             raise ConfigError(
                 f"{self.subcommand}: without a checkpoint the weights would be random. "
                 f"Add --ckpt_path best, --ckpt_path last (of the newest run of this name) or a path."

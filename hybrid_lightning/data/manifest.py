@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from hybrid_lightning.data import entries as kinds
 from hybrid_lightning.data.augment import make_augmentation
+from hybrid_lightning.data.checks import check_on_first_rank
 from hybrid_lightning.data.loaders import balanced_sampler, padded_sampler, worker_count
 from hybrid_lightning.data.manifest_state import (
     STATE_VERSION,
@@ -24,7 +25,8 @@ from hybrid_lightning.data.manifest_state import (
     unseen_lines,
     write_split,
 )
-from hybrid_lightning.data.samples import SampleDataset, Samples, check_files, dataset_of
+from hybrid_lightning.data.overview import Checked
+from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of
 from hybrid_lightning.data.splits import (
     SPLITS,
     TRAIN,
@@ -79,7 +81,8 @@ class ManifestDataModule(pl.LightningDataModule):
         predict_path: Manifest for predict, which needs no target or split; null predicts the test rows.
         statistics: Checkpoint of a run of this data whose statistics and classes are used; null takes them from the
             training rows.
-        checks: Whether up to 1000 files of each input, spread over the rows, are opened before the start.
+        checks: Whether all files are opened, and ids, shapes and columns compared, before the first step of a fit, and
+            the files of ``predict_path`` before a prediction.
 
     Raises:
         ConfigError: If an argument is impossible; in `setup`, if the manifest does not fit them.
@@ -131,6 +134,8 @@ class ManifestDataModule(pl.LightningDataModule):
         self._state: dict[str, Any] | None = None
         self._given: dict[str, Any] | None = None
         self._stage: str | None = None
+        self._checked: set[Path] = set()
+        self._decode: bool | None = None
 
     # Preparing
 
@@ -150,6 +155,7 @@ class ManifestDataModule(pl.LightningDataModule):
         if self.predict_path is not None and stage in ("predict", None) and "predict" not in self.datasets:
             self._prepare_predict(self.predict_path)
         if stage == "fit":
+            self._check(self._tables[self.path], self.datasets["test"].samples.target)  # if it was set up before
             self._write_split()
 
     def _prepare(self) -> None:
@@ -167,6 +173,8 @@ class ManifestDataModule(pl.LightningDataModule):
             if line:
                 rank_zero_info(line)
         self._compare_split(saved)
+        if self._stage == "fit":
+            self._check(table, target)
         samples = self._samples(table, np.flatnonzero(self.split == TRAIN), saved, target)
         for code, split in enumerate(SPLITS):
             own = torch.from_numpy(np.flatnonzero(self.split == code))
@@ -176,6 +184,7 @@ class ManifestDataModule(pl.LightningDataModule):
     def _prepare_predict(self, path: str) -> None:
         assert self._state is not None
         table = self._table(path, "data.predict_path")
+        self._check(table)
         samples = self._samples(table, np.zeros(0, dtype=np.int64), self._state)
         self.datasets["predict"] = dataset_of(samples, torch.arange(len(table)))
 
@@ -229,8 +238,6 @@ class ManifestDataModule(pl.LightningDataModule):
         samples = Samples(entries, table, folder, saved.get("incomplete", ()), target, shapes)
         for line in unseen_lines(entries, table):
             rank_zero_info(line)
-        if self.checks:
-            check_files(samples)
         return samples
 
     def _folder(self, table: Table) -> str:
@@ -240,6 +247,37 @@ class ManifestDataModule(pl.LightningDataModule):
     def prefetch(self) -> list[str]:
         """Fetches what inputs take from this machine alone, such as tokenizers; lines that say what is here now."""
         return [line for entry in kinds.parse_entries(self.inputs).values() for line in entry.prefetch()]
+
+    # Checking
+
+    def check(self, decode: bool = True) -> None:
+        """Checks the manifest and that of ``predict_path``, as a fit does at its start, and prints what they hold.
+
+        Args:
+            decode: Whether files are read as a whole; otherwise their first bytes.
+
+        Raises:
+            ConfigError: If something is wrong; see `check_manifest`.
+        """
+        self.datasets, self._checked, self._decode = {}, set(), decode
+        try:
+            self.setup("fit")
+            if self.predict_path is not None:
+                self._prepare_predict(self.predict_path)
+        finally:
+            self._decode = None
+
+    def _check(self, table: Table, target: Tensor | None = None) -> None:
+        """Checks a manifest once, before its files are read: when asked to, or under a Trainer."""
+        wanted = self._decode is not None or (self.checks and self.trainer is not None)
+        if not wanted or table.path in self._checked:
+            return
+        entries, folder = kinds.parse_entries(self.inputs), self._folder(table)
+        split = self.split if table is self._tables.get(self.path) else None
+        batched = self.batch_size > 1
+        checked = Checked(table, entries, folder, self.id, split, self.target, target, self.split_by, batched)
+        check_on_first_rank(checked, self.trainer, bool(self._decode))
+        self._checked.add(table.path)
 
     # State
 

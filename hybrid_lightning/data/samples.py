@@ -1,8 +1,6 @@
 """Samples and batches from the rows of a manifest."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -180,38 +178,6 @@ class MemoryDataset(SampleDataset):
 def dataset_of(samples: Samples, rows: Tensor, training: bool = False) -> SampleDataset:
     """The rows of a split as a dataset, the fastest that can be."""
     return (SampleDataset if samples.files else MemoryDataset)(samples, rows, training)
-
-
-def check_files(samples: Samples, most: int = 1000) -> None:
-    """Opens files of each input, at most `most` of each, spread evenly over the rows, without reading all of them.
-
-    Raises:
-        ConfigError: If some cannot be opened; it names rows and files.
-    """
-    for key in samples.files:
-        entry = samples.entries[key]
-        known = samples.present[key].nonzero().flatten() if key in samples.present else torch.arange(samples.rows)
-        chosen = known[torch.linspace(0, len(known) - 1, min(most, len(known))).long()] if len(known) else known
-        with ThreadPoolExecutor(8) as pool:
-            reasons = [reason for reason in pool.map(partial(_reason, entry), chosen.tolist()) if reason]
-        if reasons:
-            tried = "all" if len(chosen) == len(known) else "those tried,"
-            raise ConfigError(
-                "\n".join(reasons[:4])
-                + f"\n{entry.where}: {len(reasons)} files of {tried} {len(chosen)} are unusable. "
-                f"Correct the cells or data.root, or remove these rows."
-            )
-
-
-def _reason(entry: Entry, row: int) -> str | None:
-    """Why the file of a row cannot be used; None if it can."""
-    try:
-        entry.probe(row)
-    except ConfigError as error:
-        return str(error)
-    except NotImplementedError:  # an entry of somebody's own
-        pass
-    return None
 
 
 def shape_of(value: Value) -> Shape:
