@@ -18,6 +18,13 @@ Shape = dict[str, Any]
 """What a value looks like, as plain data: ``{shape: [...], dtype: float32}``, or a dict of such per name."""
 
 
+class SampleError(ConfigError):
+    """A sample or batch cannot be made; of what a worker adds to it on its way, only the reason is kept."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+
+
 class Samples:
     """The rows of one manifest, as its entries read them; it can be sent to a worker.
 
@@ -76,17 +83,23 @@ class Samples:
     def read(self, row: int, training: bool) -> dict[str, Any]:
         """What one row adds to a batch: ``id``, and the values of its files; None where there is none."""
         sample: dict[str, Any] = {"id": row}
-        for key in self.files:
-            known = key not in self.present or bool(self.present[key][row])
-            sample[key] = self.entries[key].read(row, training) if known else None
+        try:
+            for key in self.files:
+                known = key not in self.present or bool(self.present[key][row])
+                sample[key] = self.entries[key].read(row, training) if known else None
+        except ConfigError as error:
+            raise SampleError(str(error)) from error
         return sample
 
     def join(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch from what `read` gave."""
         batch = self.batch(torch.tensor([sample["id"] for sample in samples]))
-        for key in self.files:
-            values = [sample[key] for sample in samples]
-            batch[key] = self.entries[key].collate(values, self._placeholder(key, values))
+        try:
+            for key in self.files:
+                values = [sample[key] for sample in samples]
+                batch[key] = self.entries[key].collate(values, self._placeholder(key, values))
+        except ConfigError as error:
+            raise SampleError(str(error)) from error
         return batch
 
     def _placeholder(self, key: str, values: Sequence[Value | None]) -> Value:
