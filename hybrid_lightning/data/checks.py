@@ -118,7 +118,7 @@ def _all_files(checked: Checked, decode: bool, advance: Callable[[int], object])
         entry.bind(checked.table, checked.folder)
         rows = np.flatnonzero(~entry.empty(checked.table))
         found = findings[entry.key] = check_files(entry, rows, len(checked.table), decode, advance)
-        if checked.split is not None and checked.batched:
+        if checked.split is not None and checked.joined:
             found.compare(checked.split)
     return findings
 

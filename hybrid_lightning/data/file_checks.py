@@ -157,10 +157,16 @@ def check_files(
         for start in range(0, len(rows), handed):
             some = rows[start : start + handed].tolist()
             portions = [some[place : place + size] for place in range(0, len(some), size)]
+            failed = []
             for portion, shown in zip(portions, pool.map(partial(_look, entry, decode), portions), strict=True):
                 for row, seen in zip(portion, shown, strict=True):
-                    findings.add(row, seen)
+                    if seen.reason:
+                        failed.append(row)
+                    else:
+                        findings.add(row, seen)
                 advance(len(portion))
+            for row in failed:  # again and alone: Python's parser of literals, in numpy's headers, may fail in threads
+                findings.add(row, look(entry, row, read=decode))
     if not decode:
         _try_one(findings, rows)
     return findings

@@ -155,7 +155,7 @@ class ManifestDataModule(pl.LightningDataModule):
         if self.predict_path is not None and stage in ("predict", None) and "predict" not in self.datasets:
             self._prepare_predict(self.predict_path)
         if stage == "fit":
-            self._check(self._tables[self.path], self.datasets["test"].samples.target)  # if it was set up before
+            self._check(self._tables[self.path], self.datasets["test"].samples.target, self.split)  # if set up before
             self._write_split()
 
     def _prepare(self) -> None:
@@ -174,7 +174,7 @@ class ManifestDataModule(pl.LightningDataModule):
                 rank_zero_info(line)
         self._compare_split(saved)
         if self._stage == "fit":
-            self._check(table, target)
+            self._check(table, target, self.split)
         samples = self._samples(table, np.flatnonzero(self.split == TRAIN), saved, target)
         for code, split in enumerate(SPLITS):
             own = torch.from_numpy(np.flatnonzero(self.split == code))
@@ -267,15 +267,14 @@ class ManifestDataModule(pl.LightningDataModule):
         finally:
             self._decode = None
 
-    def _check(self, table: Table, target: Tensor | None = None) -> None:
-        """Checks a manifest once, before its files are read: when asked to, or under a Trainer."""
+    def _check(self, table: Table, target: Tensor | None = None, split: Array | None = None) -> None:
+        """Checks a manifest once, before its files are read: when asked to, or under a Trainer; see `Checked`."""
         wanted = self._decode is not None or (self.checks and self.trainer is not None)
         if not wanted or table.path in self._checked:
             return
         entries, folder = kinds.parse_entries(self.inputs), self._folder(table)
-        split = self.split if table is self._tables.get(self.path) else None
-        batched = self.batch_size > 1
-        checked = Checked(table, entries, folder, self.id, split, self.target, target, self.split_by, batched)
+        joined = self.batch_size > 1
+        checked = Checked(table, entries, folder, self.id, split, self.target, target, self.split_by, joined)
         check_on_first_rank(checked, self.trainer, bool(self._decode))
         self._checked.add(table.path)
 

@@ -30,7 +30,7 @@ class Checked:
         target: What is predicted; None for nothing.
         values: Its tensor.
         split_by: Column such as a patient.
-        batched: Whether samples are joined with others, and so need equal shapes.
+        joined: Whether samples are joined with others, and so need equal shapes.
     """
 
     table: Table
@@ -41,7 +41,7 @@ class Checked:
     target: Target | None = None
     values: Tensor | None = None
     split_by: str | None = None
-    batched: bool = True
+    joined: bool = True
 
 
 Row = dict[str, str]

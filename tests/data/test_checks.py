@@ -2,6 +2,7 @@
 
 import csv
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from hybrid_lightning.data import ManifestDataModule
 from hybrid_lightning.data.checks import first_rank_first
+from hybrid_lightning.data.entries.images import ImageEntry
 from hybrid_lightning.errors import ConfigError
 from tests.data.make_files import make_manifest
 from tests.processes import python
@@ -194,6 +196,22 @@ def test_all_kinds_of_files_are_read(folder, capsys):
     assert lines["curve"].split("  ")[-1].endswith("× 2")
     assert lines["table"].endswith("4 columns")
     assert "letters" in lines["note"]
+
+
+def test_a_file_that_fails_beside_others_gets_a_second_chance_alone(folder, monkeypatch):
+    manifest(rows())
+    Path("7.png").unlink()
+    state = ImageEntry.state
+
+    def shy(entry: ImageEntry, path: Path) -> tuple[int, ...]:
+        if threading.current_thread() is not threading.main_thread():
+            raise SystemError("AST constructor recursion depth mismatch")
+        return state(entry, path)
+
+    monkeypatch.setattr(ImageEntry, "state", shy)
+    with pytest.raises(ConfigError, match=r"1 files"):
+        check(decode=False)
+    assert [row["row"] for row in rows_in()] == ["7"]
 
 
 # Shapes

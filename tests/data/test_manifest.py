@@ -171,16 +171,6 @@ def test_relative_paths_start_from_the_manifest_or_from_the_root(folder):
         ManifestDataModule("rows.csv", **options).setup("fit")
 
 
-def test_files_are_checked_before_the_start_unless_it_is_said(folder):
-    inputs, rows = images(), with_images()
-    Path("7.png").write_text("no image")
-    Path("8.png").unlink()
-    message = r"(?s)row 7: '7.png': .*row 8: '8.png': there is no such file.*2 files of all 50 are unusable"
-    with pytest.raises(ConfigError, match=message):
-        prepared(rows=rows, inputs=inputs | INPUTS)
-    prepared(rows=rows, inputs=inputs | INPUTS, checks=False)
-
-
 # The split
 
 
