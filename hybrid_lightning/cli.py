@@ -139,7 +139,7 @@ class _Parser(LightningArgumentParser):
 
 def shortened(message: str, lines: int = 10) -> str:
     """The first lines of a message, each of bounded length."""
-    kept = [line.rstrip()[:400] for line in message.strip().splitlines() if line.strip()]
+    kept = [line.rstrip()[:1000] for line in message.strip().splitlines() if line.strip()]
     more = [f"... ({len(kept) - lines} more lines)"] if len(kept) > lines else []
     return "\n".join(kept[:lines] + more)
 

@@ -20,6 +20,11 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "") or "none"
 
 
+def reason(error: BaseException, limit: int = 300) -> str:
+    """What somebody else's exception says, as one sentence; the name of its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__)[:limit].rstrip(".") + "."
+
+
 def unknown(where: str, kind: str, given: str, known: Iterable[str]) -> ConfigError:
     """An error for a name that is not among `known`, with the closest one suggested.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.files import whole_file
+from hybrid_lightning.loading import ADAPTED, MERGE
 from hybrid_lightning.network.adapters import merge_adapters
 from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.tasks import HybridTask
@@ -211,8 +212,11 @@ def export_part(arguments: Sequence[str]) -> None:
     if options.part not in parts:
         raise unknown("--part", "part", options.part, parts)
     own = f"{prefix}{options.part}."
+    found = {n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}
+    if any(ADAPTED in name for name in found):
+        raise ConfigError(f"--part: {options.part!r} of {options.ckpt_path!r} cannot be loaded as it is.{MERGE}")
     try:
-        save_weights({n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}, options.output)
+        save_weights(found, options.output)
     except OSError as error:
         raise ConfigError(f"--output: {options.output!r} cannot be written: {error.strerror}.") from error
     _print_digest(options.output)

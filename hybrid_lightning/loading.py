@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,12 @@ from hybrid_lightning.weights import check_digest, read_file
 _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.", "model.", "network.", "encoder.", "net.")
 _OURS = ("network.parts.", "parts.")
+ADAPTED = ".base_layer."
+"""What peft puts into the names of a layer's own tensors."""
+MERGE = (
+    " The file has adapters: merge them by 'export --config ... --ckpt_path ... --format safetensors --output "
+    "net.safetensors', and give what it writes."
+)
 
 
 @dataclass(frozen=True)
@@ -158,15 +164,20 @@ class Fit:
 
     @classmethod
     def of(cls, module: nn.Module, tensors: Mapping[str, Tensor]) -> "Fit":
-        """Compares a module with tensors; prefixes that wrappers add to names are taken off where a name then fits."""
+        """Compares a module with tensors; prefixes that wrappers add to names are taken off where a name then fits.
+
+        A layer below an adapter takes the tensors of a plain layer; an adapter that the file lacks starts anew.
+        """
         expected = {n: t for n, t in module.state_dict().items() if isinstance(t, Tensor)}
         own_prefix = getattr(module, "base_model_prefix", None)  # of transformers, such as "bert"
         wrappers = (*_WRAPPERS, f"{own_prefix}.") if isinstance(own_prefix, str) and own_prefix else _WRAPPERS
+        plain = {n.replace(ADAPTED, "."): n for n in expected if ADAPTED in n}
+        known = {**dict(zip(expected, expected, strict=True)), **plain}
         by_name: dict[str, str] = {}
         for given in sorted(tensors, key=len):  # the name with fewer wrappers wins
-            name = _unwrapped(given, expected, wrappers)
+            name = _unwrapped(given, known, wrappers)
             if name is not None:
-                by_name.setdefault(name, given)
+                by_name.setdefault(known[name], given)
         found, other, resized = {}, {}, []
         for name, given in by_name.items():
             tensor, wanted = tensors[given], expected[name]
@@ -177,12 +188,20 @@ class Fit:
                 resized.append(name)
             else:
                 other[name] = (tuple(tensor.shape), tuple(wanted.shape))
-        counted = [n for n in expected if n in found or not n.endswith("num_batches_tracked")]  # old files lack it
+        adapted = tuple({n.partition(ADAPTED)[0] + "." for n in plain.values()})
+        new = {n for n in expected if adapted and n.startswith(adapted) and ADAPTED not in n}
+        new |= {n for n in expected if n.endswith("num_batches_tracked")}  # old files lack it
+        counted = [n for n in expected if n in by_name or n not in new]
         sizes = {n: 1 if is_lazy(expected[n]) else expected[n].numel() for n in counted}
         share = sum(sizes[n] for n in found) / max(sum(sizes.values()), 1)
         missing = [n for n in counted if n not in by_name]
         surplus = [given for given in tensors if given not in by_name.values()]
         return cls(found, missing, surplus, other, resized, share)
+
+    @property
+    def loses_adapters(self) -> bool:
+        """Whether the file has an adapter on a layer that is a plain one in the module."""
+        return any(ADAPTED in name for name in self.surplus)
 
     def sentences(self) -> list[str]:
         """What does not fit, and what was resized."""
@@ -207,6 +226,7 @@ class Fit:
             if channels
             else ""
         )
+        hint = MERGE if self.loses_adapters else hint
         raise ConfigError(
             f"{where}: {source.path!r} covers {self.share:.1%} of the values of {type(module).__name__}, and "
             f"{source.coverage:.1%} are asked for. {' '.join(self.sentences())} Map names by weights: {{path: ..., "
@@ -214,7 +234,7 @@ class Fit:
         )
 
 
-def _unwrapped(name: str, expected: Mapping[str, Tensor], wrappers: tuple[str, ...]) -> str | None:
+def _unwrapped(name: str, expected: Collection[str], wrappers: tuple[str, ...]) -> str | None:
     """The name without as few wrappers as make it one that is expected."""
     if name in expected:
         return name

@@ -573,7 +573,7 @@ def test_the_traceback_of_a_wrong_input_is_there_on_demand(monkeypatch):
 
 
 def test_a_long_message_is_shortened():
-    assert shortened("\n".join("x" * 1000 for _ in range(20))).splitlines()[9:] == ["x" * 400, "... (10 more lines)"]
+    assert shortened("\n".join("x" * 2000 for _ in range(20))).splitlines()[9:] == ["x" * 1000, "... (10 more lines)"]
 
 
 def test_a_message_of_the_parser_that_is_not_known_stays_as_it_is():

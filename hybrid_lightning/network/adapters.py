@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.errors import ConfigError, reason, unknown
 
 _CONFIGS = {"lora": "LoraConfig", "dora": "LoraConfig", "loha": "LoHaConfig", "lokr": "LoKrConfig", "ia3": "IA3Config"}
 KINDS = tuple(_CONFIGS)
@@ -17,13 +17,16 @@ def parse_adapter(given: Any, where: str) -> tuple[str, dict[str, Any]]:
     """The kind of an adapter, and the arguments of peft's config.
 
     Raises:
-        ConfigError: If the kind is not known.
+        ConfigError: If the kind is not known, or an argument names code.
     """
     facts = {"kind": given} if isinstance(given, str) else given
     if not isinstance(facts, Mapping) or "kind" not in facts:
         raise ConfigError(f"{where}: {given!r} is neither a kind ({', '.join(KINDS)}) nor {{kind: lora, r: 8}}.")
     if facts["kind"] not in KINDS:
         raise unknown(where, "kind", str(facts["kind"]), KINDS)
+    for key in facts:
+        if str(key).startswith("megatron"):  # the name of a module that peft would import, also from a checkpoint
+            raise ConfigError(f"{where}.{key}: layers of Megatron cannot be adapted here. Remove it.")
     return facts["kind"], {key: value for key, value in facts.items() if key != "kind"}
 
 
@@ -55,8 +58,8 @@ def add_adapter(module: nn.Module, given: Any, where: str) -> None:
     try:
         config = getattr(peft, _CONFIGS[kind])(**args)
         peft.inject_adapter_in_model(config, module)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise ConfigError(f"{where}: peft refuses {kind} with {args!r:.200}: {str(error)[:300]}") from error
+    except Exception as error:  # peft makes layers of the module's own classes, which may raise anything
+        raise ConfigError(f"{where}: peft refuses {kind}: {reason(error)} Its arguments are {args!r:.200}.") from error
 
 
 def _is_adapted(layer: nn.Module) -> bool:
@@ -83,3 +86,6 @@ def merge_adapters(module: nn.Module) -> None:
         layer: Any = module.get_submodule(name)
         layer.merge()
         module.set_submodule(name, layer.get_base_layer())
+    for name, wrapper in list(module.named_modules()):
+        if hasattr(wrapper, "original_module") and hasattr(wrapper, "modules_to_save"):  # trained beside the adapters
+            module.set_submodule(name, wrapper.modules_to_save["default"])

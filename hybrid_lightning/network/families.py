@@ -1,13 +1,14 @@
 """Known libraries of models: how a model of timm, torchvision or transformers becomes a part."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.errors import ConfigError, reason, unknown
 from hybrid_lightning.network.registry import parameters_of
 from hybrid_lightning.network.stages import Stages
 
@@ -126,13 +127,40 @@ def _transformers() -> Any:
     return transformers
 
 
-def auto_config(name: str, where: str) -> dict[str, Any]:
-    """The architecture of a model of transformers as plain data, from its folder, the cache or the hub."""
+def auto_config(name: str | None, given: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
+    """The whole architecture of a model of transformers as plain data, so that a rebuild asks no folder and no hub.
+
+    Args:
+        name: Its folder, or its name on the hub, which is looked up in the cache first.
+        given: What differs from the defaults of its ``model_type``, beside or instead of ``name``.
+        where: Config path of the arguments, for errors.
+
+    Raises:
+        ConfigError: If it cannot be read, or a value is not possible.
+    """
     try:
-        config: dict[str, Any] = plain_config(_transformers().AutoConfig.from_pretrained(name).to_dict())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{where}.name: the architecture of {name!r} cannot be read: {str(error)[:300]}") from error
-    return config
+        if given:
+            config = _architecture(given)
+        else:  # code that was published with it is not run, and not asked about
+            config = _transformers().AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # the library checks values by exceptions of its own
+        place, what = ("config", "of this config") if given else ("name", f"of {name!r}")
+        hint = cache_hint("transformers") if isinstance(error, OSError) else ""
+        raise ConfigError(f"{where}.{place}: the architecture {what} cannot be read: {reason(error)}{hint}") from error
+    plain: dict[str, Any] = plain_config(config.to_dict())
+    return plain
+
+
+def _architecture(config: Mapping[str, Any]) -> Any:
+    """A config object of transformers; `ConfigError` if its ``model_type`` is not known."""
+    facts = plain_config(config)
+    kind = str(facts.pop("model_type", None))
+    known = _transformers().CONFIG_MAPPING
+    if kind not in known:
+        raise unknown("AutoModel: config.model_type", "architecture", kind, sorted(known))
+    return _transformers().AutoConfig.for_model(kind, **facts)
 
 
 def plain_config(config: Any) -> Any:
@@ -159,11 +187,7 @@ def auto_model(name: str | None = None, config: Mapping[str, Any] | None = None,
     library = _transformers()
     if not config:
         raise ConfigError("AutoModel: give 'name', or 'config' with a 'model_type', such as {model_type: bert}.")
-    facts = plain_config(config)
-    kind = str(facts.pop("model_type", None))
-    if kind not in library.CONFIG_MAPPING:
-        raise unknown("AutoModel: config.model_type", "architecture", kind, sorted(library.CONFIG_MAPPING))
-    architecture = library.AutoConfig.for_model(kind, **facts)
+    architecture = _architecture(config)
     if pretrained and name is None:
         raise ConfigError("AutoModel: 'weights: pretrained' needs 'name', the model whose weights are read.")
     if pretrained:
@@ -175,6 +199,21 @@ def auto_model(name: str | None = None, config: Mapping[str, Any] | None = None,
         model.pooler = None  # its parameters would get no gradient
     module: nn.Module = model
     return module
+
+
+@contextmanager
+def without_hub() -> Iterator[None]:
+    """Keeps timm and transformers from asking the hub: what a file names is looked up in the caches alone."""
+    try:
+        from huggingface_hub import constants
+    except ModuleNotFoundError:
+        yield
+        return
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def cache_hint(path: Any) -> str:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.errors import ConfigError, listing, reason
 from hybrid_lightning.freezing import apply_modes
 from hybrid_lightning.loading import load_weights
 from hybrid_lightning.network.adapters import add_adapter
@@ -22,6 +22,7 @@ from hybrid_lightning.network.families import (
     preprocessing_of,
     timm_stages,
     without_classifier,
+    without_hub,
 )
 from hybrid_lightning.network.images import Normalise, adapt_channels, normalisation, refuse_wrong_channels
 from hybrid_lightning.network.parts import Part, execution_order, feeding_parts
@@ -451,8 +452,9 @@ class HybridNetwork(nn.Module):
         if name == "fusion":
             known = {"in_features": _widths(inputs[0]), "out_features": self.outputs, "absent": self.absent}
             return {argument: value for argument, value in known.items() if argument in wanted and value}
-        if part.module == "transformers.AutoModel" and "name" in part.args and "config" not in part.args:
-            return {"config": auto_config(part.args["name"], f"{self._where(name)}.args")}
+        if part.module == "transformers.AutoModel" and (part.args.get("name") or part.args.get("config")):
+            given = part.args.get("name"), part.args.get("config")
+            return {"config": auto_config(*given, f"{self._where(name)}.args")}
         first = inputs[0] if inputs else None
         if isinstance(first, Mapping):
             first = next((first[key] for key in _SIZED_ENTRIES if key in first), None)
@@ -484,7 +486,8 @@ class HybridNetwork(nn.Module):
                     refuse_hidden_weights(part.module, args, f"{where}.args")
             elif not trusted(part.module, self._trust):
                 forbid_fetching(factory, part.module, args, f"{where}.args")
-            module = without_classifier(part.module, self._create(factory, args, part.module, where))
+            with nullcontext() if self._trust is None else without_hub():
+                module = without_classifier(part.module, self._create(factory, args, part.module, where))
         if load and part.weights is not None and not has_weights:
             report = load_weights(module, part.weights, f"{where}.weights", name)
             self.weight_reports |= {name: report} if report else {}
@@ -507,9 +510,10 @@ class HybridNetwork(nn.Module):
         except ConfigError:
             raise
         except Exception as error:  # somebody else's code may raise anything
-            hint = cache_hint(path) if args.get("pretrained") or args.get("weights") else ""
+            fetches = isinstance(error, OSError) and (args.get("pretrained") or args.get("weights"))
+            hint = cache_hint(path) if fetches else ""
             raise ConfigError(
-                f"{where}.args: {path!r} refuses {dict(args)!r:.300}: {str(error)[:300]}.{hint}"
+                f"{where}.args: {path!r} refuses its arguments: {reason(error)}{hint} They are {dict(args)!r:.300}."
             ) from error
         if not isinstance(module, nn.Module):
             raise ConfigError(f"{where}.module: {path!r} returns a {type(module).__name__}, not a torch module.")

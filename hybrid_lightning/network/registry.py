@@ -175,11 +175,28 @@ def forbid_fetching(factory: Callable[..., Any], path: str, args: dict[str, Any]
         ConfigError: If an argument asks for weights, or points to a hub.
     """
     for name, value in args.items():
-        if (name in _FETCHING_ARGUMENTS and value) or (isinstance(value, str) and ":" in value):
-            raise ConfigError(f"{where}.{name}: {value!r} would fetch or load something; refused in a checkpoint.")
+        if isinstance(value, str) and ":" in value:
+            raise _would_fetch(value, f"{where}.{name}")
+    _refuse_fetching(args, where)
     for name in ("weights", "weights_backbone") if path.split(".")[0] == "torchvision" else ():
         if name in parameters_of(factory):
             args[name] = None
+
+
+def _refuse_fetching(value: Any, where: str) -> None:
+    """Raises `ConfigError` if an argument asks for weights or code at any depth, such as those for a model inside."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            if name in _FETCHING_ARGUMENTS and entry:
+                raise _would_fetch(entry, f"{where}.{name}")
+            _refuse_fetching(entry, f"{where}.{name}")
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            _refuse_fetching(entry, where)
+
+
+def _would_fetch(value: Any, where: str) -> ConfigError:
+    return ConfigError(f"{where}: {value!r} would fetch or load something; refused in a checkpoint.")
 
 
 def check_arguments(factory: Callable[..., Any], args: Mapping[str, Any], where: str) -> None:

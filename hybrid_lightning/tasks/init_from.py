@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
-from hybrid_lightning.loading import Fit, parts_of, tensors_of
+from hybrid_lightning.loading import MERGE, Fit, parts_of, tensors_of
 from hybrid_lightning.network.network import HybridNetwork
 from hybrid_lightning.weights import read_file
 
@@ -75,11 +75,13 @@ def initialise(network: HybridNetwork, given: Any, parts: Mapping[str, Tensors],
 
     Raises:
         ConfigError: If nothing fits, less than ``coverage`` of the network's values, or not all of a part that would
-            otherwise have read pretrained weights.
+            otherwise have read pretrained weights, or adapters of the file would be lost.
     """
     facts = parse_init_from(given, where)
     fits = {name: Fit.of(network.parts[name], tensors) for name, tensors in parts.items()}
     for name, fit in fits.items():
+        if fit.loses_adapters:
+            raise ConfigError(f"{where}: part {name!r} is not adapted here as in {facts['path']!r}.{MERGE}")
         if network.facts[name].weights is not None and (fit.missing or fit.other):
             raise ConfigError(
                 f"{where}: part {name!r} is pretrained, and {facts['path']!r} covers {fit.share:.1%} of it. "

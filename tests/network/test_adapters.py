@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from hybrid_lightning import HybridClassifier
+from hybrid_lightning.cli import main
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.adapters import KINDS, add_adapter, merge_adapters
+from hybrid_lightning.network.efficientnet import EfficientNetLite0
 from tests import small
 from tests.small import changed, command
 
@@ -42,6 +44,18 @@ def test_a_new_lora_changes_nothing_yet():
     assert torch.equal(module(value), before)
 
 
+def test_a_layer_that_trained_beside_the_adapters_is_plain_after_the_merge():
+    module, value = net(), torch.randn(3, 4)
+    names = module.state_dict().keys()
+    add_adapter(module, {"kind": "lora", "target_modules": ["0"], "modules_to_save": ["2"]}, "x")
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    expected = module(value)
+    merge_adapters(module)
+    assert module.state_dict().keys() == names
+    torch.testing.assert_close(module(value), expected)
+
+
 def test_layers_whose_owner_reads_their_weights_are_left_alone():
     module = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Linear(4, 3))
     add_adapter(module, "lora", "x")
@@ -55,8 +69,12 @@ def test_layers_whose_owner_reads_their_weights_are_left_alone():
     [
         ("lorra", r"^model\.parts\.image\.adapter: unknown kind 'lorra'\. Did you mean 'lora'\?"),
         ({"r": 8}, r"^model\.parts\.image\.adapter: \{'r': 8\} is neither a kind"),
-        ({"kind": "lora", "rank": 8}, r"^model\.parts\.image\.adapter: peft refuses lora with .*rank"),
+        ({"kind": "lora", "rank": 8}, r"^model\.parts\.image\.adapter: peft refuses lora: .*rank"),
         ({"kind": "lora", "target_modules": ["nothing"]}, r"^model\.parts\.image\.adapter: peft refuses lora"),
+        (
+            {"kind": "lora", "megatron_config": {"a": 1}, "megatron_core": "antigravity"},
+            r"^model\.parts\.image\.adapter\.megatron_config: layers of Megatron",
+        ),
     ],
 )
 def test_an_impossible_adapter_is_an_error_with_its_place(given, message):
@@ -66,6 +84,11 @@ def test_an_impossible_adapter_is_an_error_with_its_place(given, message):
             {"image": torch.randn(2, 4)}
         )
     assert model.parts["image"].adapter == "lora"
+
+
+def test_convolutions_that_peft_cannot_make_are_an_error_with_a_reason():
+    with pytest.raises(ConfigError, match=r"^x: peft refuses lora: AssertionError\. Its arguments are"):
+        add_adapter(EfficientNetLite0(), "lora", "x")
 
 
 def test_without_peft_the_error_names_the_extra(monkeypatch):
@@ -104,6 +127,48 @@ def test_the_weights_and_statistics_under_adapters_stay_bit_equal():
     small.trainer(max_epochs=2).fit(model, data)
     after = model.network.parts["image"].state_dict()
     assert {n for n in before if not torch.equal(before[n], after[n])} == {n for n in before if "lora_" in n}
+
+
+LORA = {**TOWER, "adapter": {"kind": "lora", "r": 2}}
+PLAIN = {**TOWER, "unfreeze": "never"}
+
+
+def last(name: str) -> str:
+    return str(next((Path("runs") / name).rglob("last.ckpt")))
+
+
+def test_a_new_run_puts_adapters_on_the_weights_of_a_plain_one(folder, capsys):
+    assert command("fit", "--name", "plain", config=changed({"init.parts": {"tower": TOWER}})) == 0
+    start = changed({"init.parts": {"tower": LORA}, "init.init_from": last("plain")})
+    assert command("fit", "--name", "adapted", config=start) == 0
+    assert "  tower: 12 of 12 tensors, 100.0% of the values.\n" in capsys.readouterr().out
+    plain, adapted = (torch.load(last(n), weights_only=True)["state_dict"] for n in ("plain", "adapted"))
+    assert torch.equal(
+        adapted["network.parts.tower.block1.0.base_layer.weight"], plain["network.parts.tower.block1.0.weight"]
+    )
+
+
+def test_adapters_that_a_plain_part_would_lose_are_told_with_what_merges_them(folder, capsys):
+    assert command("fit", "--name", "adapted", config=changed({"init.parts": {"tower": LORA}})) == 0
+    remedy = "export --config ... --ckpt_path ... --format safetensors"
+    for parts, more in (
+        ({"tower": TOWER}, {"init.init_from": last("adapted")}),
+        ({"tower": {**TOWER, "weights": last("adapted")}}, {}),
+    ):
+        assert command("fit", "--name", "plain", config=changed({"init.parts": parts, **more})) == 2
+        assert remedy in capsys.readouterr().err
+    words = ["--ckpt_path", last("adapted"), "--part", "tower", "--output", "tower.safetensors"]
+    assert main(["export_part", *words]) == 2
+    assert remedy in capsys.readouterr().err
+    output = ["--output", "net.safetensors", "--format", "safetensors"]
+    config = changed({"init.parts": {"tower": LORA}})
+    assert command("export", "--ckpt_path", last("adapted"), *output, config=config) == 0
+    parts = {"tower": {**PLAIN, "weights": "net.safetensors"}}
+    assert command("fit", "--name", "plain", config=changed({"init.parts": parts})) == 0
+    model = HybridClassifier.load_from_checkpoint(last("adapted")).network.parts["tower"]
+    merge_adapters(model)
+    again = HybridClassifier.load_from_checkpoint(last("plain")).network.parts["tower"]
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in again.state_dict().items())
 
 
 def test_a_live_module_is_adapted_once_however_often_a_network_is_built_of_it():

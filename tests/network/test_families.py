@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.families import auto_model, plain_config
 from hybrid_lightning.network.network import HybridNetwork
 from hybrid_lightning.network.parts import parse_parts
+from hybrid_lightning.network.registry import REGISTRY
 from tests import small
 
 BERT = {
@@ -141,12 +143,60 @@ def test_a_config_in_a_file_can_fetch_neither_code_nor_weights():
     assert plain_config(config) == {**BERT, "backbone_config": {"use_pretrained_backbone": False}}
 
 
+def test_a_rebuild_asks_no_hub_whatever_the_file_names(monkeypatch):
+    import huggingface_hub.constants
+
+    seen = []
+    monkeypatch.setitem(
+        REGISTRY, "Asks", lambda: seen.append(huggingface_hub.constants.HF_HUB_OFFLINE) or nn.Identity()
+    )
+    parts = parse_parts({"text": {"module": "Asks"}})
+    net = HybridNetwork(parts, 3, example={"text": torch.ones(2, 4)})
+    HybridNetwork(parts, 3, record=net.record, load=False, trust=())
+    assert seen == [False, True]
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+
+
+def test_a_record_holds_the_whole_architecture(published):
+    given = {"module": "transformers.AutoModel", "args": {"config": BERT}}
+    for part in (given, bert(published)):
+        recorded = HybridNetwork(parse_parts({"text": part}), 3, example={"text": text(2)}).record["sizes"]["text"]
+        assert recorded["config"]["layer_norm_eps"] == 1e-12
+        assert {key: recorded["config"][key] for key in BERT} == BERT
+
+
+def test_a_hub_that_cannot_be_reached_is_named_with_its_cache_and_the_remedy(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub_here"))
+    parts = parse_parts({"text": {"module": "transformers.AutoModel", "args": {"name": "some/model"}}})
+    with pytest.raises(ConfigError, match=r"^model\.parts\.text\.args\.name: (?s:.*)prefetch --config.*hub_here"):
+        HybridNetwork(parts, 3, example={"text": text(2)})
+
+
+def test_code_published_with_a_model_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    own = {**BERT, "model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    parts = parse_parts({"text": {"module": "transformers.AutoModel", "args": {"name": str(tmp_path)}}})
+    with pytest.raises(ConfigError, match=r"^model\.parts\.text\.args\.name: the architecture of .* cannot be read"):
+        HybridNetwork(parts, 3, example={"text": text(2)})
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         ({}, r"give 'name', or 'config' with a 'model_type'"),
         ({"config": {"model_type": "bertt"}}, r"unknown architecture 'bertt'\. Did you mean 'bert'\?"),
         ({"config": {"hidden_size": 16}}, r"unknown architecture 'None'"),
+        (
+            {"config": {**BERT, "num_attention_heads": 3}},
+            r"^model\.parts\.text\.args: .* refuses .* multiple of .*\(3\)\.",
+        ),
+        ({"config": {**BERT, "hidden_size": "x"}}, r"^model\.parts\.text\.args\.config: (?s:.*)'hidden_size'"),
         ({"name": "no_such_folder/at_all"}, r"^model\.parts\.text\.args\.name: the architecture of 'no_such_folder"),
     ],
 )

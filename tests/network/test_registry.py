@@ -126,16 +126,20 @@ def test_a_missing_dependency_of_a_users_module_is_not_hidden(tmp_path, monkeypa
         {"model_name": "hf-hub:someone/something"},
         {"model_name": "local-dir:/tmp/x"},
         {"anything": "https://example.org/x"},
+        {"config": {"pretrained": True}},
+        {"config": {"model_args": [{"checkpoint_path": "x.pt"}]}},
     ],
 )
 def test_a_file_cannot_make_a_factory_fetch_something(args):
-    with pytest.raises(ConfigError, match=rf"^here\.{next(iter(args))}: .* refused in a checkpoint"):
+    with pytest.raises(ConfigError, match=rf"^here\.{next(iter(args))}[a-z_.]*: .* refused in a checkpoint"):
         forbid_fetching(nn.Linear, "timm.create_model", args, "here")
 
 
 def test_plain_arguments_are_no_fetching():
     args = {"model_name": "resnet18", "pretrained": False, "weights": None, "depth": 3}
     forbid_fetching(nn.Linear, "timm.create_model", args, "here")
+    inside = {"config": {"prefix": "translate: ", "use_pretrained_backbone": False, "pretrained": False}}
+    forbid_fetching(nn.Linear, "transformers.AutoModel", inside, "here")
 
 
 def segmentation(weights: object = None, weights_backbone: object = "IMAGENET") -> nn.Module:
