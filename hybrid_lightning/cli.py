@@ -38,7 +38,7 @@ _BEST = {
     "save_top_k": 1,
     "auto_insert_metric_name": False,
 }
-_WITHOUT_RUN = ("plan", "prefetch", "export")
+_WITHOUT_RUN = ("plan", "check", "prefetch", "export")
 """Our own subcommands, which write no run folder."""
 
 
@@ -52,7 +52,7 @@ def built_from_data(model: HybridTask, datamodule: pl.LightningDataModule, load:
 
 
 class HybridTrainer(pl.Trainer):
-    """Lightning's Trainer with ``plan``, ``prefetch`` and ``export``."""
+    """Lightning's Trainer with ``plan``, ``check``, ``prefetch`` and ``export``."""
 
     def plan(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
         """Prints what would train when and at which rate; trains nothing.
@@ -73,6 +73,23 @@ class HybridTrainer(pl.Trainer):
         optimization["lr_scheduler"]["scheduler"].bind(length)
         print(model.plan(optimization["optimizer"].param_groups, self, length))
 
+    def check(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
+        """Checks the data, reading each file as a whole; trains nothing.
+
+        Args:
+            model: The task; it is not built.
+            datamodule: Of a class that checks its data, such as ``ManifestDataModule``.
+
+        Raises:
+            ConfigError: If it has no checks, or finds something wrong.
+        """
+        check = getattr(datamodule, "check", None)
+        if not callable(check):
+            raise ConfigError(f"check: {type(datamodule).__name__} has no checks; ManifestDataModule has.")
+        datamodule.prepare_data()
+        check(decode=True)
+        print("check: nothing is wrong")
+
     def prefetch(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
         """Reads all pretrained weights once, so that they are in the caches of a machine without a network.
 
@@ -80,6 +97,8 @@ class HybridTrainer(pl.Trainer):
             model: The task.
             datamodule: Its first two samples decide the sizes.
         """
+        for line in getattr(datamodule, "prefetch", list)():
+            print(line)
         built_from_data(model, datamodule)
         for name, part in model.built().facts.items():
             if part.weights is not None:
@@ -130,6 +149,8 @@ class HybridCLI(LightningCLI):
 
     continued: Run | None = None
     """The run that ``--resume`` continues."""
+    saved: Mapping[str, Any] | None = None
+    """What a task added to the checkpoint of ``--ckpt_path``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the keys of this program beside model, data and trainer."""
@@ -173,7 +194,7 @@ class HybridCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's own, ``plan``, ``prefetch`` and ``export``."""
+        """Lightning's own, ``plan``, ``check``, ``prefetch`` and ``export``."""
         ours = {verb: {"model", "datamodule"} for verb in _WITHOUT_RUN}
         return {**LightningCLI.subcommands(), **ours}
 
@@ -258,7 +279,7 @@ class HybridCLI(LightningCLI):
             raise ConfigError(f"name: {name!r} is not the name of one folder below runs/. Choose one without slashes.")
         if options.trainer.get("accumulate_grad_batches", 1) < 1:
             raise ConfigError("trainer.accumulate_grad_batches: less than 1 batch makes no step; give 1 or more.")
-        if path is None and self.subcommand not in ("fit", "plan", "prefetch"):
+        if path is None and self.subcommand not in ("fit", "plan", "check", "prefetch"):
             raise ConfigError(
                 f"{self.subcommand}: without a checkpoint the weights would be random. "
                 f"Add --ckpt_path best, --ckpt_path last (of the newest run of this name) or a path."
@@ -276,7 +297,7 @@ class HybridCLI(LightningCLI):
                     raise ConfigError(f"--ckpt_path: only predict reads an exported program such as {str(path)!r}.")
                 require_trust(str(path), options["trust_program"])
                 return
-            read_checkpoint(path, "--ckpt_path", tensors=False)
+            self.saved, _ = read_checkpoint(path, "--ckpt_path", tensors=False)
             if Path(path).is_dir() and "fsdp2" not in str(options.trainer.get("strategy")).lower():
                 raise ConfigError(
                     f"--ckpt_path: {str(path)!r} is a sharded checkpoint, which only the strategy fsdp2 reads. "
@@ -307,6 +328,8 @@ class HybridCLI(LightningCLI):
             if self._get(self.config_init, "ckpt_path"):
                 self.model.on_group_change = self._get(self.config_init, "on_group_change")
                 self.model.reads_weights = self.model.on_group_change != "error"  # for parts that are new
+            if self.saved and self.subcommand in ("validate", "test", "predict"):
+                self.model.rebuild_as(self.saved)
         except (ValueError, TypeError, OSError) as error:
             raise cause_of(error) or ConfigError(explained(str(error))) from error
 

@@ -1,6 +1,5 @@
 """A DataModule for a table of one's own: a row per sample, cells with values and with paths of files."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,22 +9,24 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Sampler, WeightedRandomSampler
+from torch.utils.data import DataLoader, Sampler
 
 from hybrid_lightning.data import entries as kinds
 from hybrid_lightning.data.augment import make_augmentation
-from hybrid_lightning.data.entries.base import Entry
+from hybrid_lightning.data.checks import check_on_first_rank
+from hybrid_lightning.data.loaders import balanced_sampler, padded_sampler, worker_count
 from hybrid_lightning.data.manifest_state import (
     STATE_VERSION,
     check_version,
     compare_names,
     digest,
-    no_statistics,
+    fit_entries,
     read_statistics,
     unseen_lines,
     write_split,
 )
-from hybrid_lightning.data.samples import SampleDataset, Samples, check_files, dataset_of
+from hybrid_lightning.data.overview import Checked
+from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of
 from hybrid_lightning.data.splits import (
     SPLITS,
     TRAIN,
@@ -41,11 +42,8 @@ from hybrid_lightning.data.splits import (
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.targets import Target, check_split, few_rows, strata_of
 from hybrid_lightning.errors import ConfigError, check_number, unknown
-from hybrid_lightning.strategies import FSDP2Strategy
 
 SAMPLING = ("shuffle", "balanced")
-_MOST_WORKERS = 8
-"""More worker processes than this seldom help one device."""
 
 
 class ManifestDataModule(pl.LightningDataModule):
@@ -83,7 +81,8 @@ class ManifestDataModule(pl.LightningDataModule):
         predict_path: Manifest for predict, which needs no target or split; null predicts the test rows.
         statistics: Checkpoint of a run of this data whose statistics and classes are used; null takes them from the
             training rows.
-        checks: Whether up to 1000 files of each input, spread over the rows, are opened before the start.
+        checks: Whether all files are opened, and ids, shapes and columns compared, before the first step of a fit, and
+            the files of ``predict_path`` before a prediction.
 
     Raises:
         ConfigError: If an argument is impossible; in `setup`, if the manifest does not fit them.
@@ -135,6 +134,8 @@ class ManifestDataModule(pl.LightningDataModule):
         self._state: dict[str, Any] | None = None
         self._given: dict[str, Any] | None = None
         self._stage: str | None = None
+        self._checked: set[Path] = set()
+        self._decode: bool | None = None
 
     # Preparing
 
@@ -154,6 +155,7 @@ class ManifestDataModule(pl.LightningDataModule):
         if self.predict_path is not None and stage in ("predict", None) and "predict" not in self.datasets:
             self._prepare_predict(self.predict_path)
         if stage == "fit":
+            self._check(self._tables[self.path], self.datasets["test"].samples.target)  # if it was set up before
             self._write_split()
 
     def _prepare(self) -> None:
@@ -171,8 +173,9 @@ class ManifestDataModule(pl.LightningDataModule):
             if line:
                 rank_zero_info(line)
         self._compare_split(saved)
-        rows = np.flatnonzero(self.split == TRAIN)
-        samples = self._samples(table, self._fitted(table, rows, saved), saved, target)
+        if self._stage == "fit":
+            self._check(table, target)
+        samples = self._samples(table, np.flatnonzero(self.split == TRAIN), saved, target)
         for code, split in enumerate(SPLITS):
             own = torch.from_numpy(np.flatnonzero(self.split == code))
             self.datasets[split] = dataset_of(samples, own, training=split == "train")
@@ -181,8 +184,8 @@ class ManifestDataModule(pl.LightningDataModule):
     def _prepare_predict(self, path: str) -> None:
         assert self._state is not None
         table = self._table(path, "data.predict_path")
-        fitted = self._fitted(table, np.zeros(0, dtype=np.int64), self._state)
-        samples = self._samples(table, fitted, self._state)
+        self._check(table)
+        samples = self._samples(table, np.zeros(0, dtype=np.int64), self._state)
         self.datasets["predict"] = dataset_of(samples, torch.arange(len(table)))
 
     def _table(self, path: str, where: str) -> Table:
@@ -227,38 +230,14 @@ class ManifestDataModule(pl.LightningDataModule):
                 "are now for validation or test. If the manifest has changed, add the run's split.csv as split_column."
             )
 
-    def _fitted(self, table: Table, rows: Array, saved: Mapping[str, Any]) -> dict[str, Entry]:
-        """The entries with statistics, of the checkpoint if there is one, or else of the training rows."""
-        entries = kinds.parse_entries(self.inputs)
-        for key, entry in entries.items():
-            known = saved.get("inputs", {}).get(key)
-            if known is not None and known["columns"] == entry.columns:
-                entry.statistics = known["statistics"]
-                continue
-            if not len(rows) or (saved and self._stage != "fit"):
-                raise no_statistics(entry, saved)
-            if saved:
-                rank_zero_info(f"{entry.where}: its columns are not those of the checkpoint; fitted anew")
-            for column in entry.columns:
-                table.require(column, entry.where)
-            entry.folder = self._folder(table)
-            entry.statistics = entry.fit(table, rows)
-        return entries
-
-    def _samples(
-        self,
-        table: Table,
-        entries: dict[str, Entry],
-        saved: Mapping[str, Any],
-        target: Tensor | None = None,
-    ) -> Samples:
+    def _samples(self, table: Table, rows: Array, saved: Mapping[str, Any], target: Tensor | None = None) -> Samples:
+        """The manifest with its inputs fitted on `rows`, or as a checkpoint knows them."""
+        entries, folder = kinds.parse_entries(self.inputs), self._folder(table)
+        fit_entries(entries, table, folder, rows, saved, refuse=self._stage != "fit")
         shapes = {key: known["shape"] for key, known in saved.get("inputs", {}).items() if known.get("shape")}
-        incomplete = saved.get("incomplete", ())
-        samples = Samples(entries, table, self._folder(table), incomplete, target, shapes)
+        samples = Samples(entries, table, folder, saved.get("incomplete", ()), target, shapes)
         for line in unseen_lines(entries, table):
             rank_zero_info(line)
-        if self.checks:
-            check_files(samples)
         return samples
 
     def _folder(self, table: Table) -> str:
@@ -268,6 +247,37 @@ class ManifestDataModule(pl.LightningDataModule):
     def prefetch(self) -> list[str]:
         """Fetches what inputs take from this machine alone, such as tokenizers; lines that say what is here now."""
         return [line for entry in kinds.parse_entries(self.inputs).values() for line in entry.prefetch()]
+
+    # Checking
+
+    def check(self, decode: bool = True) -> None:
+        """Checks the manifest and that of ``predict_path``, as a fit does at its start, and prints what they hold.
+
+        Args:
+            decode: Whether files are read as a whole; otherwise their first bytes.
+
+        Raises:
+            ConfigError: If something is wrong; see `check_manifest`.
+        """
+        self.datasets, self._checked, self._decode = {}, set(), decode
+        try:
+            self.setup("fit")
+            if self.predict_path is not None:
+                self._prepare_predict(self.predict_path)
+        finally:
+            self._decode = None
+
+    def _check(self, table: Table, target: Tensor | None = None) -> None:
+        """Checks a manifest once, before its files are read: when asked to, or under a Trainer."""
+        wanted = self._decode is not None or (self.checks and self.trainer is not None)
+        if not wanted or table.path in self._checked:
+            return
+        entries, folder = kinds.parse_entries(self.inputs), self._folder(table)
+        split = self.split if table is self._tables.get(self.path) else None
+        batched = self.batch_size > 1
+        checked = Checked(table, entries, folder, self.id, split, self.target, target, self.split_by, batched)
+        check_on_first_rank(checked, self.trainer, bool(self._decode))
+        self._checked.add(table.path)
 
     # State
 
@@ -336,20 +346,26 @@ class ManifestDataModule(pl.LightningDataModule):
         return saved["kind"] if saved else None
 
     @property
-    def predict_ids(self) -> Sequence[Any]:
-        """The id, or else the row, of each sample that predict sees, in its order."""
-        own = "predict" in self.datasets
-        rows = self.datasets["predict" if own else "test"].rows
+    def predict_ids(self) -> Sequence[Any] | None:
+        """The id of each sample that predict sees, in its order; None if no column has ids."""
         if self.id is None:
-            return list(rows.tolist())
-        path = self.predict_path if own and self.predict_path is not None else self.path
-        return list(self._tables[path].texts(self.id).take(rows.numpy()).to_pylist())
+            return None
+        own = "predict" in self.datasets
+        table = self._tables[self.predict_path if own and self.predict_path is not None else self.path]
+        rows = self.datasets["predict" if own else "test"].rows
+        return list(table.texts(self.id).take(rows.numpy()).to_pylist())
 
     # Loading
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Training batches in random order; the last one is dropped if it holds a single sample."""
-        return self._loader("train", sampler=self._balanced() if self.sampling == "balanced" else None)
+        if self.sampling == "shuffle":
+            return self._loader("train")
+        if self.target_kind not in ("binary", "multiclass"):
+            raise ConfigError(
+                f"data.sampling: 'balanced' needs classes; the target is {self.target_kind}. Use 'shuffle'."
+            )
+        return self._loader("train", balanced_sampler(self.datasets["train"].targets, self.split_seed))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """Validation batches in order of the rows; none if there are no such rows."""
@@ -362,7 +378,7 @@ class ManifestDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The rows of ``predict_path``, or else the test batches."""
         split = "predict" if "predict" in self.datasets else "test"
-        return self._loader(split, sampler=self._padded(self.datasets[split]))
+        return self._loader(split, padded_sampler(self.datasets[split], self.trainer))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augments training batches on their device."""
@@ -374,7 +390,9 @@ class ManifestDataModule(pl.LightningDataModule):
         if not len(dataset):
             raise ConfigError(f"data: there are no {split} rows in {self.path!r}.")
         per_rank = -(-len(dataset) // (self.trainer.world_size if self.trainer else 1))
-        workers = self._worker_count(dataset, -(-per_rank // self.batch_size))
+        processes = self.trainer.num_devices if self.trainer else 1
+        most = worker_count(processes, -(-per_rank // self.batch_size)) if dataset.samples.files else 0
+        workers = most if self.workers is None else self.workers
         device = self.trainer.strategy.root_device.type if self.trainer else "cpu"
         return DataLoader(
             dataset,
@@ -387,30 +405,3 @@ class ManifestDataModule(pl.LightningDataModule):
             persistent_workers=workers > 0 and split in ("train", "val"),  # validation draws nothing at random
             pin_memory=device != "cpu",
         )
-
-    def _worker_count(self, dataset: SampleDataset, batches: int) -> int:
-        if self.workers is not None:
-            return self.workers
-        if not dataset.samples.files:
-            return 0
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        own = cores // (self.trainer.num_devices if self.trainer else 1)
-        return min(own, _MOST_WORKERS, batches) if own > 1 else 0
-
-    def _balanced(self) -> Sampler[int]:
-        """Draws classes equally often, on all ranks the same, so that Lightning can share the list among them."""
-        if self.target_kind not in ("binary", "multiclass"):
-            raise ConfigError(
-                f"data.sampling: 'balanced' needs classes; the target is {self.target_kind}. Use 'shuffle'."
-            )
-        targets = self.datasets["train"].targets
-        weights: Any = (1 / torch.bincount(targets).double())[targets]
-        generator = torch.Generator().manual_seed(self.split_seed)
-        return WeightedRandomSampler(weights, len(targets), generator=generator)
-
-    def _padded(self, dataset: SampleDataset) -> Sampler[int] | None:
-        """Under a sharded strategy all ranks need the same number of batches, and Lightning would not see to it."""
-        if self.trainer is None or not isinstance(self.trainer.strategy, FSDP2Strategy):
-            return None
-        trainer = self.trainer
-        return DistributedSampler(dataset, trainer.world_size, trainer.global_rank, shuffle=False)

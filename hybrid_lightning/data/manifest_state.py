@@ -49,6 +49,42 @@ def check_version(state: Mapping[str, Any], where: str) -> dict[str, Any]:
     return dict(state)
 
 
+def fit_entries(
+    entries: Mapping[str, Entry],
+    table: Table,
+    folder: str,
+    rows: Array,
+    saved: Mapping[str, Any],
+    refuse: bool,
+) -> None:
+    """Gives entries their statistics: those of the checkpoint if it has them, or else those of the training rows.
+
+    Args:
+        entries: Key → entry.
+        table: The manifest.
+        folder: Where relative paths start.
+        rows: Numbers of the training rows.
+        saved: State of a checkpoint, or empty.
+        refuse: Whether the checkpoint, if there is one, has to know every entry.
+
+    Raises:
+        ConfigError: If a column is missing or cannot be fitted, or nothing tells the statistics.
+    """
+    for key, entry in entries.items():
+        for column in entry.columns:
+            table.require(column, entry.where)
+        known = saved.get("inputs", {}).get(key)
+        if known is not None and known["columns"] == entry.columns:
+            entry.statistics = known["statistics"]
+            continue
+        if not len(rows) or (saved and refuse):
+            raise no_statistics(entry, saved)
+        if saved:
+            rank_zero_info(f"{entry.where}: its columns are not those of the checkpoint; fitted anew")
+        entry.folder = folder
+        entry.statistics = entry.fit(table, rows)
+
+
 def no_statistics(entry: Entry, saved: Mapping[str, Any]) -> ConfigError:
     """An error for an input of which neither a checkpoint nor training rows tell anything."""
     if not saved:

@@ -1,8 +1,6 @@
 """Samples and batches from the rows of a manifest."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,13 @@ from hybrid_lightning.errors import ConfigError
 
 Shape = dict[str, Any]
 """What a value looks like, as plain data: ``{shape: [...], dtype: float32}``, or a dict of such per name."""
+
+
+class SampleError(ConfigError):
+    """A sample or batch cannot be made; of what a worker adds to it on its way, only the reason is kept."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
 
 
 class Samples:
@@ -78,17 +83,23 @@ class Samples:
     def read(self, row: int, training: bool) -> dict[str, Any]:
         """What one row adds to a batch: ``id``, and the values of its files; None where there is none."""
         sample: dict[str, Any] = {"id": row}
-        for key in self.files:
-            known = key not in self.present or bool(self.present[key][row])
-            sample[key] = self.entries[key].read(row, training) if known else None
+        try:
+            for key in self.files:
+                known = key not in self.present or bool(self.present[key][row])
+                sample[key] = self.entries[key].read(row, training) if known else None
+        except ConfigError as error:
+            raise SampleError(str(error)) from error
         return sample
 
     def join(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch from what `read` gave."""
         batch = self.batch(torch.tensor([sample["id"] for sample in samples]))
-        for key in self.files:
-            values = [sample[key] for sample in samples]
-            batch[key] = self.entries[key].collate(values, self._placeholder(key, values))
+        try:
+            for key in self.files:
+                values = [sample[key] for sample in samples]
+                batch[key] = self.entries[key].collate(values, self._placeholder(key, values))
+        except ConfigError as error:
+            raise SampleError(str(error)) from error
         return batch
 
     def _placeholder(self, key: str, values: Sequence[Value | None]) -> Value:
@@ -167,38 +178,6 @@ class MemoryDataset(SampleDataset):
 def dataset_of(samples: Samples, rows: Tensor, training: bool = False) -> SampleDataset:
     """The rows of a split as a dataset, the fastest that can be."""
     return (SampleDataset if samples.files else MemoryDataset)(samples, rows, training)
-
-
-def check_files(samples: Samples, most: int = 1000) -> None:
-    """Opens files of each input, at most `most` of each, spread evenly over the rows, without reading all of them.
-
-    Raises:
-        ConfigError: If some cannot be opened; it names rows and files.
-    """
-    for key in samples.files:
-        entry = samples.entries[key]
-        known = samples.present[key].nonzero().flatten() if key in samples.present else torch.arange(samples.rows)
-        chosen = known[torch.linspace(0, len(known) - 1, min(most, len(known))).long()] if len(known) else known
-        with ThreadPoolExecutor(8) as pool:
-            reasons = [reason for reason in pool.map(partial(_reason, entry), chosen.tolist()) if reason]
-        if reasons:
-            tried = "all" if len(chosen) == len(known) else "those tried,"
-            raise ConfigError(
-                "\n".join(reasons[:4])
-                + f"\n{entry.where}: {len(reasons)} files of {tried} {len(chosen)} are unusable. "
-                f"Correct the cells or data.root, or remove these rows."
-            )
-
-
-def _reason(entry: Entry, row: int) -> str | None:
-    """Why the file of a row cannot be used; None if it can."""
-    try:
-        entry.probe(row)
-    except ConfigError as error:
-        return str(error)
-    except NotImplementedError:  # an entry of somebody's own
-        pass
-    return None
 
 
 def shape_of(value: Value) -> Shape:

@@ -186,6 +186,7 @@ def _without_empty_fields(line: str, separator: str) -> str:
 
 def _is_number(field: str) -> bool:
     try:
-        return field.strip() in _GAPS or float(field) is not None
+        float(field)
     except ValueError:
-        return False
+        return field.strip() in _GAPS
+    return True
