@@ -97,6 +97,8 @@ class HybridTrainer(pl.Trainer):
             model: The task.
             datamodule: Its first two samples decide the sizes.
         """
+        for line in getattr(datamodule, "prefetch", list)():
+            print(line)
         built_from_data(model, datamodule)
         for name, part in model.built().facts.items():
             if part.weights is not None:
@@ -147,6 +149,8 @@ class HybridCLI(LightningCLI):
 
     continued: Run | None = None
     """The run that ``--resume`` continues."""
+    saved: Mapping[str, Any] | None = None
+    """What a task added to the checkpoint of ``--ckpt_path``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the keys of this program beside model, data and trainer."""
@@ -293,7 +297,7 @@ class HybridCLI(LightningCLI):
                     raise ConfigError(f"--ckpt_path: only predict reads an exported program such as {str(path)!r}.")
                 require_trust(str(path), options["trust_program"])
                 return
-            read_checkpoint(path, "--ckpt_path", tensors=False)
+            self.saved, _ = read_checkpoint(path, "--ckpt_path", tensors=False)
             if Path(path).is_dir() and "fsdp2" not in str(options.trainer.get("strategy")).lower():
                 raise ConfigError(
                     f"--ckpt_path: {str(path)!r} is a sharded checkpoint, which only the strategy fsdp2 reads. "
@@ -324,6 +328,8 @@ class HybridCLI(LightningCLI):
             if self._get(self.config_init, "ckpt_path"):
                 self.model.on_group_change = self._get(self.config_init, "on_group_change")
                 self.model.reads_weights = self.model.on_group_change != "error"  # for parts that are new
+            if self.saved and self.subcommand in ("validate", "test", "predict"):
+                self.model.rebuild_as(self.saved)
         except (ValueError, TypeError, OSError) as error:
             raise cause_of(error) or ConfigError(explained(str(error))) from error
 

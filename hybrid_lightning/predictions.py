@@ -181,10 +181,9 @@ def check_output(path: str, where: str = "output") -> None:
     suffix = Path(path).suffix
     if suffix not in FORMATS:
         raise ConfigError(f"{where}: {path!r} ends in neither {FORMATS[0]} nor {FORMATS[1]}, the formats of tables.")
-    missing = [name for name in ("pandas", "pyarrow") if not find_spec(name)] if suffix == ".parquet" else []
-    if missing:
+    if suffix == ".parquet" and not find_spec("pyarrow"):
         raise ConfigError(
-            f"{where}: Parquet is written with pandas and pyarrow, and {missing[0]} is missing. Install them with: "
+            f"{where}: Parquet is written with pyarrow, which is missing. Install it with: "
             f"pip install 'hybrid_lightning[data]'; or write a .csv file."
         )
 
@@ -198,9 +197,9 @@ def write_table(columns: Columns, path: str | Path) -> None:
     try:
         with whole_file(path) as temporary:
             if Path(path).suffix == ".parquet":
-                import pandas
+                import pyarrow.parquet
 
-                pandas.DataFrame(columns).to_parquet(temporary, index=False)
+                pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
             else:
                 _write_csv(columns, temporary)
     except OSError as error:

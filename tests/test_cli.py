@@ -426,7 +426,7 @@ BAD = {
                 "init_args": {"parts": CONFIG["model"]["init_args"]["parts"], "num_outputs": 2},
             }
         },
-        ["data: target", "(B, 2)"],
+        ["data: train targets", "(B, 2)"],
     ),
     "labels out of range": ({"init.num_classes": 2}, ["labels run from 0 to 2", "model.num_classes"]),
     "one digit": ({"data.init_args.classes": [1]}, ["data.classes", "[1]"]),

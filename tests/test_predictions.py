@@ -155,7 +155,7 @@ def test_a_table_that_cannot_be_written_is_told(words, message, best, folder, ca
     assert message in capsys.readouterr().err
 
 
-def test_parquet_without_pandas_is_told_before_anything_is_predicted(best, folder, capsys, monkeypatch):
+def test_parquet_without_pyarrow_is_told_before_anything_is_predicted(best, folder, capsys, monkeypatch):
     monkeypatch.setattr("hybrid_lightning.predictions.find_spec", lambda name: None)
     assert predict(best, "--output", "a.parquet") == 2
     assert "pip install 'hybrid_lightning[data]'" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.cli import main
+from tests.data.make_files import make_manifest
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,13 +36,35 @@ class Base(pl.LightningModule):
 
 def test_the_yaml_plans_alone_and_with_what_watches_the_gradients(tmp_path, capsys):
     configs: list[str] = []
-    for number, yaml in enumerate(blocks("yaml")):
+    for number, yaml in enumerate(block for block in blocks("yaml") if not block.startswith("data:")):
         path = tmp_path / f"{number}.yaml"
         path.write_text(yaml)
         configs += ["--config", str(path)]
         assert main(["plan", *configs]) == 0
-        assert "encoder  pretrained" in capsys.readouterr().out
+        assert "encoder     pretrained" in capsys.readouterr().out
     assert len(configs) == 4
+
+
+def test_the_yaml_of_ones_own_data_fits_and_predicts_the_manifest_that_readme_names(folder, capsys):
+    (yaml,) = (block for block in blocks("yaml") if block.startswith("data:"))
+    make_manifest("made", rows=40)
+    Path("mine.yaml").write_text(yaml.replace("samples.csv", "made/manifest.csv"))
+    quick = [
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.log_every_n_steps",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
+    assert main(["fit", "--config", "mine.yaml", *quick, "--data.workers", "0"]) == 0
+    capsys.readouterr()
+    assert main(["predict", "--config", "mine.yaml", "--ckpt_path", "best", "--output", "p.csv", *quick[4:]]) == 0
+    header = Path("p.csv").read_text().splitlines()[0].split(",")
+    assert header[:5] == ["id", "prediction", "probability_high", "probability_low", "probability_middle"]
+    assert header[5:] == [f"contribution_{part}" for part in ("photo", "scan", "curve", "sound", "report", "table")]
 
 
 def test_the_callbacks_work_in_a_module_that_knows_nothing_of_us():

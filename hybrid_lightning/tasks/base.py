@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 import lightning.pytorch as pl
@@ -35,12 +35,11 @@ from hybrid_lightning.tasks.checkpoints import (
     with_live_modules,
 )
 from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_facts, schedules_of, take_places
+from hybrid_lightning.tasks.evaluation import Evaluation
 from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
 from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_parts
-from hybrid_lightning.tasks.metrics import SplitMetrics
-from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class, step_by_metric
+from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class
 from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
-from hybrid_lightning.tasks.repeated import own_samples
 from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
@@ -48,21 +47,7 @@ warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer
 _FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 
 
-def output_names(names: Sequence[str] | None, count: int) -> list[str]:
-    """The names that the data give the outputs, or their numbers.
-
-    Raises:
-        ConfigError: If there are more or fewer names than outputs.
-    """
-    if names is not None and len(names) != count:
-        raise ConfigError(
-            f"data: target_names has {len(names)} names ({listing(map(str, names))}), but the model has {count} "
-            f"outputs or classes. Use the data, or the statistics, that it was trained with."
-        )
-    return [str(name) for name in (range(count) if names is None else names)]
-
-
-class HybridTask(pl.LightningModule, ABC):
+class HybridTask(Evaluation, ABC):
     """A LightningModule around a `HybridNetwork`; a subclass says what its outputs mean.
 
     A subclass with arguments of its own adds them to ``self.facts`` after ``super().__init__``, for checkpoints to
@@ -146,10 +131,7 @@ class HybridTask(pl.LightningModule, ABC):
         for name, part in {**self.parts, "fusion": self.fusion}.items():
             require_plain(part.plain(), f"model.parts.{name}")
         require_plain(self.facts, "model")
-        self.split_metrics = nn.ModuleDict({"val": self.make_metrics(), "test": self.make_metrics()})
-        self.part_metrics = nn.ModuleDict({"val": nn.ModuleDict(), "test": nn.ModuleDict()})
-        self.explain = False
-        """Whether `predict_step` also says what each part contributes."""
+        self.prepare_metrics()
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
         self.on_group_change = "error"
@@ -157,51 +139,9 @@ class HybridTask(pl.LightningModule, ABC):
         weights that match and starts at step 0; ``match`` also keeps the optimizer state that matches, and goes on."""
         self._saved_facts: dict[str, Any] | None = None
         self._trained = False
+        self._record: Mapping[str, Any] | None = None
         self._trust: Collection[str] | None = None
         self._own_callbacks: list[pl.Callback] = []
-
-    @property
-    @abstractmethod
-    def outputs(self) -> int:
-        """Number of outputs of the head."""
-
-    @abstractmethod
-    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The loss of a batch, a scalar, from the head's outputs `(B, outputs)`."""
-
-    def loss_weight(self, target: Tensor) -> Tensor | int:
-        """What `loss` divides by, so that the loss of a split is exact: the number of samples, unless overridden."""
-        return len(target)
-
-    @abstractmethod
-    def predictions(self, outputs: Tensor) -> Tensor:
-        """What metrics and users see, from the head's outputs."""
-
-    def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Predictions as columns of a table: name → a tensor or list with a value per sample.
-
-        Args:
-            predictions: `(N,)` or `(N, outputs)`.
-            names: Of the outputs; None numbers them.
-
-        Raises:
-            ConfigError: If there are more or fewer names than outputs.
-        """
-        if predictions.ndim == 1:
-            return {"prediction": predictions}
-        columns = predictions.flatten(1)
-        return {f"prediction_{name}": columns[:, i] for i, name in enumerate(output_names(names, columns.shape[1]))}
-
-    def program_facts(self) -> dict[str, Any]:
-        """What `predictions` needs beside the outputs of an exported program, as plain data."""
-        return {}
-
-    def use_program_facts(self, facts: Mapping[str, Any]) -> None:
-        """Takes `program_facts` from the file of an exported program."""
-
-    @abstractmethod
-    def make_metrics(self) -> SplitMetrics:
-        """New metrics for one split."""
 
     @abstractmethod
     def check_target(self, target: Tensor, where: str) -> None:
@@ -240,13 +180,24 @@ class HybridTask(pl.LightningModule, ABC):
             part_weight=self._part_weight,
             hints=hints,
         )
-        if "part_heads" in self.network.parts:
-            for of_split in self.part_metrics.values():
-                of_split.update({part: self.make_metrics() for part in self.network.feeding})  # type: ignore[operator]
+        self.measure_parts(self.network.feeding if "part_heads" in self.network.parts else ())
         if given is not None:
             start = {name: tensors for name, tensors in start.items() if name in self.network.parts}
             self.network.weight_reports["init_from"] = initialise(self.network, given, start)
         return self
+
+    def rebuild_as(self, saved: Mapping[str, Any]) -> None:
+        """Lets the Trainer build the network as it was in a checkpoint, and not along the data at hand.
+
+        Other data may lack other parts, and give other sizes. If the checkpoint is of other parts, nothing changes.
+
+        Args:
+            saved: What a task added to the checkpoint.
+        """
+        own = {name: part.plain() for name, part in self.parts.items()}
+        same = own == saved["parts"] and self.fusion.plain() == saved["fusion"]
+        if same and saved.get("outputs") == self.outputs:
+            self._record = saved["network"]
 
     def built(self) -> HybridNetwork:
         """The network.
@@ -271,7 +222,9 @@ class HybridTask(pl.LightningModule, ABC):
     def configure_model(self) -> None:
         """Builds the network from two samples of the data, unless it exists."""
         self._saved_facts = None  # of a checkpoint with which an earlier fit failed
-        if self.network is None:
+        if self.network is None and self._record is not None:
+            self.build(record=self._record, load=False)
+        elif self.network is None:
             hints = getattr(getattr(self.trainer, "datamodule", None), "input_facts", None)
             self.build(example_batch(self.trainer), load=self.reads_weights, hints=hints)
         network = self.built()
@@ -308,10 +261,6 @@ class HybridTask(pl.LightningModule, ABC):
         """A batch → the head's outputs `(B, outputs)`, and what else is `wanted`, see `HybridNetwork.forward`."""
         return self.built()(batch) if wanted is None else self.built()(batch, wanted)
 
-    def _with_parts(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor | None]]]:
-        """The outputs, and those of the parts' own heads, if there are any."""
-        return self(batch, "parts") if "part_heads" in self.built().parts else (self(batch), {})
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of a training batch, and that of the parts' own heads."""
         outputs, alone = self._with_parts(batch)
@@ -327,83 +276,6 @@ class HybridTask(pl.LightningModule, ABC):
         if present is not None:
             outputs, target = outputs[present], target[present]
         return self.loss(outputs, target) if len(outputs) else outputs.sum()
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Adds a batch to the validation metrics."""
-        self._evaluate(batch, batch_idx, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Adds a batch to the test metrics."""
-        self._evaluate(batch, batch_idx, "test")
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        """Predictions for a batch, see `predictions`; with `explain` a dict of them and of ``contributions``."""
-        if not self.explain:
-            return self.predictions(self(batch))
-        outputs, without = self(batch, "without")
-        predictions = self.predictions(outputs)
-        contributions = {
-            part: self.contribution(predictions, self.predictions(other)) for part, other in without.items()
-        }
-        return {"predictions": predictions, "contributions": contributions}
-
-    def contribution(self, predictions: Tensor, without: Tensor) -> Tensor:
-        """What a part adds to each prediction, `(B,)`: what changes if it is taken for absent.
-
-        For several outputs it is the mean absolute change.
-
-        Args:
-            predictions: From `predictions`, with all parts.
-            without: The same if the samples lacked the part.
-        """
-        difference = predictions - without
-        return difference if difference.ndim == 1 else difference.abs().mean(1)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics."""
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the test metrics."""
-        self._log_metrics("test")
-
-    def _evaluate(self, batch: dict[str, Any], batch_idx: int, split: str) -> None:
-        outputs, alone = self._with_parts(batch)
-        target = batch["target"]
-        loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
-        own = own_samples(loaders, batch_idx, len(target))
-        self._measure(self._metrics_of(split), outputs, target, slice(own))
-        for part, (of_part, present) in alone.items():
-            there = slice(own) if present is None else present & (torch.arange(len(target), device=target.device) < own)
-            self._measure(self._metrics_of(split, part), of_part, target, there)
-
-    def _measure(self, metrics: SplitMetrics, outputs: Tensor, target: Tensor, counted: Tensor | slice) -> None:
-        """Adds the samples that are counted; all have gone through the network, on every rank."""
-        chosen, labels = outputs[counted], target[counted]
-        if len(labels):
-            metrics.update(self.loss(chosen, labels), self.loss_weight(labels), self.predictions(chosen), labels)
-        else:
-            metrics.update_without_samples(self.predictions(outputs), target)
-
-    def _metrics_of(self, split: str, part: str | None = None) -> SplitMetrics:
-        metrics = self.split_metrics[split] if part is None else self.part_metrics[split][part]  # type: ignore[index]
-        assert isinstance(metrics, SplitMetrics)
-        return metrics
-
-    def _log_metrics(self, split: str) -> None:
-        values, undefined = self._metrics_of(split).compute()
-        if not self.trainer.sanity_checking:
-            for name, reason in undefined.items():
-                rank_zero_info(f"{split}/{name} is not logged, because it is undefined: {reason}.")
-        shown = list(values)[:2]  # the loss and the first metric; more would not fit into a line
-        for name, value in values.items():
-            self.log(f"{split}/{name}", value, sync_dist=True, prog_bar=name in shown)
-        for part, _ in self.part_metrics[split].named_children():
-            of_part, _ = self._metrics_of(split, part).compute()
-            for name, value in of_part.items():
-                self.log(f"{split}/{name}/{part}", value, sync_dist=True)
-        if split == "val" and self.trainer.state.fn == "fit":
-            step_by_metric(self.trainer, values, undefined)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Steps the scheduler, unless it waits for a metric: then each validation does."""
@@ -461,7 +333,7 @@ class HybridTask(pl.LightningModule, ABC):
     def on_fit_end(self) -> None:
         """Says so if there was nothing left to do, or if a part alone was better than all of them together."""
         trained, self._trained = self._trained, False
-        metrics = self._metrics_of("val").metrics
+        metrics = self.metrics_of("val").metrics
         message = better_alone(self.trainer.callback_metrics, metrics) if trained else finished(self.trainer)
         if message and self.trainer.is_global_zero:
             print(message)
@@ -525,6 +397,7 @@ class HybridTask(pl.LightningModule, ABC):
             "facts": self.facts,
             "parts": {name: part.plain() for name, part in self.parts.items()},
             "fusion": self.fusion.plain(),
+            "outputs": self.outputs,
             "network": network.record,
             "groups": group_names(network, network.param_groups(self.base_lr, self.weight_decay)),
         }
@@ -536,11 +409,11 @@ class HybridTask(pl.LightningModule, ABC):
             state: The checkpoint's ``state_dict``.
         """
         network = self.built()
-        if "part_heads" in network.parts and not any(name.startswith("network.parts.part_heads.") for name in state):
+        saved = [name for name in state if name.startswith("network.parts.part_heads.")]
+        if state and not saved and "part_heads" in network.parts:
             network.leave_out_part_heads()
             self.facts["part_heads"] = False
-            for of_split in self.part_metrics.values():
-                of_split.clear()  # type: ignore[operator]
+            self.measure_parts(())
             rank_zero_info("part_heads: the checkpoint has none, so there are none now.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

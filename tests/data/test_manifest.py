@@ -483,7 +483,7 @@ def test_a_fit_of_a_manifest_continues_exactly(folder, workers, sampling):
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_draws_of_one_and_continue_exactly(tmp_path):
+def test_two_ranks_share_the_draws_of_one(tmp_path):
     for ranks in (1, 2):
         succeed("-m", "tests.data.manifest_worker", "draws", str(ranks), str(tmp_path))
     one, first, second = (torch.load(tmp_path / f"draws-{name}.pt") for name in ("1-0", "2-0", "2-1"))

@@ -159,7 +159,8 @@ def fit_numbers(table: Table, columns: list[str], rows: Rows, where: str) -> dic
     """``mean`` and ``std`` of columns over rows, gaps left out; a constant column has std 1."""
     found: dict[str, dict[str, float]] = {"mean": {}, "std": {}}
     for column in columns:
-        values = _finite_numbers(table, column, where)[rows]
+        table.require(column, where)
+        values = table.numbers(column, where)[rows]
         values = values[~np.isnan(values)]
         if not len(values):
             raise _nothing_known(column, rows, where)
@@ -175,20 +176,9 @@ def standardised(table: Table, columns: list[str], statistics: dict[str, Any], w
     values = np.empty((len(table), len(columns)), dtype=np.float32)
     for index, column in enumerate(columns):
         mean, std = (fitted(statistics, name, column, where) for name in ("mean", "std"))
-        values[:, index] = (_finite_numbers(table, column, where) - mean) / std
+        table.require(column, where)
+        values[:, index] = (table.numbers(column, where) - mean) / std
     return torch.from_numpy(values)
-
-
-def _finite_numbers(table: Table, column: str, where: str) -> Rows:
-    table.require(column, where)
-    values: Rows = table.numbers(column, where)
-    infinite = np.flatnonzero(np.isinf(values))
-    if len(infinite):
-        raise ConfigError(
-            f"{where}: column {column!r} of {str(table.path)!r} is infinite in row {infinite[0]} ({len(infinite)} such "
-            f"cells). Empty the cell, or write a number."
-        )
-    return values
 
 
 def fit_categories(table: Table, columns: list[str], rows: Rows, where: str) -> dict[str, dict[str, list[str]]]:

@@ -106,7 +106,7 @@ def test_a_series_without_channels_gets_one(tmp_path):
 
 
 def test_gaps_of_a_series_are_refused_or_the_mean(tmp_path):
-    (tmp_path / "a.csv").write_text("a,b\n1,\n3,4\n,6\n")
+    (tmp_path / "a.csv").write_text("a,b\n1,\n3,4\n NA,6\n")
     with pytest.raises(ConfigError, match=r"row 0: 'a\.csv': cannot be read: 2 of its values are nan"):
         bound(tmp_path, {"file": ["a.csv"]}, series="file")
     entry = bound(tmp_path, {"file": ["a.csv"]}, series="file", gaps="zero")

@@ -1,0 +1,182 @@
+"""What all tasks do with the outputs: validation, test and prediction, of the model and of single parts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.network.network import HybridNetwork
+from hybrid_lightning.tasks.metrics import SplitMetrics
+from hybrid_lightning.tasks.optimizers import step_by_metric
+from hybrid_lightning.tasks.repeated import own_samples
+
+
+def output_names(names: Sequence[str] | None, count: int) -> list[str]:
+    """The names that the data give the outputs, or their numbers.
+
+    Raises:
+        ConfigError: If there are more or fewer names than outputs.
+    """
+    if names is not None and len(names) != count:
+        raise ConfigError(
+            f"data: target_names has {len(names)} names ({listing(map(str, names))}), but the model has {count} "
+            f"outputs or classes. Use the data, or the statistics, that it was trained with."
+        )
+    return [str(name) for name in (range(count) if names is None else names)]
+
+
+class Evaluation(pl.LightningModule, ABC):
+    """Steps of a LightningModule that evaluate; what outputs mean is left to subclasses.
+
+    Logged after each validation or test: ``val/loss`` or ``test/loss`` and the metrics of `make_metrics`; the same of
+    each part's own head, with ``/<part>`` after it.
+    """
+
+    explain: bool
+    """Whether `predict_step` also says what each part contributes."""
+
+    def prepare_metrics(self) -> None:
+        """Makes the metrics of the model; part of the construction."""
+        self.explain = False
+        self.split_metrics = nn.ModuleDict({"val": self.make_metrics(), "test": self.make_metrics()})
+        self.part_metrics = nn.ModuleDict({"val": nn.ModuleDict(), "test": nn.ModuleDict()})
+
+    def measure_parts(self, parts: Iterable[str]) -> None:
+        """Makes metrics for the heads of these parts, and for no others."""
+        parts = list(parts)
+        for split in ("val", "test"):
+            self.part_metrics[split] = nn.ModuleDict({part: self.make_metrics() for part in parts})
+
+    @abstractmethod
+    def built(self) -> HybridNetwork:
+        """The network."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Number of outputs of the head."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch, a scalar, from the head's outputs `(B, outputs)`."""
+
+    def loss_weight(self, target: Tensor) -> Tensor | int:
+        """What `loss` divides by, so that the loss of a split is exact: the number of samples, unless overridden."""
+        return len(target)
+
+    @abstractmethod
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """What metrics and users see, from the head's outputs."""
+
+    def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Predictions as columns of a table: name → a tensor or list with a value per sample.
+
+        Args:
+            predictions: `(N,)` or `(N, outputs)`.
+            names: Of the outputs; None numbers them.
+
+        Raises:
+            ConfigError: If there are more or fewer names than outputs.
+        """
+        if predictions.ndim == 1:
+            return {"prediction": predictions}
+        columns = predictions.flatten(1)
+        return {f"prediction_{name}": columns[:, i] for i, name in enumerate(output_names(names, columns.shape[1]))}
+
+    def program_facts(self) -> dict[str, Any]:
+        """What `predictions` needs beside the outputs of an exported program, as plain data."""
+        return {}
+
+    def use_program_facts(self, facts: Mapping[str, Any]) -> None:
+        """Takes `program_facts` from the file of an exported program."""
+
+    @abstractmethod
+    def make_metrics(self) -> SplitMetrics:
+        """New metrics for one split."""
+
+    def _with_parts(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor | None]]]:
+        """The outputs, and those of the parts' own heads, if there are any."""
+        return self(batch, "parts") if "part_heads" in self.built().parts else (self(batch), {})
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Adds a batch to the validation metrics."""
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Adds a batch to the test metrics."""
+        self._evaluate(batch, batch_idx, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Predictions for a batch, see `predictions`; with `explain` a dict of them and of ``contributions``."""
+        if not self.explain:
+            return self.predictions(self(batch))
+        outputs, without = self(batch, "without")
+        predictions = self.predictions(outputs)
+        contributions = {
+            part: self.contribution(predictions, self.predictions(other)) for part, other in without.items()
+        }
+        return {"predictions": predictions, "contributions": contributions}
+
+    def contribution(self, predictions: Tensor, without: Tensor) -> Tensor:
+        """What a part adds to each prediction, `(B,)`: what changes if it is taken for absent.
+
+        For several outputs it is the mean absolute change.
+
+        Args:
+            predictions: From `predictions`, with all parts.
+            without: The same if the samples lacked the part.
+        """
+        difference = predictions - without
+        return difference if difference.ndim == 1 else difference.abs().mean(1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test metrics."""
+        self._log_metrics("test")
+
+    def _evaluate(self, batch: dict[str, Any], batch_idx: int, split: str) -> None:
+        outputs, alone = self._with_parts(batch)
+        target = batch["target"]
+        loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
+        own = own_samples(loaders, batch_idx, len(target))
+        self._measure(self.metrics_of(split), outputs, target, slice(own))
+        for part, (of_part, present) in alone.items():
+            there = slice(own) if present is None else present & (torch.arange(len(target), device=target.device) < own)
+            self._measure(self.metrics_of(split, part), of_part, target, there)
+
+    def _measure(self, metrics: SplitMetrics, outputs: Tensor, target: Tensor, counted: Tensor | slice) -> None:
+        """Adds the samples that are counted; all have gone through the network, on every rank."""
+        chosen, labels = outputs[counted], target[counted]
+        if len(labels):
+            metrics.update(self.loss(chosen, labels), self.loss_weight(labels), self.predictions(chosen), labels)
+        else:
+            metrics.update_without_samples(self.predictions(outputs), target)
+
+    def metrics_of(self, split: str, part: str | None = None) -> SplitMetrics:
+        """The metrics of ``val`` or ``test``, of the model or of a part's own head."""
+        metrics = self.split_metrics[split] if part is None else self.part_metrics[split][part]  # type: ignore[index]
+        assert isinstance(metrics, SplitMetrics)
+        return metrics
+
+    def _log_metrics(self, split: str) -> None:
+        values, undefined = self.metrics_of(split).compute()
+        if not self.trainer.sanity_checking:
+            for name, reason in undefined.items():
+                rank_zero_info(f"{split}/{name} is not logged, because it is undefined: {reason}.")
+        shown = list(values)[:2]  # the loss and the first metric; more would not fit into a line
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, sync_dist=True, prog_bar=name in shown)
+        for part, _ in self.part_metrics[split].named_children():
+            of_part, _ = self.metrics_of(split, part).compute()
+            for name, value in of_part.items():
+                self.log(f"{split}/{name}/{part}", value, sync_dist=True)
+        if split == "val" and self.trainer.state.fn == "fit":
+            step_by_metric(self.trainer, values, undefined)
