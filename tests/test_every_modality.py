@@ -89,10 +89,8 @@ def write_rows(path: Path, table: list[dict[str, str]]) -> None:
         writer.writerows(table)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a fit on two ranks, with the predictions of two ranks and of one."""
-    folder = tmp_path_factory.mktemp("modalities")
+def train(folder: Path) -> None:
+    """A fit on two ranks, and predictions on two ranks and on one."""
     make_known(folder / "known")
     make_new(folder / "new")
     words = ["--config", write(config(), folder / "all.yaml")]
@@ -100,12 +98,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     new = ["--ckpt_path", "last", "--data.predict_path", "new/new.csv"]
     succeed("-m", "hybrid_lightning", "predict", *words, *new, *TWO, "--output", "two.csv", cwd=folder)
     succeed("-m", "hybrid_lightning", "predict", *words, *new, "--output", "one.csv", cwd=folder)
-    return folder
 
 
-@pytest.mark.slow
-def test_each_modality_trains_on_two_ranks_and_is_judged_alone(trained):
-    metrics = rows(trained / "runs/all/version_0/metrics.csv")
+def check_that_each_part_trained_and_is_judged_alone(folder: Path) -> None:
+    metrics = rows(folder / "runs/all/version_0/metrics.csv")
     for name in PARTS:
         assert any(float(row[f"update_ratio/{name}"] or 0) > 0 for row in metrics), name
         alone = [float(row[f"val/accuracy/{name}"]) for row in metrics if row[f"val/accuracy/{name}"]]
@@ -113,22 +109,20 @@ def test_each_modality_trains_on_two_ranks_and_is_judged_alone(trained):
         assert all(0 <= value <= 1 for value in alone), name
 
 
-@pytest.mark.slow
-def test_patients_are_not_shared_among_the_splits_of_two_ranks(trained):
-    patients = {row["sample"]: row["patient"] for row in rows(trained / "known/manifest.csv")}
-    split = rows(trained / "runs/all/version_0/split.csv")
+def check_that_patients_are_on_one_side_of_the_split(folder: Path) -> None:
+    patients = {row["sample"]: row["patient"] for row in rows(folder / "known/manifest.csv")}
+    split = rows(folder / "runs/all/version_0/split.csv")
     assert [row["id"] for row in split] == list(patients)
     pairs = {(patients[row["id"]], row["split"]) for row in split}
     assert {name for _, name in pairs} == {"train", "val", "test"}
     assert len(pairs) == len(set(patients.values()))
 
 
-@pytest.mark.slow
-def test_predictions_are_whole_in_order_and_equal_on_one_rank_and_on_two(trained):
-    one, two = rows(trained / "one.csv"), rows(trained / "two.csv")
+def check_that_predictions_are_whole_and_in_order(folder: Path) -> None:
+    one, two = rows(folder / "one.csv"), rows(folder / "two.csv")
     numbers = [f"probability_{label}" for label in sorted(LABELS)] + [f"contribution_{name}" for name in sorted(PARTS)]
     assert list(one[0]) == list(two[0]) == ["id", "prediction", *numbers]
-    assert [row["id"] for row in one] == [row["sample"] for row in rows(trained / "new/new.csv")]
+    assert [row["id"] for row in one] == [row["sample"] for row in rows(folder / "new/new.csv")]
     assert [(row["id"], row["prediction"]) for row in two] == [(row["id"], row["prediction"]) for row in one]
     for first, second in zip(one, two, strict=True):
         assert [float(second[name]) for name in numbers] == pytest.approx(
@@ -139,14 +133,22 @@ def test_predictions_are_whole_in_order_and_equal_on_one_rank_and_on_two(trained
         assert shares[first["prediction"]] == max(shares.values())
 
 
-@pytest.mark.slow
-def test_what_a_sample_lacks_contributes_nothing(trained):
-    given = {row["sample"]: row for row in rows(trained / "new/new.csv")}
+def check_that_what_a_sample_lacks_contributes_nothing(folder: Path) -> None:
+    given = {row["sample"]: row for row in rows(folder / "new/new.csv")}
     for name, columns in COLUMNS.items():
         there = {sample: any(row[column] for column in columns) for sample, row in given.items()}
         for table in ("one.csv", "two.csv"):
-            found = {row["id"]: float(row[f"contribution_{name}"]) for row in rows(trained / table)}
+            found = {row["id"]: float(row[f"contribution_{name}"]) for row in rows(folder / table)}
             assert all(math.isfinite(value) for value in found.values())
             assert all(found[sample] == 0 for sample in given if not there[sample]), name
             assert any(found[sample] != 0 for sample in given if there[sample]), name
         assert 0 < sum(there.values()) < NEW, name
+
+
+@pytest.mark.slow
+def test_every_kind_of_input_with_gaps_goes_from_files_to_predictions_on_two_ranks_as_on_one(tmp_path):
+    train(tmp_path)  # once for all that follows, because it takes most of the time
+    check_that_each_part_trained_and_is_judged_alone(tmp_path)
+    check_that_patients_are_on_one_side_of_the_split(tmp_path)
+    check_that_predictions_are_whole_and_in_order(tmp_path)
+    check_that_what_a_sample_lacks_contributes_nothing(tmp_path)
