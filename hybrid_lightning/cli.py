@@ -47,7 +47,7 @@ def built_from_data(model: HybridTask, datamodule: pl.LightningDataModule, load:
     datamodule.prepare_data()
     datamodule.setup("fit")
     loader = datamodule.train_dataloader()
-    model.build(first_batch(loader), load=load, hints=getattr(datamodule, "input_facts", None))
+    model.build_for(datamodule, lambda: first_batch(loader), load)
     return loader
 
 
@@ -328,7 +328,8 @@ class HybridCLI(LightningCLI):
             if self._get(self.config_init, "ckpt_path"):
                 self.model.on_group_change = self._get(self.config_init, "on_group_change")
                 self.model.reads_weights = self.model.on_group_change != "error"  # for parts that are new
-            if self.saved and self.subcommand in ("validate", "test", "predict"):
+            if self.saved and self.subcommand != "fit":
+                warnings.filterwarnings("ignore", "The dirpath has changed from")  # an evaluation has its own folder
                 self.model.rebuild_as(self.saved)
         except (ValueError, TypeError, OSError) as error:
             raise cause_of(error) or ConfigError(explained(str(error))) from error

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 import lightning.pytorch as pl
@@ -199,6 +199,19 @@ class HybridTask(Evaluation, ABC):
         if same and saved.get("outputs") == self.outputs:
             self._record = saved["network"]
 
+    def build_for(self, data: Any, example: Callable[[], Mapping[str, Any]], load: bool = True) -> None:
+        """Builds the network as `rebuild_as` has said, or else along an example of the data.
+
+        Args:
+            data: A DataModule; its ``input_facts``, if it has them, are arguments that parts may leave out.
+            example: Gives a batch.
+            load: Whether the parts' weights are read.
+        """
+        if self._record is not None:
+            self.build(record=self._record, load=False)
+        else:
+            self.build(example(), load=load, hints=getattr(data, "input_facts", None))
+
     def built(self) -> HybridNetwork:
         """The network.
 
@@ -222,11 +235,9 @@ class HybridTask(Evaluation, ABC):
     def configure_model(self) -> None:
         """Builds the network from two samples of the data, unless it exists."""
         self._saved_facts = None  # of a checkpoint with which an earlier fit failed
-        if self.network is None and self._record is not None:
-            self.build(record=self._record, load=False)
-        elif self.network is None:
-            hints = getattr(getattr(self.trainer, "datamodule", None), "input_facts", None)
-            self.build(example_batch(self.trainer), load=self.reads_weights, hints=hints)
+        if self.network is None:
+            data = getattr(self.trainer, "datamodule", None)
+            self.build_for(data, lambda: example_batch(self.trainer), load=self.reads_weights)
         network = self.built()
         shard_if_asked(self.trainer.strategy, network, network.param_groups(self.base_lr, self.weight_decay))
         follow_facts(self._own_callbacks, self._facts_with_groups())
