@@ -18,6 +18,7 @@ from hybrid_lightning.files import whole_file
 from hybrid_lightning.loading import ADAPTED, MERGE
 from hybrid_lightning.network.adapters import merge_adapters
 from hybrid_lightning.network.network import HybridNetwork, first_samples
+from hybrid_lightning.network.presence import PREFIX
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.weights import check_digest, read_file, save_weights
 
@@ -54,7 +55,7 @@ def export_network(
         if form == "safetensors":
             save_weights(plain.state_dict(), output)
         else:
-            inputs = {key: on_cpu(batch[key]) for key in plain.keys_read}
+            inputs = entries_read(batch, plain.keys_read)
             program = exported_program(plain, inputs, task_facts)
             with whole_file(output) as temporary:
                 temporary.write_bytes(program)
@@ -151,10 +152,21 @@ class ExportedProgram(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Predictions for a batch, as those of the task."""
-        missing = [key for key in self.facts["inputs"] if key not in batch]
-        if missing:
-            raise ConfigError(f"data: the program reads {listing(missing)}; the batch has {listing(batch)}.")
-        return self.predictions(self.program({key: on_cpu(batch[key]) for key in self.facts["inputs"]}))
+        return self.predictions(self.program(entries_read(batch, self.facts["inputs"])))
+
+
+def entries_read(batch: Mapping[str, Any], keys: Sequence[str]) -> Batch:
+    """The entries of a batch that a network reads, on the CPU; without ``present/<key>`` all samples have that key.
+
+    Raises:
+        ConfigError: If another entry is missing.
+    """
+    missing = [key for key in keys if key not in batch and not key.startswith(PREFIX)]
+    if missing:
+        raise ConfigError(f"data: the network reads {listing(missing)}; the batch has {listing(batch)}.")
+    found = {key: on_cpu(batch[key]) for key in keys if key in batch}
+    everybody = torch.ones(len(next(_tensors(found))), dtype=torch.bool)
+    return {key: found.get(key, everybody) for key in keys}
 
 
 def is_program(path: Any) -> bool:

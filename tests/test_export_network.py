@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.cli import main
-from hybrid_lightning.export import exported_program, plain_network
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.export import entries_read, export_network, exported_program, plain_network
 from tests.small import PARTS, changed, command, write
 
 TOWERS = {
@@ -187,3 +188,23 @@ def test_without_a_checkpoint_nothing_is_exported(fitted_here, capsys):
 def fitted_here(folder):
     fitted(folder, PARTS)
     return folder
+
+
+def test_entries_that_a_network_reads_say_that_all_samples_have_what_has_no_mask():
+    there = torch.tensor([True, False, True])
+    batch = {"a": torch.zeros(3, 2), "b": {"values": torch.zeros(3, 2)}, "present/a": there, "other": 1}
+    found = entries_read(batch, ["a", "b", "present/a", "present/b"])
+    assert list(found) == ["a", "b", "present/a", "present/b"]
+    assert torch.equal(found["present/a"], there)
+    assert found["present/b"].tolist() == [True] * 3
+    with pytest.raises(ConfigError, match="the network reads 'c'"):
+        entries_read(batch, ["a", "c"])
+
+
+@pytest.mark.slow
+def test_a_network_with_modality_dropout_is_exported_on_data_without_gaps(tmp_path):
+    batch = {"a": torch.randn(4, 3), "b": torch.randn(4, 3)}
+    fusion = {"args": {"modality_dropout": 0.2}}
+    model = HybridClassifier(num_classes=2, parts={"a": "MLP", "b": "MLP"}, fusion=fusion).build(batch)
+    export_network(model.built(), batch, str(tmp_path / "x.pt2"), "torch_export")
+    assert (tmp_path / "x.pt2").exists()

@@ -58,7 +58,7 @@ class GradientClipping(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks the names of the parts."""
-        parts = {group["part"] for group in named_groups(trainer, type(self).__name__)}
+        parts = {group["part"] for group in named_groups(trainer, type(self).__name__) if not group.get("observer")}
         for part in self.rules:
             if part not in parts:
                 raise unknown("clip", "part", part, parts)

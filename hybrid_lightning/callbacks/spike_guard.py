@@ -229,7 +229,8 @@ class SpikeGuard(pl.Callback):
         """Sends the parts' norms to the host; the same ones on all ranks."""
         rows = gradients.rows
         if rows is not self._rows:
-            self._rows, self._trains = rows, training_parameters(named_groups(trainer, type(self).__name__))
+            measured = [g for g in named_groups(trainer, type(self).__name__) if not g.get("observer")]
+            self._rows, self._trains = rows, training_parameters(measured)
         norms = rows.norms(gradients.before)[: len(rows.parts)]
         norms = torch.where(norms.isfinite(), norms, math.inf)
         if self._acts and trainer.world_size > 1:

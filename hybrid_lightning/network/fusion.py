@@ -35,7 +35,8 @@ class SampleNorm(nn.BatchNorm1d):
             return super().forward(features)
         if present is None:
             return functional.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
-        mean, variance = self._statistics(features.float(), present.unsqueeze(1))
+        exact = features if features.dtype == torch.float64 else features.float()
+        mean, variance = self._statistics(exact, present.unsqueeze(1))
         return ((features - mean) * (variance + self.eps).rsqrt()).to(features.dtype)
 
     def _statistics(self, features: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,9 +49,10 @@ class SampleNorm(nn.BatchNorm1d):
         mean = torch.where(present, features, 0.0).sum(0) / count.clamp(min=1)
         variance = torch.where(present, features - mean, 0.0).square().sum(0) / count.clamp(min=1)
         with torch.no_grad():
-            share = (self.momentum or 0.0) * enough
-            self.running_mean.lerp_(mean, share)
-            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), share)
+            share = ((self.momentum or 0.0) * enough).to(self.running_mean)
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            self.running_mean.lerp_(mean.to(self.running_mean), share)
+            self.running_var.lerp_(unbiased.to(self.running_var), share)
             self.num_batches_tracked += enough
         return torch.where(enough, mean, self.running_mean), torch.where(enough, variance, self.running_var)
 

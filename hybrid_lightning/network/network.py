@@ -112,6 +112,7 @@ class HybridNetwork(nn.Module):
         self.parts = nn.ModuleDict()
         self.scales = nn.ModuleDict()
         self._load, self._trust, self._initialised = load, trust, initialised
+        self._rebuilt = record is not None
         self.weight_reports: dict[str, str] = {}
         """Part → what was loaded into it from a file."""
         self._compiled: dict[str, Callable[..., Any]] = {}
@@ -478,7 +479,9 @@ class HybridNetwork(nn.Module):
             module, has_weights = part.module, part.weights == "pretrained"
         else:
             factory = resolve(part.module, f"{where}.module", self._trust)
-            args = {**part.args, **sizes}
+            if self._rebuilt:  # from a file, which may not say more than a dry run would
+                forbid_fetching(factory, part.module, dict(sizes), f"{where}.args")
+            args = {**sizes, **part.args}
             complete_arguments(part.module, factory, args, f"{where}.args")
             has_weights = part.weights == "pretrained" and switch_weights(factory, args, load)
             if self._trust is None:

@@ -25,8 +25,9 @@ def presence(order: Sequence[str], read: Mapping[str, Sequence[str]], batch: Map
         batch: With ``present/<key>`` for the keys that samples may lack.
     """
     found: Presence = {}
-    for name in order:
-        masks = [found[key] if key in found else batch.get(PREFIX + key) for key in read[name]]
+    for position, name in enumerate(order):
+        before = order[:position]
+        masks = [found.get(key) if key in before else batch.get(PREFIX + key) for key in read[name]]
         for mask in masks:
             if mask is not None:
                 found[name] = found[name] & mask.bool() if name in found else mask.bool()
@@ -77,7 +78,7 @@ def encode_present(
     chosen = rows if len(rows) else rows.new_zeros(1)
     with kept_statistics(module, few=len(rows) < 2):
         encoded = call([_take(value, chosen) for value in inputs])
-    return encoded.new_zeros(len(present), *encoded.shape[1:]).index_copy(0, chosen, encoded)
+    return encoded.new_zeros(len(present), *encoded.shape[1:]).index_copy(0, rows, encoded[: len(rows)])
 
 
 def _take(value: Any, rows: Tensor) -> Any:

@@ -198,6 +198,9 @@ class HybridTask(Evaluation, ABC):
         same = own == saved["parts"] and self.fusion.plain() == saved["fusion"]
         if same and saved.get("outputs") == self.outputs:
             self._record = saved["network"]
+            sizes = self._record["sizes"]
+            if "fusion" in sizes and "part_heads" not in sizes:
+                self._give_up_part_heads()
 
     def build_for(self, data: Any, example: Callable[[], Mapping[str, Any]], load: bool = True) -> None:
         """Builds the network as `rebuild_as` has said, or else along an example of the data.
@@ -423,8 +426,12 @@ class HybridTask(Evaluation, ABC):
         saved = [name for name in state if name.startswith("network.parts.part_heads.")]
         if state and not saved and "part_heads" in network.parts:
             network.leave_out_part_heads()
-            self.facts["part_heads"] = False
             self.measure_parts(())
+            self._give_up_part_heads()
+
+    def _give_up_part_heads(self) -> None:
+        if self.facts["part_heads"] is not False:
+            self.facts["part_heads"] = False
             rank_zero_info("part_heads: the checkpoint has none, so there are none now.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -432,8 +439,10 @@ class HybridTask(Evaluation, ABC):
         if CHECKPOINT_KEY in checkpoint:
             saved, state = checkpoint[CHECKPOINT_KEY], checkpoint.get("state_dict", {})
             checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"] = upgraded(saved, state)
-        self.follow_part_heads(checkpoint.get("state_dict", {}))
-        if self.trainer.state.fn != "fit":
+        fits = self.trainer.state.fn == "fit"
+        if not (fits and self._part_weight):  # heads that train the parts were asked for; their lack is a change
+            self.follow_part_heads(checkpoint.get("state_dict", {}))
+        if not fits:
             refuse_other_model(self.state_dict(), checkpoint.get("state_dict", {}))
             return
         self._saved_facts, lines = take_up(
@@ -479,6 +488,8 @@ class HybridTask(Evaluation, ABC):
                 f"here: {listing(candidates)}. Import it first."
             )
         complete = with_live_modules(saved["parts"], parts or {})
+        if "head" not in complete:  # a constructor would ask the fusion's class, of whatever package, for one
+            raise ConfigError(f"checkpoint_path: the facts in {str(checkpoint_path)!r} are damaged: there is no head.")
         try:
             model = candidates[saved["task"]](parts=complete, fusion=saved["fusion"], **saved["facts"])
             model._trust = (trust,) if isinstance(trust, str) else tuple(trust)

@@ -52,9 +52,11 @@ def upgraded(saved: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, An
     """
     if saved.get("version", CHECKPOINT_VERSION) >= CHECKPOINT_VERSION:
         return saved, state
-    facts, state = {"part_heads": False, **saved["facts"]}, dict(state)
+    one_part = "fusion" not in saved["network"]["sizes"]  # then there are none, whatever the fact says
+    facts, state = {"part_heads": one_part, **saved["facts"]}, dict(state)
     if "num_outputs" in facts:  # a regression, which learned its targets as they are
         outputs = facts["num_outputs"]
+        facts["standardise"] = False
         state |= {"scale.mean": torch.zeros(outputs), "scale.std": torch.ones(outputs), "scale.known": torch.tensor(1)}
     return {**saved, "version": CHECKPOINT_VERSION, "facts": facts}, state
 

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.tasks.base import HybridTask
+from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
 from hybrid_lightning.tasks.example import training_targets
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
 from hybrid_lightning.tasks.scale import TargetScale, scale_of
@@ -66,6 +68,15 @@ class HybridRegressor(HybridTask):
             self.check_target(targets, "data: train targets")
             mean, std = scale_of(targets)
         self.scale.set(*self.trainer.strategy.broadcast((mean, std)))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the scale of the checkpoint, whatever ``standardise`` says now; else see `HybridTask`."""
+        facts = checkpoint.get(CHECKPOINT_KEY, {}).get("facts")
+        was = self.standardise if facts is None else facts.get("standardise", False)  # formats 1 and 2 have none
+        if was != self.standardise:
+            self.standardise = self.facts["standardise"] = was
+            rank_zero_info(f"standardise: {was}, because the network of the checkpoint was trained like that.")
+        super().on_load_checkpoint(checkpoint)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Mean over samples and outputs, of standardised targets."""

@@ -128,6 +128,7 @@ def restate(optimizer: Optimizer, wanted: list[dict[str, Any]], old: Mapping[str
     for group in optimizer.param_groups:
         today = of_today[group["name"]]
         group.update(lr_factor=today["lr_factor"], weight_decay=today["weight_decay"], initial_lr=today["lr"])
+        group["observer"] = today["observer"]
         group.update({key: optimizer.defaults[key] for key in options if key in optimizer.defaults})
 
 

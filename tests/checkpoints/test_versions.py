@@ -20,7 +20,7 @@ def test_a_checkpoint_of_every_format_is_read(version):
         torch.testing.assert_close(model(batch), batch["outputs"])
 
 
-def test_a_regression_from_before_targets_were_standardised_predicts_and_goes_on_as_it_was(tmp_path):
+def test_a_regression_from_before_targets_were_standardised_predicts_and_goes_on_as_it_was(tmp_path, capsys):
     saved = torch.load(HERE / "version_2_regressor_batch.pt", weights_only=True)
     path, batch = HERE / "version_2_regressor.ckpt", {"x": saved["x"]}
     model = HybridRegressor.load_from_checkpoint(path)
@@ -31,6 +31,8 @@ def test_a_regression_from_before_targets_were_standardised_predicts_and_goes_on
     run = trainer(max_epochs=2)
     run.fit(resumed, data, ckpt_path=path)
     assert run.global_step == 6
+    assert resumed.facts["standardise"] is False
+    assert "applied from epoch" not in capsys.readouterr().out
     [tested] = run.test(regressor(num_outputs=2), data, ckpt_path=path, verbose=False)
     expected = (saved["outputs"] - data.dataset.targets).square().mean()
     assert tested["test/loss"] == pytest.approx(float(expected), rel=1e-5)

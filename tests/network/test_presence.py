@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.fusion import SampleNorm
 from hybrid_lightning.network.network import HybridNetwork
 from hybrid_lightning.network.parts import Part, parse_parts
-from hybrid_lightning.network.presence import drop_at_random
+from hybrid_lightning.network.presence import drop_at_random, presence
 
 FUSIONS = ["ConcatFusion", "GatedFusion", "AttentionFusion", "LogitFusion"]
 
@@ -233,3 +234,37 @@ def test_hints_fill_arguments_that_are_left_out() -> None:
     given = {"table": {"module": "TabularMLP", "args": {"categories": [9]}}}
     network = HybridNetwork(parse_parts(given), 2, example=batch, hints={"table": {"categories": [4]}})
     assert network.sizes["table"] == {"in_features": 3}
+
+
+def test_a_part_is_absent_by_what_it_reads_and_not_by_an_entry_of_the_same_name_as_what_it_reads() -> None:
+    there = torch.tensor([True, False])
+    batch = {"scan": torch.randn(2, 3), "photo": torch.randn(2, 3), "present/photo": there}
+    assert presence(["photo", "body"], {"photo": ["scan"], "body": ["photo"]}, batch) == {}
+    found = presence(["photo", "body"], {"photo": ["photo"], "body": ["photo"]}, batch)
+    assert torch.equal(found["body"], there)
+
+
+def test_features_are_zeros_where_nobody_has_a_part() -> None:
+    batch = a_batch(lacking_a=tuple(range(8)), lacking_b=())
+    assert (a_network(batch).features(batch)["a"] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_samples_are_standardised_in_every_precision(dtype: torch.dtype) -> None:
+    norm, features = SampleNorm(3).to(dtype), torch.randn(6, 3, dtype=dtype)
+    there = torch.tensor([True] * 4 + [False] * 2)
+    expected = nn.BatchNorm1d(3, affine=False).to(dtype)
+    torch.testing.assert_close(norm(features, there)[:4], expected(features[:4]))
+    torch.testing.assert_close(norm.running_mean, expected.running_mean)
+
+
+@pytest.mark.parametrize("sizes", [{"hidden": [9]}, {"trust_remote_code": True}])
+def test_a_record_says_no_more_than_a_dry_run_would(sizes: dict[str, Any]) -> None:
+    parts = parse_parts({"a": {"module": "MLP", "args": {"hidden": [5]}}})
+    record = HybridNetwork(parts, 3, example={"a": torch.randn(2, 4)}).record
+    record = {**record, "sizes": {**record["sizes"], "a": {**record["sizes"]["a"], **sizes}}}
+    if "hidden" in sizes:
+        assert HybridNetwork(parts, 3, record=record).parts["a"](torch.randn(2, 4)).shape == (2, 5)
+    else:
+        with pytest.raises(ConfigError, match="would fetch or load something"):
+            HybridNetwork(parts, 3, record=record)

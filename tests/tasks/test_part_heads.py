@@ -1,5 +1,6 @@
 """Heads of single parts: they look on, show what a part knows alone, and follow a checkpoint that has none."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import torch
 import torchmetrics
 from torch.nn import functional
 
-from hybrid_lightning import HybridClassifier, HybridRegressor
+from hybrid_lightning import GradientClipping, HybridClassifier, HybridRegressor, SpikeGuard
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.tasks.checkpoints import read_checkpoint
 from tests.callbacks.tiny import batches, hybrid, trainer
 from tests.small import loader, table
 
@@ -197,3 +199,58 @@ def test_contributions_are_what_changes_without_the_part() -> None:
     torch.testing.assert_close(predicted[0]["contributions"]["a"], expected)  # type: ignore[call-overload]
     torch.testing.assert_close(predicted[0]["predictions"], probabilities)  # type: ignore[call-overload]
     assert (expected[[1, 2]] == 0).all()
+
+
+def test_a_model_built_as_a_checkpoint_without_them_has_none(tmp_path: Path) -> None:
+    runner = trainer(max_epochs=1)
+    runner.fit(two_parts(part_heads=False), data())
+    runner.save_checkpoint(tmp_path / "x.ckpt")
+    model = two_parts()
+    model.rebuild_as(read_checkpoint(tmp_path / "x.ckpt")[0])
+    [values] = trainer().test(model, data(), ckpt_path=tmp_path / "x.ckpt", weights_only=True, verbose=False)
+    assert "test/accuracy" in values
+    assert "test/accuracy/a" not in values
+
+
+def test_heads_that_train_the_parts_are_not_dropped_for_a_checkpoint_without_them(tmp_path: Path) -> None:
+    runner = trainer(max_epochs=1)
+    runner.fit(two_parts(part_heads=False), data())
+    runner.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match="Groups added: 'part_heads'"):
+        trainer().fit(two_parts(part_heads={"weight": 0.5}), data(), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+
+
+def test_a_fit_that_continues_lets_them_look_on_or_not_as_it_is_told_now(tmp_path: Path) -> None:
+    for epochs, given in enumerate([True, {"weight": 0.5}, True], 1):
+        runner = trainer(max_epochs=epochs)
+        path = tmp_path / "x.ckpt"
+        runner.fit(two_parts(part_heads=given), data(), ckpt_path=path if path.exists() else None, weights_only=True)
+        runner.save_checkpoint(path)
+        observers = {group["part"] for group in runner.optimizers[0].param_groups if group["observer"]}
+        assert observers == ({"part_heads"} if given is True else set())
+
+
+def test_a_guard_against_spikes_does_not_see_them() -> None:
+    guard = SpikeGuard()
+    trainer(max_epochs=1, callbacks=[guard]).fit(two_parts(), data())
+    assert set(guard.state_dict()["histories"]) == {"a", "b", "fusion", "head"}
+
+
+def test_a_limit_of_what_looks_on_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="unknown part 'part_heads'"):
+        trainer(callbacks=[GradientClipping({"part_heads": {"norm": 1.0}})]).fit(two_parts(), data())
+
+
+def test_a_file_without_a_head_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = trainer(max_epochs=1)
+    runner.fit(two_parts(), data())
+    runner.save_checkpoint(tmp_path / "x.ckpt")
+    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    del checkpoint["hybrid_lightning"]["parts"]["head"]
+    checkpoint["hybrid_lightning"]["fusion"]["module"] = "chosen_by_a_stranger.Fusion"
+    torch.save(checkpoint, tmp_path / "y.ckpt")
+    (tmp_path / "chosen_by_a_stranger.py").write_text("class Fusion: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="there is no head"):
+        HybridClassifier.load_from_checkpoint(tmp_path / "y.ckpt")
+    assert "chosen_by_a_stranger" not in sys.modules
