@@ -94,8 +94,8 @@ class StandIn(nn.Module):
 class Fusion(nn.Module):
     """What the fusions share: each part's features are standardised, projected to one width, and go through a ReLU.
 
-    Where a part is absent, its learned vector stands in; in a model that has never seen it absent, what an average
-    sample of it gives.
+    Where a part is absent, its learned vector stands in; in a model that has never seen it absent, what features of 0
+    after standardising give, those of an average sample if `standardise` is ``samples``.
 
     Args:
         in_features: Part name → number of features; filled in by the dry run.

@@ -54,7 +54,7 @@ def upgraded(saved: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, An
         return saved, state
     one_part = "fusion" not in saved["network"]["sizes"]  # then there are none, whatever the fact says
     facts, state = {"part_heads": one_part, **saved["facts"]}, dict(state)
-    if "num_outputs" in facts:  # a regression, which learned its targets as they are
+    if {"num_outputs", "loss_function"} <= facts.keys():  # a regression, which learned its targets as they are
         outputs = facts["num_outputs"]
         facts["standardise"] = False
         state |= {"scale.mean": torch.zeros(outputs), "scale.std": torch.ones(outputs), "scale.known": torch.tensor(1)}

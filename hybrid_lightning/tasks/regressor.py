@@ -1,18 +1,21 @@
 """Regression with a hybrid network."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.tasks.base import HybridTask
-from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
+from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY, upgraded
 from hybrid_lightning.tasks.example import training_targets
+from hybrid_lightning.tasks.init_from import parse_init_from
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
 from hybrid_lightning.tasks.scale import TargetScale, scale_of
+from hybrid_lightning.weights import read_file
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": functional.mse_loss,
@@ -56,6 +59,30 @@ class HybridRegressor(HybridTask):
     def outputs(self) -> int:
         """One output per predicted number."""
         return self.num_outputs
+
+    def build(
+        self,
+        example: Mapping[str, Any] | None = None,
+        record: Mapping[str, Any] | None = None,
+        load: bool = True,
+        hints: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """Builds the network, see `HybridTask`; with a head from ``init_from`` comes the scale that it has learned."""
+        super().build(example, record, load, hints)
+        if self.facts["init_from"] is not None and load and record is None and not self.scale.known:
+            self._take_scale(parse_init_from(self.facts["init_from"]))
+        return self
+
+    def _take_scale(self, given: Mapping[str, Any]) -> None:
+        file = read_file(given["path"], "model.init_from", without=("optimizer_states",))
+        if CHECKPOINT_KEY not in file:
+            return
+        _, state = upgraded(file[CHECKPOINT_KEY], file["state_dict"])
+        head = given["parts"].get("head", "head")
+        own = self.built().parts["head"].state_dict()
+        same = all(torch.equal(t, state.get(f"network.parts.{head}.{name}", t + 1)) for name, t in own.items())
+        if own and same and "scale.mean" in state:
+            self.scale.set(state["scale.mean"].tolist(), state["scale.std"].tolist())
 
     def configure_model(self) -> None:
         """Builds what is not built yet; the first fit takes the scale of its training targets."""

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.small import PARTS, changed, command
+from tests.small import PARTS, changed, command, loader, regressor, table, trainer
 
 STEM = {"module": "ConvExtractor", "args": {"channels": [4]}, "input": "image"}
 
@@ -97,3 +97,29 @@ def test_a_network_of_which_nothing_fits_is_an_error(before, folder, capsys):
     changes = {"init.parts": {"stem": {**STEM, "args": {"channels": [5]}}}, "init.init_from": str(before)}
     assert command("fit", config=changed({**changes, "init.num_classes": 2, "data.init_args.classes": [0, 1]})) == 2
     assert "covers 0.0% of the values of this network" in capsys.readouterr().err
+
+
+def test_a_regression_that_starts_from_another_takes_the_scale_that_its_head_has_learned(tmp_path):
+    entries = {"x": table(), "target": 1000 + 50 * table().sum(1)}
+    first = trainer(max_epochs=3)
+    first.fit(regressor(lr=0.05), loader(entries))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    again = regressor(lr=1e-9, init_from=str(tmp_path / "a.ckpt"))
+    other = {"x": table(), "target": 3 * entries["target"]}  # of another scale
+    trainer().fit(again, loader(other))
+    torch.testing.assert_close(again.scale.mean, first.lightning_module.scale.mean)
+    batch = {"x": table()}
+    first.lightning_module.eval()
+    expected = first.lightning_module.predictions(first.lightning_module(batch))
+    torch.testing.assert_close(again.eval().predictions(again(batch)), expected, rtol=1e-4, atol=1e-2)
+
+
+def test_a_regression_with_a_fresh_head_takes_the_scale_of_its_own_targets(tmp_path):
+    entries = {"x": table(), "target": 1000 + 50 * table().sum(1)}
+    first = trainer()
+    first.fit(regressor(), loader(entries))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    two = torch.stack([entries["target"], 3 * entries["target"]], 1)
+    again = regressor(num_outputs=2, init_from=str(tmp_path / "a.ckpt"))
+    trainer().fit(again, loader({"x": table(), "target": two}))
+    torch.testing.assert_close(again.scale.mean, two.mean(0))
