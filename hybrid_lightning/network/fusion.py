@@ -133,6 +133,10 @@ class Fusion(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.stand_ins = nn.ModuleDict({part: StandIn(width) for part in absent})
+        self.extend(len(in_features))
+
+    def extend(self, parts: int) -> None:
+        """For subclasses without arguments of their own: makes what follows the projections of so many parts."""
 
     def projected(self, features: Features, present: Presence | None) -> dict[str, Tensor]:
         """Part → its projected features `(B, width)`, or what stands in for them."""
@@ -188,18 +192,9 @@ class GatedFusion(Fusion):
     al., arXiv 1702.01992), for any number of parts, with a softmax for its sigmoid.
     """
 
-    def __init__(
-        self,
-        in_features: Mapping[str, int],
-        width: int = 64,
-        dropout: float = 0.0,
-        standardise: str = "samples",
-        modality_dropout: float = 0.0,
-        absent: Collection[str] = (),
-    ) -> None:
-        super().__init__(in_features, width, dropout, standardise, modality_dropout, absent)
-        total = len(in_features) * width
-        self.gates = nn.Linear(total, total)
+    def extend(self, parts: int) -> None:
+        """Makes the gates."""
+        self.gates = nn.Linear(parts * self.width, parts * self.width)
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → `(B, width)`."""

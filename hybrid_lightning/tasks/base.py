@@ -184,7 +184,15 @@ class HybridTask(Evaluation, ABC):
         if given is not None:
             start = {name: tensors for name, tensors in start.items() if name in self.network.parts}
             self.network.weight_reports["init_from"] = initialise(self.network, given, start)
+        self.on_built(None if given is None else parse_init_from(given))
         return self
+
+    def on_built(self, start: Mapping[str, Any] | None) -> None:
+        """For subclasses: the network is there.
+
+        Args:
+            start: ``init_from`` in its long form, if weights have just been taken from there.
+        """
 
     def rebuild_as(self, saved: Mapping[str, Any]) -> None:
         """Lets the Trainer build the network as it was in a checkpoint, and not along the data at hand.

@@ -1,7 +1,7 @@
 """Classification with a hybrid network."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,16 +123,9 @@ class HybridClassifier(HybridTask):
 
     # Building
 
-    def build(
-        self,
-        example: Mapping[str, Any] | None = None,
-        record: Mapping[str, Any] | None = None,
-        load: bool = True,
-        hints: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> Self:
-        """Builds the network and the loss; for the arguments see `HybridTask`."""
+    def on_built(self, start: Mapping[str, Any] | None) -> None:
+        """Makes the loss, now that it is known whom a file may name."""
         self._make_loss()
-        return super().build(example, record, load, hints)
 
     def configure_model(self) -> None:
         """Builds what is not built yet; a fit counts the training labels for ``class_weights: balanced``."""

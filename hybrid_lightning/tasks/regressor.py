@@ -1,7 +1,7 @@
 """Regression with a hybrid network."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -12,7 +12,6 @@ from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY, upgraded
 from hybrid_lightning.tasks.example import training_targets
-from hybrid_lightning.tasks.init_from import parse_init_from
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
 from hybrid_lightning.tasks.scale import TargetScale, scale_of
 from hybrid_lightning.weights import read_file
@@ -60,25 +59,13 @@ class HybridRegressor(HybridTask):
         """One output per predicted number."""
         return self.num_outputs
 
-    def build(
-        self,
-        example: Mapping[str, Any] | None = None,
-        record: Mapping[str, Any] | None = None,
-        load: bool = True,
-        hints: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> Self:
-        """Builds the network, see `HybridTask`; with a head from ``init_from`` comes the scale that it has learned."""
-        super().build(example, record, load, hints)
-        if self.facts["init_from"] is not None and load and record is None and not self.scale.known:
-            self._take_scale(parse_init_from(self.facts["init_from"]))
-        return self
-
-    def _take_scale(self, given: Mapping[str, Any]) -> None:
-        file = read_file(given["path"], "model.init_from", without=("optimizer_states",))
-        if CHECKPOINT_KEY not in file:
+    def on_built(self, start: Mapping[str, Any] | None) -> None:
+        """With a head from ``init_from`` comes the scale that it has learned."""
+        file = {} if start is None else read_file(start["path"], "model.init_from", without=("optimizer_states",))
+        if start is None or CHECKPOINT_KEY not in file or self.scale.known:
             return
         _, state = upgraded(file[CHECKPOINT_KEY], file["state_dict"])
-        head = given["parts"].get("head", "head")
+        head = start["parts"].get("head", "head")
         own = self.built().parts["head"].state_dict()
         same = all(torch.equal(t, state.get(f"network.parts.{head}.{name}", t + 1)) for name, t in own.items())
         if own and same and "scale.mean" in state:
