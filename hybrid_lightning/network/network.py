@@ -18,6 +18,7 @@ from hybrid_lightning.network.families import (
     complete_arguments,
     family_of,
     preprocessing_of,
+    refuse_other_ways,
     timm_stages,
     without_classifier,
     without_hub,
@@ -342,6 +343,7 @@ class HybridNetwork(nn.Module):
             complete_arguments(part.module, factory, args, f"{where}.args")
             has_weights = part.weights == "pretrained" and switch_weights(factory, args, load)
             if self._trust is None:
+                refuse_other_ways(part.module, f"{where}.module")
                 if part.weights is None:
                     refuse_hidden_weights(part.module, args, f"{where}.args")
             elif not trusted(part.module, self._trust):
