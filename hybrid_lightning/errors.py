@@ -35,9 +35,13 @@ def unknown(where: str, kind: str, given: str, known: Iterable[str]) -> ConfigEr
         known: The names that are possible.
     """
     known = list(known)
-    close = get_close_matches(given, known, n=1)
+    close = get_close_matches(given, known, n=6)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return ConfigError(f"{where}: unknown {kind} {given!r}.{hint} Possible: {listing(known)}.")
+    if close and len(known) > 50:  # the first ones would say nothing
+        possible = listing(sorted(known, key=lambda name: name not in close), len(close))
+    else:
+        possible = listing(known)
+    return ConfigError(f"{where}: unknown {kind} {given!r}.{hint} Possible: {possible}.")
 
 
 def check_number(value: Any, where: str, low: float, high: float | None = None, above_low: bool = False) -> None:

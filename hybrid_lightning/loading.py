@@ -61,9 +61,12 @@ class WeightSource:
                 raise unknown(where, "key", str(key), known)
         source = cls(**facts)
         check_number(source.coverage, f"{where}.coverage", low=0, high=1, above_low=True)
-        if not isinstance(source.strip, list) or not isinstance(source.rename, Mapping):
+        prefixes = source.strip if isinstance(source.strip, list) else [None]
+        prefixes = [*prefixes, *(sum(source.rename.items(), ()) if isinstance(source.rename, Mapping) else [None])]
+        if not all(isinstance(prefix, str) for prefix in prefixes):
             raise ConfigError(
-                f"{where}: 'strip' is a list of prefixes, and 'rename' a dict {{old prefix: new prefix}}."
+                f"{where}: 'strip' is a list of prefixes, and 'rename' a dict {{old prefix: new prefix}}; a prefix is "
+                f"a text, and one such as '0.' needs its quotes."
             )
         return source
 
@@ -102,11 +105,15 @@ def load_weights(module: nn.Module, given: Any, where: str = "weights", name: st
 
 
 def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The named tensors of a file, out of the entry in which training scripts keep them."""
+    """The named tensors of a file, out of the entry in which training scripts keep them; of other entries, by path."""
     for key in _NESTED:
         if isinstance(content.get(key), Mapping):
             return tensors_of(content[key])
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    found = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for name, entry in content.items():
+        if isinstance(entry, Mapping):
+            found |= {f"{name}.{inner}": tensor for inner, tensor in tensors_of(entry).items()}
+    return found
 
 
 def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

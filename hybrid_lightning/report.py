@@ -47,14 +47,25 @@ def plan_rows(
                 "part": part,
                 "origin": origins.get(part, "untrained"),
                 "stage": stage_name(first),
-                "parameters": f"{sum(p.numel() for group in of_stage for p in group['params']):,}",
+                "parameters": _parameters(of_stage),
                 "lr": f"{first.get('initial_lr', first['lr']):.3g}",
-                "weight decay": ", ".join(dict.fromkeys(f"{group['weight_decay']:g}" for group in of_stage)),
+                "weight decay": ", ".join(
+                    dict.fromkeys(
+                        f"{group['weight_decay']:g}" for group in of_stage if group["fixed"] == first["fixed"]
+                    )
+                ),
                 "unfreezes at": f"{moment} ({steps})" if steps else moment,
                 "mode": _mode(span, moment),
             }
         )
     return rows
+
+
+def _parameters(groups: Sequence[Mapping[str, Any]]) -> str:
+    """How many a stage has; of a stage that can train in part only, such as its adapters, how many of them can."""
+    numbers = [(sum(p.numel() for p in group["params"]), group["fixed"]) for group in groups]
+    free, every = sum(n for n, fixed in numbers if not fixed), sum(n for n, _ in numbers)
+    return f"{free:,} of {every:,}" if 0 < free < every else f"{every:,}"
 
 
 def _mode(span: Span, moment: str) -> str:

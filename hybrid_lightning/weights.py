@@ -34,26 +34,48 @@ def read_file(path: str | Path, where: str = "weights", **folder_options: Any) -
     if not path.is_file() and not is_folder:
         raise ConfigError(f"{where}: there is no file {str(path)!r} (looked up from {str(Path.cwd())!r}).")
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
         if is_folder:
             return read_folder(path, **folder_options)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if _is_safetensors(path):
+            return dict(load_file(path))
+        with path.open("rb") as file:  # of a path, torch.load would look at the name
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        if "TorchScript" in str(error):
+            raise _refused(path, where, "a program of TorchScript") from None
         raise ConfigError(f"{where}: {str(path)!r} cannot be read: {_first_line(error)}") from None
-    except (KeyError, IndexError):  # what torch's reader does with bytes that are no pickle
-        raise ConfigError(f"{where}: {str(path)!r} is neither safetensors nor a file of torch.save.") from None
     except Exception:  # an unpickling error, whose text would advise to load the file all the same
+        found = [] if is_folder else pickled_names(path)
+        if not found and not is_folder:  # a web page, a pointer of git-lfs, ...
+            raise ConfigError(
+                f"{where}: {str(path)!r} is neither safetensors nor a file of torch.save; it begins with "
+                f"{_beginning(path, 40)!r}. Fetch it again from its source."
+            ) from None
         plain = ("torch._utils._rebuild", "torch.serialization", "collections.OrderedDict")
-        names = [n for n in pickled_names(path) if not n.startswith(plain) and not n.endswith("Storage")]
-        raise ConfigError(
-            f"{where}: {str(path)!r} is refused, because loading it could run code: beside tensors it holds "
-            f"{listing(names, 5)}. Where it was made, and only if you trust it, save its tensors alone: "
-            f"safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
-        ) from None
+        names = [n for n in found if not n.startswith(plain) and not n.endswith("Storage")]
+        raise _refused(path, where, listing(names, 5) if names else "what torch cannot read safely") from None
     if not isinstance(content, Mapping):
         raise ConfigError(f"{where}: {str(path)!r} holds a {type(content).__name__}, not named tensors.")
     return dict(content)
+
+
+def _beginning(path: Path, length: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(length)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its first bytes, the length of a JSON text and the text; what cannot be told so, by its name."""
+    start = _beginning(path, 9)
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not zipfile.is_zipfile(path))
+
+
+def _refused(path: Path, where: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"{where}: {str(path)!r} is refused, because loading it could run code: beside tensors it holds {what}. Where "
+        f"it was made, and only if you trust it, save its tensors alone: "
+        f"safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -62,8 +84,10 @@ def _first_line(error: Exception) -> str:
 
 def check_digest(path: str | Path, wanted: str | None, where: str) -> None:
     """Raises `ConfigError` unless a file has this SHA-256 digest (hexadecimal, ``sha256:`` before it or not)."""
-    if wanted is None or not Path(path).is_file():
+    if wanted is None or not Path(path).exists():
         return
+    if not Path(path).is_file():
+        raise ConfigError(f"{where}: {str(path)!r} is a folder, which has no digest. Give a file, or leave it out.")
     with Path(path).open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != str(wanted).removeprefix("sha256:").lower():

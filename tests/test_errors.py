@@ -9,6 +9,13 @@ def test_an_unknown_name_is_reported_with_place_the_closest_and_all_possible_one
     )
 
 
+def test_of_many_names_only_the_closest_are_shown():
+    error = unknown("here", "model", "resnet81", ["resnet18", *(f"vit{i}" for i in range(58)), "resnet81x"])
+    assert str(error) == (
+        "here: unknown model 'resnet81'. Did you mean 'resnet81x'? Possible: 'resnet18', 'resnet81x' and 58 more."
+    )
+
+
 def test_a_listing_is_short_and_counts_the_rest():
     assert listing("abc", limit=2) == "'a', 'b' and 1 more"
     assert listing([]) == "none"

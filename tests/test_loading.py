@@ -87,6 +87,16 @@ def test_the_user_maps_names(tmp_path, layer):
     assert torch.equal(module[0].weight, layer.weight)
 
 
+def test_weights_in_an_entry_of_their_own_are_named_by_their_path(tmp_path, layer):
+    other = {name: torch.zeros_like(tensor) for name, tensor in layer.state_dict().items()}
+    torch.save({"teacher": {"state_dict": layer.state_dict()}, "student": other, "epoch": 3}, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match=r"Not in the part: 'teacher\.weight', 'teacher\.bias', 'student\.weight'"):
+        load_weights(nn.Linear(2, 3), str(tmp_path / "w.pt"))
+    module = nn.Linear(2, 3)
+    load_weights(module, {"path": str(tmp_path / "w.pt"), "strip": ["teacher."]})
+    assert torch.equal(module.weight, layer.weight)
+
+
 def test_less_is_enough_if_the_coverage_says_so(tmp_path, layer):
     torch.save({"weight": layer.weight.data}, tmp_path / "w.pt")
     other = nn.Linear(2, 3)
@@ -117,6 +127,8 @@ def test_other_input_channels_point_to_the_fact_that_adapts_them(tmp_path):
         ({"sha256": "1"}, r"^model\.parts\.stem\.weights: .* is neither 'pretrained', nor a path"),
         ({"path": "x", "coverage": 0}, r"^model\.parts\.stem\.weights\.coverage: 0 is not a number above 0"),
         ({"path": "x", "strip": "a."}, r"^model\.parts\.stem\.weights: 'strip' is a list of prefixes"),
+        ({"path": "x", "strip": [1.0]}, r"^model\.parts\.stem\.weights: 'strip' is a list of prefixes.* its quotes"),
+        ({"path": "x", "rename": {"a.": 0.0}}, r"^model\.parts\.stem\.weights: 'strip' is a list of prefixes"),
     ],
 )
 def test_an_impossible_source_is_an_error_with_its_place(given, message, folder, capsys):

@@ -13,7 +13,7 @@ class Net(nn.Module):
         self.head = nn.Linear(1, 1, bias=False)
 
 
-def groups():
+def groups(*fixed: str):
     return named_param_groups(
         Net(),
         {"tower": "tower", "table": "table", "head": "head"},
@@ -21,7 +21,7 @@ def groups():
         weight_decay=0.1,
         rates={"tower": {"lr_scale": 0.1, "layer_decay": 0.5}},
         stages={"tower": ["tower.0", "tower.1"]},
-        fixed=["table.weight"],
+        fixed=["table.weight", *fixed],
     )
 
 
@@ -49,6 +49,12 @@ def test_each_part_and_stage_has_one_row():
     assert second["unfreezes at"] == "10% (step 10)"
     assert [head[name] for name in COLUMNS[1:]] == ["untrained", "all", "1", "0.01", "0.1", "start", "train"]
     assert [table["unfreezes at"], table["mode"]] == ["never (arrived frozen)", "eval"]
+
+
+def test_a_stage_that_can_train_in_part_only_says_how_much_of_it():
+    first, second, *_ = plan_rows(groups("tower.0.weight"), SCHEDULES, {}, LENGTH)
+    assert [first["parameters"], first["weight decay"]] == ["3 of 9", "0"]
+    assert [second["parameters"], second["weight decay"]] == ["4", "0.1, 0"]
 
 
 def test_what_never_trains_says_so():

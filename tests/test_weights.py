@@ -1,5 +1,6 @@
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -69,6 +70,36 @@ def test_a_truncated_file_is_refused(tmp_path):
             read_file(tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html><title>Not found", b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_what_is_no_file_of_weights_is_told_by_its_beginning(content, tmp_path):
+    (tmp_path / "w.pth").write_bytes(content)
+    beginning = re.escape(repr(content[:20])[:-1])
+    with pytest.raises(ConfigError, match=rf"w\.pth' is neither safetensors nor .*; it begins with {beginning}"):
+        read_file(tmp_path / "w.pth")
+
+
+def test_the_content_decides_what_a_file_is_and_not_its_name(tmp_path, layer):
+    save_weights(layer.state_dict(), tmp_path / "w.pth")
+    torch.save(layer.state_dict(), tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        assert torch.equal(read_file(tmp_path / name)["weight"], layer.weight)
+
+
+def test_a_pickle_that_torch_cannot_read_safely_is_refused(tmp_path, layer):
+    torch.save(layer.state_dict(), tmp_path / "w.pt", pickle_protocol=4)
+    with pytest.raises(ConfigError, match=r"is refused, because .* it holds what torch cannot read safely\. Where"):
+        read_file(tmp_path / "w.pt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*TorchScript archive:UserWarning")
+def test_a_torchscript_program_is_refused_with_the_way_out(tmp_path, layer):
+    torch.jit.script(layer).save(tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match=r"is refused, .* it holds a program of TorchScript\. Where .*save_file"):
+        read_file(tmp_path / "w.pt")
+
+
 def test_a_digest_tells_files_apart(tmp_path):
     (tmp_path / "w").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-2
@@ -77,6 +108,8 @@ def test_a_digest_tells_files_apart(tmp_path):
     (tmp_path / "w").write_bytes(b"abd")
     with pytest.raises(ConfigError, match=rf"^here: .*w' is not the file that was meant.*{digest} is given"):
         check_digest(tmp_path / "w", digest, "here")
+    with pytest.raises(ConfigError, match=r"is a folder, which has no digest"):
+        check_digest(tmp_path, digest, "here")
 
 
 def test_a_missing_file_is_named_with_the_folder_it_was_looked_up_from(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Known libraries of models: how a model of timm, torchvision or transformers becomes a part."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,12 @@ from hybrid_lightning.network.stages import Stages
 
 _TORCHVISION_HEADS = ("fc", "classifier", "head", "heads")
 _AUXILIARY = ("googlenet", "inception_v3")
+_BY_NAME = "Write module: transformers.AutoModel, args: {name: ...}, and 'weights: pretrained' for its weights."
+_OTHER_WAYS = {
+    "torchvision.models.get_model": "Write the model itself, such as module: torchvision.models.resnet18.",
+    "torch.hub.load": "Write the path of its class or function, and its file as 'weights'.",
+}
+"""Path → what to write instead, see `refuse_other_ways`."""
 _REFUSED_CONFIG_KEYS = ("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation")
 
 
@@ -42,12 +49,20 @@ def complete_arguments(path: str, factory: Callable[..., Any], args: dict[str, A
     if path == "timm.create_model":
         _check_timm_name(args.get("model_name"), where)
         args.setdefault("num_classes", 0)
+    elif path.startswith("timm.models.") and inspect.isfunction(factory):
+        args.setdefault("num_classes", 0)
     elif family_of(path) == "torchvision":
         if "weights_backbone" in parameters_of(factory):
             args.setdefault("weights_backbone", None)  # left out, it downloads the backbone's
         if getattr(factory, "__name__", "") in _AUXILIARY:
             args.setdefault("aux_logits", False)
             args.setdefault("init_weights", True)  # left out, it warns
+
+
+def refuse_other_ways(path: str, where: str) -> None:
+    """Raises `ConfigError` for a function that makes a model of any name, because no checkpoint may call it."""
+    if path in _OTHER_WAYS or (family_of(path) == "transformers" and path.endswith(".from_pretrained")):
+        raise ConfigError(f"{where}: {path!r} hides which model it makes. {_OTHER_WAYS.get(path, _BY_NAME)}")
 
 
 def _check_timm_name(name: Any, where: str) -> None:
@@ -60,8 +75,12 @@ def _check_timm_name(name: Any, where: str) -> None:
         )
     import timm
 
-    if not timm.is_model(name.split(".")[0]):
+    model, _, tag = name.partition(".")
+    if not timm.is_model(model):
         raise unknown(f"{where}.model_name", "model", name, timm.list_models())
+    known = timm.list_models(f"{model}.*", include_tags=True)
+    if tag and known and name not in known:
+        raise unknown(f"{where}.model_name", "weights", name, known)
 
 
 def without_classifier(path: Any, module: nn.Module) -> nn.Module:

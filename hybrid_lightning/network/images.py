@@ -48,19 +48,36 @@ def _adapted(weight: Tensor, channels: int) -> Tensor:
     return repeated * (before / channels)
 
 
-def refuse_wrong_channels(called: Sequence[nn.Module], inputs: Sequence[Any], where: str) -> None:
-    """Raises `ConfigError` if a module's first convolution cannot take its input because of the channels."""
-    first = next((m for m in called if isinstance(m, _Convolution)), None)
+def refuse_wrong_channels(module: nn.Module, called: Sequence[nn.Module], inputs: Sequence[Any], where: str) -> None:
+    """Raises `ConfigError` if a module's first convolution cannot take its input because of the channels.
+
+    Args:
+        module: The part, whose own checks may have failed before a convolution was called.
+        called: Its submodules in the order of their first call.
+        inputs: What it was called with.
+        where: Config path of the part, for errors.
+    """
+    first = next((m for m in [*called, *module.modules()] if isinstance(m, _Convolution)), None)
     value = inputs[0] if inputs else None
     value = next(iter(value.values()), None) if isinstance(value, Mapping) else value
     if first is None or not isinstance(value, Tensor) or value.ndim != 2 + len(first.kernel_size):
         return
     if value.shape[1] != first.in_channels:
-        raise ConfigError(
-            f"{where}: the part expects {first.in_channels} channels, and the input {tuple(value.shape)} has "
-            f"{value.shape[1]}. Either let the data give {first.in_channels} channels, or write 'channels: "
-            f"{value.shape[1]}' on the part, which adapts its first convolution."
-        )
+        raise _wrong_channels(first.in_channels, value, where)
+
+
+def _wrong_channels(wanted: int, image: Tensor, where: str) -> ConfigError:
+    return ConfigError(
+        f"{where}: the part expects {wanted} channels, and the input {tuple(image.shape)} has {image.shape[1]}. Either "
+        f"let the data give {wanted} channels, or write 'channels: {image.shape[1]}' on the part, which adapts its "
+        f"first convolution."
+    )
+
+
+def require_channels(mean: Sequence[float], image: Any, where: str) -> None:
+    """Raises `ConfigError` if an image has other channels than its scale, over which it would be spread."""
+    if isinstance(image, Tensor) and image.ndim > 1 and len(mean) not in (1, image.shape[1]):
+        raise _wrong_channels(len(mean), image, where)
 
 
 class Normalise(nn.Module):

@@ -20,11 +20,18 @@ from hybrid_lightning.network.families import (
     complete_arguments,
     family_of,
     preprocessing_of,
+    refuse_other_ways,
     timm_stages,
     without_classifier,
     without_hub,
 )
-from hybrid_lightning.network.images import Normalise, adapt_channels, normalisation, refuse_wrong_channels
+from hybrid_lightning.network.images import (
+    Normalise,
+    adapt_channels,
+    normalisation,
+    refuse_wrong_channels,
+    require_channels,
+)
 from hybrid_lightning.network.parts import Part, execution_order, feeding_parts
 from hybrid_lightning.network.presence import PREFIX, Presence, drop_at_random, encode_present, presence
 from hybrid_lightning.network.reading import find_output, find_pool, fix_unused, mask_of, pooled, shapes
@@ -403,6 +410,8 @@ class HybridNetwork(nn.Module):
         self.sizes[name] = sizes
         self.parts[name] = module = self._make(name, sizes)
         self._add_scale(name)
+        if name in self.scales:
+            require_channels(self._scales[name]["mean"], inputs[0], where)
         called: list[nn.Module] = []
         has_branches = family_of(self.facts[name].module) == "transformers"  # such as a pooler that nothing reads
         try:
@@ -411,7 +420,7 @@ class HybridNetwork(nn.Module):
         except ConfigError:
             raise
         except Exception as error:  # somebody else's code may raise anything
-            refuse_wrong_channels(called, inputs, where)
+            refuse_wrong_channels(module, called, inputs, where)
             raise ConfigError(
                 f"{where}: {type(module).__name__} fails on its input {shapes(inputs)}: {str(error)[:400]}"
             ) from error
@@ -485,6 +494,7 @@ class HybridNetwork(nn.Module):
             complete_arguments(part.module, factory, args, f"{where}.args")
             has_weights = part.weights == "pretrained" and switch_weights(factory, args, load)
             if self._trust is None:
+                refuse_other_ways(part.module, f"{where}.module")
                 if part.weights is None:
                     refuse_hidden_weights(part.module, args, f"{where}.args")
             elif not trusted(part.module, self._trust):
@@ -492,7 +502,7 @@ class HybridNetwork(nn.Module):
             with nullcontext() if self._trust is None else without_hub():
                 module = without_classifier(part.module, self._create(factory, args, part.module, where))
         if load and part.weights is not None and not has_weights:
-            report = load_weights(module, part.weights, f"{where}.weights", name)
+            report = self._read_weights(name, module)
             self.weight_reports |= {name: report} if report else {}
         if name not in self.preprocessing:
             self.preprocessing[name] = facts = preprocessing_of(part.module, module, factory)
@@ -503,6 +513,20 @@ class HybridNetwork(nn.Module):
         if part.adapter:
             add_adapter(module, part.adapter, f"{where}.adapter")
         return module
+
+    def _read_weights(self, name: str, module: nn.Module) -> str:
+        """Loads a part's file, also one that was written after the part's channels had been adapted."""
+        part, where = self.facts[name], self._where(name)
+        try:
+            return load_weights(module, part.weights, f"{where}.weights", name)
+        except ConfigError as error:
+            if part.channels is None or part.weights == "pretrained":
+                raise
+            try:
+                adapt_channels(module, part.channels, where)
+                return load_weights(module, part.weights, f"{where}.weights", name)
+            except ConfigError:
+                raise error from None
 
     @staticmethod
     def _create(factory: Callable[..., Any], args: Mapping[str, Any], path: str, where: str) -> nn.Module:

@@ -77,9 +77,9 @@ def resolve(path: str, where: str, trust: Collection[str] | None = None) -> Call
 def _refused(path: str, where: str) -> ConfigError:
     package = path.split(".")[0]
     return ConfigError(
-        f"{where}: the file names {path!r}, which is outside the allowed places (the built-in names, torch.nn, timm, "
-        f"torchvision, transformers). A path in a file is code chosen by whoever wrote it. "
-        f"If you trust it, load with trust=[{package!r}]."
+        f"{where}: the file names {path!r}, which is outside the allowed places (the built-in names, layers of "
+        f"torch.nn, models of timm, torchvision and transformers). A path in a file is code chosen by whoever wrote "
+        f"it. If you trust it, load with trust=[{package!r}]."
     )
 
 
@@ -93,16 +93,20 @@ def _may_be_imported(path: str, trust: Collection[str]) -> bool:
 
 
 def _may_be_called(path: str, found: object, trust: Collection[str]) -> bool:
-    """A layer or model class that lives where its path says, or one of the two libraries' model factories."""
+    """A layer or model class that lives where its path says, or a function of timm or torchvision that makes one."""
     if trusted(path, trust):
         return True
     package = path.split(".")[0]
     home = getattr(found, "__module__", "") or ""
     if isinstance(found, type) and issubclass(found, nn.Module):
         return home.startswith("torch.nn." if package == "torch" else package + ".")
-    return path == "timm.create_model" or (
-        inspect.isfunction(found) and home.startswith("torchvision.models.") and not home.endswith("._api")
-    )
+    if path == "timm.create_model" or not inspect.isfunction(found):
+        return path == "timm.create_model"
+    if home.startswith("timm.models."):
+        from timm import is_model
+
+        return bool(is_model(found.__name__)) and path.endswith(f".{found.__name__}")
+    return home.startswith("torchvision.models.") and not home.endswith("._api")
 
 
 def _import(path: str, where: str) -> Any:

@@ -489,21 +489,35 @@ class HybridTask(Evaluation, ABC):
             ConfigError: If the file is broken or foreign, names code that is not allowed, or lacks a live module.
         """
         saved, state = read_checkpoint(checkpoint_path)
-        candidates = {f"{c.__module__}.{c.__qualname__}": c for c in concrete_subclasses(cls)}
-        if saved["task"] not in candidates:
-            raise ConfigError(
-                f"checkpoint_path: the file was written by {saved['task']!r}, which is not among the classes imported "
-                f"here: {listing(candidates)}. Import it first."
-            )
         complete = with_live_modules(saved["parts"], parts or {})
         if "head" not in complete:  # a constructor would ask the fusion's class, of whatever package, for one
             raise ConfigError(f"checkpoint_path: the facts in {str(checkpoint_path)!r} are damaged: there is no head.")
         try:
-            model = candidates[saved["task"]](parts=complete, fusion=saved["fusion"], **saved["facts"])
+            task = cls._class_of(str(saved["task"]))
+            model = task(parts=complete, fusion=saved["fusion"], **saved["facts"])
             model._trust = (trust,) if isinstance(trust, str) else tuple(trust)
-            model.build(record=saved["network"], load=False)
-        except (TypeError, AttributeError, KeyError) as error:
+            model.build(record=dict(saved["network"]), load=False)
+            refuse_other_model(model.state_dict(), state, "checkpoint_path")
+            model.load_state_dict(state)
+        except ConfigError:
+            raise
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
             raise ConfigError(f"checkpoint_path: the facts in {str(checkpoint_path)!r} are damaged: {error}") from error
-        refuse_other_model(model.state_dict(), state, "checkpoint_path")
-        model.load_state_dict(state)
         return model.to(map_location or "cpu").eval()
+
+    @classmethod
+    def _class_of(cls, name: str) -> "type[HybridTask]":
+        """The subclass that wrote a checkpoint; `ConfigError` if it is not there, or is no subclass."""
+        tasks = concrete_subclasses(HybridTask)  # type: ignore[type-abstract]  # it is abstract, its subclasses are not
+        known = {f"{task.__module__}.{task.__qualname__}": task for task in tasks}
+        if name not in known:
+            raise ConfigError(
+                f"checkpoint_path: the file was written by {name!r}, which is not among the classes imported here: "
+                f"{listing(known)}. Import it first."
+            )
+        if not issubclass(known[name], cls):
+            raise ConfigError(
+                f"checkpoint_path: the file was written by {name!r}, which is no {cls.__name__}. Call "
+                f"load_from_checkpoint of that class, or of HybridTask."
+            )
+        return known[name]

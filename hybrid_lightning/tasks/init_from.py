@@ -96,6 +96,12 @@ def initialise(network: HybridNetwork, given: Any, parts: Mapping[str, Tensors],
             f"parts that both have: {listing(fits)}. Map them with parts: {{part here: part in the file}}."
         )
     for name, fit in fits.items():
+        if name in facts["parts"] and not fit.found:
+            raise ConfigError(
+                f"{where}.parts.{name}: nothing of {facts['parts'][name]!r} fits. {' '.join(fit.sentences())} Name "
+                f"another part of the file, or leave it out."
+            )
+    for name, fit in fits.items():
         network.parts[name].load_state_dict(fit.found, strict=False)
     fresh = [name for name in network.parts if name not in fits]
     lines = [f"init_from {facts['path']}: {share:.1%} of the values."]

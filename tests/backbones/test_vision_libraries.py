@@ -4,6 +4,7 @@ import torch
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.network import HybridNetwork
 from hybrid_lightning.network.parts import parse_parts
+from hybrid_lightning.network.registry import resolve
 from tests.backbones.models import BACKBONES
 from tests.backbones.test_matrix import batch
 
@@ -54,6 +55,18 @@ def test_timm_models_come_without_their_classifier_unless_asked_for():
     assert network(part).features(image)["image"].shape == (2, 7)
 
 
+def test_a_model_function_of_timm_is_as_good_as_its_name():
+    image = {"image": torch.rand(2, 3, 64, 64)}
+    net = network({"module": "timm.models.resnet10t"}).eval()
+    again = HybridNetwork(net.facts, 3, record=net.record, load=False, trust=()).eval()
+    again.load_state_dict(net.state_dict())
+    assert list(again.stages["image"]) == BACKBONES["timm-resnet"][2]
+    assert net.features(image)["image"].shape == (2, 512)
+    assert torch.equal(again(image), net(image))
+    with pytest.raises(ConfigError, match="outside the allowed places"):
+        resolve("timm.models.load_checkpoint", "here", trust=())
+
+
 @pytest.mark.parametrize(
     ("part", "mean", "size"),
     [
@@ -85,6 +98,15 @@ def test_a_grey_image_needs_a_word_and_then_works():
         (
             timm("resnet81"),
             r"^model\.parts\.image\.args\.model_name: unknown model 'resnet81'\. Did you mean 'resnet18'",
+        ),
+        (
+            timm("resnet18.a1_inlk"),
+            r"^model\.parts\.image\.args\.model_name: unknown weights 'resnet18\.a1_inlk'\. Did you mean "
+            r"'resnet18\.a1_in1k'",
+        ),
+        (
+            {"module": "torchvision.models.get_model", "args": {"name": "resnet18"}},
+            r"^model\.parts\.image\.module: .* hides which model it makes\. Write .*torchvision\.models\.resnet18",
         ),
         (timm("hf-hub:someone/model"), r"^model\.parts\.image\.args\.model_name: 'hf-hub:someone/model' is a place"),
         ({"module": "torchvision.models.resnet19"}, r"^model\.parts\.image\.module: .* Did you mean 'resnet1[0-9]"),

@@ -209,6 +209,18 @@ def test_a_model_that_is_not_there_is_an_error(args, message, monkeypatch):
         HybridNetwork(parts, 3, example={"text": text(2)})
 
 
+@pytest.mark.parametrize(
+    ("path", "instead"),
+    [
+        ("transformers.AutoModel.from_pretrained", r"transformers\.AutoModel, args"),
+        ("torch.hub.load", "its file as 'weights'"),
+    ],
+)
+def test_a_function_that_hides_which_model_it_makes_is_refused_with_what_to_write(path, instead):
+    with pytest.raises(ConfigError, match=rf"^model\.parts\.text\.module: .* hides which model it makes\. .*{instead}"):
+        HybridNetwork(parse_parts({"text": {"module": path}}), 3, example={"text": text(2)})
+
+
 def test_without_transformers_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"pip install 'hybrid_lightning\[transformers\]'"):

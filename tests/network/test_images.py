@@ -46,6 +46,37 @@ def test_wrong_channels_are_an_error_with_both_remedies(folder, capsys):
     assert "'channels: 3'" in error
 
 
+def test_wrong_channels_are_told_where_the_model_itself_refuses_them_first():
+    config = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config |= {"intermediate_size": 32, "image_size": 16, "patch_size": 8}
+    parts = parse_parts({"image": {"module": "transformers.AutoModel", "args": {"config": config}}})
+    message = (
+        r"^model\.parts\.image: the part expects 3 channels, and the input \(2, 1, 16, 16\) has 1\..*'channels: 1'"
+    )
+    with pytest.raises(ConfigError, match=message):
+        HybridNetwork(parts, 2, example={"image": torch.rand(2, 1, 16, 16)})
+
+
+def test_a_scale_does_not_spread_an_image_over_more_channels():
+    parts = parse_parts({"image": {"module": small_net(), "normalise": {"mean": [0.5] * 3, "std": [0.5] * 3}}})
+    with pytest.raises(ConfigError, match=r"^model\.parts\.image: the part expects 3 channels, .* has 1\."):
+        HybridNetwork(parts, 2, example={"image": torch.rand(2, 1, 16, 16)})
+
+
+def test_weights_of_a_part_that_was_adapted_before_are_those_of_an_adapted_part(tmp_path):
+    facts = {"module": f"{__name__}.small_net", "channels": 1}
+    example = {"image": torch.rand(2, 1, 16, 16)}
+    first = HybridNetwork(parse_parts({"image": facts}), 2, example=example).parts["image"]
+    torch.save(first.state_dict(), tmp_path / "w.pt")
+    facts["weights"] = str(tmp_path / "w.pt")
+    again = HybridNetwork(parse_parts({"image": facts}), 2, example=example)
+    assert torch.equal(again.parts["image"][0].weight, first[0].weight)
+    assert "4 of 4 tensors, 100.0%" in again.weight_reports["image"]
+    facts["channels"] = 2
+    with pytest.raises(ConfigError, match=r"'0\.weight \(5, 1, 3, 3\) in the file, \(5, 3, 3, 3\) in the part'"):
+        HybridNetwork(parse_parts({"image": facts}), 2, example={"image": torch.rand(2, 2, 16, 16)})
+
+
 def test_a_part_with_other_channels_trains_and_loads(folder):
     part = {"module": "ConvExtractor", "args": {"in_channels": 4, "channels": [4]}, "input": "image", "channels": 3}
     assert command("fit", config=changed({"init.parts": {"stem": part}})) == 0

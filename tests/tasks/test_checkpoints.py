@@ -47,6 +47,10 @@ def forged(path: Path, **changes) -> Path:
     return path
 
 
+def with_state(path: Path, state: object) -> None:
+    torch.save({**torch.load(path, weights_only=True), "state_dict": state}, path)
+
+
 def leaves(value):
     if isinstance(value, dict):
         for entry in [*value.keys(), *value.values()]:
@@ -259,6 +263,13 @@ def test_the_command_line_takes_no_class_from_a_checkpoint(verb, tmp_path, monke
         (lambda path: torch.save([1, 2], path), "holds a list"),
         (lambda path: forged(path, version=99), r"has format 99; this program reads 1"),
         (lambda path: forged(path, task="elsewhere.Task"), "'elsewhere.Task'.*Import it first"),
+        (lambda path: forged(path, task=["elsewhere"]), "Import it first"),
+        (lambda path: forged(path, parts=[1]), "the facts in .* are damaged"),
+        (lambda path: forged(path, parts__x=3), "the facts in .* are damaged"),
+        (lambda path: forged(path, network=None), "the facts in .* are damaged"),
+        (lambda path: forged(path, network__sizes="x"), "the facts in .* are damaged"),
+        (lambda path: with_state(path, None), "the facts in .* are damaged"),
+        (lambda path: with_state(path, {"network.parts.x.layer0.0.weight": 3}), "the facts in .* are damaged"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_of_ours_is_told(make, match, checkpoint):
@@ -315,7 +326,7 @@ def test_a_subclass_is_trained_saved_and_rebuilt(tmp_path):
 
 
 def test_a_class_rebuilds_only_its_own_kind(checkpoint):
-    with pytest.raises(ConfigError, match=r"HybridClassifier'.*not among the classes imported"):
+    with pytest.raises(ConfigError, match=r"HybridClassifier', which is no HybridRegressor\. Call .* of that class"):
         hybrid_lightning.HybridRegressor.load_from_checkpoint(checkpoint)
     assert HybridTask not in concrete_subclasses(HybridTask)
 

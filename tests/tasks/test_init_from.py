@@ -83,6 +83,10 @@ def test_a_path_is_looked_up_beside_the_config(before, folder, monkeypatch):
             {"path": "OLD", "parts": {"body": "head"}, "coverage": 0.99},
             "of the values of this network, and 99.0% are asked",
         ),
+        (
+            {"path": "OLD", "parts": {"body": "head"}},
+            "model.init_from.parts.body: nothing of 'head' fits. Missing in the file: 'block0.0.weight', ",
+        ),
         ("foreign.pt", "foreign.pt' holds no network of this program"),
     ],
 )
