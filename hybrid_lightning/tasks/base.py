@@ -489,10 +489,10 @@ class HybridTask(Evaluation, ABC):
             ConfigError: If the file is broken or foreign, names code that is not allowed, or lacks a live module.
         """
         saved, state = read_checkpoint(checkpoint_path)
-        complete = with_live_modules(saved["parts"], parts or {})
-        if "head" not in complete:  # a constructor would ask the fusion's class, of whatever package, for one
-            raise ConfigError(f"checkpoint_path: the facts in {str(checkpoint_path)!r} are damaged: there is no head.")
         try:
+            complete = with_live_modules(saved["parts"], parts or {})
+            if "head" not in complete:  # a constructor would ask the fusion's class, of whatever package, for one
+                raise KeyError("there is no head")
             task = cls._class_of(str(saved["task"]))
             model = task(parts=complete, fusion=saved["fusion"], **saved["facts"])
             model._trust = (trust,) if isinstance(trust, str) else tuple(trust)
