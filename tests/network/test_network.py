@@ -233,7 +233,7 @@ def test_a_size_that_is_given_is_not_inferred():
             {"x": {"module": "MLP", "args": {"hiden": [3]}}},
             r"^model\.parts\.x\.args: unknown argument 'hiden'.*'hidden'",
         ),
-        ({"x": {"module": "MLP", "args": {"hidden": 3}}}, r"^model\.parts\.x\.args: 'MLP' refuses .* \{'hidden': 3"),
+        ({"x": {"module": "MLP", "args": {"hidden": 3}}}, r"^model\.parts\.x\.args: 'MLP' refuses .*'hidden': 3\}"),
         ({"x": "torch.nn.Linear"}, r"^model\.parts\.x\.args: 'out_features' must be given"),
         ({"x": {"module": nn.Linear(5, 2)}}, r"^model\.parts\.x: Linear fails on its input tensor \(2, 4\) float32"),
         ({"x": nn.GRU(4, 3)}, r"^model\.parts\.x: choose one of what GRU returns: \(0: tensor \(2, 3\).*'output: 0'"),
