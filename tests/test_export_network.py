@@ -64,9 +64,10 @@ def test_a_program_predicts_the_same_numbers_once_it_is_trusted(folder, capsys):
     for words in (["last"], ["net.pt2", "--trust_program", digest]):
         assert main(["predict", "--config", config, "--ckpt_path", *words]) == 0
         written = Path(re.search(r"predictions: (\S+)", capsys.readouterr().out)[1])
-        _, *rows = csv.reader(written.read_text().splitlines())
-        tables.append(torch.tensor([[float(value) for value in row] for row in rows]))
-    assert tables[0].shape == (len(tables[0]), 4)
+        header, *rows = csv.reader(written.read_text().splitlines())
+        assert header[:5] == ["row", "prediction", "probability_0", "probability_1", "probability_2"]
+        tables.append(torch.tensor([[float(value) for value in row[:5]] for row in rows]))  # a program has no more
+    assert tables[0].shape == (len(tables[0]), 5)
     torch.testing.assert_close(tables[1], tables[0], rtol=1e-4, atol=1e-5)
     other = changed({"init.parts": TOWERS, "init.num_classes": 4})
     assert command("predict", "--ckpt_path", "net.pt2", "--trust_program", digest, config=other) == 2
