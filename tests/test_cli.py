@@ -580,7 +580,6 @@ def test_a_message_of_the_parser_that_is_not_known_stays_as_it_is():
     assert explained("something else") == "something else"
 
 
-@pytest.mark.slow
 def test_an_interrupt_ends_the_fit_without_a_traceback(folder):
     write(changed({"trainer.max_epochs": 100_000}))
     with subprocess.Popen(

@@ -145,7 +145,6 @@ def check_that_what_a_sample_lacks_contributes_nothing(folder: Path) -> None:
         assert 0 < sum(there.values()) < NEW, name
 
 
-@pytest.mark.slow
 def test_every_kind_of_input_with_gaps_goes_from_files_to_predictions_on_two_ranks_as_on_one(tmp_path):
     train(tmp_path)  # once for all that follows, because it takes most of the time
     check_that_each_part_trained_and_is_judged_alone(tmp_path)

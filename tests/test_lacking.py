@@ -14,7 +14,6 @@ def load(path: Path) -> dict[str, dict[str, torch.Tensor]]:
     return state
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_ranks_that_lack_a_part_do_not_hang_and_equal_one_process(kind: str, tmp_path: Path) -> None:
     for ranks in (1, 2):

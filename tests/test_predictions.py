@@ -104,7 +104,6 @@ def test_names_of_classes_and_samples_stand_in_the_table(best, folder, capsys):
     assert "predictions: new/table.csv" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_two_ranks_write_one_whole_table_in_the_order_of_the_data(best, folder):
     words = ["-m", "hybrid_lightning", "predict", "--config", write(config()), "--ckpt_path", str(best)]
     devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]

@@ -48,7 +48,6 @@ def assert_resumed_exactly(folder: Path, steps: list[int]) -> None:
             assert whole["logged"][-1] == resumed["logged"][-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sharded_files"), [("task", False), ("foreign", True)])
 def test_two_sharded_ranks_equal_one_process_and_resume_exactly(kind: str, sharded_files: bool, tmp_path: Path) -> None:
     steps = [2, 3, 4, 5, 6, 9]  # before, at and after an unfreezing; 3, 6 and 9 end an epoch
@@ -67,7 +66,6 @@ def test_two_sharded_ranks_equal_one_process_and_resume_exactly(kind: str, shard
     assert_resumed_exactly(tmp_path, steps)
 
 
-@pytest.mark.slow
 def test_batch_statistics_resume_exactly_on_each_rank(tmp_path: Path) -> None:
     fits("two", tmp_path, kind="batch statistics", ranks=2, save=True, resume=[3, 5, 8])
     assert_resumed_exactly(tmp_path, [3, 5, 8])
@@ -82,7 +80,6 @@ def metrics(folder: Path, name: str) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-@pytest.mark.slow
 def test_the_command_line_trains_sharded_as_with_ddp(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
     two = ("--trainer.devices", "2", "--test_after_fit", "best")
@@ -102,7 +99,6 @@ def test_the_command_line_trains_sharded_as_with_ddp(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]  # on one device, from where two had come
 
 
-@pytest.mark.slow
 def test_a_folder_of_shards_is_tested_continued_and_rebuilt(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
     fold = ("--name", "fold", "--trainer.strategy", FOLDERS)
@@ -120,7 +116,6 @@ def test_a_folder_of_shards_is_tested_continued_and_rebuilt(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[-4000:]  # on one rank, from the shards of two
 
 
-@pytest.mark.slow
 def test_a_folder_that_was_being_replaced_is_continued_and_gets_its_name_back(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
     words = ("--resume", "auto", "--trainer.strategy", FOLDERS)
@@ -136,7 +131,6 @@ def test_a_folder_that_was_being_replaced_is_continued_and_gets_its_name_back(tm
     assert read_file(folder / "last.ckpt", tensors=False)["global_step"] == 9
 
 
-@pytest.mark.slow
 def test_the_weights_of_other_groups_start_a_new_sharded_fit(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
     words = ("--trainer.strategy", "fsdp2", "--trainer.max_epochs", "1")
@@ -148,7 +142,6 @@ def test_the_weights_of_other_groups_start_a_new_sharded_fit(tmp_path: Path) -> 
     assert load(tmp_path / "runs/small/version_1/checkpoints/last.ckpt")["global_step"] == 3
 
 
-@pytest.mark.slow
 def test_lightnings_own_strategy_is_refused_with_the_alternative(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
     strategy = json.dumps({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"})

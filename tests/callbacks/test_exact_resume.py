@@ -54,18 +54,15 @@ def test_a_fit_continues_exactly_from_any_checkpoint(
     assert_exact(model, loader, tmp_path, **{"every": 2, **options})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loader", [name for name in LOADERS if name != "spawned"])
 def test_it_does_with_any_loader(loader: str, tmp_path: Path) -> None:
     assert_exact("foreign", loader, tmp_path, every=2, at_least=8)
 
 
-@pytest.mark.slow
 def test_it_does_with_workers_that_share_nothing_with_their_parent(tmp_path: Path) -> None:
     assert_exact("foreign", "spawned", tmp_path, at_least=2, every=12, max_epochs=2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loader", ["samples", "persistent"])
 @pytest.mark.parametrize(
     "options",
@@ -84,21 +81,18 @@ def test_it_does_with_any_validation_schedule_and_length(options: dict[str, Any]
     assert_exact("foreign", loader, tmp_path, every=3, at_least=7, **options)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "foreign"])
 @pytest.mark.parametrize("options", [{}, {"val_check_interval": 3, "accumulate_grad_batches": 2}], ids=str)
 def test_it_does_with_any_scheduler(model: str, options: dict[str, Any], tmp_path: Path) -> None:
     assert_exact(model, "samples", tmp_path, every=2, at_least=14, **options)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
 @pytest.mark.parametrize("loader", ["samples", "workers"])
 def test_it_does_with_random_validation_data(loader: str, tmp_path: Path) -> None:
     assert_exact("plateau", "samples", tmp_path, every=2, at_least=14, val_check_interval=3, validation=loader)
 
 
-@pytest.mark.slow
 def test_it_does_with_a_number_of_steps_except_for_the_hooks_after_the_last(tmp_path: Path) -> None:
     number, found = differences(Dropping, "samples", tmp_path, max_steps=20, max_epochs=-1)
     assert number > 20
@@ -264,7 +258,6 @@ def test_a_module_that_reads_its_batches_itself_cannot_continue_within_an_epoch(
         again.fit(Reading(), plain(), ckpt_path=tmp_path / "batch-0-2.ckpt", weights_only=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "loader", "options"),
     [

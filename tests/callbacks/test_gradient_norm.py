@@ -178,7 +178,6 @@ def test_a_task_that_measures_itself_is_not_measured_again(tmp_path: Any, monkey
     assert len(calls) == runner.global_step == 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_norms_on_two_ranks_equal_an_independent_computation(strategy: str, tmp_path: Path) -> None:
     """With accumulation, clipping and unfreezing, in a task and in a foreign module; both ranks log the same."""

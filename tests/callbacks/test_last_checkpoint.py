@@ -194,7 +194,6 @@ def test_an_impossible_duration_is_refused(every, words, capsys):
 # Two ranks
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_ranks_leave_at_the_same_step_whichever_gets_the_signal_and_continue(rank, folder):
     config = with_callback("SignalAt", {"trainer.max_epochs": 2}, batch=3, rank=rank)

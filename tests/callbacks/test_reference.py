@@ -158,7 +158,6 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert together == pytest.approx(alone, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "strategies", "restarts"),
     [

@@ -408,7 +408,6 @@ def test_postponing_without_unfreezing_is_refused() -> None:
 # Resuming and ranks
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings(QUIET)
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval")
@@ -447,7 +446,6 @@ def test_a_fit_continues_exactly_from_any_checkpoint(
     assert len(paths) >= 7
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_ranks_decide_the_same_although_only_one_has_the_spike(strategy: str, tmp_path: Path) -> None:
     succeed("-m", "tests.spike_worker", strategy, str(tmp_path))

@@ -415,7 +415,6 @@ def test_an_error_of_the_first_rank_is_one_of_all_ranks():
         first_rank_first(trainer, fail)
 
 
-@pytest.mark.slow
 def test_two_ranks_end_together(folder):
     manifest(rows())
     broken = break_seven()

@@ -14,7 +14,6 @@ from tests.repeated_worker import measured
 CASES = ["plain-41", "plain-1", "plain-13", "sampler-41", "batch_sampler-41", "regressor-41"]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using `DistributedSampler`")
 def test_two_ranks_measure_what_one_measures(tmp_path: Path) -> None:
     succeed("-m", "tests.repeated_worker", "2", str(tmp_path), *CASES)
