@@ -83,7 +83,7 @@ class Running:
     def __init__(self, *words: str, cwd: Path = ROOT, fresh: bool = False, **environment: str) -> None:
         self.words = [str(word) for word in words]
         self.stack = contextlib.ExitStack()
-        self.files = [self.stack.enter_context(tempfile.TemporaryFile()) for _ in ("stdout", "stderr")]
+        self.files = [self.stack.enter_context(tempfile.TemporaryFile()) for _ in ("out", "err")]  # noqa: SIM115
         everything = {**os.environ, **ALONE, **environment}
         if fresh:
             out, err = self.files

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.data.make_files import INPUTS, LABELS, make_manifest
-from tests.processes import succeed
+from tests.processes import succeed, succeed_on
 from tests.small import changed, write
 
 PARTS: dict[str, Any] = {
@@ -94,9 +94,9 @@ def train(folder: Path) -> None:
     make_known(folder / "known")
     make_new(folder / "new")
     words = ["--config", write(config(), folder / "all.yaml")]
-    succeed("-m", "hybrid_lightning", "fit", *words, *TWO, cwd=folder)
+    succeed_on(2, "-m", "hybrid_lightning", "fit", *words, *TWO, cwd=folder)
     new = ["--ckpt_path", "last", "--data.predict_path", "new/new.csv"]
-    succeed("-m", "hybrid_lightning", "predict", *words, *new, *TWO, "--output", "two.csv", cwd=folder)
+    succeed_on(2, "-m", "hybrid_lightning", "predict", *words, *new, *TWO, "--output", "two.csv", cwd=folder)
     succeed("-m", "hybrid_lightning", "predict", *words, *new, "--output", "one.csv", cwd=folder)
 
 

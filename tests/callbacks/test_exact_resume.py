@@ -1,6 +1,4 @@
 import json
-import socket
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from tests.callbacks.resuming import (
     plain,
 )
 from tests.callbacks.tiny import batches, hybrid, trainer
-from tests.processes import succeed
+from tests.processes import succeed_on
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # continued runs save nothing
@@ -269,13 +267,7 @@ def test_a_module_that_reads_its_batches_itself_cannot_continue_within_an_epoch(
     ids=["task", "foreign", "workers", "fsdp2"],
 )
 def test_two_ranks_continue_exactly(model: str, loader: str, options: dict[str, Any], tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["-m", "tests.resume_worker", model, loader, str(tmp_path), json.dumps(options)]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda rank: succeed(*words, **place, LOCAL_RANK=rank), "01"))
+    succeed_on(2, "-m", "tests.resume_worker", model, loader, str(tmp_path), json.dumps(options))
     for rank in range(2):
         number, found = json.loads((tmp_path / f"{rank}.json").read_text())
         print(f"rank {rank}: {number - len(found)} of {number} bit-equal")

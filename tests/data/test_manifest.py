@@ -16,7 +16,7 @@ from hybrid_lightning.data.samples import MemoryDataset, SampleDataset
 from hybrid_lightning.errors import ConfigError
 from tests.callbacks.resuming import differences
 from tests.callbacks.tiny import hybrid
-from tests.processes import ROOT, succeed
+from tests.processes import ROOT, succeed, succeed_on
 from tests.small import trainer
 
 INPUTS = {"ages": {"numeric": ["age", "dose"]}, "table": {"numeric": ["dose"], "categorical": ["site"]}}
@@ -483,7 +483,7 @@ def test_a_fit_of_a_manifest_continues_exactly(folder, workers, sampling):
 
 def test_two_ranks_share_the_draws_of_one(tmp_path):
     for ranks in (1, 2):
-        succeed("-m", "tests.data.manifest_worker", "draws", str(ranks), str(tmp_path))
+        succeed_on(ranks, "-m", "tests.data.manifest_worker", "draws", str(ranks), str(tmp_path))
     one, first, second = (torch.load(tmp_path / f"draws-{name}.pt") for name in ("1-0", "2-0", "2-1"))
     assert len(one) == len(first) == 2
     for epoch in range(2):
@@ -493,7 +493,7 @@ def test_two_ranks_share_the_draws_of_one(tmp_path):
 
 
 def test_two_ranks_continue_balanced_sampling_exactly(tmp_path):
-    succeed("-m", "tests.data.manifest_worker", "resume", "2", str(tmp_path))
+    succeed_on(2, "-m", "tests.data.manifest_worker", "resume", "2", str(tmp_path))
     for rank in (0, 1):
         count, found = torch.load(tmp_path / f"resume-2-{rank}.pt")
         assert count >= 3
@@ -501,7 +501,7 @@ def test_two_ranks_continue_balanced_sampling_exactly(tmp_path):
 
 
 def test_sharded_ranks_predict_the_same_number_of_batches(tmp_path):
-    succeed("-m", "tests.data.manifest_worker", "predict", "2", str(tmp_path))
+    succeed_on(2, "-m", "tests.data.manifest_worker", "predict", "2", str(tmp_path))
     first, second = (torch.load(tmp_path / f"predict-2-{rank}.pt") for rank in (0, 1))
     assert [len(batch) for batch in first] == [len(batch) for batch in second]
     ids = [row for batch in (*first, *second) for row in batch]
