@@ -219,9 +219,11 @@ def folder() -> Path:
 
 
 def connected() -> socket.socket:
-    client = socket.socket(socket.AF_UNIX)
-    client.connect(str(folder() / "zygote"))
-    return client
+    with contextlib.ExitStack() as unless_connected:
+        client = unless_connected.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(str(folder() / "zygote"))
+        unless_connected.pop_all()
+        return client
 
 
 def start_zygote() -> None:
