@@ -428,5 +428,5 @@ def test_two_ranks_end_together(folder):
     for row in broken:
         Path(f"{row}.png").unlink(missing_ok=True)
     manifest(rows())
-    succeed_on(2, "-m", "hybrid_lightning", "fit", "--config", write(settings), cwd=folder)
-    assert done.stdout.count("in a batch") == 1
+    out = succeed_on(2, "-m", "hybrid_lightning", "fit", "--config", write(settings), cwd=folder)
+    assert "".join(out).count("in a batch") == 1
