@@ -13,6 +13,7 @@ from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.loading import WeightSource
 from hybrid_lightning.network.adapters import parse_adapter
 from hybrid_lightning.network.reading import POOLS
+from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.norms import NORM_MODES
 from hybrid_lightning.param_groups import PartRates
 from hybrid_lightning.schedules import UnfreezingSchedule
@@ -160,13 +161,15 @@ def parse_part(name: str, value: Any, defaults: Mapping[str, OriginDefaults]) ->
 
 
 def _named(module: Any, where: str) -> Any:
-    """A class or function as its dotted path, so that a checkpoint can name it; anything else as it is."""
-    if isinstance(module, str | nn.Module):
+    """A class or function as its registered name or dotted path, for checkpoints; anything else as it is."""
+    if isinstance(module, nn.Module):
         return module
+    if isinstance(module, str):
+        return registered_name(module)
     path = f"{getattr(module, '__module__', '')}.{getattr(module, '__qualname__', '')}"
     if not callable(module) or "<" in path or path.startswith(".") or path.endswith("."):
         raise ConfigError(f"{where}.module: {module!r} cannot be named by a path; pass an instance of it instead.")
-    return path
+    return registered_name(path)
 
 
 def _check_values(part: Part, where: str) -> None:

@@ -45,6 +45,21 @@ def register(name: str, factory: Callable[..., nn.Module]) -> None:
     REGISTRY[name] = factory
 
 
+def registered_name(path: str) -> str:
+    """The registered name of one of our own classes; any other path, and a name, as it is.
+
+    Files are to hold names alone: where a class of ours lives is free to change, and has changed.
+
+    Args:
+        path: ``MLP``, or the dotted path of it in this or an earlier version.
+    """
+    package, _, name = path.partition(".")
+    name = name.rpartition(".")[2]
+    ours = __name__.partition(".")[0]
+    target = REGISTRY.get(name) if package == ours else None
+    return name if isinstance(target, str) and target.startswith(f"{ours}.") else path
+
+
 def resolve(path: str, where: str, trust: Collection[str] | None = None) -> Callable[..., Any]:
     """The class or factory behind a registered name or a dotted path.
 

@@ -31,8 +31,9 @@ from hybrid_lightning.tasks.checkpoints import (
     refuse_other_model,
     require_all_facts,
     require_plain,
-    upgraded,
+    task_name,
     with_live_modules,
+    with_names,
 )
 from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_facts, schedules_of, take_places
 from hybrid_lightning.tasks.evaluation import Evaluation
@@ -415,7 +416,7 @@ class HybridTask(Evaluation, ABC):
         network = self.built()
         return {
             "version": CHECKPOINT_VERSION,
-            "task": f"{type(self).__module__}.{type(self).__qualname__}",
+            "task": task_name(type(self)),
             "facts": self.facts,
             "parts": {name: part.plain() for name, part in self.parts.items()},
             "fusion": self.fusion.plain(),
@@ -425,7 +426,7 @@ class HybridTask(Evaluation, ABC):
         }
 
     def follow_part_heads(self, state: Mapping[str, Any]) -> None:
-        """Leaves the parts' own heads out if a checkpoint has none, such as one of an older version.
+        """Leaves the parts' own heads out if a checkpoint has none.
 
         Args:
             state: The checkpoint's ``state_dict``.
@@ -445,8 +446,7 @@ class HybridTask(Evaluation, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
         if CHECKPOINT_KEY in checkpoint:
-            saved, state = checkpoint[CHECKPOINT_KEY], checkpoint.get("state_dict", {})
-            checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"] = upgraded(saved, state)
+            checkpoint[CHECKPOINT_KEY] = with_names(checkpoint[CHECKPOINT_KEY])
         fits = self.trainer.state.fn == "fit"
         if not (fits and self._part_weight):  # heads that train the parts were asked for; their lack is a change
             self.follow_part_heads(checkpoint.get("state_dict", {}))
@@ -509,7 +509,7 @@ class HybridTask(Evaluation, ABC):
     def _class_of(cls, name: str) -> "type[HybridTask]":
         """The subclass that wrote a checkpoint; `ConfigError` if it is not there, or is no subclass."""
         tasks = concrete_subclasses(HybridTask)  # type: ignore[type-abstract]  # it is abstract, its subclasses are not
-        known = {f"{task.__module__}.{task.__qualname__}": task for task in tasks}
+        known = {task_name(task): task for task in tasks}
         if name not in known:
             raise ConfigError(
                 f"checkpoint_path: the file was written by {name!r}, which is not among the classes imported here: "

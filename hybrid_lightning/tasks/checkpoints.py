@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.weights import read_file
 
 CHECKPOINT_KEY = "hybrid_lightning"
 CHECKPOINT_VERSION = 3
-"""1 lacks in ``network`` what 2 has: ``outputs``, ``pools``, ``preprocessing``, ``scales``; none of them was a fact. 2
-lacks what `upgraded` adds."""
+"""Formats 1 and 2 were never released."""
+_PACKAGE = __name__.partition(".")[0]
 Task = TypeVar("Task")
 
 
@@ -35,30 +36,43 @@ def read_checkpoint(
     wanted = {"version", "task", "facts", "parts", "fusion", "network"}
     if not isinstance(saved, dict) or not wanted <= saved.keys() or "state_dict" not in checkpoint:
         raise ConfigError(f"{where}: {str(path)!r} was not written by a task of this program.")
-    if saved["version"] not in range(1, CHECKPOINT_VERSION + 1):
+    if saved["version"] != CHECKPOINT_VERSION:
         raise ConfigError(
-            f"{where}: {str(path)!r} has format {saved['version']}; this program reads 1 to {CHECKPOINT_VERSION}. "
+            f"{where}: {str(path)!r} has format {saved['version']}; this program reads {CHECKPOINT_VERSION}. "
             f"Install a newer hybrid_lightning."
         )
-    return upgraded(saved, checkpoint["state_dict"])
+    return with_names(saved), checkpoint["state_dict"]
 
 
-def upgraded(saved: dict[str, Any], state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a task added to a checkpoint, and the weights, as today's format has them; nothing is changed in place.
+def task_name(task: type) -> str:
+    """How a checkpoint names a task: a class of this package by its name, any other by its dotted path."""
+    if task.__module__.partition(".")[0] == _PACKAGE:
+        return task.__name__
+    return f"{task.__module__}.{task.__qualname__}"
+
+
+def with_names(saved: dict[str, Any]) -> dict[str, Any]:
+    """What a task added to a checkpoint, with names where an earlier version wrote module paths of this package.
 
     Args:
-        saved: Of any format that is read.
-        state: The weights of the same checkpoint.
+        saved: Not changed in place; what is damaged is left to whoever reads it.
     """
-    if saved.get("version", CHECKPOINT_VERSION) >= CHECKPOINT_VERSION:
-        return saved, state
-    one_part = "fusion" not in saved["network"]["sizes"]  # then there are none, whatever the fact says
-    facts, state = {"part_heads": one_part, **saved["facts"]}, dict(state)
-    if {"num_outputs", "loss_function"} <= facts.keys():  # a regression, which learned its targets as they are
-        outputs = facts["num_outputs"]
-        facts["standardise"] = False
-        state |= {"scale.mean": torch.zeros(outputs), "scale.std": torch.ones(outputs), "scale.known": torch.tensor(1)}
-    return {**saved, "version": CHECKPOINT_VERSION, "facts": facts}, state
+    task, parts = saved.get("task"), saved.get("parts")
+    named = dict(saved)
+    if isinstance(task, str) and task.startswith(f"{_PACKAGE}."):
+        named["task"] = task.rpartition(".")[2]
+    if isinstance(parts, Mapping):
+        named["parts"] = {name: _with_name(facts) for name, facts in parts.items()}
+    if "fusion" in saved:
+        named["fusion"] = _with_name(saved["fusion"])
+    return named
+
+
+def _with_name(facts: Any) -> Any:
+    """The facts of a part, with the registered name of its module if it is one of ours."""
+    if not isinstance(facts, Mapping) or not isinstance(facts.get("module"), str):
+        return facts
+    return {**facts, "module": registered_name(facts["module"])}
 
 
 def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str = "--ckpt_path") -> None:

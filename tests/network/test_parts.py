@@ -45,10 +45,11 @@ def test_a_part_may_be_written_in_several_ways(value):
     assert parse_parts({"table": value}) == parse_parts({"table": {"module": "MLP"}})
 
 
-def test_a_class_is_kept_as_its_path_and_a_live_module_as_it_is():
+def test_a_class_of_ours_is_kept_by_its_name_another_by_its_path_and_a_live_module_as_it_is():
     live = nn.Linear(2, 2)
-    parts = parse_parts({"table": MLP, "other": live})
-    assert parts["table"].module == "hybrid_lightning.network.extractors.MLP"
+    parts = parse_parts({"table": MLP, "flat": nn.Flatten, "other": live})
+    assert parts["table"].module == "MLP"
+    assert parts["flat"].module == "torch.nn.modules.flatten.Flatten"
     assert parts["other"].module is live
 
 
