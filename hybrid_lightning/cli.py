@@ -426,7 +426,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # the data of this package are in memory; worker processes would cost more than they bring
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    # a repeated sample counts once, see tasks/repeated.py
+    # a repeated sample counts once, see tasks/evaluation.py
     warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
     # of a stream, whose order is taken as it comes
     warnings.filterwarnings("ignore", "Couldn't infer the batch indices fetched")

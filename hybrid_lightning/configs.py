@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import yaml
 
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.losses import LOSSES
+from hybrid_lightning.tasks.optimizers import torch_classes
 
 
 class _Loader(yaml.SafeLoader):
@@ -96,13 +96,6 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
         else:
             merged[key] = value
     return merged
-
-
-def torch_classes(namespace: ModuleType) -> dict[str, type]:
-    """Name → class, of those that `torch.optim` or `torch.optim.lr_scheduler` offers, without their base classes."""
-    found = {name: value for name, value in vars(namespace).items() if isinstance(value, type)}
-    ours = {name: c for name, c in found.items() if c.__module__.startswith("torch.optim") and name[0] != "_"}
-    return {name: c for name, c in ours.items() if name not in ("Optimizer", "LRScheduler")}
 
 
 def _complete_names(config: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, check_number, unknown
-from hybrid_lightning.network.registry import check_arguments, parameters_of, resolve, trusted
+from hybrid_lightning.importing import check_arguments, parameters_of, trusted
+from hybrid_lightning.network.registry import resolve
 
 
 class FocalLoss(nn.Module):

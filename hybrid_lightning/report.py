@@ -1,9 +1,10 @@
 """The plan: one table of what trains when, and at which rate."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybrid_lightning.durations import FitLength
+from hybrid_lightning.errors import format_table
 from hybrid_lightning.phases import ALWAYS, group_spans, stage_name, stages_by_part
 from hybrid_lightning.schedules import Span, UnfreezingSchedule
 
@@ -92,15 +93,3 @@ def plan_table(
     epoch = "unknown" if length.steps_per_epoch is None else f"{length.steps_per_epoch} steps"
     rows = plan_rows(groups, schedules, origins, length, recorded, holds)
     return f"{format_table(rows, COLUMNS, _RIGHT_ALIGNED)}\nlength of the fit: {end}; of an epoch: {epoch}"
-
-
-def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], right: Iterable[str] = ()) -> str:
-    """Rows as an aligned text table with a header."""
-    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
-
-    def line(row: Mapping[str, str]) -> str:
-        cells = [row[c].rjust(widths[c]) if c in right else row[c].ljust(widths[c]) for c in columns]
-        return "  ".join(cells).rstrip()
-
-    rule = "  ".join("-" * widths[column] for column in columns)
-    return "\n".join([line({column: column for column in columns}), rule, *map(line, rows)])

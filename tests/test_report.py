@@ -2,7 +2,8 @@ import torch
 from torch import nn
 
 from hybrid_lightning import FitLength, UnfreezingSchedule, named_param_groups
-from hybrid_lightning.report import COLUMNS, format_table, plan_rows, plan_table
+from hybrid_lightning.errors import format_table
+from hybrid_lightning.report import COLUMNS, plan_rows, plan_table
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.network import dry_run
+from hybrid_lightning.freezing import dry_run
 from hybrid_lightning.network.reading import pooled
 from hybrid_lightning.sampling import seed_cpu
 from hybrid_lightning.sharding import reshard

@@ -15,8 +15,8 @@ from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, re
 from hybrid_lightning.callbacks.logging import is_log_step, log_values, named_groups
 from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
+from hybrid_lightning.freezing import KeptStatistics
 from hybrid_lightning.gradients import GradientPass, Rows
-from hybrid_lightning.norms import KeptStatistics
 from hybrid_lightning.spikes import NormHistory, Sensitivity, Spike
 
 ACTIONS = ("warn", "skip", "lower_lr", "postpone")

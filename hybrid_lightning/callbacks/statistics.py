@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.callbacks.logging import named_groups
 from hybrid_lightning.errors import ConfigError, unknown
-from hybrid_lightning.freezing import apply_modes, module_modes
-from hybrid_lightning.norms import has_statistics, reestimate_statistics
+from hybrid_lightning.freezing import apply_modes, has_statistics, module_modes, reestimate_statistics
 
 
 class ReestimateStatistics(pl.Callback):

@@ -13,8 +13,7 @@ from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_valu
 from hybrid_lightning.callbacks.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.freezing import apply_modes, module_modes, set_trainable
-from hybrid_lightning.norms import NORM_MODES
+from hybrid_lightning.freezing import NORM_MODES, apply_modes, module_modes, set_trainable
 from hybrid_lightning.phases import (
     ALWAYS,
     group_spans,

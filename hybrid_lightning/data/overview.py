@@ -12,7 +12,7 @@ from hybrid_lightning.data.file_checks import FileFindings
 from hybrid_lightning.data.splits import SPLITS, TRAIN, Array, groups_of, rows_of
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.targets import Target, label_counts
-from hybrid_lightning.report import format_table
+from hybrid_lightning.errors import format_table
 
 _MOST_LABELS = 12
 

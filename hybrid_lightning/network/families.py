@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError, reason, unknown
-from hybrid_lightning.network.registry import parameters_of
+from hybrid_lightning.importing import parameters_of
 from hybrid_lightning.network.stages import Stages
 
 _TORCHVISION_HEADS = ("fc", "classifier", "head", "heads")

@@ -1,17 +1,17 @@
 """The network: parts in chains and parallel towers, a fusion where several meet, and a head."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from hybrid_lightning.errors import ConfigError, listing, reason
-from hybrid_lightning.freezing import apply_modes
+from hybrid_lightning.freezing import dry_run
+from hybrid_lightning.importing import check_arguments, parameters_of, trusted
 from hybrid_lightning.loading import load_weights
 from hybrid_lightning.network.adapters import add_adapter
 from hybrid_lightning.network.families import (
@@ -35,15 +35,7 @@ from hybrid_lightning.network.images import (
 from hybrid_lightning.network.parts import Part, execution_order, feeding_parts
 from hybrid_lightning.network.presence import PREFIX, Presence, drop_at_random, encode_present, presence
 from hybrid_lightning.network.reading import find_output, find_pool, fix_unused, mask_of, pooled, shapes
-from hybrid_lightning.network.registry import (
-    check_arguments,
-    forbid_fetching,
-    parameters_of,
-    refuse_hidden_weights,
-    resolve,
-    switch_weights,
-    trusted,
-)
+from hybrid_lightning.network.registry import forbid_fetching, refuse_hidden_weights, resolve, switch_weights
 from hybrid_lightning.network.stages import OPENED, Stages, discover_stages, recorded_calls
 from hybrid_lightning.param_groups import named_param_groups
 
@@ -574,22 +566,6 @@ def _samples(inputs: list[Any]) -> int:
     """Number of samples in a part's inputs, each a tensor or a dict of tensors; 0 if that cannot be seen."""
     entries = [e for value in inputs for e in (value.values() if isinstance(value, Mapping) else [value])]
     return next((len(e) for e in entries if isinstance(e, Tensor) and e.ndim), 0)
-
-
-@contextmanager
-def dry_run(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; modes, buffers and the random state are as before afterwards."""
-    modes = {m: m.training for m in module.modules()}
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if not is_lazy(buffer)}
-    module.eval()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            yield
-    finally:
-        apply_modes(modes)
-        for name, buffer in module.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
 
 
 def first_samples(batch: Batch, count: int = 2) -> dict[str, Any]:

@@ -199,3 +199,36 @@ def _convolution(dimensions: int, before: int, after: int, kernel_size: int, str
         groups = next(count for count in (8, 4, 2, 1) if count == 1 or (after % count == 0 and after >= 8 * count))
         return nn.Sequential(layer, nn.GroupNorm(groups, after))
     return nn.Sequential(layer, _NORMS[dimensions](after))
+
+
+class ConvExtractor(nn.Module):
+    """Two-dimensional convolution blocks: convolution, optional BatchNorm, ReLU, max pooling.
+
+    Args:
+        in_channels: Channels of the input image.
+        channels: Output channels of each block; the number of blocks is its length.
+        kernel_size: Side of the square filters, in pixels; the padding keeps height and width.
+        pool_size: Side of the pooling window, in pixels; each block divides height and width by it. 1 pools nothing.
+        norm: Whether each block normalises with BatchNorm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Sequence[int] = (16,),
+        kernel_size: int = 3,
+        pool_size: int = 2,
+        norm: bool = False,
+    ) -> None:
+        super().__init__()
+        require_sizes("channels", channels)
+        for index, (before, after) in enumerate(zip([in_channels, *channels], channels, strict=False)):
+            convolution = nn.Conv2d(before, after, kernel_size, padding="same", bias=not norm)
+            layers = [convolution, *([nn.BatchNorm2d(after)] if norm else []), nn.ReLU()]
+            self.add_module(
+                f"block{index}", nn.Sequential(*layers, *([nn.MaxPool2d(pool_size)] if pool_size > 1 else []))
+            )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps images `(B, in_channels, H, W)` to feature maps `(B, channels[-1], H', W')`."""
+        return in_turn(self, image)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,9 +10,9 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from hybrid_lightning.configs import torch_classes
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.network.registry import check_arguments, parameters_of, resolve
+from hybrid_lightning.importing import check_arguments, parameters_of
+from hybrid_lightning.network.registry import resolve
 from hybrid_lightning.rates import SHAPES, GroupScheduler
 
 _STEPWISE = ("OneCycleLR", "CyclicLR")
@@ -186,3 +187,10 @@ def step_by_metric(trainer: pl.Trainer, values: Mapping[str, Any], undefined: Ma
             if name in values and not trainer.sanity_checking and config.scheduler.measured_after != batches:
                 config.scheduler.step(values[name])
                 config.scheduler.measured_after = batches
+
+
+def torch_classes(namespace: ModuleType) -> dict[str, type]:
+    """Name → class, of those that `torch.optim` or `torch.optim.lr_scheduler` offers, without their base classes."""
+    found = {name: value for name, value in vars(namespace).items() if isinstance(value, type)}
+    ours = {name: c for name, c in found.items() if c.__module__.startswith("torch.optim") and name[0] != "_"}
+    return {name: c for name, c in ours.items() if name not in ("Optimizer", "LRScheduler")}

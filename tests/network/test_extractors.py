@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.extractors import MLP, ConvExtractor, LinearHead
+from hybrid_lightning.network.extractors import MLP, LinearHead
+from hybrid_lightning.network.residual import ConvExtractor
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.network import FUSION, HybridNetwork, dry_run, first_samples
+from hybrid_lightning.freezing import dry_run
+from hybrid_lightning.network.network import FUSION, HybridNetwork, first_samples
 from hybrid_lightning.network.parts import Part, parse_parts
 from hybrid_lightning.network.reading import pooled
 from hybrid_lightning.weights import save_weights

@@ -5,10 +5,10 @@ import pytest
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.importing import check_arguments
 from hybrid_lightning.network.extractors import MLP
 from hybrid_lightning.network.registry import (
     REGISTRY,
-    check_arguments,
     forbid_fetching,
     refuse_hidden_weights,
     register,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
-from hybrid_lightning.tasks.repeated import own_samples
+from hybrid_lightning.tasks.evaluation import own_samples
 from tests.processes import succeed
 from tests.repeated_worker import measured
 

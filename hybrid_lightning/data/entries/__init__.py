@@ -12,7 +12,7 @@ from hybrid_lightning.data.entries.images import ImageEntry
 from hybrid_lightning.data.entries.series import SeriesEntry
 from hybrid_lightning.data.entries.texts import TextEntry
 from hybrid_lightning.errors import ConfigError, unknown
-from hybrid_lightning.network.registry import parameters_of
+from hybrid_lightning.importing import parameters_of
 
 KINDS: dict[str, Callable[..., Entry]] = {
     "image": ImageEntry,
