@@ -23,7 +23,7 @@ class Built(NamedTuple):
 class _Builder(HybridCLI):
     """Stops where the command would run."""
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_subcommand(self, subcommand: str) -> None:
         pass
 
 

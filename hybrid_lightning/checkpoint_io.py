@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 
 from hybrid_lightning.files import whole_file
+from hybrid_lightning.lightning_private import is_local
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -20,7 +20,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes a checkpoint; for the arguments see the base class."""
-        if storage_options is not None or not _is_local_file_protocol(path):
+        if storage_options is not None or not is_local(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         with whole_file(path) as temporary:

@@ -24,6 +24,7 @@ from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.configs import merged_arguments
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.export import ExportedProgram, export_network, export_part, is_program, require_trust
+from hybrid_lightning.lightning_private import SubcommandCLI
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
 from hybrid_lightning.predictions import CollectPredictions, check_output, prediction_table, write_table
 from hybrid_lightning.run_folder import Run, RunConfig, mark_finished, newest_checkpoint, run_to_continue, say
@@ -144,7 +145,7 @@ def shortened(message: str, lines: int = 10) -> str:
     return "\n".join(kept[:lines] + more)
 
 
-class HybridCLI(LightningCLI):
+class HybridCLI(SubcommandCLI):
     """``fit``, ``validate``, ``test``, ``predict`` and ``plan`` for `HybridTask`."""
 
     continued: Run | None = None
@@ -198,8 +199,9 @@ class HybridCLI(LightningCLI):
         ours = {verb: {"model", "datamodule"} for verb in _WITHOUT_RUN}
         return {**LightningCLI.subcommands(), **ours}
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+    def prepare_subcommand_parser(self, trainer_class: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Adds the keys of a subcommand of its own."""
+        parser = super().prepare_subcommand_parser(trainer_class, subcommand, **kwargs)
         if subcommand not in _WITHOUT_RUN:
             parser.set_defaults({"weights_only": True})
         if subcommand == "predict":
@@ -223,25 +225,26 @@ class HybridCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A Trainer that writes to ``runs/<name>/<version>/``, beside the loggers of the config."""
-        given = self._get(self.config_init, "trainer")
+        given = self.setting(self.config_init, "trainer")
         wanted = given.get("logger") is not False and self.subcommand not in _WITHOUT_RUN
         kwargs["logger"] = self._loggers(given.get("logger"), given.get("default_root_dir")) if wanted else False
         return super().instantiate_trainer(**kwargs)
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+    def make_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        """A Trainer that keeps ``last.ckpt`` and writes each checkpoint in one step."""
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         else:
             # not ModelCheckpoint's save_last, which writes only when the best one is written too
-            callbacks = [*callbacks, LastCheckpoint(self._get(self.config_init, "save_every"))]
+            callbacks = [*callbacks, LastCheckpoint(self.setting(self.config_init, "save_every"))]
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
-        return super()._instantiate_trainer(config, callbacks)
+        return super().make_trainer(config, callbacks)
 
     def _loggers(self, given: Any, root: str | None) -> list[Logger]:
-        folder, name = Path(root or ".") / "runs", self._get(self.config_init, "name")
+        folder, name = Path(root or ".") / "runs", self.setting(self.config_init, "name")
         version, step = None, 0
         if self.continued:
             path, step = self.continued.folder, self.continued.step
@@ -262,12 +265,13 @@ class HybridCLI(LightningCLI):
             return [table]
         return [table, TensorBoardLogger(folder, name, table.version, purge_step=step if self.continued else None)]
 
-    def _parse_ckpt_path(self) -> None:
+    def config_from_checkpoint(self) -> None:
         """Takes no settings from a checkpoint: the config decides, and a file may not name classes."""
 
-    def _set_seed(self) -> None:
+    def set_seed(self) -> None:
+        """Seeds all; a number that is no seed is told in short."""
         try:
-            super()._set_seed()
+            super().set_seed()
         except ValueError as error:
             raise ConfigError(f"seed_everything: {error}.") from error
 
@@ -325,8 +329,8 @@ class HybridCLI(LightningCLI):
         """Makes model, data and Trainer; an impossible argument of one of them is told in short."""
         try:
             super().instantiate_classes()
-            if self._get(self.config_init, "ckpt_path"):
-                self.model.on_group_change = self._get(self.config_init, "on_group_change")
+            if self.setting(self.config_init, "ckpt_path"):
+                self.model.on_group_change = self.setting(self.config_init, "on_group_change")
                 self.model.reads_weights = self.model.on_group_change != "error"  # for parts that are new
             if self.saved and self.subcommand != "fit":
                 warnings.filterwarnings("ignore", "The dirpath has changed from")  # an evaluation has its own folder
@@ -345,7 +349,7 @@ class HybridCLI(LightningCLI):
         """Tests one checkpoint, if the config asks for it, and says where the results are."""
         if self.continued and self.continued.finished:
             return
-        which = self._get(self.config_init, "test_after_fit")
+        which = self.setting(self.config_init, "test_after_fit")
         if which:
             callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
             path = {callback.filename: callback.best_model_path for callback in callbacks}.get(which, "")
@@ -355,7 +359,7 @@ class HybridCLI(LightningCLI):
         folder = self.trainer.log_dir  # every rank has to ask, because the answer is broadcast
         if self.trainer.is_global_zero and folder:
             if self.trainer.logger:
-                mark_finished(Path(folder), _limits(self._get(self.config, "trainer")))
+                mark_finished(Path(folder), _limits(self.setting(self.config, "trainer")))
             print(f"results: {folder}")
 
     def predict(self, **kwargs: Any) -> None:
@@ -364,15 +368,15 @@ class HybridCLI(LightningCLI):
         self.trainer.callbacks.append(collected)  # type: ignore[attr-defined]
         self.model.explain = True
         if is_program(kwargs["ckpt_path"]):
-            digest = self._get(self.config_init, "trust_program")
+            digest = self.setting(self.config_init, "trust_program")
             program = ExportedProgram(self.model, kwargs["ckpt_path"], digest)
             kwargs |= {"model": program, "ckpt_path": None}
         self.trainer.predict(**{**kwargs, "return_predictions": False})
         predicted = collected.gathered()
         folder = self.trainer.log_dir or "."  # every rank has to ask, because the answer is broadcast
         if predicted is not None:
-            path = Path(self._get(self.config_init, "output") or Path(folder) / "predictions.csv")
-            numbered = self._get(self.config_init, "row_numbers")
+            path = Path(self.setting(self.config_init, "output") or Path(folder) / "predictions.csv")
+            numbered = self.setting(self.config_init, "row_numbers")
             write_table(prediction_table(predicted, self.model, self.datamodule, numbered), path)
             print(f"predictions: {path}")
 

@@ -26,7 +26,7 @@ _OWN = ("--data.fold", "--data.init_args.fold", "--ckpt_path", "--resume", "--ou
 class _Parsed(HybridCLI):
     """Reads a command, and makes nothing of it."""
 
-    def _set_seed(self) -> None:
+    def set_seed(self) -> None:
         pass
 
     def before_instantiate_classes(self) -> None:
@@ -35,7 +35,7 @@ class _Parsed(HybridCLI):
     def instantiate_classes(self) -> None:
         pass
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_subcommand(self, subcommand: str) -> None:
         pass
 
 

@@ -7,14 +7,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from hybrid_lightning.files import remove_leftovers, whole_file
+from hybrid_lightning.lightning_private import TableLogger, TableWriter
 
 
-class RunLogger(CSVLogger):
+class RunLogger(TableLogger):
     """Writes ``metrics.csv``; other than Lightning's `CSVLogger`, it continues a table that is there.
 
     Args:
@@ -31,19 +30,14 @@ class RunLogger(CSVLogger):
         super().__init__(save_dir, name=name, version=version, flush_logs_every_n_steps=sys.maxsize)
         self.first_step = first_step
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """The table; opening it cleans the run's folder and its checkpoints of what killed processes left."""
-        if self._experiment is None:
-            remove_leftovers(Path(self.log_dir))
-            remove_leftovers(Path(self.log_dir) / "checkpoints")
-            self._experiment = _Table(self.log_dir, self.first_step)
-        assert isinstance(self._experiment, ExperimentWriter)
-        return self._experiment
+    def open_table(self) -> ExperimentWriter:
+        """Cleans the run's folder and its checkpoints of what killed processes left, and opens the table."""
+        remove_leftovers(Path(self.log_dir))
+        remove_leftovers(Path(self.log_dir) / "checkpoints")
+        return _Table(self.log_dir, self.first_step)
 
 
-class _Table(ExperimentWriter):
+class _Table(TableWriter):
     """A table that is appended to row by row, and rewritten as a whole when columns appear."""
 
     def __init__(self, log_dir: str, first_step: int) -> None:
@@ -55,7 +49,7 @@ class _Table(ExperimentWriter):
     def path(self) -> Path:
         return Path(self.metrics_file_path)
 
-    def _check_log_dir_exists(self) -> None:
+    def take_over(self) -> None:
         """Keeps what Lightning would delete here, up to the step at which the run continues."""
         found = read_rows(self.path)
         rows = [row for row in found if int(row["step"]) < self._first_step]
@@ -82,7 +76,7 @@ class _Table(ExperimentWriter):
         Not those that stand there already: from a step that was saved, or a validation that is repeated.
         """
         self.metrics = [row for row in self.metrics if self._is_new(_filled(row))]
-        if self.metrics and self._record_new_keys():
+        if self.metrics and self.new_columns():
             self._write([*read_rows(self.path), *self.metrics])
         elif self.metrics:
             with self.path.open("a", newline="", encoding="utf-8") as file:

@@ -6,7 +6,7 @@ an epoch can then start at any batch, in any process, and give what it would hav
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
@@ -173,9 +173,12 @@ class SeededLoader:
         seed: The seed of all seeds.
         rank: Of the process.
         name: Tells the loaders of one fit apart.
+        wrapped: Gives the samplers in what is wrapped around one, where they have other names than torch's.
     """
 
-    def __init__(self, loader: Any, seed: int, rank: int, name: str) -> None:
+    def __init__(
+        self, loader: Any, seed: int, rank: int, name: str, wrapped: Callable[[Any], Iterable[Any]] = lambda _: ()
+    ) -> None:
         self.loader = loader
         self.sampler: SeededSampler | None = None
         self._stream: SeededIterable | None = None
@@ -189,7 +192,7 @@ class SeededLoader:
             self._exchanged = {"dataset": self._stream}
             return
         attribute = "sampler" if loader.batch_sampler is None else "batch_sampler"
-        self.sampler = SeededSampler(getattr(loader, attribute), held_generators(loader), seed, name)
+        self.sampler = SeededSampler(getattr(loader, attribute), held_generators(loader, wrapped), seed, name)
         self._exchanged = {attribute: self.sampler, "dataset": SeededDataset(loader.dataset, seed, rank)}
 
     def can_skip(self, cycled: bool) -> bool:
@@ -231,16 +234,16 @@ def loads_batches(dataset: Any) -> bool:
     return callable(getattr(dataset, "__getitems__", None))
 
 
-def held_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
+def held_generators(
+    loader: DataLoader[Any], wrapped: Callable[[Any], Iterable[Any]] = lambda _: ()
+) -> list[torch.Generator]:
     """The torch generators that a loader and its samplers, one within another, draw from."""
     found: dict[int, torch.Generator] = {}
     holders: list[Any] = [loader]
     for holder in holders:  # grows while it is read
         held = getattr(holder, "__dict__", {})
         found |= {id(value): value for value in held.values() if isinstance(value, torch.Generator)}
-        inner = [held.get(name) for name in ("batch_sampler", "sampler", "_sampler")]
-        if hasattr(held.get("dataset"), "_sampler"):  # how Lightning shares any sampler among ranks
-            inner.append(held["dataset"])
+        inner = [held.get("batch_sampler"), held.get("sampler"), *wrapped(holder)]
         holders += [value for value in inner if value is not None and all(value is not h for h in holders)]
     return list(found.values())
 

@@ -12,7 +12,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
@@ -21,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.lightning_private import saves_shares, set_data_parallel_size
 from hybrid_lightning.sharded_files import write_folder
 from hybrid_lightning.sharding import same_as_first_rank, shard, sharded_like, whole
 from hybrid_lightning.weights import read_file
@@ -56,7 +56,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Starts the process group, with one data-parallel group of all ranks."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        set_data_parallel_size(self, self.num_nodes * self.num_processes)
         super().setup_environment()
         atexit.register(end_process_group)
 
@@ -105,22 +105,22 @@ class FSDP2Strategy(ModelParallelStrategy):
         return {**saved, "state": {index: self._to_save(entry) for index, entry in saved["state"].items()}}
 
     def _to_save(self, entries: Mapping[str, Any]) -> dict[str, Any]:
-        if self._save_distributed_checkpoint:
+        if saves_shares(self):
             return dict(entries)
         gathered = ((name, whole(value)) for name, value in entries.items())
         return {name: value for name, value in gathered if self.is_global_zero}
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Writes a folder or a file, at the first rank's path."""
         path = Path(self.broadcast(filepath))
-        if self._save_distributed_checkpoint:
+        if saves_shares(self):
             write_folder(checkpoint, path)
             return
         if self.is_global_zero and path.is_dir():
             shutil.rmtree(path)
         Strategy.save_checkpoint(self, checkpoint, path, storage_options)
 
-    def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a file of any strategy, or a folder; never runs code from it, whatever `weights_only` says."""
         torch.cuda.empty_cache()
         assert self.lightning_module is not None

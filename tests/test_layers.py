@@ -33,7 +33,8 @@ PLAIN_TORCH = {
 }
 LAYERS = [
     PLAIN_TORCH | {"network"},
-    {"tasks", "data", "callbacks", "report", "strategies", "checkpoint_io", "run_folder", "run_logger", "predictions"},
+    {"tasks", "data", "callbacks", "report", "strategies", "checkpoint_io", "run_folder", "run_logger", "predictions"}
+    | {"lightning_private"},
     {"building", "cli", "cross_validation", "__main__", "export", "parser_errors"},
 ]
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file != ROOT / "__init__.py"]

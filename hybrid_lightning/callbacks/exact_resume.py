@@ -6,9 +6,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationStage
-from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
-from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -17,6 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 from hybrid_lightning.callbacks.loop_state import SavedPoint, settle
 from hybrid_lightning.callbacks.replayed import ReplayedLoader, epoch_of, position, seed_device
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.lightning_private import (
+    accumulates,
+    data_fetcher,
+    forget_restart,
+    hands_out_iterator,
+    logged_steps,
+    restart_at_epoch_start,
+    restart_within_validation,
+    set_logged_steps,
+    validation_fetcher,
+    validation_is_due,
+)
 from hybrid_lightning.sampling import hashed
 
 KEY = "exact_resume"
@@ -83,7 +92,7 @@ class ExactResume(pl.Callback):
         saved, self._saved = self._saved, None
         self.seed = trainer.strategy.broadcast(chosen_seed((saved or {}).get("seed"), trainer.current_epoch))
         self._validated, self._validation_pending = -1, False
-        self._logged_steps = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._logged_steps = logged_steps(trainer)
         if saved is not None and not self._point.in_epoch:
             start_epoch_anew(trainer)
         self._prepare_loaders(trainer)
@@ -105,38 +114,39 @@ class ExactResume(pl.Callback):
 
     def _continue_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, saved: dict[str, Any]) -> None:
         fit_loop: Any = trainer.fit_loop
-        loop, fetcher = fit_loop.epoch_loop, fit_loop._data_fetcher
+        loop, fetcher = fit_loop.epoch_loop, data_fetcher(trainer)
         done = position(trainer)
         warn_of_changes(trainer, saved, self._point)
         self._window = saved.get("window")
-        fit_loop._restarting = False  # else the epoch's metric schedulers would not step
-        fit_loop._restart_stage = FitStage.RESTARTED_ON_EPOCH_START  # on_train_epoch_start is called, and counts
+        forget_restart(fit_loop)  # else the epoch's metric schedulers would not step
+        restart_at_epoch_start(trainer)  # on_train_epoch_start is called, and counts
         for progress in (fit_loop.epoch_progress.total, fit_loop.epoch_progress.current):
             progress.started -= 1
         if fetcher.length is not None and done >= fetcher.length:
             fetcher.done = True
-        due = loop._should_check_val_fx(fetcher)
+        due = validation_is_due(trainer)
         self._logged_steps = saved.get("logged_steps", self._logged_steps)
         self._validated = saved.get("validated", -1)
-        unfinished = loop._batches_that_stepped < self._logged_steps
-        loop._batches_that_stepped = self._logged_steps
+        unfinished = logged_steps(trainer) < self._logged_steps
+        set_logged_steps(trainer, self._logged_steps)
         if due:
-            loop._batches_that_stepped -= not loop._should_accumulate()  # Lightning is about to count it
+            # Lightning is about to count it
+            set_logged_steps(trainer, self._logged_steps - (not accumulates(trainer)))
             if done and self._validated != loop.batch_progress.total.ready:
                 self._validation_pending = True
-                loop.val_loop._restart_stage = ValidationStage.RESTARTED_MID_EVALUATION
+                restart_within_validation(trainer)
         elif unfinished:
             loop.update_lr_schedulers("step", update_plateau_schedulers=True)
 
     # Seeding
 
     def _prepare_loaders(self, trainer: pl.Trainer) -> None:
-        fetcher: Any = trainer.fit_loop._data_fetcher
+        fetcher = data_fetcher(trainer)
         if isinstance(fetcher.combined_loader, ReplayedLoader):
             return
         assert self.seed is not None
         done = position(trainer)
-        if done and isinstance(fetcher, _DataLoaderIterDataFetcher):
+        if done and hands_out_iterator(fetcher):
             raise ConfigError(
                 f"--ckpt_path: the checkpoint was saved after batch {done} of an epoch, and training_step takes "
                 f"'dataloader_iter', so nobody knows how many batches it read. Continue from a checkpoint of an "
@@ -161,9 +171,8 @@ class ExactResume(pl.Callback):
     ) -> None:
         """Seeds the making of validation iterators, if a validation is due."""
         if self.seed is not None:
-            loop = trainer.fit_loop.epoch_loop
-            self._logged_steps = loop._batches_that_stepped + (not loop._should_accumulate())
-            if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+            self._logged_steps = logged_steps(trainer) + (not accumulates(trainer))
+            if validation_is_due(trainer):
                 self._seed_validation(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -171,7 +180,7 @@ class ExactResume(pl.Callback):
         if self._fits(trainer):
             self._seed_validation(trainer)
             if self._validation_pending:  # the end of the batch, where this is done else, was before the restart
-                fetcher: Any = trainer.fit_loop.epoch_loop.val_loop._data_fetcher
+                fetcher = validation_fetcher(trainer)
                 fetcher.combined_loader.reset()
                 iter(fetcher)
                 self._seed_validation(trainer)
@@ -229,7 +238,7 @@ def start_epoch_anew(trainer: pl.Trainer) -> None:
     """Tells Lightning that a restored fit stands between two epochs; with ``max_steps`` it would not know."""
     loop = trainer.fit_loop.epoch_loop
     for each in (trainer.fit_loop, loop, loop.automatic_optimization, loop.manual_optimization, loop.val_loop):
-        each._restarting = False
+        forget_restart(each)
 
 
 def step_metric_schedulers(trainer: pl.Trainer) -> None:
@@ -262,7 +271,7 @@ def window_is_open(trainer: pl.Trainer) -> bool:
     current: Any = loop.batch_progress.current
     if current.ready > current.processed:  # within a batch
         return bool(current.processed % trainer.accumulate_grad_batches)
-    return loop._should_accumulate()
+    return accumulates(trainer)
 
 
 def open_window(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, dict[str, Tensor]] | None:

@@ -14,6 +14,7 @@ from hybrid_lightning.callbacks.exact_resume import ExactResume
 from hybrid_lightning.callbacks.logging import fit_length
 from hybrid_lightning.durations import Duration
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.lightning_private import cluster_environment, log_train_step, save_now, validation_is_due
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -77,7 +78,7 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         """Saves if it is due, unless the batch leaves gradients behind or a later hook saves at this step."""
         self._stepped = trainer.global_step > self._step_before
-        if self._stepped and not _epoch_ends(trainer) and not _validation_follows(trainer):
+        if self._stepped and not _epoch_ends(trainer) and not validation_is_due(trainer):
             self._save_between(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -118,7 +119,7 @@ class LastCheckpoint(ModelCheckpoint):
                     state.update(_moved(state, here))
 
     def _listen(self, trainer: pl.Trainer) -> None:
-        environment = trainer._accelerator_connector.cluster_environment
+        environment = cluster_environment(trainer)
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and not requeues and not getattr(trainer, "fast_dev_run", False):
@@ -135,14 +136,14 @@ class LastCheckpoint(ModelCheckpoint):
         return trainer.strategy.reduce_boolean_decision(self._told_to_end, all=False)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        save_now(self, trainer)
 
     def _save_between(self, trainer: pl.Trainer) -> None:
         told = self._told(trainer)
         if told or (self._every_steps and trainer.global_step % self._every_steps == 0):
             if trainer.training:
                 # Lightning logs the step after this hook, and so never, if the process ends here
-                trainer._logger_connector.update_train_step_metrics()
+                log_train_step(trainer)
             self._save(trainer)
         if told:
             self._leave(trainer)
@@ -167,11 +168,6 @@ class LastCheckpoint(ModelCheckpoint):
 def _epoch_ends(trainer: pl.Trainer) -> bool:
     """Whether the epoch ends after the batch that has just been trained."""
     return trainer.is_last_batch or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
-
-
-def _validation_follows(trainer: pl.Trainer) -> bool:
-    fetcher = trainer.fit_loop._data_fetcher
-    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 def _validation_is_repeated(trainer: pl.Trainer) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.lightning_private import logged_steps
 
 
 def is_log_step(trainer: pl.Trainer) -> bool:
@@ -31,7 +32,7 @@ def log_values(trainer: pl.Trainer, values: Mapping[str, float | Tensor]) -> Non
     """
     numbers = {name: float(value) for name, value in values.items()}
     for logger in trainer.loggers:
-        logger.log_metrics(numbers, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        logger.log_metrics(numbers, step=logged_steps(trainer))
     tensors = torch.tensor([*numbers.values()], dtype=torch.float64).unbind()  # float32 would round a rate
     trainer.callback_metrics.update(zip(numbers, tensors, strict=True))
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.freezing import dry_run
+from hybrid_lightning.lightning_private import before_transfer
 from hybrid_lightning.network.reading import pooled
 from hybrid_lightning.sampling import seed_cpu
 from hybrid_lightning.sharding import reshard
@@ -94,7 +95,7 @@ def _first(loaders: Any) -> Any:
 def _on_device(trainer: pl.Trainer, pl_module: pl.LightningModule, probe: Any) -> Any:
     """A copy of the probe, because a module may work in place, on the device, through the hooks of batches."""
     batch = trainer.precision_plugin.convert_input(copy.deepcopy(probe))
-    return trainer.strategy.batch_to_device(pl_module._on_before_batch_transfer(batch))
+    return trainer.strategy.batch_to_device(before_transfer(pl_module, batch))
 
 
 def _keeper(part: str, found: dict[str, Tensor]) -> Callable[..., None]:

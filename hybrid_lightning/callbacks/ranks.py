@@ -13,6 +13,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.lightning_private import ddp_hook_state, ddp_options
 from hybrid_lightning.strategies import FSDP2Strategy
 
 _SLICE = 2**20
@@ -51,12 +52,12 @@ def refuse_other_strategies(trainer: pl.Trainer) -> None:
             f"trainer.strategy: unfreezing under {type(strategy).__name__} would not be exact and is refused. "
             f"Use 'auto' or 'ddp', 'fsdp2' for a sharded model, or set 'unfreeze: always' for every part."
         )
-    if getattr(strategy, "_ddp_kwargs", {}).get("static_graph") and trainer.accumulate_grad_batches > 1:
+    if ddp_options(strategy).get("static_graph") and trainer.accumulate_grad_batches > 1:
         raise ConfigError(
             "trainer.strategy: torch cannot accumulate gradients with static_graph=True. "
             "Leave static_graph out, or set trainer.accumulate_grad_batches to 1."
         )
-    state = getattr(strategy, "_ddp_comm_state", None)
+    state = ddp_hook_state(strategy)
     if isinstance(state, PowerSGDState | PostLocalSGDState):
         reason = {
             PowerSGDState: "keeps an error per bucket, and the buckets change with every unfreezing",

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from hybrid_lightning.callbacks.logging import named_groups
 from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.lightning_private import saves_shares
 from hybrid_lightning.sharding import own_share, reshard, sharded_like, whole
 from hybrid_lightning.strategies import FSDP2Strategy
 
@@ -91,7 +92,7 @@ class Reference:
         if REFERENCE_KEY in checkpoint or not self.weights:
             return
         strategy = trainer.strategy
-        shares = isinstance(strategy, FSDP2Strategy) and strategy._save_distributed_checkpoint
+        shares = isinstance(strategy, FSDP2Strategy) and saves_shares(strategy)
         saved = checkpoint[REFERENCE_KEY] = dict[str, Tensor]()
         for parameter, share in self.weights.items():
             value = _as_parameter(share, parameter)

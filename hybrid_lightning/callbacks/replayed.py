@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 
+from hybrid_lightning.lightning_private import combination_of, wrapped_samplers
 from hybrid_lightning.sampling import SeededLoader, hashed, seed_cpu
 
 
@@ -28,8 +29,9 @@ class ReplayedLoader:
         self.combined = combined
         self._trainer, self._seed = trainer, seed
         loaders = combined.flattened
-        self._cycled = len(loaders) > 1 and combined._mode == "max_size_cycle"
-        self._loaders = [SeededLoader(each, seed, trainer.global_rank, str(n)) for n, each in enumerate(loaders)]
+        self._cycled = len(loaders) > 1 and combination_of(combined) == "max_size_cycle"
+        rank = trainer.global_rank
+        self._loaders = [SeededLoader(each, seed, rank, str(n), wrapped_samplers) for n, each in enumerate(loaders)]
         distinct = len({id(loader) for loader in loaders}) == len(loaders)
         self._can_skip = distinct and all(loader.can_skip(self._cycled) for loader in self._loaders)
 

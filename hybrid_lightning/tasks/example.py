@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.lightning_private import loaders_to_read
 
 
 def example_batch(trainer: pl.Trainer) -> Mapping[str, Any]:
@@ -17,11 +18,8 @@ def example_batch(trainer: pl.Trainer) -> Mapping[str, Any]:
     Raises:
         ConfigError: If the loader is empty or its batches are not dicts.
     """
-    loop: Any = trainer._active_loop
-    # the only place that knows loaders of a DataModule, of the module and of a plain argument alike
-    source = loop._data_source
     with torch.random.fork_rng(devices=[]):
-        return first_batch(source.dataloader())
+        return first_batch(loaders_to_read(trainer))
 
 
 def require_dict(batch: Any) -> None:
@@ -100,9 +98,8 @@ def training_targets(trainer: pl.Trainer) -> Tensor | None:
     Raises:
         ConfigError: If there are none.
     """
-    loop: Any = trainer._active_loop
     with torch.random.fork_rng(devices=[]):
-        loaders = loop._data_source.dataloader()
+        loaders = loaders_to_read(trainer)
     loader = next(iter(loaders.values())) if isinstance(loaders, Mapping) else loaders
     loader = loader[0] if isinstance(loader, list | tuple) else loader
     targets = targets_of(getattr(loader, "dataset", None))
