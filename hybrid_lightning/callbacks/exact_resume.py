@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from hybrid_lightning.callbacks.logging import window_is_open
 from hybrid_lightning.callbacks.loop_state import SavedPoint, settle
 from hybrid_lightning.callbacks.replayed import ReplayedLoader, epoch_of, position, seed_device
 from hybrid_lightning.errors import ConfigError
@@ -263,15 +264,6 @@ def warn_of_changes(trainer: pl.Trainer, saved: dict[str, Any], point: SavedPoin
         reasons.append("it was saved in the middle of a batch")
     if reasons:
         rank_zero_warn(f"Exact resume: the fit goes on, but not exactly as it would have: {'; '.join(reasons)}.")
-
-
-def window_is_open(trainer: pl.Trainer) -> bool:
-    """Whether gradients of earlier batches wait for the optimizer's step."""
-    loop = trainer.fit_loop.epoch_loop
-    current: Any = loop.batch_progress.current
-    if current.ready > current.processed:  # within a batch
-        return bool(current.processed % trainer.accumulate_grad_batches)
-    return accumulates(trainer)
 
 
 def open_window(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, dict[str, Tensor]] | None:

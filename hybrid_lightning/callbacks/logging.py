@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.lightning_private import logged_steps
+from hybrid_lightning.lightning_private import accumulates, logged_steps
 
 
 def is_log_step(trainer: pl.Trainer) -> bool:
@@ -84,3 +84,12 @@ def named_groups(trainer: pl.Trainer, callback: str) -> list[dict[str, Any]]:
             f"hybrid_lightning.named_param_groups(self, {{'backbone': 'backbone', 'head': 'head'}}, lr=...)."
         )
     return groups
+
+
+def window_is_open(trainer: pl.Trainer) -> bool:
+    """Whether gradients of earlier batches wait for the optimizer's step."""
+    loop = trainer.fit_loop.epoch_loop
+    current: Any = loop.batch_progress.current
+    if current.ready > current.processed:  # within a batch
+        return bool(current.processed % trainer.accumulate_grad_batches)
+    return accumulates(trainer)

@@ -13,9 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybrid_lightning.callbacks.exact_resume import window_is_open
 from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
-from hybrid_lightning.callbacks.logging import is_log_step, log_values
+from hybrid_lightning.callbacks.logging import is_log_step, log_values, window_is_open
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.freezing import KeptStatistics
 

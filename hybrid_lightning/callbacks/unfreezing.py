@@ -8,8 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from hybrid_lightning.callbacks.exact_resume import window_is_open
-from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values, named_groups
+from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values, named_groups, window_is_open
 from hybrid_lightning.callbacks.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown

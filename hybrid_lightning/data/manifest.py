@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Sampler
 from hybrid_lightning.data import entries as kinds
 from hybrid_lightning.data.augment import make_augmentation
 from hybrid_lightning.data.checks import check_on_first_rank
-from hybrid_lightning.data.loaders import balanced_sampler, padded_sampler, worker_count
 from hybrid_lightning.data.manifest_state import (
     STATE_VERSION,
     check_version,
@@ -42,6 +41,7 @@ from hybrid_lightning.data.splits import (
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.targets import Target, check_split, few_rows, strata_of
 from hybrid_lightning.errors import ConfigError, check_number, unknown
+from hybrid_lightning.tasks.example import balanced_sampler, padded_sampler, worker_count
 
 SAMPLING = ("shuffle", "balanced")
 

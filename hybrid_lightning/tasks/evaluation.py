@@ -11,10 +11,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.network.network import HybridNetwork
+from hybrid_lightning.rates import GroupScheduler
 from hybrid_lightning.tasks.metrics import SplitMetrics
-from hybrid_lightning.tasks.optimizers import step_by_metric
 
 
 def output_names(names: Sequence[str] | None, count: int) -> list[str]:
@@ -208,3 +208,25 @@ def own_samples(loaders: Any, batch_index: int, size: int) -> int:
     count: int = len(sampler.dataset)  # type: ignore[arg-type]
     own = len(range(sampler.rank, count, sampler.num_replicas)) - batch_index * batches.batch_size
     return min(max(own, 0), size)
+
+
+def step_by_metric(trainer: pl.Trainer, values: Mapping[str, Any], undefined: Mapping[str, str]) -> None:
+    """Steps `ReduceLROnPlateau` after a validation; Lightning would after the checkpoint, and not after a restart.
+
+    Args:
+        trainer: Its scheduler is stepped if it waits for a metric, and only checked in Lightning's sanity check.
+        values: Metric → value of this validation, without ``val/``.
+        undefined: Metrics that could not be computed this time; for one of these nothing happens.
+
+    Raises:
+        ConfigError: If validation does not measure the metric.
+    """
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, GroupScheduler) and config.scheduler.by_metric:
+            name = str(config.monitor).removeprefix("val/")
+            if name not in values and name not in undefined:
+                raise unknown("model.scheduler.monitor", "metric", f"val/{name}", [f"val/{v}" for v in values])
+            if name in values and not trainer.sanity_checking and config.scheduler.measured_after != batches:
+                config.scheduler.step(values[name])
+                config.scheduler.measured_after = batches

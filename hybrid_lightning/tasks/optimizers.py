@@ -5,7 +5,6 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -165,28 +164,6 @@ def _torch_scheduler(spec: object, optimizer: Optimizer, *, where: str, trust: C
         return scheduler_class(**{"optimizer": optimizer, **args})
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise ConfigError(f"{where}: {name} refuses its arguments: {error}") from error
-
-
-def step_by_metric(trainer: pl.Trainer, values: Mapping[str, Any], undefined: Mapping[str, str]) -> None:
-    """Steps `ReduceLROnPlateau` after a validation; Lightning would after the checkpoint, and not after a restart.
-
-    Args:
-        trainer: Its scheduler is stepped if it waits for a metric, and only checked in Lightning's sanity check.
-        values: Metric → value of this validation, without ``val/``.
-        undefined: Metrics that could not be computed this time; for one of these nothing happens.
-
-    Raises:
-        ConfigError: If validation does not measure the metric.
-    """
-    batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-    for config in trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, GroupScheduler) and config.scheduler.by_metric:
-            name = str(config.monitor).removeprefix("val/")
-            if name not in values and name not in undefined:
-                raise unknown("model.scheduler.monitor", "metric", f"val/{name}", [f"val/{v}" for v in values])
-            if name in values and not trainer.sanity_checking and config.scheduler.measured_after != batches:
-                config.scheduler.step(values[name])
-                config.scheduler.measured_after = batches
 
 
 def torch_classes(namespace: ModuleType) -> dict[str, type]:
