@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -184,21 +183,22 @@ def cluster_environment(trainer: pl.Trainer) -> ClusterEnvironment:
     return trainer._accelerator_connector.cluster_environment
 
 
-class TableLogger(CSVLogger):
-    """A `CSVLogger` that opens a table of another kind, in `open_table`; 2.6 keeps the table in private."""
+def table_of(logger: CSVLogger) -> ExperimentWriter | None:
+    """The table that a logger has opened; None before.
 
-    def open_table(self) -> ExperimentWriter:
-        """Makes the table, when it is first asked for."""
-        return ExperimentWriter(self.log_dir)
+    The public ``experiment`` would open it (2.6).
+    """
+    table = logger._experiment
+    assert table is None or isinstance(table, ExperimentWriter)
+    return table
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """The table; on other ranks than the first something that does nothing."""
-        if self._experiment is None:
-            self._experiment = self.open_table()
-        assert isinstance(self._experiment, ExperimentWriter)
-        return self._experiment
+
+def set_table(logger: CSVLogger, table: ExperimentWriter) -> None:
+    """Gives a logger a table of another kind, which it closes at the end.
+
+    2.6 makes its own kind, in the middle of ``experiment``.
+    """
+    logger._experiment = table
 
 
 class TableWriter(ExperimentWriter):

@@ -7,13 +7,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from hybrid_lightning.files import remove_leftovers, whole_file
-from hybrid_lightning.lightning_private import TableLogger, TableWriter
+from hybrid_lightning.lightning_private import TableWriter, set_table, table_of
 
 
-class RunLogger(TableLogger):
+class RunLogger(CSVLogger):
     """Writes ``metrics.csv``; other than Lightning's `CSVLogger`, it continues a table that is there.
 
     Args:
@@ -30,11 +32,17 @@ class RunLogger(TableLogger):
         super().__init__(save_dir, name=name, version=version, flush_logs_every_n_steps=sys.maxsize)
         self.first_step = first_step
 
-    def open_table(self) -> ExperimentWriter:
-        """Cleans the run's folder and its checkpoints of what killed processes left, and opens the table."""
-        remove_leftovers(Path(self.log_dir))
-        remove_leftovers(Path(self.log_dir) / "checkpoints")
-        return _Table(self.log_dir, self.first_step)
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The table; opening it cleans the run's folder and its checkpoints of what killed processes left."""
+        table = table_of(self)
+        if table is None:
+            remove_leftovers(Path(self.log_dir))
+            remove_leftovers(Path(self.log_dir) / "checkpoints")
+            table = _Table(self.log_dir, self.first_step)
+            set_table(self, table)
+        return table
 
 
 class _Table(TableWriter):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, model_parallel
 from lightning.pytorch.utilities import CombinedLoader
@@ -24,7 +24,6 @@ import hybrid_lightning
 from hybrid_lightning import lightning_private
 from hybrid_lightning.lightning_private import (
     SubcommandCLI,
-    TableLogger,
     TableWriter,
     accumulates,
     before_transfer,
@@ -45,6 +44,8 @@ from hybrid_lightning.lightning_private import (
     saves_shares,
     set_data_parallel_size,
     set_logged_steps,
+    set_table,
+    table_of,
     validation_fetcher,
     validation_is_due,
     wrapped_samplers,
@@ -496,20 +497,14 @@ def test_is_local_tells_paths_from_urls(tmp_path):
     assert not is_local("memory://folder/last.ckpt")
 
 
-def test_a_table_logger_opens_its_table_once_when_it_is_asked(tmp_path):
-    opened = []
-
-    class Mine(TableLogger):
-        def open_table(self) -> Any:
-            opened.append(TableWriter(self.log_dir))
-            return opened[0]
-
-    logger = Mine(tmp_path)
-    logger.finalize("success")
-    assert opened == []
+def test_table_of_is_none_until_set_table_gives_the_logger_what_it_writes_to(tmp_path):
+    logger = CSVLogger(tmp_path)
+    assert table_of(logger) is None
+    table = TableWriter(logger.log_dir)
+    set_table(logger, table)
+    assert table_of(logger) is logger.experiment is table
     logger.log_metrics({"loss": 1.0}, step=3)
-    logger.save()
-    assert opened == [logger.experiment]
+    logger.finalize("success")
     assert Path(logger.log_dir, "metrics.csv").read_text().splitlines() == ["loss,step", "1.0,3"]
 
 
