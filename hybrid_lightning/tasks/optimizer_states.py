@@ -12,8 +12,10 @@ from torch.optim import LBFGS, Adafactor, Adagrad, Optimizer
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.sharding import own_share
 
-_NEVER_NEGATIVE = ("step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_inf")
-_NEVER_NEGATIVE += ("variance", "row_var", "col_var")
+_NEVER_NEGATIVE = (
+    *("step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_inf"),
+    *("variance", "row_var", "col_var"),
+)
 _REMEDY = "Continue from another checkpoint of the run, or start a new fit from its weights with model.init_from."
 FreshState = Mapping[str, Any] | None
 """What an optimizer holds for a parameter after its first step; None if that is not known."""

@@ -32,7 +32,7 @@ def resume(fitted: Path, states) -> int:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("exp_avg", torch.zeros(7), "has shape (7,), not (4, 1, 3, 3)"),
+        ("exp_avg", torch.zeros(7), "has shape (7,), not (4, 3, 3, 3)"),
         ("exp_avg", torch.zeros(100_000), "has shape"),
         ("exp_avg", torch.tensor(0.0), "has shape ()"),
         ("exp_avg_sq", torch.zeros(3), "has shape"),
@@ -118,7 +118,7 @@ class Coded(torch.optim.SGD):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     codes = torch.zeros(2 * parameter.numel(), dtype=torch.uint8)
-                    self.state[parameter] = {"codes": codes, "sizes": [1, codes.clone()], "scale": torch.ones(4)}
+                    self.state[parameter] = {"codes": codes, "scale": torch.ones(4)}
         return super().step(closure)
 
 
