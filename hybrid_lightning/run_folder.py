@@ -104,7 +104,7 @@ def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
         ConfigError: If there are checkpoints, but none to continue from.
     """
     # a sharded one is a folder, whose old version is found if the process was killed while the new one took its place
-    saved = sorted([*folder.glob("*.ckpt"), *folder.glob(f"*.ckpt{OLD}")], key=lambda path: path.stat().st_mtime_ns)
+    saved = sorted([*folder.glob("*.ckpt"), *folder.glob(f"*.ckpt{OLD}")], key=lambda path: path.lstat().st_mtime_ns)
     found: dict[Path, int] = {}
     for path in saved:
         try:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybrid_lightning.callbacks.exact_resume import ExactResume
 from hybrid_lightning.callbacks.logging import fit_length
+from hybrid_lightning.callbacks.own_files import rebuild_paths
 from hybrid_lightning.durations import Duration
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import cluster_environment, log_train_step, save_now, validation_is_due
@@ -109,14 +110,8 @@ class LastCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Lets the paths that callbacks remember follow a folder that was moved, or that is named in another way."""
-        here = str(self.dirpath)
-        if Path(str(trainer.ckpt_path)).resolve().parent == Path(here).resolve():
-            states = checkpoint.get("callbacks", {})
-            before = states.get(self.state_key, {}).get("dirpath")
-            for state in states.values():
-                if before is not None and state.get("dirpath") == before:
-                    state.update(_moved(state, here))
+        """Lets the paths that callbacks remember stay in the folder of this run."""
+        rebuild_paths(trainer, checkpoint)
 
     def _listen(self, trainer: pl.Trainer) -> None:
         environment = cluster_environment(trainer)
@@ -174,13 +169,3 @@ def _validation_is_repeated(trainer: pl.Trainer) -> bool:
     """Whether a checkpoint of this moment, in or before a validation of a fit, lets the next process repeat it."""
     exact = any(isinstance(c, ExactResume) and c.enabled for c in trainer.callbacks)  # type: ignore[attr-defined]
     return exact and trainer.state.fn == "fit" and not trainer.sanity_checking
-
-
-def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
-    """The paths in the state of a `ModelCheckpoint`, in another folder."""
-
-    def moved(path: str) -> str:
-        return str(Path(folder) / Path(path).name) if path else path
-
-    paths = {key: moved(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
-    return {**paths, "dirpath": folder, "best_k_models": {moved(p): v for p, v in state["best_k_models"].items()}}

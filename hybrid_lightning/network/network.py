@@ -32,7 +32,7 @@ from hybrid_lightning.network.images import (
     refuse_wrong_channels,
     require_channels,
 )
-from hybrid_lightning.network.parts import Part, execution_order, feeding_parts
+from hybrid_lightning.network.parts import Part, execution_order, feeding_parts, refuse_compile_options
 from hybrid_lightning.network.presence import PREFIX, Presence, drop_at_random, encode_present, presence
 from hybrid_lightning.network.reading import find_output, find_pool, fix_unused, mask_of, pooled, shapes
 from hybrid_lightning.network.registry import forbid_fetching, refuse_hidden_weights, resolve, switch_weights
@@ -96,6 +96,9 @@ class HybridNetwork(nn.Module):
         self.facts["head"] = parts["head"]
         if len(self.feeding) > 1 and part_heads:
             self.facts["part_heads"] = PART_HEADS
+        if trust is not None:
+            for name, part in self.facts.items():
+                refuse_compile_options(part, self._where(name))
         self.outputs, self.part_weight = outputs, part_weight
         self._hints = hints or {}
         self.absent: list[str] = list((record or {}).get("absent", ()))

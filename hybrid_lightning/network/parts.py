@@ -18,6 +18,12 @@ from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.param_groups import PartRates
 from hybrid_lightning.schedules import UnfreezingSchedule
 
+_COMPILE_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "mode": (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "dynamic": (None, True, False),
+    "fullgraph": (True, False),
+}
+"""The options of torch.compile that a file may state; others can name programs that torch then runs."""
 RESERVED = ("fusion", "part_heads", "target", "id", "present", "pretrained", "untrained", "total")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -204,6 +210,23 @@ def _check_values(part: Part, where: str) -> None:
     if not isinstance(part.compile, bool | Mapping):
         raise ConfigError(f"{where}.compile: {part.compile!r} is neither true, nor false, nor options as a dict.")
     UnfreezingSchedule.parse(part.unfreeze, f"{where}.unfreeze")
+
+
+def refuse_compile_options(part: Part, where: str) -> None:
+    """Raises `ConfigError` if the facts of a part, which come from a file, give torch.compile other than plain options.
+
+    Args:
+        part: Of a checkpoint.
+        where: Config path of the part.
+    """
+    for option, value in part.compile.items() if isinstance(part.compile, Mapping) else ():
+        possible = _COMPILE_OPTIONS.get(option, ())
+        if type(value) not in (type(None), bool, str) or value not in possible:
+            raise ConfigError(
+                f"{where}.compile: {{{option!r}: {value!r:.100}}} comes from a file, which may only give "
+                f"{listing(_COMPILE_OPTIONS)}, as torch documents them, because other options can run programs. Use "
+                f"the config of the run instead: predict --config ... --ckpt_path ..., or from_config(...)."
+            )
 
 
 def _is_list_of_names(value: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hybrid_lightning.callbacks.gradient_pass import shared_pass
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values
+from hybrid_lightning.callbacks.own_files import rebuild_paths
 from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing, check_moments
 from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
@@ -39,6 +40,7 @@ from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_f
 from hybrid_lightning.tasks.evaluation import Evaluation
 from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
 from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_parts
+from hybrid_lightning.tasks.optimizer_states import damaged, first_problem
 from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class
 from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
 from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
@@ -447,6 +449,7 @@ class HybridTask(Evaluation, ABC):
         """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
         if CHECKPOINT_KEY in checkpoint:
             checkpoint[CHECKPOINT_KEY] = with_names(checkpoint[CHECKPOINT_KEY])
+        rebuild_paths(self.trainer, checkpoint)
         fits = self.trainer.state.fn == "fit"
         if not (fits and self._part_weight):  # heads that train the parts were asked for; their lack is a change
             self.follow_part_heads(checkpoint.get("state_dict", {}))
@@ -461,8 +464,27 @@ class HybridTask(Evaluation, ABC):
             self.on_group_change,
             self.trainer,
         )
+        if self._saved_facts is not None:
+            self._refuse_damaged_optimizer(checkpoint)
         if lines and self.trainer.is_global_zero:
             print(*lines, sep="\n")
+
+    def _refuse_damaged_optimizer(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raises `ConfigError` on all ranks if the optimizer state does not fit its parameters on one of them."""
+        made = self.configure_optimizers()
+        optimizer = made["optimizer"] if isinstance(made, Mapping) else made
+        if not isinstance(optimizer, torch.optim.Optimizer):  # several of a subclass, which go on as it says
+            return
+        names = {id(parameter): name for name, parameter in self.built().named_parameters()}
+        group = self.built().param_groups(self.base_lr, self.weight_decay)[0]
+
+        def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            groups = [{**group, "params": parameters}]
+            return make_optimizer(self.optimizer_facts, groups, fused=False, trust=self._trust)
+
+        problem = first_problem(checkpoint, optimizer, names, make)
+        if self.trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
+            raise damaged(problem or "another rank tells how.")
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

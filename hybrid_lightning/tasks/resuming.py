@@ -11,6 +11,7 @@ from hybrid_lightning.durations import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.rates import GroupLR
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY, other_tensors
+from hybrid_lightning.tasks.optimizer_states import require_groups
 
 ON_GROUP_CHANGE = ("error", "weights_only", "match")
 _OF_TODAY = (
@@ -60,6 +61,7 @@ def take_up(
     if changes and on_group_change == "weights_only":
         forget_fit(checkpoint, getattr(trainer, "datamodule", None))
         return None, [*lines, "The fit starts at step 0 with a new optimizer."]
+    require_groups(checkpoint, saved_groups)
     end_at(checkpoint, trainer.max_epochs)
     if changes or list(groups.items()) != list(saved_groups.items()):
         fresh = make_optimizer().state_dict()["param_groups"]

@@ -218,6 +218,45 @@ def test_code_named_by_the_optimizer_of_a_file_does_not_run(fact, spec, checkpoi
     assert not Path("pwned").exists()
 
 
+@pytest.fixture
+def two_towers(tmp_path) -> Path:
+    """The checkpoint of a model with a fusion, not trained."""
+    model = classifier(parts={name: {"module": "MLP", "input": "x"} for name in ("a", "b")}).build({"x": table()})
+    run = trainer()
+    run.strategy.connect(model)
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    return tmp_path / "two.ckpt"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"options": {"cpp.cxx": [None, "./evil.sh"]}},
+        {"backend": "inductor"},
+        {"mode": "evil"},
+        {"mode": {"cpp.cxx": "./evil.sh"}},
+        {"dynamic": "x"},
+        {"fullgraph": 1},
+        {"speed": True},
+        {7: True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("part", ["parts__a", "parts__head", "fusion"])
+def test_a_file_gives_the_compiler_no_options_that_name_programs(part, options, two_towers):
+    path = forged(two_towers, **{f"{part}__compile": options})
+    with pytest.raises(ConfigError, match=rf"{part.replace('__', '.')}\.compile: .* comes from a file"):
+        HybridTask.load_from_checkpoint(path, trust=["torch"])
+
+
+@pytest.mark.parametrize(
+    "options", [True, {}, {"mode": "reduce-overhead", "dynamic": None, "fullgraph": False}], ids=str
+)
+def test_a_file_may_say_that_a_part_is_compiled(options, checkpoint):
+    part = HybridTask.load_from_checkpoint(forged(checkpoint, parts__x__compile=options)).parts["x"]
+    assert part.compile == options
+
+
 class Payload:
     def __reduce__(self):
         return os.system, ("touch pwned",)
