@@ -1,11 +1,50 @@
 import os
+import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import processes
 from tests.small import command
+
+STARTED = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("hybrid_lightning")
+    choices = ("no", "also", "only")
+    group.addoption("--exhaustive", choices=choices, default="no", help="run tests that are marked exhaustive")
+    group.addoption("--minutes", type=float, help="start no test later")
+    group.addoption("--order", type=int, metavar="SEED", help="draw the order of the tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Chooses by the marker `exhaustive`, and draws the order."""
+    choice = config.getoption("exhaustive")
+    marked = [item for item in items if item.get_closest_marker("exhaustive")]
+    others = [item for item in items if not item.get_closest_marker("exhaustive")]
+    left_out = {"no": marked, "also": [], "only": others}[choice]
+    config.hook.pytest_deselected(items=left_out)
+    left_out_ids = {item.nodeid for item in left_out}
+    items[:] = [item for item in items if item.nodeid not in left_out_ids]
+    if (seed := config.getoption("order")) is not None:
+        random.Random(seed).shuffle(items)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("minutes")
+    if minutes is not None and time.monotonic() > STARTED + 60 * minutes:
+        pytest.skip("no time is left")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Lets the workers of a session share the process that forks."""
+    own = tmp_path_factory.getbasetemp()
+    processes.place = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(autouse=True, scope="session")

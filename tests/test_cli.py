@@ -1,7 +1,5 @@
 import csv
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hybrid_lightning
 from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import HybridCLI, HybridTrainer, explained, main, shortened
-from tests.processes import succeed
+from tests.processes import LIMIT, Running, succeed
 from tests.small import CONFIG, DELETE, changed, classifier, command, write
 
 ROOT = Path(hybrid_lightning.__file__).parents[1]
@@ -245,10 +243,6 @@ def test_evaluation_reads_the_best_checkpoint_of_the_newest_run(split, fitted, m
 def test_evaluation_works_in_a_new_process(fitted):
     words = ["test", "--config", "small.yaml", "--ckpt_path", "best", "--trainer.logger", "false"]
     assert "test/accuracy" in succeed("-m", "hybrid_lightning", *words, cwd=fitted).stdout
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def test_predictions_are_written_in_the_order_of_the_data(fitted, folder, capsys):
@@ -580,28 +574,14 @@ def test_a_message_of_the_parser_that_is_not_known_stays_as_it_is():
     assert explained("something else") == "something else"
 
 
-@pytest.mark.slow
 def test_an_interrupt_ends_the_fit_without_a_traceback(folder):
     write(changed({"trainer.max_epochs": 100_000}))
-    with subprocess.Popen(
-        [sys.executable, "-m", "hybrid_lightning", "fit", "--config", "small.yaml"],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell that started the tests in the background has the signal ignored, which is inherited
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as started:
-        deadline = time.monotonic() + 60
-        while not list(folder.rglob("metrics.csv")) and time.monotonic() < deadline:
+    with Running("-m", "hybrid_lightning", "fit", "--config", "small.yaml", cwd=folder) as running:
+        while not list(folder.rglob("metrics.csv")) and running.process.poll() is None:
             time.sleep(0.1)
-        started.send_signal(signal.SIGINT)
-        try:
-            _, err = started.communicate(timeout=30)
-        finally:
-            started.kill()
-    assert started.returncode == 130
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(LIMIT) == 130
+        err = running.done().stderr
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "interrupted"
 

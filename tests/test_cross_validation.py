@@ -87,7 +87,6 @@ def check(folder: Path, folds: int) -> None:
     assert float(scores[folds + 1]["test/loss"]) == pytest.approx(statistics.stdev(values))
 
 
-@pytest.mark.slow
 def test_each_fold_is_a_process_and_each_sample_is_predicted_once(folder):
     words = ["-m", "hybrid_lightning", "cross_validate", "--folds", "2", "--config", config()]
     done = succeed(*words, cwd=folder)

@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.processes import ROOT, succeed
+from tests.processes import ROOT, succeed, succeed_on
 
 
 def run(kind: str, ranks: int, folder: Path) -> None:
-    succeed("-m", "tests.distributed_worker", kind, str(ranks), str(folder))
+    succeed_on(ranks, "-m", "tests.distributed_worker", kind, str(ranks), str(folder))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["task", "foreign", "static"])
 def test_two_ranks_agree_with_each_other_and_with_one_process(kind: str, tmp_path: Path) -> None:
     for ranks in (1, 2):
@@ -30,7 +29,6 @@ def test_two_ranks_agree_with_each_other_and_with_one_process(kind: str, tmp_pat
     assert sorted(set(moments[0].values())) == [0, 2, 4, 6]
 
 
-@pytest.mark.slow
 def test_a_metric_decides_the_same_on_all_ranks(tmp_path: Path) -> None:
     run("plateau", 2, tmp_path)
     first, second = (load(tmp_path / f"plateau-2-{rank}.pt") for rank in (0, 1))
@@ -41,13 +39,11 @@ def test_a_metric_decides_the_same_on_all_ranks(tmp_path: Path) -> None:
     assert set(moments[0].values()) == {0, 9}
 
 
-@pytest.mark.slow
 def test_a_rank_that_drifts_is_told_after_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"after step 1 the ranks hold different values of 'head\.bias'"):
         run("drift", 2, tmp_path)
 
 
-@pytest.mark.slow
 def test_all_ranks_skip_a_step_that_is_not_finite_on_one(tmp_path: Path) -> None:
     run("poison", 2, tmp_path)
     first, second = (load(tmp_path / f"poison-2-{rank}.pt") for rank in (0, 1))
@@ -59,7 +55,6 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.slow
 def test_the_command_line_fits_and_tests_on_two_ranks(tmp_path: Path) -> None:
     command = ["-m", "hybrid_lightning", "fit", "--config", str(ROOT / "configs/deep_cnn_gradual.yaml")]
     devices = {"devices": "2", "strategy": "ddp", "accelerator": "cpu", "max_epochs": "2", "limit_train_batches": "3"}

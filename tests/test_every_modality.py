@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.data.make_files import INPUTS, LABELS, make_manifest
-from tests.processes import succeed
+from tests.processes import succeed, succeed_on
 from tests.small import changed, write
 
 PARTS: dict[str, Any] = {
@@ -25,7 +25,8 @@ PARTS: dict[str, Any] = {
 KINDS: dict[str, Any] = {
     "photo": {"image": "photo", "size": 16},
     "xray": {"image": "xray", "size": 16, "channels": 1},
-    "scan": {"volume": "scan"},
+    # oneDNN 3.12 writes wrong gradients of a 7³ kernel for volumes of less than 8 slices where the CPU has AVX-512
+    "scan": {"volume": "scan", "size": 8},
     "emb": {"array": "emb"},
     "spectrum": {"array": "spectrum"},
     "curve": {"series": "curve"},
@@ -94,9 +95,9 @@ def train(folder: Path) -> None:
     make_known(folder / "known")
     make_new(folder / "new")
     words = ["--config", write(config(), folder / "all.yaml")]
-    succeed("-m", "hybrid_lightning", "fit", *words, *TWO, cwd=folder)
+    succeed_on(2, "-m", "hybrid_lightning", "fit", *words, *TWO, cwd=folder)
     new = ["--ckpt_path", "last", "--data.predict_path", "new/new.csv"]
-    succeed("-m", "hybrid_lightning", "predict", *words, *new, *TWO, "--output", "two.csv", cwd=folder)
+    succeed_on(2, "-m", "hybrid_lightning", "predict", *words, *new, *TWO, "--output", "two.csv", cwd=folder)
     succeed("-m", "hybrid_lightning", "predict", *words, *new, "--output", "one.csv", cwd=folder)
 
 
@@ -145,7 +146,6 @@ def check_that_what_a_sample_lacks_contributes_nothing(folder: Path) -> None:
         assert 0 < sum(there.values()) < NEW, name
 
 
-@pytest.mark.slow
 def test_every_kind_of_input_with_gaps_goes_from_files_to_predictions_on_two_ranks_as_on_one(tmp_path):
     train(tmp_path)  # once for all that follows, because it takes most of the time
     check_that_each_part_trained_and_is_judged_alone(tmp_path)

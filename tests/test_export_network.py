@@ -39,7 +39,6 @@ def images(count: int) -> dict[str, torch.Tensor]:
     return {"image": torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(count))}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("parts", [TOWERS, LORA], ids=["towers", "adapter"])
 def test_the_program_answers_as_the_model_for_any_number_of_samples(parts, folder, capsys):
     checkpoint, config = fitted(folder, parts)
@@ -55,7 +54,6 @@ def test_the_program_answers_as_the_model_for_any_number_of_samples(parts, folde
             torch.testing.assert_close(program(images(count)), model(images(count)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_program_predicts_the_same_numbers_once_it_is_trusted(folder, capsys):
     _, config = fitted(folder, TOWERS)
     assert main(["export", "--config", config, "--ckpt_path", "last", "--output", "net.pt2"]) == 0
@@ -74,7 +72,6 @@ def test_a_program_predicts_the_same_numbers_once_it_is_trusted(folder, capsys):
     assert "has 3 outputs, and the model of the config 4" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("module", ["ConcatFusion", "GatedFusion", "AttentionFusion", "LogitFusion"])
 def test_a_program_knows_what_samples_lack(module, tmp_path):
     there = torch.tensor([True, False, True, True, False])
@@ -111,7 +108,6 @@ def hostile(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.slow
 def test_the_hostile_program_would_run_code(folder):
     hostile(folder / "net.pt2")
     with pytest.raises((AttributeError, TypeError, ValueError)):
@@ -136,7 +132,6 @@ def test_nothing_of_a_program_is_run_unless_its_digest_is_given(verb, words, mes
     assert not Path("executed").exists()
 
 
-@pytest.mark.slow
 def test_series_with_a_mask_in_a_dict_are_exported(folder, capsys):
     config = changed({"init.parts": SERIES, "init.num_classes": 11, "trainer.limit_val_batches": 1})
     config["data"] = {"class_path": "PlaidDataModule", "init_args": {"context": 64, "wave_length": 32}}
@@ -202,7 +197,6 @@ def test_entries_that_a_network_reads_say_that_all_samples_have_what_has_no_mask
         entries_read(batch, ["a", "c"])
 
 
-@pytest.mark.slow
 def test_a_network_with_modality_dropout_is_exported_on_data_without_gaps(tmp_path):
     batch = {"a": torch.randn(4, 3), "b": torch.randn(4, 3)}
     fusion = {"args": {"modality_dropout": 0.2}}

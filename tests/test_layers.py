@@ -1,11 +1,10 @@
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import hybrid_lightning
+from tests.processes import succeed
 
 ROOT = Path(hybrid_lightning.__file__).parent
 TOOL = "hybrid_lightning"
@@ -86,7 +85,7 @@ def test_the_plain_torch_layer_works_without_lightning():
         "h.named_param_groups, h.GroupRates, h.UnfreezingSchedule, h.Part\n"
         "assert not {'lightning', 'pytorch_lightning', 'torchmetrics'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    succeed("-c", code, fresh=True)
 
 
 def test_every_public_name_is_there():

@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from hybrid_lightning import ConfigError, named_param_groups, shard
 from hybrid_lightning.sharded_files import read_folder, write_folder
 from hybrid_lightning.sharding import sharded_like, whole, wrap_units
 from hybrid_lightning.weights import read_file
+from tests.processes import succeed
 
 
 @pytest.fixture
@@ -152,4 +151,4 @@ def test_a_folder_without_a_shard_is_refused(folder: Path) -> None:
 
 def test_sharding_needs_no_lightning() -> None:
     code = "import sys, hybrid_lightning as h; h.shard; assert 'lightning' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    succeed("-c", code, fresh=True)

@@ -16,7 +16,7 @@ from torch import nn
 from hybrid_lightning import ConfigError, FSDP2Strategy, HybridClassifier
 from hybrid_lightning.strategies import shard_if_asked
 from hybrid_lightning.weights import read_file
-from tests.processes import python, succeed
+from tests.processes import python, succeed_on
 from tests.small import changed, trainer, write
 
 FOLDERS = '{"class_path": "hybrid_lightning.FSDP2Strategy", "init_args": {"save_distributed_checkpoint": true}}'
@@ -24,7 +24,8 @@ SMALL = {"init.parts.stem.unfreeze": "2 steps", "trainer.max_epochs": 2, "traine
 
 
 def fits(name: str, folder: Path, **facts: Any) -> None:
-    succeed("-m", "tests.sharded_worker", name, json.dumps({"folder": str(folder), **facts}))
+    words = ["-m", "tests.sharded_worker", name, json.dumps({"folder": str(folder), **facts})]
+    succeed_on(facts["ranks"], *words)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -48,7 +49,6 @@ def assert_resumed_exactly(folder: Path, steps: list[int]) -> None:
             assert whole["logged"][-1] == resumed["logged"][-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sharded_files"), [("task", False), ("foreign", True)])
 def test_two_sharded_ranks_equal_one_process_and_resume_exactly(kind: str, sharded_files: bool, tmp_path: Path) -> None:
     steps = [2, 3, 4, 5, 6, 9]  # before, at and after an unfreezing; 3, 6 and 9 end an epoch
@@ -67,7 +67,6 @@ def test_two_sharded_ranks_equal_one_process_and_resume_exactly(kind: str, shard
     assert_resumed_exactly(tmp_path, steps)
 
 
-@pytest.mark.slow
 def test_batch_statistics_resume_exactly_on_each_rank(tmp_path: Path) -> None:
     fits("two", tmp_path, kind="batch statistics", ranks=2, save=True, resume=[3, 5, 8])
     assert_resumed_exactly(tmp_path, [3, 5, 8])
@@ -77,19 +76,22 @@ def command(folder: Path, verb: str, *words: str) -> subprocess.CompletedProcess
     return python("-m", "hybrid_lightning", verb, "--config", "small.yaml", *words, cwd=folder)
 
 
+def on_two_ranks(folder: Path, verb: str, *words: str) -> str:
+    """What both have printed."""
+    return "".join(succeed_on(2, "-m", "hybrid_lightning", verb, "--config", "small.yaml", *words, cwd=folder))
+
+
 def metrics(folder: Path, name: str) -> list[dict[str, float]]:
     with (folder / f"runs/{name}/version_0/metrics.csv").open() as file:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-@pytest.mark.slow
 def test_the_command_line_trains_sharded_as_with_ddp(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
     two = ("--trainer.devices", "2", "--test_after_fit", "best")
     for strategy in ("ddp", "fsdp2"):
-        done = command(tmp_path, "fit", "--trainer.strategy", strategy, "--name", strategy, *two)
-        assert done.returncode == 0, done.stderr[-4000:]
-        assert done.stdout.count("eval, then train") == 1
+        out = on_two_ranks(tmp_path, "fit", "--trainer.strategy", strategy, "--name", strategy, *two)
+        assert out.count("eval, then train") == 1
     reference, sharded = metrics(tmp_path, "ddp"), metrics(tmp_path, "fsdp2")
     assert any("test/loss" in row for row in reference)
     assert any("grad_norm_clipped/stem" in row for row in reference)
@@ -102,12 +104,10 @@ def test_the_command_line_trains_sharded_as_with_ddp(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]  # on one device, from where two had come
 
 
-@pytest.mark.slow
 def test_a_folder_of_shards_is_tested_continued_and_rebuilt(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
     fold = ("--name", "fold", "--trainer.strategy", FOLDERS)
-    done = command(tmp_path, "fit", *fold, "--trainer.devices", "2", "--test_after_fit", "best")
-    assert done.returncode == 0, done.stderr[-4000:]
+    on_two_ranks(tmp_path, "fit", *fold, "--trainer.devices", "2", "--test_after_fit", "best")
     folder = tmp_path / "runs/fold/version_0/checkpoints/last.ckpt"
     assert {path.name for path in folder.iterdir()} == {".metadata", "meta.pt", "__0_0.distcp", "__1_0.distcp"}
     rebuilt = HybridClassifier.load_from_checkpoint(folder)
@@ -120,7 +120,6 @@ def test_a_folder_of_shards_is_tested_continued_and_rebuilt(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[-4000:]  # on one rank, from the shards of two
 
 
-@pytest.mark.slow
 def test_a_folder_that_was_being_replaced_is_continued_and_gets_its_name_back(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
     words = ("--resume", "auto", "--trainer.strategy", FOLDERS)
@@ -136,7 +135,6 @@ def test_a_folder_that_was_being_replaced_is_continued_and_gets_its_name_back(tm
     assert read_file(folder / "last.ckpt", tensors=False)["global_step"] == 9
 
 
-@pytest.mark.slow
 def test_the_weights_of_other_groups_start_a_new_sharded_fit(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
     words = ("--trainer.strategy", "fsdp2", "--trainer.max_epochs", "1")
@@ -148,7 +146,6 @@ def test_the_weights_of_other_groups_start_a_new_sharded_fit(tmp_path: Path) -> 
     assert load(tmp_path / "runs/small/version_1/checkpoints/last.ckpt")["global_step"] == 3
 
 
-@pytest.mark.slow
 def test_lightnings_own_strategy_is_refused_with_the_alternative(tmp_path: Path) -> None:
     write(changed(SMALL), tmp_path / "small.yaml")
     strategy = json.dumps({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"})

@@ -267,7 +267,6 @@ def test_what_cannot_be_probed_is_said_once_and_the_fit_goes_on_as_ever(model: A
     assert first_difference(*states, "state") is None
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # inside torch.compile
 def test_a_compiled_part_has_the_same_similarity_and_is_not_compiled_more_often() -> None:
     torch._dynamo.register_backend(counted, name="counted_drift")

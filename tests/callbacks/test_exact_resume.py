@@ -1,6 +1,4 @@
 import json
-import socket
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from tests.callbacks.resuming import (
     plain,
 )
 from tests.callbacks.tiny import batches, hybrid, trainer
-from tests.processes import succeed
+from tests.processes import succeed_on
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # continued runs save nothing
@@ -54,18 +52,15 @@ def test_a_fit_continues_exactly_from_any_checkpoint(
     assert_exact(model, loader, tmp_path, **{"every": 2, **options})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loader", [name for name in LOADERS if name != "spawned"])
 def test_it_does_with_any_loader(loader: str, tmp_path: Path) -> None:
     assert_exact("foreign", loader, tmp_path, every=2, at_least=8)
 
 
-@pytest.mark.slow
 def test_it_does_with_workers_that_share_nothing_with_their_parent(tmp_path: Path) -> None:
     assert_exact("foreign", "spawned", tmp_path, at_least=2, every=12, max_epochs=2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loader", ["samples", "persistent"])
 @pytest.mark.parametrize(
     "options",
@@ -84,21 +79,18 @@ def test_it_does_with_any_validation_schedule_and_length(options: dict[str, Any]
     assert_exact("foreign", loader, tmp_path, every=3, at_least=7, **options)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "foreign"])
 @pytest.mark.parametrize("options", [{}, {"val_check_interval": 3, "accumulate_grad_batches": 2}], ids=str)
 def test_it_does_with_any_scheduler(model: str, options: dict[str, Any], tmp_path: Path) -> None:
     assert_exact(model, "samples", tmp_path, every=2, at_least=14, **options)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
 @pytest.mark.parametrize("loader", ["samples", "workers"])
 def test_it_does_with_random_validation_data(loader: str, tmp_path: Path) -> None:
     assert_exact("plateau", "samples", tmp_path, every=2, at_least=14, val_check_interval=3, validation=loader)
 
 
-@pytest.mark.slow
 def test_it_does_with_a_number_of_steps_except_for_the_hooks_after_the_last(tmp_path: Path) -> None:
     number, found = differences(Dropping, "samples", tmp_path, max_steps=20, max_epochs=-1)
     assert number > 20
@@ -264,7 +256,6 @@ def test_a_module_that_reads_its_batches_itself_cannot_continue_within_an_epoch(
         again.fit(Reading(), plain(), ckpt_path=tmp_path / "batch-0-2.ckpt", weights_only=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "loader", "options"),
     [
@@ -276,13 +267,7 @@ def test_a_module_that_reads_its_batches_itself_cannot_continue_within_an_epoch(
     ids=["task", "foreign", "workers", "fsdp2"],
 )
 def test_two_ranks_continue_exactly(model: str, loader: str, options: dict[str, Any], tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["-m", "tests.resume_worker", model, loader, str(tmp_path), json.dumps(options)]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda rank: succeed(*words, **place, LOCAL_RANK=rank), "01"))
+    succeed_on(2, "-m", "tests.resume_worker", model, loader, str(tmp_path), json.dumps(options))
     for rank in range(2):
         number, found = json.loads((tmp_path / f"{rank}.json").read_text())
         print(f"rank {rank}: {number - len(found)} of {number} bit-equal")

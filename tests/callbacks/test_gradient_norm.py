@@ -16,7 +16,7 @@ from hybrid_lightning.callbacks import gradient_norm
 from hybrid_lightning.run_logger import RunLogger, read_rows
 from tests.callbacks.by_hand import ByHand, Rows, compare
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
-from tests.processes import succeed
+from tests.processes import succeed_on
 
 
 def logged(model: pl.LightningModule, folder: Any, *callbacks: pl.Callback, **options: Any) -> list[dict[str, Any]]:
@@ -178,11 +178,10 @@ def test_a_task_that_measures_itself_is_not_measured_again(tmp_path: Any, monkey
     assert len(calls) == runner.global_step == 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_norms_on_two_ranks_equal_an_independent_computation(strategy: str, tmp_path: Path) -> None:
     """With accumulation, clipping and unfreezing, in a task and in a foreign module; both ranks log the same."""
-    succeed("-m", "tests.gradient_worker", strategy, str(tmp_path))
+    succeed_on(2, "-m", "tests.gradient_worker", strategy, str(tmp_path))
     for kind in MODELS:
         ranks = [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
         for saved in ranks:

@@ -1,7 +1,6 @@
 import csv
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from hybrid_lightning import ConfigError, LastCheckpoint
 from tests.callbacks.signals import FailAt, SignalAt
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
-from tests.processes import python
+from tests.processes import ranks
 from tests.small import changed, command, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
@@ -194,29 +193,30 @@ def test_an_impossible_duration_is_refused(every, words, capsys):
 # Two ranks
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_ranks_leave_at_the_same_step_whichever_gets_the_signal_and_continue(rank, folder):
     config = with_callback("SignalAt", {"trainer.max_epochs": 2}, batch=3, rank=rank)
     config["trainer"] |= {"devices": 2, "strategy": "ddp", "limit_train_batches": 5}
-    done = fit_in_process(folder, config)
-    assert done.returncode == 143, done.stderr[-4000:]
-    assert "Traceback" not in done.stderr
-    assert done.stdout.count("terminated at step 4: saved") == 1
+    out = fit_on_two_ranks(folder, config, status=143)
+    assert out.count("terminated at step 4: saved") == 1
     assert last(folder)["global_step"] == 4
     del config["trainer"]["callbacks"]
-    done = fit_in_process(folder, config)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("continues from last.ckpt, step 4") == 1
+    out = fit_on_two_ranks(folder, config, status=0)
+    assert out.count("continues from last.ckpt, step 4") == 1
     assert [path.name for path in (folder / "runs/small").iterdir()] == ["version_0"]
     assert last(folder)["global_step"] == 10
     assert steps(folder, "train/loss") == list(range(10))
     assert steps(folder, "val/loss") == [4, 9]
 
 
-def fit_in_process(folder: Path, config: dict) -> "subprocess.CompletedProcess[str]":
+def fit_on_two_ranks(folder: Path, config: dict, status: int) -> str:
+    """Output of both; the first has to end with the status, the second with 0, and both without a traceback."""
     words = ["fit", "--config", write(yaml.safe_dump(config)), "--resume", "auto"]
-    return python("-m", "hybrid_lightning", *words, cwd=folder)
+    done = ranks(2, "-m", "hybrid_lightning", *words, cwd=folder)
+    errors = "".join(one.stderr[-4000:] for one in done)
+    assert [one.returncode for one in done] == [status, 0], errors
+    assert "Traceback" not in errors
+    return "".join(one.stdout for one in done)
 
 
 def test_failing_callbacks_fail():

@@ -15,7 +15,7 @@ from tests.callbacks.resuming import differences
 from tests.callbacks.test_l2sp import pretrained
 from tests.callbacks.test_statistics import Takes
 from tests.callbacks.tiny import batches, hybrid, trainer
-from tests.processes import succeed
+from tests.processes import succeed_on
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
@@ -142,8 +142,9 @@ def test_a_fit_with_other_groups_keeps_the_reference_only_if_it_goes_on(change: 
 
 def run(name: str, folder: Path, **facts: Any) -> dict[str, Any]:
     """Results of all ranks, which have to be equal."""
-    succeed("-m", "tests.callbacks.drift_worker", name, json.dumps({"folder": str(folder), **facts}))
     ranks = 1 if facts["strategy"] == "one" else 2
+    words = ["-m", "tests.callbacks.drift_worker", name, json.dumps({"folder": str(folder), **facts})]
+    succeed_on(ranks, *words)
     results = [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(ranks)]
     assert results[0]["logged"] == results[-1]["logged"]
     assert all(torch.equal(value, results[-1]["model"][name]) for name, value in results[0]["model"].items())
@@ -158,7 +159,6 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert together == pytest.approx(alone, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "strategies", "restarts"),
     [

@@ -15,7 +15,7 @@ from hybrid_lightning.callbacks.gradient_pass import LaterOnHost
 from hybrid_lightning.callbacks.spike_guard import ACTIONS
 from tests.callbacks.resuming import Dropping, Run, first_difference
 from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
-from tests.processes import succeed
+from tests.processes import succeed_on
 from tests.small import CONFIG, changed, command
 
 QUIET = "ignore:(SpikeGuard|unfreeze. postponed)"
@@ -408,7 +408,6 @@ def test_postponing_without_unfreezing_is_refused() -> None:
 # Resuming and ranks
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings(QUIET)
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval")
@@ -447,10 +446,9 @@ def test_a_fit_continues_exactly_from_any_checkpoint(
     assert len(paths) >= 7
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_ranks_decide_the_same_although_only_one_has_the_spike(strategy: str, tmp_path: Path) -> None:
-    succeed("-m", "tests.spike_worker", strategy, str(tmp_path))
+    succeed_on(2, "-m", "tests.spike_worker", strategy, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first_difference(first, second, "ranks") is None
     assert [event["step"] for event in first["guard"]["events"]] == [10, 14]

@@ -9,25 +9,25 @@ from torch import Tensor
 
 from tests.conformance.model import EPOCHS, Violation, largest_difference
 from tests.conformance.tools import Tool
-from tests.processes import python
+from tests.processes import LIMIT, ranks
 
-SECONDS = 180
 States = list[dict[str, Tensor]]
 """The parameters after each epoch."""
 
 
 @cache
-def states(tool: Tool, ranks: int, strategy: str) -> list[States]:
+def states(tool: Tool, count: int, strategy: str) -> list[States]:
     """Each rank's parameters after each epoch, from a fit in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["-m", "tests.conformance.worker", tool.name, str(ranks), strategy, folder]
+        words = ["-m", "tests.conformance.worker", tool.name, str(count), strategy, folder]
         try:
-            done = python(*words, seconds=SECONDS)
+            done = ranks(count, *words)
         except AssertionError:
-            raise Violation(f"still running after {SECONDS} s") from None
-        if done.returncode:
-            raise Violation("crash: " + done.stderr.strip().splitlines()[-1].split(". ")[0])
-        paths = [[Path(folder) / f"{rank}-{epoch}.pt" for epoch in range(EPOCHS)] for rank in range(ranks)]
+            raise Violation(f"still running after {LIMIT} s") from None
+        for one in done:
+            if one.returncode:
+                raise Violation("crash: " + one.stderr.strip().splitlines()[-1].split(". ")[0])
+        paths = [[Path(folder) / f"{rank}-{epoch}.pt" for epoch in range(EPOCHS)] for rank in range(count)]
         found = [[torch.load(path, weights_only=True) for path in of_rank] for of_rank in paths]
     still = [name for name in found[0][0] if all(torch.equal(found[0][0][name], state[name]) for state in found[0])]
     if still:

@@ -74,7 +74,7 @@ def quiet() -> Iterator[None]:
 
 
 def cases() -> list[Any]:
-    marks = {title: [pytest.mark.slow] if title in SLOW else [] for title in CHECKS}
+    marks = {title: [pytest.mark.exhaustive] if title in SLOW else [] for title in CHECKS}
     return [pytest.param(t, title, id=f"{t.name}-{title}", marks=marks[title]) for t in TOOLS for title in CHECKS]
 
 

@@ -14,7 +14,6 @@ def elpv() -> ElpvDataModule:
     return data
 
 
-@pytest.mark.slow
 def test_the_splits_hold_all_cells_and_each_class_and_type_alike(elpv):
     kinds = {name: 2 * s.targets + s.entries["type"][:, 1].long() for name, s in elpv.splits.items()}
     assert {name: len(kind) for name, kind in kinds.items()} == {"train": 1673, "val": 296, "test": 655}
@@ -22,7 +21,6 @@ def test_the_splits_hold_all_cells_and_each_class_and_type_alike(elpv):
     assert (shares.amax(0) - shares.amin(0)).max() < 0.01
 
 
-@pytest.mark.slow
 def test_a_batch_has_the_promised_shapes_and_range(elpv):
     batch = next(iter(elpv.train_dataloader()))
     assert (batch["image"].shape, batch["image"].dtype) == ((16, 3, 8, 8), torch.float32)
@@ -32,7 +30,6 @@ def test_a_batch_has_the_promised_shapes_and_range(elpv):
     assert batch["type"].sum(1).eq(1).all()
 
 
-@pytest.mark.slow
 def test_the_test_split_is_the_same_whatever_the_validation_split_is(elpv):
     other = ElpvDataModule(batch_size=16, size=8, val_fraction=0.3, seed=5)
     other.setup()

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pandas
 import torch
@@ -8,6 +5,7 @@ import torch
 from hybrid_lightning.data.entries import parse_entries
 from hybrid_lightning.data.table import Table
 from tests.data.make_files import INPUTS, make_manifest
+from tests.processes import succeed
 
 KINDS = {
     "photo": {"image": "photo", "size": 8},
@@ -65,7 +63,6 @@ def test_equal_seeds_write_equal_files(tmp_path):
 
 
 def test_it_runs_from_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "tests.data.make_files", str(tmp_path / "made"), "4", "0.5", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = succeed("-m", "tests.data.make_files", str(tmp_path / "made"), "4", "0.5", "1")
     assert done.stdout.strip() == str(tmp_path / "made" / "manifest.csv")
     assert len(pandas.read_csv(tmp_path / "made" / "manifest.csv")) == 4

@@ -16,7 +16,7 @@ from hybrid_lightning.data.samples import MemoryDataset, SampleDataset
 from hybrid_lightning.errors import ConfigError
 from tests.callbacks.resuming import differences
 from tests.callbacks.tiny import hybrid
-from tests.processes import ROOT, succeed
+from tests.processes import ROOT, succeed, succeed_on
 from tests.small import trainer
 
 INPUTS = {"ages": {"numeric": ["age", "dose"]}, "table": {"numeric": ["dose"], "categorical": ["site"]}}
@@ -468,7 +468,6 @@ def resumable(**options):
     return prepared(rows=rows, inputs=inputs, fractions={"val": 0.15, "test": 0.25}, **options)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Be aware that when using")
 @pytest.mark.parametrize(("workers", "sampling"), [(0, "shuffle"), (2, "shuffle"), (2, "balanced")])
 @pytest.mark.filterwarnings("ignore:.*use of fork")
@@ -482,10 +481,9 @@ def test_a_fit_of_a_manifest_continues_exactly(folder, workers, sampling):
     assert not found
 
 
-@pytest.mark.slow
 def test_two_ranks_share_the_draws_of_one(tmp_path):
     for ranks in (1, 2):
-        succeed("-m", "tests.data.manifest_worker", "draws", str(ranks), str(tmp_path))
+        succeed_on(ranks, "-m", "tests.data.manifest_worker", "draws", str(ranks), str(tmp_path))
     one, first, second = (torch.load(tmp_path / f"draws-{name}.pt") for name in ("1-0", "2-0", "2-1"))
     assert len(one) == len(first) == 2
     for epoch in range(2):
@@ -494,25 +492,22 @@ def test_two_ranks_share_the_draws_of_one(tmp_path):
     assert sorted(one[0]) != sorted(one[1])
 
 
-@pytest.mark.slow
 def test_two_ranks_continue_balanced_sampling_exactly(tmp_path):
-    succeed("-m", "tests.data.manifest_worker", "resume", "2", str(tmp_path))
+    succeed_on(2, "-m", "tests.data.manifest_worker", "resume", "2", str(tmp_path))
     for rank in (0, 1):
         count, found = torch.load(tmp_path / f"resume-2-{rank}.pt")
         assert count >= 3
         assert not found
 
 
-@pytest.mark.slow
 def test_sharded_ranks_predict_the_same_number_of_batches(tmp_path):
-    succeed("-m", "tests.data.manifest_worker", "predict", "2", str(tmp_path))
+    succeed_on(2, "-m", "tests.data.manifest_worker", "predict", "2", str(tmp_path))
     first, second = (torch.load(tmp_path / f"predict-2-{rank}.pt") for rank in (0, 1))
     assert [len(batch) for batch in first] == [len(batch) for batch in second]
     ids = [row for batch in (*first, *second) for row in batch]
     assert set(ids) == set(range(5))
 
 
-@pytest.mark.slow
 def test_workers_can_be_spawned(tmp_path):
     code = (
         "import os, sys, torch; os.chdir(sys.argv[1])\n"

@@ -36,7 +36,6 @@ def fitted(compile: Any, counts: Counts) -> Any:
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # inside torch.compile
 def test_a_compiled_part_learns_the_same_and_is_compiled_again_only_when_something_unfreezes() -> None:
     torch._dynamo.reset()

@@ -49,7 +49,6 @@ def test_an_untrained_extractor_needs_no_size_trains_and_is_rebuilt(trained):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.slow
 def test_an_untrained_extractor_is_exported_for_any_number_of_samples(trained):
     model, data, _ = trained
     batch = next(iter(data))

@@ -1,7 +1,5 @@
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from torch import nn
 import hybrid_lightning
 from hybrid_lightning import ConfigError, HybridClassifier, HybridTask
 from hybrid_lightning.tasks.checkpoints import concrete_subclasses
+from tests.processes import succeed
 from tests.small import CONFIG, classifier, command, loader, regressor, table, trainer, write
 
 ROOT = Path(hybrid_lightning.__file__).parents[1]
@@ -128,8 +127,7 @@ with torch.no_grad():
     torch.save(model({"x": torch.load(sys.argv[2])}), sys.argv[3])
 """
     paths = [str(path), str(tmp_path / "input.pt"), str(tmp_path / "output.pt")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", script, *paths], cwd=tmp_path, env=environment, check=True)
+    succeed("-c", script, *paths, cwd=tmp_path)
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "output.pt"), model.eval()({"x": table()}))
 

@@ -192,7 +192,6 @@ def test_the_command_line_keeps_the_scale_on_resume_and_in_predictions(folder):
     torch.testing.assert_close(torch.tensor([float(line.split(",")[1]) for line in text[1:]]), expected)
 
 
-@pytest.mark.slow
 def test_an_exported_program_predicts_in_the_units_of_the_targets(folder, capsys):
     path = write(changed(PRICES))
     assert main(["fit", "--config", path]) == 0

@@ -136,7 +136,6 @@ def test_an_entry_can_be_sent_to_another_process(tmp_path):
         torch.testing.assert_close(sent.batch(torch.arange(5))[name], values, equal_nan=True)
 
 
-@pytest.mark.slow
 def test_a_million_rows_are_ready_within_seconds():
     rows = 1_000_000
     random = np.random.default_rng(0)
