@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         ManifestDataModule,
         PlaidDataModule,
     )
-    from hybrid_lightning.durations import Duration, FitLength
+    from hybrid_lightning.duration import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
     from hybrid_lightning.losses import FocalLoss
     from hybrid_lightning.network.parts import Part
@@ -44,11 +44,11 @@ _HOMES = {
     "AtomicCheckpointIO": "checkpoint_io",
     "ConfigError": "errors",
     "DigitsDataModule": "data",
-    "Duration": "durations",
+    "Duration": "duration",
     "ElpvDataModule": "data",
     "ExactResume": "callbacks",
     "FSDP2Strategy": "strategies",
-    "FitLength": "durations",
+    "FitLength": "duration",
     "FocalLoss": "losses",
     "GradientClipping": "callbacks",
     "GradientNormMonitor": "callbacks",

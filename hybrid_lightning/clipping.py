@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybrid_lightning.durations import Duration
+from hybrid_lightning.duration import Duration
 from hybrid_lightning.errors import ConfigError, check_number, unknown
 
 METHODS = ("norm", "value", "agc", "zclip")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hybrid_lightning.durations import FitLength
+from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.schedules import Plateau, Span, UnfreezingSchedule
 

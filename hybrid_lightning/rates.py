@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from hybrid_lightning.durations import Duration, FitLength
+from hybrid_lightning.duration import Duration, FitLength
 from hybrid_lightning.errors import ConfigError, unknown
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hybrid_lightning.durations import FitLength
+from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import format_table
 from hybrid_lightning.phases import ALWAYS, group_spans, stage_name, stages_by_part
 from hybrid_lightning.schedules import Span, UnfreezingSchedule

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from hybrid_lightning.durations import Duration, FitLength
+from hybrid_lightning.duration import Duration, FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.param_groups import matches
 

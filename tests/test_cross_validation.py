@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybrid_lightning import ConfigError, cross_validation
+import hybrid_lightning.cross_validation as cross_validation
+from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import main
 from hybrid_lightning.cross_validation import in_order, mean_and_std, score_lines
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule

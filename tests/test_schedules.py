@@ -1,6 +1,6 @@
 import pytest
 
-from hybrid_lightning.durations import FitLength
+from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.schedules import Plateau, UnfreezingSchedule
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 
-from hybrid_lightning.durations import FitLength
+from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import accumulates, logged_steps
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values, named_groups, window_is_open
 from hybrid_lightning.callbacks.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
-from hybrid_lightning.durations import FitLength
+from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.freezing import NORM_MODES, apply_modes, module_modes, set_trainable
 from hybrid_lightning.phases import (

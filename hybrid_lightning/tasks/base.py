@@ -14,7 +14,7 @@ from hybrid_lightning.callbacks.gradient_pass import shared_pass
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values
 from hybrid_lightning.callbacks.own_files import rebuild_paths
 from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing, check_moments
-from hybrid_lightning.durations import FitLength
+from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.network.parts import Part, all_defaults, parse_part, parse_parts

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybrid_lightning.durations import FitLength
+from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.rates import GroupLR
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY, other_tensors

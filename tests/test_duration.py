@@ -1,6 +1,6 @@
 import pytest
 
-from hybrid_lightning.durations import Duration, FitLength
+from hybrid_lightning.duration import Duration, FitLength
 from hybrid_lightning.errors import ConfigError
 
 LENGTH = FitLength(steps_per_epoch=50, total_steps=200)
