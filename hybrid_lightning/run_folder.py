@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.files import whole_file
-from hybrid_lightning.sharded_files import OLD
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
-from hybrid_lightning.weights import read_file
+from hybrid_lightning.weights.safe_files import read_file
+from hybrid_lightning.weights.sharded_files import OLD
 
 _FINISHED = "finished.yaml"
 _VERSION = r"version_(\d+)"

@@ -22,7 +22,7 @@ import yaml
 from hybrid_lightning.files import TEMPORARY
 from hybrid_lightning.network.residual import ConvExtractor
 from hybrid_lightning.run_folder import last_whole_checkpoint
-from hybrid_lightning.weights import save_weights
+from hybrid_lightning.weights.safe_files import save_weights
 
 ROOT = Path(__file__).parents[1]
 PARTS = {

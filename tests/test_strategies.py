@@ -15,7 +15,7 @@ from torch import nn
 
 from hybrid_lightning import ConfigError, FSDP2Strategy, HybridClassifier
 from hybrid_lightning.strategies import shard_if_asked
-from hybrid_lightning.weights import read_file
+from hybrid_lightning.weights.safe_files import read_file
 from tests.processes import python, succeed_on
 from tests.small import changed, trainer, write
 

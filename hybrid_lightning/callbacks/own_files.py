@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.sharded_files import REST
+from hybrid_lightning.weights.sharded_files import REST
 
 _NAMES_A_PATH = re.compile(r"(.*_)?(path|dir|dirpath|dirname|folder|file|filename|filepath)s?")
 

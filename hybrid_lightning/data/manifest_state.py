@@ -14,7 +14,7 @@ from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.targets import Target
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.files import whole_file
-from hybrid_lightning.weights import read_file
+from hybrid_lightning.weights.safe_files import read_file
 
 STATE_VERSION = 1
 _WRITER = "ManifestDataModule"

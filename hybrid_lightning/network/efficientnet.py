@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.weights import read_file
+from hybrid_lightning.weights.safe_files import read_file
 
 
 class EfficientNetLite0(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.weights import read_file
+from hybrid_lightning.weights.safe_files import read_file
 
 _PREFIX = "core."
 

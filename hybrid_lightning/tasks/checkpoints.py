@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.network.registry import registered_name
-from hybrid_lightning.weights import read_file
+from hybrid_lightning.weights.safe_files import read_file
 
 CHECKPOINT_KEY = "hybrid_lightning"
 CHECKPOINT_VERSION = 3

@@ -14,7 +14,7 @@ from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
 from hybrid_lightning.tasks.example import training_targets
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
 from hybrid_lightning.tasks.scale import TargetScale, scale_of
-from hybrid_lightning.weights import read_file
+from hybrid_lightning.weights.safe_files import read_file
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": functional.mse_loss,

@@ -7,7 +7,7 @@ from hybrid_lightning.freezing import dry_run
 from hybrid_lightning.network.network import FUSION, HybridNetwork, first_samples
 from hybrid_lightning.network.parts import Part, parse_parts
 from hybrid_lightning.network.reading import pooled
-from hybrid_lightning.weights import save_weights
+from hybrid_lightning.weights.safe_files import save_weights
 
 
 def build(parts: dict, example: dict, **options) -> HybridNetwork:

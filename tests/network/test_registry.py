@@ -64,7 +64,7 @@ def test_layers_of_torch_are_always_allowed(path, trust):
         "torch.nnx.Linear",
         "torch.utils.model_zoo.load_url",
         "collections.OrderedDict",
-        "hybrid_lightning.weights.save_weights",
+        "hybrid_lightning.weights.safe_files.save_weights",
         "hybrid_lightning.export.export_part",
         "torchvisionx.models.resnet18",
     ],

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.weights import check_digest, pickled_names, read_file, save_weights
+from hybrid_lightning.weights.safe_files import check_digest, pickled_names, read_file, save_weights
 
 
 class Payload:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.files import whole_file
-from hybrid_lightning.sharded_files import REST, read_folder
+from hybrid_lightning.weights.sharded_files import REST, read_folder
 
 
 def read_file(path: str | Path, where: str = "weights", **folder_options: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
-from hybrid_lightning.weights import check_digest, read_file
+from hybrid_lightning.weights.safe_files import check_digest, read_file
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.", "model.", "network.", "encoder.", "net.")

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.loading import Fit, load_weights, resized_positions
-from hybrid_lightning.weights import save_weights
+from hybrid_lightning.weights.loading import Fit, load_weights, resized_positions
+from hybrid_lightning.weights.safe_files import save_weights
 from tests.small import changed, command
 
 
