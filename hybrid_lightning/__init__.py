@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from hybrid_lightning.losses import FocalLoss
     from hybrid_lightning.network.parts import Part
     from hybrid_lightning.network.registry import register
-    from hybrid_lightning.param_groups import named_param_groups
-    from hybrid_lightning.rates import GroupRates, GroupScheduler
+    from hybrid_lightning.optim.groups import named_param_groups
+    from hybrid_lightning.optim.lr_schedules import GroupRates, GroupScheduler
     from hybrid_lightning.schedules import UnfreezingSchedule
     from hybrid_lightning.sharding import shard
     from hybrid_lightning.strategies import FSDP2Strategy
@@ -53,8 +53,8 @@ _HOMES = {
     "GradientClipping": "callbacks",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
-    "GroupRates": "rates",
-    "GroupScheduler": "rates",
+    "GroupRates": "optim.lr_schedules",
+    "GroupScheduler": "optim.lr_schedules",
     "HybridClassifier": "tasks",
     "HybridRegressor": "tasks",
     "HybridTask": "tasks",
@@ -69,7 +69,7 @@ _HOMES = {
     "SpikeGuard": "callbacks",
     "UnfreezingSchedule": "schedules",
     "from_config": "building",
-    "named_param_groups": "param_groups",
+    "named_param_groups": "optim.groups",
     "register": "network.registry",
     "shard": "sharding",
 }

@@ -10,7 +10,7 @@ import yaml
 
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.losses import LOSSES
-from hybrid_lightning.tasks.optimizers import torch_classes
+from hybrid_lightning.optim.factory import torch_classes
 
 
 class _Loader(yaml.SafeLoader):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hybrid_lightning.duration import Duration, FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.param_groups import matches
+from hybrid_lightning.optim.groups import matches
 
 _LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "perplexity")
 _HIGHER_IS_BETTER = ("accuracy", "acc", "f1", "auroc", "auc", "r2", "precision", "recall", "iou", "map")

@@ -36,7 +36,7 @@ from hybrid_lightning.network.presence import PREFIX, Presence, drop_at_random, 
 from hybrid_lightning.network.reading import find_output, find_pool, fix_unused, mask_of, pooled, shapes
 from hybrid_lightning.network.registry import forbid_fetching, refuse_hidden_weights, resolve, switch_weights
 from hybrid_lightning.network.stages import OPENED, Stages, discover_stages, recorded_calls
-from hybrid_lightning.param_groups import named_param_groups
+from hybrid_lightning.optim.groups import named_param_groups
 from hybrid_lightning.weights.loading import load_weights
 
 Batch = Mapping[str, Any]

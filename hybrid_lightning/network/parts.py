@@ -14,7 +14,7 @@ from hybrid_lightning.freezing import NORM_MODES
 from hybrid_lightning.network.adapters import parse_adapter
 from hybrid_lightning.network.reading import POOLS
 from hybrid_lightning.network.registry import registered_name
-from hybrid_lightning.param_groups import PartRates
+from hybrid_lightning.optim.groups import PartRates
 from hybrid_lightning.schedules import UnfreezingSchedule
 from hybrid_lightning.weights.loading import WeightSource
 

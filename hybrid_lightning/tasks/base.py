@@ -18,8 +18,9 @@ from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.network.parts import Part, all_defaults, parse_part, parse_parts
+from hybrid_lightning.optim.factory import make_optimizer, make_scheduler, named_class
+from hybrid_lightning.optim.lr_schedules import GroupLR, GroupRates
 from hybrid_lightning.phases import training_at_start
-from hybrid_lightning.rates import GroupLR, GroupRates
 from hybrid_lightning.report import plan_table
 from hybrid_lightning.schedules import UnfreezingSchedule
 from hybrid_lightning.strategies import shard_if_asked
@@ -41,7 +42,6 @@ from hybrid_lightning.tasks.evaluation import Evaluation
 from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
 from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_parts
 from hybrid_lightning.tasks.optimizer_states import damaged, first_problem
-from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class
 from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
 from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
 

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.network.network import HybridNetwork
-from hybrid_lightning.rates import GroupScheduler
+from hybrid_lightning.optim.lr_schedules import GroupScheduler
 from hybrid_lightning.tasks.metrics import SplitMetrics
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.extractors import MLP
 from hybrid_lightning.network.parts import Part, all_defaults, execution_order, feeding_parts, parse_part, parse_parts
-from hybrid_lightning.param_groups import PartRates
+from hybrid_lightning.optim.groups import PartRates
 
 
 def chain(**inputs: str | list[str] | None) -> dict[str, Part]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.param_groups import PartRates, matches, named_param_groups, partition
+from hybrid_lightning.optim.groups import PartRates, matches, named_param_groups, partition
 
 
 def a_model() -> nn.Module:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from hybrid_lightning import ConfigError, FitLength, GradualUnfreezing, GroupScheduler
-from hybrid_lightning.tasks.optimizers import torch_classes
+from hybrid_lightning.optim.factory import torch_classes
 from tests.callbacks import tiny
 from tests.small import changed, classifier, command, loader, table, trainer
 

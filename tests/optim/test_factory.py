@@ -4,7 +4,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from hybrid_lightning import ConfigError, named_param_groups
-from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class
+from hybrid_lightning.optim.factory import make_optimizer, make_scheduler, named_class
 from tests.small import classifier, loader, table, trainer
 
 SCHEDULER = "torch.optim.lr_scheduler"

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.importing import check_arguments, parameters_of
 from hybrid_lightning.network.registry import resolve
-from hybrid_lightning.rates import SHAPES, GroupScheduler
+from hybrid_lightning.optim.lr_schedules import SHAPES, GroupScheduler
 
 _STEPWISE = ("OneCycleLR", "CyclicLR")
 _PER_GROUP = ("max_lr", "base_lr", "min_lr", "eta_min", "max_momentum", "base_momentum", "lr_lambda")

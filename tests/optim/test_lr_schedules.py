@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR,
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.rates import SHAPES, GroupRates, GroupScheduler, multiplier
+from hybrid_lightning.optim.lr_schedules import SHAPES, GroupRates, GroupScheduler, multiplier
 
 STEPS = 20
 
