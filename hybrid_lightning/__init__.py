@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         ManifestDataModule,
         PlaidDataModule,
     )
+    from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
+    from hybrid_lightning.distributed.sharding import shard
     from hybrid_lightning.duration import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
     from hybrid_lightning.losses import FocalLoss
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from hybrid_lightning.optim.groups import named_param_groups
     from hybrid_lightning.optim.lr_schedules import GroupRates, GroupScheduler
     from hybrid_lightning.schedules import UnfreezingSchedule
-    from hybrid_lightning.sharding import shard
-    from hybrid_lightning.strategies import FSDP2Strategy
     from hybrid_lightning.tasks import HybridClassifier, HybridRegressor, HybridTask
 
 __version__ = "0.1.0.dev0"
@@ -47,7 +47,7 @@ _HOMES = {
     "Duration": "duration",
     "ElpvDataModule": "data",
     "ExactResume": "callbacks",
-    "FSDP2Strategy": "strategies",
+    "FSDP2Strategy": "distributed.fsdp2",
     "FitLength": "duration",
     "FocalLoss": "losses",
     "GradientClipping": "callbacks",
@@ -71,7 +71,7 @@ _HOMES = {
     "from_config": "building",
     "named_param_groups": "optim.groups",
     "register": "network.registry",
-    "shard": "sharding",
+    "shard": "distributed.sharding",
 }
 
 __all__ = [

@@ -3,7 +3,7 @@
 import sys
 
 from hybrid_lightning.cli import main
-from hybrid_lightning.strategies import end_process_group
+from hybrid_lightning.distributed.fsdp2 import end_process_group
 
 if __name__ == "__main__":
     code = main()

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from hybrid_lightning.distributed.sharding import any_sharded, own_share, own_shares
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.phases import label
-from hybrid_lightning.sharding import any_sharded, own_share, own_shares
 
 
 def gradient_norms(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from hybrid_lightning import FSDP2Strategy, HybridClassifier
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
-from hybrid_lightning.sharding import whole
-from hybrid_lightning.strategies import end_process_group
+from hybrid_lightning.distributed.fsdp2 import end_process_group
+from hybrid_lightning.distributed.sharding import whole
 from tests.callbacks.tiny import trainer
 
 GLOBAL_BATCH = 8

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Seque
 
 from hybrid_lightning import HybridTask
 from hybrid_lightning.data.in_memory import as_batch
-from hybrid_lightning.strategies import end_process_group
+from hybrid_lightning.distributed.fsdp2 import end_process_group
 from tests.small import classifier, loader, regressor, table, trainer
 
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from hybrid_lightning import FSDP2Strategy
-from hybrid_lightning.strategies import end_process_group
+from hybrid_lightning.distributed.fsdp2 import end_process_group
 from tests.callbacks.resuming import MODELS, differences
 
 STRATEGIES = {

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from hybrid_lightning import FSDP2Strategy, GradualUnfreezing, SpikeGuard
-from hybrid_lightning.sharding import whole
-from hybrid_lightning.strategies import end_process_group
+from hybrid_lightning.distributed.fsdp2 import end_process_group
+from hybrid_lightning.distributed.sharding import whole
 from tests.callbacks.test_spike_guard import Faults
 from tests.callbacks.tiny import hybrid, trainer
-from tests.distributed_worker import Lazy, plain_norm
+from tests.distributed.ddp_worker import Lazy, plain_norm
 
 
 def main(strategy: str, folder: Path) -> None:

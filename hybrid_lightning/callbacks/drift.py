@@ -17,9 +17,9 @@ from hybrid_lightning.callbacks.reference import (
     reference_of,
     sum_of_squares,
 )
+from hybrid_lightning.distributed.sharding import outermost, reshard
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.phases import label, stages_by_part
-from hybrid_lightning.sharding import outermost, reshard
 from hybrid_lightning.similarity import FEWEST_SAMPLES, linear_cka
 
 Group = Mapping[str, Any]

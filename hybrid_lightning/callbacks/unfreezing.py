@@ -9,7 +9,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values, named_groups, window_is_open
-from hybrid_lightning.callbacks.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
+from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
+from hybrid_lightning.distributed.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
+from hybrid_lightning.distributed.sharding import reshard
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.freezing import NORM_MODES, apply_modes, module_modes, set_trainable
@@ -25,8 +27,6 @@ from hybrid_lightning.phases import (
     waiting_for,
 )
 from hybrid_lightning.schedules import Plateau, Span, UnfreezingSchedule
-from hybrid_lightning.sharding import reshard
-from hybrid_lightning.strategies import FSDP2Strategy
 
 Group = dict[str, Any]
 

@@ -14,6 +14,7 @@ from hybrid_lightning.callbacks.gradient_pass import shared_pass
 from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values
 from hybrid_lightning.callbacks.own_files import rebuild_paths
 from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing, check_moments
+from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.network.network import HybridNetwork, first_samples
@@ -23,7 +24,6 @@ from hybrid_lightning.optim.lr_schedules import GroupLR, GroupRates
 from hybrid_lightning.phases import training_at_start
 from hybrid_lightning.report import plan_table
 from hybrid_lightning.schedules import UnfreezingSchedule
-from hybrid_lightning.strategies import shard_if_asked
 from hybrid_lightning.tasks.checkpoints import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,

@@ -17,9 +17,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import loaders_to_read
-from hybrid_lightning.strategies import FSDP2Strategy
 
 _MOST_WORKERS = 8
 """More worker processes than this seldom help one device."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import LBFGS, Adafactor, Adagrad, Optimizer
 
+from hybrid_lightning.distributed.sharding import own_share
 from hybrid_lightning.errors import ConfigError, listing
-from hybrid_lightning.sharding import own_share
 
 _NEVER_NEGATIVE = (
     *("step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_inf"),

@@ -12,11 +12,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from hybrid_lightning import L2SP, ExactResume, FSDP2Strategy, GradientNormMonitor, GradualUnfreezing, PretrainedDrift
-from hybrid_lightning.sharding import whole
-from hybrid_lightning.strategies import end_process_group
+from hybrid_lightning.distributed.fsdp2 import end_process_group
+from hybrid_lightning.distributed.sharding import whole
 from tests.callbacks.tiny import hybrid, trainer
-from tests.distributed_worker import Lazy, plain_norm
-from tests.sharded_worker import ForeignSharded
+from tests.distributed.ddp_worker import Lazy, plain_norm
+from tests.distributed.fsdp2_worker import ForeignSharded
 
 SCHEDULE = {"start": "2 steps", "every": "2 steps"}
 STRATEGIES = {

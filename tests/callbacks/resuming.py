@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler, get_worker_info
 
 from hybrid_lightning import ExactResume, GradualUnfreezing, named_param_groups
-from hybrid_lightning.sharding import whole
+from hybrid_lightning.distributed.sharding import whole
 from tests.callbacks.tiny import Tower, batches, hybrid, trainer
 
 SAMPLES = 28  # 7 batches of 4

@@ -20,7 +20,7 @@ from hybrid_lightning import (
 from hybrid_lightning.cli import main
 from hybrid_lightning.network.parts import Part
 from tests.callbacks.tiny import Foreign, Tower, batches, hybrid, trainer
-from tests.distributed_worker import plain_norm
+from tests.distributed.ddp_worker import plain_norm
 from tests.small import changed, write
 
 

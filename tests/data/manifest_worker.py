@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from hybrid_lightning import FSDP2Strategy, ManifestDataModule
-from hybrid_lightning.strategies import end_process_group
+from hybrid_lightning.distributed.fsdp2 import end_process_group
 from tests.callbacks.resuming import differences
 from tests.callbacks.tiny import hybrid, trainer
 

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 from torch import nn
 
 from hybrid_lightning import ConfigError, FSDP2Strategy, HybridClassifier
-from hybrid_lightning.strategies import shard_if_asked
+from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.weights.safe_files import read_file
 from tests.processes import python, succeed_on
 from tests.small import changed, trainer, write
@@ -24,7 +24,7 @@ SMALL = {"init.parts.stem.unfreeze": "2 steps", "trainer.max_epochs": 2, "traine
 
 
 def fits(name: str, folder: Path, **facts: Any) -> None:
-    words = ["-m", "tests.sharded_worker", name, json.dumps({"folder": str(folder), **facts})]
+    words = ["-m", "tests.distributed.fsdp2_worker", name, json.dumps({"folder": str(folder), **facts})]
     succeed_on(facts["ranks"], *words)
 
 

@@ -19,9 +19,9 @@ from torch.distributed.constants import default_pg_timeout
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
+from hybrid_lightning.distributed.sharding import same_as_first_rank, shard, sharded_like, whole
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import saves_shares, set_data_parallel_size
-from hybrid_lightning.sharding import same_as_first_rank, shard, sharded_like, whole
 from hybrid_lightning.weights.safe_files import read_file
 from hybrid_lightning.weights.sharded_files import write_folder
 

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from hybrid_lightning import ConfigError, named_param_groups, shard
-from hybrid_lightning.sharding import sharded_like, whole, wrap_units
+from hybrid_lightning.distributed.sharding import sharded_like, whole, wrap_units
 from hybrid_lightning.weights.safe_files import read_file
 from hybrid_lightning.weights.sharded_files import read_folder, write_folder
 from tests.processes import succeed

@@ -12,9 +12,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostL
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.nn.parallel import DistributedDataParallel
 
+from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.lightning_private import ddp_hook_state, ddp_options
-from hybrid_lightning.strategies import FSDP2Strategy
 
 _SLICE = 2**20
 

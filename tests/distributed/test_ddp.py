@@ -11,7 +11,7 @@ from tests.processes import ROOT, succeed, succeed_on
 
 
 def run(kind: str, ranks: int, folder: Path) -> None:
-    succeed_on(ranks, "-m", "tests.distributed_worker", kind, str(ranks), str(folder))
+    succeed_on(ranks, "-m", "tests.distributed.ddp_worker", kind, str(ranks), str(folder))
 
 
 @pytest.mark.parametrize("kind", ["task", "foreign", "static"])
