@@ -19,7 +19,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
 from hybrid_lightning.callbacks import LastCheckpoint
-from hybrid_lightning.callbacks.logging import length_of
 from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.configs import merged_arguments
 from hybrid_lightning.errors import ConfigError
@@ -32,6 +31,7 @@ from hybrid_lightning.run_logger import RunLogger
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.checkpoints import read_checkpoint, refuse_other_model
 from hybrid_lightning.tasks.example import first_batch, number_of_batches
+from hybrid_lightning.trainer import length_of
 
 _BEST = {
     "monitor": "val/loss",

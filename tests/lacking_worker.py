@@ -14,7 +14,7 @@ from hybrid_lightning import FSDP2Strategy, HybridClassifier
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
 from hybrid_lightning.distributed.fsdp2 import end_process_group
 from hybrid_lightning.distributed.sharding import whole
-from tests.callbacks.tiny import trainer
+from tests.tiny import trainer
 
 GLOBAL_BATCH = 8
 

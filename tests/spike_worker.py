@@ -12,8 +12,8 @@ from hybrid_lightning import FSDP2Strategy, GradualUnfreezing, SpikeGuard
 from hybrid_lightning.distributed.fsdp2 import end_process_group
 from hybrid_lightning.distributed.sharding import whole
 from tests.callbacks.test_spike_guard import Faults
-from tests.callbacks.tiny import hybrid, trainer
 from tests.distributed.ddp_worker import Lazy, plain_norm
+from tests.tiny import hybrid, trainer
 
 
 def main(strategy: str, folder: Path) -> None:

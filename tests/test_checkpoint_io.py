@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hybrid_lightning import AtomicCheckpointIO
-from tests.callbacks.tiny import batches, hybrid, trainer
+from tests.tiny import batches, hybrid, trainer
 
 
 class Unwritable:

@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from hybrid_lightning.callbacks.logging import named_groups
 from hybrid_lightning.callbacks.probe import part_features, read_probe
 from hybrid_lightning.callbacks.reference import (
     Reference,
@@ -21,6 +20,7 @@ from hybrid_lightning.distributed.sharding import outermost, reshard
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.phases import label, stages_by_part
 from hybrid_lightning.similarity import FEWEST_SAMPLES, linear_cka
+from hybrid_lightning.trainer import named_groups
 
 Group = Mapping[str, Any]
 

@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hybrid_lightning.callbacks.logging import window_is_open
 from hybrid_lightning.callbacks.loop_state import SavedPoint, settle
 from hybrid_lightning.callbacks.replayed import ReplayedLoader, epoch_of, position, seed_device
 from hybrid_lightning.errors import ConfigError
@@ -28,6 +27,7 @@ from hybrid_lightning.lightning_private import (
     validation_is_due,
 )
 from hybrid_lightning.sampling import hashed
+from hybrid_lightning.trainer import window_is_open
 
 KEY = "exact_resume"
 

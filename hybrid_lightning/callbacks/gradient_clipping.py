@@ -8,10 +8,10 @@ import torch
 from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.gradient_pass import shared_pass
-from hybrid_lightning.callbacks.logging import named_groups
 from hybrid_lightning.clipping import ClippingRule, ZScoreLimits
 from hybrid_lightning.errors import unknown
 from hybrid_lightning.gradients import GradientPass
+from hybrid_lightning.trainer import named_groups
 
 
 class GradientClipping(pl.Callback):

@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.gradient_clipping import GradientClipping
 from hybrid_lightning.callbacks.gradient_pass import has_scaler, shared_pass
-from hybrid_lightning.callbacks.logging import is_log_step, log_values
 from hybrid_lightning.distributed.sharding import own_shares
 from hybrid_lightning.gradients import GradientPass, Rows, gradient_norms, tensor_norms
+from hybrid_lightning.trainer import is_log_step, log_values
 
 _KEPT_STEPS = 256
 

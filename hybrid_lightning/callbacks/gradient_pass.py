@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybrid_lightning.callbacks.logging import named_groups
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.gradients import GradientPass
+from hybrid_lightning.trainer import named_groups
 
 _LAST: WeakKeyDictionary[Optimizer, tuple[int, GradientPass]] = WeakKeyDictionary()
 

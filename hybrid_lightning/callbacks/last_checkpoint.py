@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybrid_lightning.callbacks.exact_resume import ExactResume
-from hybrid_lightning.callbacks.logging import fit_length
 from hybrid_lightning.callbacks.own_files import rebuild_paths
 from hybrid_lightning.duration import Duration
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import cluster_environment, log_train_step, save_now, validation_is_due
+from hybrid_lightning.trainer import fit_length
 
 
 class LastCheckpoint(ModelCheckpoint):

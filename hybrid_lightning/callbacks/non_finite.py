@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
-from hybrid_lightning.callbacks.logging import is_log_step, log_values, window_is_open
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.freezing import KeptStatistics
+from hybrid_lightning.trainer import is_log_step, log_values, window_is_open
 
 POLICIES = ("error", "skip", "ignore")
 _KEPT_BATCHES = 4

@@ -11,11 +11,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hybrid_lightning.callbacks.logging import named_groups
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.distributed.sharding import own_share, reshard, sharded_like, whole
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.lightning_private import saves_shares
+from hybrid_lightning.trainer import named_groups
 
 REFERENCE_KEY = "hybrid_lightning_reference"
 """Where a checkpoint holds the reference weights: parameter name → tensor."""

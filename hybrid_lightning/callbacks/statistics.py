@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from hybrid_lightning.callbacks.logging import named_groups
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.freezing import apply_modes, has_statistics, module_modes, reestimate_statistics
+from hybrid_lightning.trainer import named_groups
 
 
 class ReestimateStatistics(pl.Callback):

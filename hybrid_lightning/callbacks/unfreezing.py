@@ -8,7 +8,6 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values, named_groups, window_is_open
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.distributed.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
 from hybrid_lightning.distributed.sharding import reshard
@@ -27,6 +26,7 @@ from hybrid_lightning.phases import (
     waiting_for,
 )
 from hybrid_lightning.schedules import Plateau, Span, UnfreezingSchedule
+from hybrid_lightning.trainer import fit_length, is_log_step, log_values, named_groups, window_is_open
 
 Group = dict[str, Any]
 

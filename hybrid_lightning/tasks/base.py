@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from hybrid_lightning.callbacks.gradient_pass import shared_pass
-from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values
 from hybrid_lightning.callbacks.own_files import rebuild_paths
 from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing, check_moments
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
@@ -44,6 +43,7 @@ from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_p
 from hybrid_lightning.tasks.optimizer_states import damaged, first_problem
 from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
 from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
+from hybrid_lightning.trainer import fit_length, is_log_step, log_values
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")

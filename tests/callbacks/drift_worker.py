@@ -14,9 +14,9 @@ from torch import Tensor
 from hybrid_lightning import L2SP, ExactResume, FSDP2Strategy, GradientNormMonitor, GradualUnfreezing, PretrainedDrift
 from hybrid_lightning.distributed.fsdp2 import end_process_group
 from hybrid_lightning.distributed.sharding import whole
-from tests.callbacks.tiny import hybrid, trainer
 from tests.distributed.ddp_worker import Lazy, plain_norm
 from tests.distributed.fsdp2_worker import ForeignSharded
+from tests.tiny import hybrid, trainer
 
 SCHEDULE = {"start": "2 steps", "every": "2 steps"}
 STRATEGIES = {

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from hybrid_lightning import ExactResume, GradualUnfreezing, named_param_groups
 from hybrid_lightning.distributed.sharding import whole
-from tests.callbacks.tiny import Tower, batches, hybrid, trainer
+from tests.tiny import Tower, batches, hybrid, trainer
 
 SAMPLES = 28  # 7 batches of 4
 BATCH = 4

@@ -19,8 +19,8 @@ from tests.callbacks.resuming import (
     first_difference,
     plain,
 )
-from tests.callbacks.tiny import batches, hybrid, trainer
 from tests.processes import succeed_on
+from tests.tiny import batches, hybrid, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # continued runs save nothing

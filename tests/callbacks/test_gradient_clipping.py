@@ -9,8 +9,8 @@ from torch import nn
 
 from hybrid_lightning import ConfigError, GradientClipping, GradientNormMonitor, HybridClassifier
 from tests.callbacks.test_gradient_norm import ByHand, compare, logged
-from tests.callbacks.tiny import Foreign, Tower, batches, hybrid, trainer
 from tests.small import changed, command
+from tests.tiny import Foreign, Tower, batches, hybrid, trainer
 
 PARTS = {
     "old": {"module": Tower, "args": {"dropout": 0.0}, "clip": "zclip"},

@@ -15,8 +15,8 @@ from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing
 from hybrid_lightning.callbacks import gradient_norm
 from hybrid_lightning.run_logger import RunLogger, read_rows
 from tests.callbacks.by_hand import ByHand, Rows, compare
-from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 from tests.processes import succeed_on
+from tests.tiny import Foreign, batches, hybrid, trainer
 
 
 def logged(model: pl.LightningModule, folder: Any, *callbacks: pl.Callback, **options: Any) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ from hybrid_lightning import (
 )
 from hybrid_lightning.cli import main
 from hybrid_lightning.network.parts import Part
-from tests.callbacks.tiny import Foreign, Tower, batches, hybrid, trainer
 from tests.distributed.ddp_worker import plain_norm
 from tests.small import changed, write
+from tests.tiny import Foreign, Tower, batches, hybrid, trainer
 
 
 class Penalised(Foreign):

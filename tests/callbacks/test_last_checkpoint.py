@@ -11,9 +11,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybrid_lightning import ConfigError, LastCheckpoint
 from tests.callbacks.signals import FailAt, SignalAt
-from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 from tests.processes import ranks
 from tests.small import changed, command, write
+from tests.tiny import Foreign, batches, hybrid, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 

@@ -14,7 +14,7 @@ from hybrid_lightning import ConfigError, GradientNormMonitor, NonFiniteGradient
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
 from tests.callbacks.resuming import Dropping, Run, first_difference
 from tests.callbacks.test_gradient_norm import scaled
-from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
+from tests.tiny import Foreign, batches, hybrid, trainer
 
 QUIET = ("ignore:Be aware that when using `ckpt_path`", "ignore:.*in eval mode at the start of training")
 

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hybrid_lightning import LastCheckpoint
-from tests.callbacks.tiny import Foreign, batches
 from tests.small import changed, classifier, command, loader, table, trainer
+from tests.tiny import Foreign, batches
 
 pytestmark = pytest.mark.usefixtures("folder")
 RUN = Path("runs/small/version_0/checkpoints")

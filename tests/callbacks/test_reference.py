@@ -14,8 +14,8 @@ from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
 from tests.callbacks.resuming import differences
 from tests.callbacks.test_l2sp import pretrained
 from tests.callbacks.test_statistics import Takes
-from tests.callbacks.tiny import batches, hybrid, trainer
 from tests.processes import succeed_on
+from tests.tiny import batches, hybrid, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),

@@ -14,9 +14,9 @@ from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing
 from hybrid_lightning.callbacks.gradient_pass import LaterOnHost
 from hybrid_lightning.callbacks.spike_guard import ACTIONS
 from tests.callbacks.resuming import Dropping, Run, first_difference
-from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
 from tests.processes import succeed_on
 from tests.small import CONFIG, changed, command
+from tests.tiny import Foreign, batches, hybrid, trainer
 
 QUIET = "ignore:(SpikeGuard|unfreeze. postponed)"
 SENSITIVE: dict[str, Any] = {"z": 4.0, "ratio": 5.0, "warm_up": 8, "decay": 0.9}

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning import ConfigError, GradualUnfreezing, HybridClassifier, ReestimateStatistics
-from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
+from tests.tiny import Foreign, batches, hybrid, trainer
 
 
 class Takes(Foreign):

@@ -11,7 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 
 from hybrid_lightning import ConfigError, ExactResume, GradualUnfreezing, HybridClassifier, named_param_groups
 from hybrid_lightning.distributed import ranks
-from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
+from tests.tiny import Foreign, batches, hybrid, trainer
 
 STEPS_PER_EPOCH = 5
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from hybrid_lightning import GradientClipping, GradientNormMonitor, GradualUnfreezing, NonFiniteGradients
 from hybrid_lightning.data.in_memory import as_batch
 from hybrid_lightning.distributed.fsdp2 import end_process_group
-from tests.callbacks.tiny import Foreign, batches, hybrid, trainer
+from tests.tiny import Foreign, batches, hybrid, trainer
 
 GLOBAL_BATCH = 8
 

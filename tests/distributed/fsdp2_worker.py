@@ -24,8 +24,8 @@ from hybrid_lightning import (
 from hybrid_lightning.data.in_memory import as_batch
 from hybrid_lightning.distributed.fsdp2 import end_process_group
 from hybrid_lightning.distributed.sharding import whole
-from tests.callbacks.tiny import Foreign, Tower, hybrid, trainer
 from tests.distributed.ddp_worker import Lazy, plain_norm
+from tests.tiny import Foreign, Tower, hybrid, trainer
 
 BATCHES_BEFORE = (0, 2, 4)
 """Batches of an epoch of five before each of its three steps; with accumulation 2 the last step has one batch."""

@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 from hybrid_lightning import ConfigError, FitLength, GradualUnfreezing, GroupScheduler
 from hybrid_lightning.optim.factory import torch_classes
-from tests.callbacks import tiny
+from tests import tiny
 from tests.small import changed, classifier, command, loader, table, trainer
 
 # the data of a restart in the middle of an epoch are not what these tests are about
