@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from hybrid_lightning.network.registry import register
     from hybrid_lightning.optim.groups import named_param_groups
     from hybrid_lightning.optim.lr_schedules import GroupRates, GroupScheduler
-    from hybrid_lightning.schedules import UnfreezingSchedule
     from hybrid_lightning.tasks import HybridClassifier, HybridRegressor, HybridTask
+    from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
 __version__ = "0.1.0.dev0"
 
@@ -67,7 +67,7 @@ _HOMES = {
     "PretrainedDrift": "callbacks",
     "ReestimateStatistics": "callbacks",
     "SpikeGuard": "callbacks",
-    "UnfreezingSchedule": "schedules",
+    "UnfreezingSchedule": "unfreezing.schedule",
     "from_config": "building",
     "named_param_groups": "optim.groups",
     "register": "network.registry",

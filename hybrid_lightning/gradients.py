@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from hybrid_lightning.distributed.sharding import any_sharded, own_share, own_shares
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.phases import label
+from hybrid_lightning.unfreezing.timeline import label
 
 
 def gradient_norms(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -8,8 +8,8 @@ from hybrid_lightning.callbacks.l2sp import L2SP
 from hybrid_lightning.callbacks.last_checkpoint import LastCheckpoint
 from hybrid_lightning.callbacks.non_finite import NonFiniteGradients
 from hybrid_lightning.callbacks.spike_guard import SpikeGuard
-from hybrid_lightning.callbacks.statistics import ReestimateStatistics
-from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing
+from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing
+from hybrid_lightning.unfreezing.reestimate_statistics import ReestimateStatistics
 
 __all__ = [
     "L2SP",

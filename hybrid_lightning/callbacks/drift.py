@@ -18,9 +18,9 @@ from hybrid_lightning.callbacks.reference import (
 )
 from hybrid_lightning.distributed.sharding import outermost, reshard
 from hybrid_lightning.errors import ConfigError, listing
-from hybrid_lightning.phases import label, stages_by_part
 from hybrid_lightning.similarity import FEWEST_SAMPLES, linear_cka
 from hybrid_lightning.trainer import named_groups
+from hybrid_lightning.unfreezing.timeline import label, stages_by_part
 
 Group = Mapping[str, Any]
 

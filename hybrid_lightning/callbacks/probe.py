@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.distributed.sharding import reshard
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.freezing import dry_run
 from hybrid_lightning.lightning_private import before_transfer
 from hybrid_lightning.network.reading import pooled
 from hybrid_lightning.sampling import seed_cpu
+from hybrid_lightning.unfreezing.freezing import dry_run
 
 
 def read_probe(trainer: pl.Trainer, samples: int) -> tuple[Any, int]:

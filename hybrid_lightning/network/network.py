@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, listing, reason
-from hybrid_lightning.freezing import dry_run
 from hybrid_lightning.importing import check_arguments, parameters_of, trusted
 from hybrid_lightning.network.adapters import add_adapter
 from hybrid_lightning.network.families import (
@@ -37,6 +36,7 @@ from hybrid_lightning.network.reading import find_output, find_pool, fix_unused,
 from hybrid_lightning.network.registry import forbid_fetching, refuse_hidden_weights, resolve, switch_weights
 from hybrid_lightning.network.stages import OPENED, Stages, discover_stages, recorded_calls
 from hybrid_lightning.optim.groups import named_param_groups
+from hybrid_lightning.unfreezing.freezing import dry_run
 from hybrid_lightning.weights.loading import load_weights
 
 Batch = Mapping[str, Any]

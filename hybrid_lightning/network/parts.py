@@ -10,12 +10,12 @@ from torch import nn
 
 from hybrid_lightning.clipping import ClippingRule
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
-from hybrid_lightning.freezing import NORM_MODES
 from hybrid_lightning.network.adapters import parse_adapter
 from hybrid_lightning.network.reading import POOLS
 from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.optim.groups import PartRates
-from hybrid_lightning.schedules import UnfreezingSchedule
+from hybrid_lightning.unfreezing.freezing import NORM_MODES
+from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 from hybrid_lightning.weights.loading import WeightSource
 
 _COMPILE_OPTIONS: dict[str, tuple[Any, ...]] = {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybrid_lightning.freezing import has_statistics
+from hybrid_lightning.unfreezing.freezing import has_statistics
 
 PREFIX = "present/"
 """``present/<key>`` in a batch: `(B,)` bool, False where a sample has no ``<key>``."""

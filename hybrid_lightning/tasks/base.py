@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from hybrid_lightning.callbacks.gradient_pass import shared_pass
 from hybrid_lightning.callbacks.own_files import rebuild_paths
-from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing, check_moments
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
@@ -20,9 +19,6 @@ from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.network.parts import Part, all_defaults, parse_part, parse_parts
 from hybrid_lightning.optim.factory import make_optimizer, make_scheduler, named_class
 from hybrid_lightning.optim.lr_schedules import GroupLR, GroupRates
-from hybrid_lightning.phases import training_at_start
-from hybrid_lightning.report import plan_table
-from hybrid_lightning.schedules import UnfreezingSchedule
 from hybrid_lightning.tasks.checkpoints import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
@@ -44,6 +40,10 @@ from hybrid_lightning.tasks.optimizer_states import damaged, first_problem
 from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
 from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
 from hybrid_lightning.trainer import fit_length, is_log_step, log_values
+from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing, check_moments
+from hybrid_lightning.unfreezing.plan import plan_table
+from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
+from hybrid_lightning.unfreezing.timeline import training_at_start
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")

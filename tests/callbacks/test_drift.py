@@ -24,11 +24,11 @@ from hybrid_lightning import (
 from hybrid_lightning.cli import main
 from hybrid_lightning.sampling import seed_cpu
 from tests.callbacks.resuming import Augmented, Run, first_difference
-from tests.callbacks.test_statistics import Takes
 from tests.network.test_compile import GRAPHS, counted
 from tests.small import changed, loader, write
 from tests.test_similarity import cka, hsic_of_song
 from tests.tiny import batches, hybrid, trainer
+from tests.unfreezing.test_reestimate_statistics import Takes
 
 
 class ByHand(pl.Callback):

@@ -13,9 +13,9 @@ from hybrid_lightning.callbacks.reference import REFERENCE_KEY, reference_of
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
 from tests.callbacks.resuming import differences
 from tests.callbacks.test_l2sp import pretrained
-from tests.callbacks.test_statistics import Takes
 from tests.processes import succeed_on
 from tests.tiny import batches, hybrid, trainer
+from tests.unfreezing.test_reestimate_statistics import Takes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),

@@ -5,8 +5,8 @@ from typing import Any
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import format_table
-from hybrid_lightning.phases import ALWAYS, group_spans, stage_name, stages_by_part
-from hybrid_lightning.schedules import Span, UnfreezingSchedule
+from hybrid_lightning.unfreezing.schedule import Span, UnfreezingSchedule
+from hybrid_lightning.unfreezing.timeline import ALWAYS, group_spans, stage_name, stages_by_part
 
 COLUMNS = ("part", "origin", "stage", "parameters", "lr", "weight decay", "unfreezes at", "mode")
 _RIGHT_ALIGNED = ("parameters", "lr")

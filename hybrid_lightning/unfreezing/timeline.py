@@ -5,7 +5,7 @@ from typing import Any
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.schedules import Plateau, Span, UnfreezingSchedule
+from hybrid_lightning.unfreezing.schedule import Plateau, Span, UnfreezingSchedule
 
 Group = Mapping[str, Any]
 ALWAYS = UnfreezingSchedule.parse("always")

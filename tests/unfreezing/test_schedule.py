@@ -2,7 +2,7 @@ import pytest
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.schedules import Plateau, UnfreezingSchedule
+from hybrid_lightning.unfreezing.schedule import Plateau, UnfreezingSchedule
 
 LENGTH = FitLength(steps_per_epoch=10, total_steps=100)
 STAGES = ["low", "mid", "top"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_lightning.freezing import apply_modes, module_modes, set_trainable
+from hybrid_lightning.unfreezing.freezing import apply_modes, module_modes, set_trainable
 
 
 class Model(nn.Module):

@@ -3,7 +3,7 @@ from torch import nn
 
 from hybrid_lightning import FitLength, UnfreezingSchedule, named_param_groups
 from hybrid_lightning.errors import format_table
-from hybrid_lightning.report import COLUMNS, plan_rows, plan_table
+from hybrid_lightning.unfreezing.plan import COLUMNS, plan_rows, plan_table
 
 
 class Net(nn.Module):

@@ -13,8 +13,10 @@ from hybrid_lightning.distributed.ranks import refuse_different_ranks, refuse_ot
 from hybrid_lightning.distributed.sharding import reshard
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.freezing import NORM_MODES, apply_modes, module_modes, set_trainable
-from hybrid_lightning.phases import (
+from hybrid_lightning.trainer import fit_length, is_log_step, log_values, named_groups, window_is_open
+from hybrid_lightning.unfreezing.freezing import NORM_MODES, apply_modes, module_modes, set_trainable
+from hybrid_lightning.unfreezing.schedule import Plateau, Span, UnfreezingSchedule
+from hybrid_lightning.unfreezing.timeline import (
     ALWAYS,
     group_spans,
     idle_from,
@@ -25,8 +27,6 @@ from hybrid_lightning.phases import (
     training_at_start,
     waiting_for,
 )
-from hybrid_lightning.schedules import Plateau, Span, UnfreezingSchedule
-from hybrid_lightning.trainer import fit_length, is_log_step, log_values, named_groups, window_is_open
 
 Group = dict[str, Any]
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.errors import ConfigError, unknown
-from hybrid_lightning.freezing import apply_modes, has_statistics, module_modes, reestimate_statistics
 from hybrid_lightning.trainer import named_groups
+from hybrid_lightning.unfreezing.freezing import apply_modes, has_statistics, module_modes, reestimate_statistics
 
 
 class ReestimateStatistics(pl.Callback):
