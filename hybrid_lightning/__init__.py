@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         ReestimateStatistics,
         SpikeGuard,
     )
-    from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
     from hybrid_lightning.data import (
         DigitsDataModule,
         ElpvDataModule,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from hybrid_lightning.network.registry import register
     from hybrid_lightning.optim.groups import named_param_groups
     from hybrid_lightning.optim.lr_schedules import GroupRates, GroupScheduler
+    from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
     from hybrid_lightning.tasks import HybridClassifier, HybridRegressor, HybridTask
     from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
@@ -41,7 +41,7 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "L2SP": "callbacks",
-    "AtomicCheckpointIO": "checkpoint_io",
+    "AtomicCheckpointIO": "resume.atomic_checkpoint_io",
     "ConfigError": "errors",
     "DigitsDataModule": "data",
     "Duration": "duration",

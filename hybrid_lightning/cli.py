@@ -19,13 +19,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
 from hybrid_lightning.callbacks import LastCheckpoint
-from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.configs import merged_arguments
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.export import ExportedProgram, export_network, export_part, is_program, require_trust
 from hybrid_lightning.lightning_private import SubcommandCLI
 from hybrid_lightning.parser_errors import cause_of, explained, parser_error
 from hybrid_lightning.predictions import CollectPredictions, check_output, prediction_table, write_table
+from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.run_folder import Run, RunConfig, mark_finished, newest_checkpoint, run_to_continue, say
 from hybrid_lightning.run_logger import RunLogger
 from hybrid_lightning.tasks import HybridTask

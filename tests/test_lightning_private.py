@@ -50,7 +50,7 @@ from hybrid_lightning.lightning_private import (
     validation_is_due,
     wrapped_samplers,
 )
-from hybrid_lightning.sampling import held_generators
+from hybrid_lightning.resume.seeded_loaders import held_generators
 from tests.small import trainer
 
 ROOT = Path(hybrid_lightning.__file__).parent

@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from hybrid_lightning.callbacks.gradient_pass import shared_pass
-from hybrid_lightning.callbacks.own_files import rebuild_paths
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
@@ -19,6 +18,8 @@ from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.network.parts import Part, all_defaults, parse_part, parse_parts
 from hybrid_lightning.optim.factory import make_optimizer, make_scheduler, named_class
 from hybrid_lightning.optim.lr_schedules import GroupLR, GroupRates
+from hybrid_lightning.resume.optimizer_states import damaged, first_problem
+from hybrid_lightning.resume.own_files import rebuild_paths
 from hybrid_lightning.tasks.checkpoints import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
@@ -36,7 +37,6 @@ from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_f
 from hybrid_lightning.tasks.evaluation import Evaluation
 from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
 from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_parts
-from hybrid_lightning.tasks.optimizer_states import damaged, first_problem
 from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
 from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
 from hybrid_lightning.trainer import fit_length, is_log_step, log_values

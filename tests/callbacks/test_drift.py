@@ -22,9 +22,9 @@ from hybrid_lightning import (
     named_param_groups,
 )
 from hybrid_lightning.cli import main
-from hybrid_lightning.sampling import seed_cpu
-from tests.callbacks.resuming import Augmented, Run, first_difference
+from hybrid_lightning.resume.seeded_loaders import seed_cpu
 from tests.network.test_compile import GRAPHS, counted
+from tests.resume.resuming import Augmented, Run, first_difference
 from tests.small import changed, loader, write
 from tests.test_similarity import cka, hsic_of_song
 from tests.tiny import batches, hybrid, trainer

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from hybrid_lightning import ConfigError, GradientNormMonitor, NonFiniteGradients
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
-from tests.callbacks.resuming import Dropping, Run, first_difference
 from tests.callbacks.test_gradient_norm import scaled
+from tests.resume.resuming import Dropping, Run, first_difference
 from tests.tiny import Foreign, batches, hybrid, trainer
 
 QUIET = ("ignore:Be aware that when using `ckpt_path`", "ignore:.*in eval mode at the start of training")

@@ -11,9 +11,9 @@ import torch
 from hybrid_lightning import L2SP, GradualUnfreezing, HybridClassifier, PretrainedDrift
 from hybrid_lightning.callbacks.reference import REFERENCE_KEY, reference_of
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
-from tests.callbacks.resuming import differences
 from tests.callbacks.test_l2sp import pretrained
 from tests.processes import succeed_on
+from tests.resume.resuming import differences
 from tests.tiny import batches, hybrid, trainer
 from tests.unfreezing.test_reestimate_statistics import Takes
 

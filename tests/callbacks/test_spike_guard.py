@@ -13,8 +13,8 @@ from torch import Tensor
 from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing, SpikeGuard, named_param_groups
 from hybrid_lightning.callbacks.gradient_pass import LaterOnHost
 from hybrid_lightning.callbacks.spike_guard import ACTIONS
-from tests.callbacks.resuming import Dropping, Run, first_difference
 from tests.processes import succeed_on
+from tests.resume.resuming import Dropping, Run, first_difference
 from tests.small import CONFIG, changed, command
 from tests.tiny import Foreign, batches, hybrid, trainer
 

@@ -14,8 +14,8 @@ from hybrid_lightning import HybridClassifier, ManifestDataModule
 from hybrid_lightning.cli import main
 from hybrid_lightning.data.samples import MemoryDataset, SampleDataset
 from hybrid_lightning.errors import ConfigError
-from tests.callbacks.resuming import differences
 from tests.processes import ROOT, succeed, succeed_on
+from tests.resume.resuming import differences
 from tests.small import trainer
 from tests.tiny import hybrid
 

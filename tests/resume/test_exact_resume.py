@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hybrid_lightning import ConfigError, ExactResume
-from tests.callbacks.resuming import (
+from tests.processes import succeed_on
+from tests.resume.resuming import (
     LOADERS,
     MODELS,
     SAMPLES,
@@ -19,7 +20,6 @@ from tests.callbacks.resuming import (
     first_difference,
     plain,
 )
-from tests.processes import succeed_on
 from tests.tiny import batches, hybrid, trainer
 
 pytestmark = [
@@ -267,7 +267,7 @@ def test_a_module_that_reads_its_batches_itself_cannot_continue_within_an_epoch(
     ids=["task", "foreign", "workers", "fsdp2"],
 )
 def test_two_ranks_continue_exactly(model: str, loader: str, options: dict[str, Any], tmp_path: Path) -> None:
-    succeed_on(2, "-m", "tests.resume_worker", model, loader, str(tmp_path), json.dumps(options))
+    succeed_on(2, "-m", "tests.resume.worker", model, loader, str(tmp_path), json.dumps(options))
     for rank in range(2):
         number, found = json.loads((tmp_path / f"{rank}.json").read_text())
         print(f"rank {rank}: {number - len(found)} of {number} bit-equal")

@@ -10,11 +10,11 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hybrid_lightning.callbacks.exact_resume import ExactResume
-from hybrid_lightning.callbacks.own_files import rebuild_paths
 from hybrid_lightning.duration import Duration
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import cluster_environment, log_train_step, save_now, validation_is_due
+from hybrid_lightning.resume.exact_resume import ExactResume
+from hybrid_lightning.resume.own_files import rebuild_paths
 from hybrid_lightning.trainer import fit_length
 
 

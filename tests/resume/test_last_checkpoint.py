@@ -10,8 +10,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybrid_lightning import ConfigError, LastCheckpoint
-from tests.callbacks.signals import FailAt, SignalAt
 from tests.processes import ranks
+from tests.resume.signals import FailAt, SignalAt
 from tests.small import changed, command, write
 from tests.tiny import Foreign, batches, hybrid, trainer
 
@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 def with_callback(kind: str, changes=None, **arguments) -> dict:
     """A config of 6 batches per epoch with a callback that ends the fit."""
-    callback = {"class_path": f"tests.callbacks.signals.{kind}", "init_args": arguments}
+    callback = {"class_path": f"tests.resume.signals.{kind}", "init_args": arguments}
     options = {"trainer.limit_train_batches": 6, "trainer.callbacks": [callback]}
     return changed({**options, **(changes or {})})
 

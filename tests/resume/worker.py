@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from hybrid_lightning import FSDP2Strategy
 from hybrid_lightning.distributed.fsdp2 import end_process_group
-from tests.callbacks.resuming import MODELS, differences
+from tests.resume.resuming import MODELS, differences
 
 STRATEGIES = {
     "ddp": lambda: DDPStrategy(process_group_backend="gloo"),

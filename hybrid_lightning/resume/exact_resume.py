@@ -11,8 +11,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hybrid_lightning.callbacks.loop_state import SavedPoint, settle
-from hybrid_lightning.callbacks.replayed import ReplayedLoader, epoch_of, position, seed_device
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import (
     accumulates,
@@ -26,7 +24,9 @@ from hybrid_lightning.lightning_private import (
     validation_fetcher,
     validation_is_due,
 )
-from hybrid_lightning.sampling import hashed
+from hybrid_lightning.resume.loop_counters import SavedPoint, settle
+from hybrid_lightning.resume.replay import ReplayedLoader, epoch_of, position, seed_device
+from hybrid_lightning.resume.seeded_loaders import hashed
 from hybrid_lightning.trainer import window_is_open
 
 KEY = "exact_resume"

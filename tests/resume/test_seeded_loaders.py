@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset, WeightedRandomSampler
 
-from hybrid_lightning.sampling import Drawn, SeededDataset, SeededLoader, hashed, held_generators, seed_cpu
+from hybrid_lightning.resume.seeded_loaders import Drawn, SeededDataset, SeededLoader, hashed, held_generators, seed_cpu
 from tests.processes import succeed
 
 
@@ -34,7 +34,7 @@ def read(loader: DataLoader[Any], epoch: int, position: int = 0, seed: int = 3, 
 
 
 def test_a_seed_is_the_same_in_every_process() -> None:
-    code = "from hybrid_lightning.sampling import hashed; print(hashed(1, 'order', 2))"
+    code = "from hybrid_lightning.resume.seeded_loaders import hashed; print(hashed(1, 'order', 2))"
     assert hashed(1, "order", 2) == int(succeed("-c", code).stdout)  # of another hash seed
     seeds = {hashed(*words) for words in ((1, 2), (12,), (1, "2", ""), (2, 1))}
     assert len(seeds) == 4

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 
 from hybrid_lightning.lightning_private import combination_of, wrapped_samplers
-from hybrid_lightning.sampling import SeededLoader, hashed, seed_cpu
+from hybrid_lightning.resume.seeded_loaders import SeededLoader, hashed, seed_cpu
 
 
 class ReplayedLoader:
