@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybrid_lightning.callbacks.gradient_clipping import GradientClipping
-from hybrid_lightning.callbacks.gradient_norm import GradientNormMonitor
-from hybrid_lightning.callbacks.non_finite import NonFiniteGradients
 from hybrid_lightning.callbacks.reference import ReferenceCallback, over_ranks, reference_of, sum_of_squares
-from hybrid_lightning.callbacks.spike_guard import SpikeGuard
 from hybrid_lightning.distributed.sharding import own_share
 from hybrid_lightning.errors import ConfigError, check_number, listing
+from hybrid_lightning.gradients.gradient_clipping import GradientClipping
+from hybrid_lightning.gradients.gradient_norm_monitor import GradientNormMonitor
+from hybrid_lightning.gradients.non_finite_gradients import NonFiniteGradients
+from hybrid_lightning.gradients.spike_guard import SpikeGuard
 from hybrid_lightning.trainer import is_log_step, log_values, named_groups
 
 _AFTER: tuple[type[pl.Callback], ...] = (GradientClipping, GradientNormMonitor, NonFiniteGradients, SpikeGuard)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.clipping import ClippingRule
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
+from hybrid_lightning.gradients.clipping_rule import ClippingRule
 from hybrid_lightning.network.adapters import parse_adapter
 from hybrid_lightning.network.reading import POOLS
 from hybrid_lightning.network.registry import registered_name

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from hybrid_lightning.callbacks.gradient_pass import shared_pass
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
+from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.network.network import HybridNetwork, first_samples
 from hybrid_lightning.network.parts import Part, all_defaults, parse_part, parse_parts
 from hybrid_lightning.optim.factory import make_optimizer, make_scheduler, named_class

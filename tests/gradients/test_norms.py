@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_lightning.gradients import (
+from hybrid_lightning.gradients.norms import (
     GradientPass,
     clip_coefficient,
     gradient_norms,

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
 from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.gradients.step import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
 from hybrid_lightning.trainer import is_log_step, log_values, window_is_open
 from hybrid_lightning.unfreezing.freezing import KeptStatistics
 

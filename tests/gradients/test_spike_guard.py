@@ -11,8 +11,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing, SpikeGuard, named_param_groups
-from hybrid_lightning.callbacks.gradient_pass import LaterOnHost
-from hybrid_lightning.callbacks.spike_guard import ACTIONS
+from hybrid_lightning.gradients.spike_guard import ACTIONS
+from hybrid_lightning.gradients.step import LaterOnHost
 from tests.processes import succeed_on
 from tests.resume.resuming import Dropping, Run, first_difference
 from tests.small import CONFIG, changed, command
@@ -448,7 +448,7 @@ def test_a_fit_continues_exactly_from_any_checkpoint(
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_ranks_decide_the_same_although_only_one_has_the_spike(strategy: str, tmp_path: Path) -> None:
-    succeed_on(2, "-m", "tests.spike_worker", strategy, str(tmp_path))
+    succeed_on(2, "-m", "tests.gradients.spike_worker", strategy, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first_difference(first, second, "ranks") is None
     assert [event["step"] for event in first["guard"]["events"]] == [10, 14]

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from hybrid_lightning.spikes import NormHistory, Sensitivity
+from hybrid_lightning.gradients.spike_history import NormHistory, Sensitivity
 
 USUAL = Sensitivity(z=5.0, ratio=2.5, warm_up=20, decay=0.95)
 

@@ -12,9 +12,9 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from hybrid_lightning import FSDP2Strategy, GradientNormMonitor, GradualUnfreezing
 from hybrid_lightning.distributed.fsdp2 import end_process_group
-from tests.callbacks.by_hand import ByHand, Rows
 from tests.distributed.ddp_worker import Lazy, plain_norm
 from tests.distributed.fsdp2_worker import SCHEDULE, ForeignSharded
+from tests.gradients.by_hand import ByHand, Rows
 from tests.tiny import hybrid, trainer
 
 STRATEGIES: dict[str, Any] = {"ddp": lambda: DDPStrategy(process_group_backend="gloo"), "fsdp2": FSDP2Strategy}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.gradients import GradientPass
+from hybrid_lightning.gradients.norms import GradientPass
 from hybrid_lightning.trainer import named_groups
 
 _LAST: WeakKeyDictionary[Optimizer, tuple[int, GradientPass]] = WeakKeyDictionary()

@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybrid_lightning.callbacks.gradient_pass import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
-from hybrid_lightning.gradients import GradientPass, Rows
-from hybrid_lightning.spikes import NormHistory, Sensitivity, Spike
+from hybrid_lightning.gradients.norms import GradientPass, Rows
+from hybrid_lightning.gradients.spike_history import NormHistory, Sensitivity, Spike
+from hybrid_lightning.gradients.step import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
 from hybrid_lightning.trainer import is_log_step, log_values, named_groups, window_is_open
 from hybrid_lightning.unfreezing.freezing import KeptStatistics
 from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing

@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from hybrid_lightning import FSDP2Strategy, GradualUnfreezing, SpikeGuard
 from hybrid_lightning.distributed.fsdp2 import end_process_group
 from hybrid_lightning.distributed.sharding import whole
-from tests.callbacks.test_spike_guard import Faults
 from tests.distributed.ddp_worker import Lazy, plain_norm
+from tests.gradients.test_spike_guard import Faults
 from tests.tiny import hybrid, trainer
 
 

@@ -7,10 +7,10 @@ import lightning.pytorch as pl
 import torch
 from torch.optim import Optimizer
 
-from hybrid_lightning.callbacks.gradient_pass import shared_pass
-from hybrid_lightning.clipping import ClippingRule, ZScoreLimits
 from hybrid_lightning.errors import unknown
-from hybrid_lightning.gradients import GradientPass
+from hybrid_lightning.gradients.clipping_rule import ClippingRule, ZScoreLimits
+from hybrid_lightning.gradients.norms import GradientPass
+from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.trainer import named_groups
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybrid_lightning import ConfigError
-from hybrid_lightning.clipping import ClippingRule, ZScoreLimits
+from hybrid_lightning.gradients.clipping_rule import ClippingRule, ZScoreLimits
 
 
 @pytest.mark.parametrize(

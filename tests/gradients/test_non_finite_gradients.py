@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from hybrid_lightning import ConfigError, GradientNormMonitor, NonFiniteGradients
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
-from tests.callbacks.test_gradient_norm import scaled
+from tests.gradients.test_gradient_norm_monitor import scaled
 from tests.resume.resuming import Dropping, Run, first_difference
 from tests.tiny import Foreign, batches, hybrid, trainer
 

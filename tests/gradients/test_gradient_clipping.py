@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hybrid_lightning import ConfigError, GradientClipping, GradientNormMonitor, HybridClassifier
-from tests.callbacks.test_gradient_norm import ByHand, compare, logged
+from tests.gradients.test_gradient_norm_monitor import ByHand, compare, logged
 from tests.small import changed, command
 from tests.tiny import Foreign, Tower, batches, hybrid, trainer
 

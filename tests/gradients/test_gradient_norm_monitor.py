@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
 from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing, HybridTask, gradients
-from hybrid_lightning.callbacks import gradient_norm
+from hybrid_lightning.gradients import gradient_norm_monitor
 from hybrid_lightning.run_logger import RunLogger, read_rows
-from tests.callbacks.by_hand import ByHand, Rows, compare
+from tests.gradients.by_hand import ByHand, Rows, compare
 from tests.processes import succeed_on
 from tests.tiny import Foreign, batches, hybrid, trainer
 
@@ -171,7 +171,7 @@ def test_a_task_that_measures_itself_is_not_measured_again(tmp_path: Any, monkey
         return original(parameters)
 
     original = gradients.gradient_norms
-    for module in (gradients, gradient_norm):
+    for module in (gradients, gradient_norm_monitor):
         monkeypatch.setattr(module, "gradient_norms", counted)
     runner = trainer(logger=CSVLogger(tmp_path), log_every_n_steps=10, gradient_clip_val=1.0, max_epochs=1)
     runner.fit(hybrid("6 steps", dropout=0.0), batches(samples=160))
@@ -181,7 +181,7 @@ def test_a_task_that_measures_itself_is_not_measured_again(tmp_path: Any, monkey
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_norms_on_two_ranks_equal_an_independent_computation(strategy: str, tmp_path: Path) -> None:
     """With accumulation, clipping and unfreezing, in a task and in a foreign module; both ranks log the same."""
-    succeed_on(2, "-m", "tests.gradient_worker", strategy, str(tmp_path))
+    succeed_on(2, "-m", "tests.gradients.worker", strategy, str(tmp_path))
     for kind in MODELS:
         ranks = [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
         for saved in ranks:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybrid_lightning.callbacks.gradient_clipping import GradientClipping
-from hybrid_lightning.callbacks.gradient_pass import has_scaler, shared_pass
 from hybrid_lightning.distributed.sharding import own_shares
-from hybrid_lightning.gradients import GradientPass, Rows, gradient_norms, tensor_norms
+from hybrid_lightning.gradients.gradient_clipping import GradientClipping
+from hybrid_lightning.gradients.norms import GradientPass, Rows, gradient_norms, tensor_norms
+from hybrid_lightning.gradients.step import has_scaler, shared_pass
 from hybrid_lightning.trainer import is_log_step, log_values
 
 _KEPT_STEPS = 256
