@@ -1,7 +1,7 @@
 """Callbacks for `HybridTask` and for any LightningModule whose groups come from `named_param_groups`."""
 
-from hybrid_lightning.callbacks.drift import PretrainedDrift
-from hybrid_lightning.callbacks.l2sp import L2SP
+from hybrid_lightning.drift.l2sp import L2SP
+from hybrid_lightning.drift.pretrained_drift import PretrainedDrift
 from hybrid_lightning.gradients.gradient_clipping import GradientClipping
 from hybrid_lightning.gradients.gradient_norm_monitor import GradientNormMonitor
 from hybrid_lightning.gradients.non_finite_gradients import NonFiniteGradients

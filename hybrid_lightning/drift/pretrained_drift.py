@@ -8,17 +8,17 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from hybrid_lightning.callbacks.probe import part_features, read_probe
-from hybrid_lightning.callbacks.reference import (
+from hybrid_lightning.distributed.sharding import outermost, reshard
+from hybrid_lightning.drift.reference_batch import part_features, read_probe
+from hybrid_lightning.drift.similarity import FEWEST_SAMPLES, linear_cka
+from hybrid_lightning.drift.start_weights import (
     Reference,
     ReferenceCallback,
     over_ranks,
     reference_of,
     sum_of_squares,
 )
-from hybrid_lightning.distributed.sharding import outermost, reshard
 from hybrid_lightning.errors import ConfigError, listing
-from hybrid_lightning.similarity import FEWEST_SAMPLES, linear_cka
 from hybrid_lightning.trainer import named_groups
 from hybrid_lightning.unfreezing.timeline import label, stages_by_part
 

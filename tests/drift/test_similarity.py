@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_lightning.similarity import linear_cka
+from hybrid_lightning.drift.similarity import linear_cka
 
 
 def hsic_by_hand(one: np.ndarray, other: np.ndarray) -> float:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybrid_lightning.callbacks.reference import ReferenceCallback, over_ranks, reference_of, sum_of_squares
 from hybrid_lightning.distributed.sharding import own_share
+from hybrid_lightning.drift.start_weights import ReferenceCallback, over_ranks, reference_of, sum_of_squares
 from hybrid_lightning.errors import ConfigError, check_number, listing
 from hybrid_lightning.gradients.gradient_clipping import GradientClipping
 from hybrid_lightning.gradients.gradient_norm_monitor import GradientNormMonitor

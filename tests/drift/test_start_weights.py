@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hybrid_lightning import L2SP, GradualUnfreezing, HybridClassifier, PretrainedDrift
-from hybrid_lightning.callbacks.reference import REFERENCE_KEY, reference_of
+from hybrid_lightning.drift.start_weights import REFERENCE_KEY, reference_of
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
-from tests.callbacks.test_l2sp import pretrained
+from tests.drift.test_l2sp import pretrained
 from tests.processes import succeed_on
 from tests.resume.resuming import differences
 from tests.tiny import batches, hybrid, trainer
@@ -143,7 +143,7 @@ def test_a_fit_with_other_groups_keeps_the_reference_only_if_it_goes_on(change: 
 def run(name: str, folder: Path, **facts: Any) -> dict[str, Any]:
     """Results of all ranks, which have to be equal."""
     ranks = 1 if facts["strategy"] == "one" else 2
-    words = ["-m", "tests.callbacks.drift_worker", name, json.dumps({"folder": str(folder), **facts})]
+    words = ["-m", "tests.drift.worker", name, json.dumps({"folder": str(folder), **facts})]
     succeed_on(ranks, *words)
     results = [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(ranks)]
     assert results[0]["logged"] == results[-1]["logged"]

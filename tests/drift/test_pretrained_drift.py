@@ -23,10 +23,10 @@ from hybrid_lightning import (
 )
 from hybrid_lightning.cli import main
 from hybrid_lightning.resume.seeded_loaders import seed_cpu
+from tests.drift.test_similarity import cka, hsic_of_song
 from tests.network.test_compile import GRAPHS, counted
 from tests.resume.resuming import Augmented, Run, first_difference
 from tests.small import changed, loader, write
-from tests.test_similarity import cka, hsic_of_song
 from tests.tiny import batches, hybrid, trainer
 from tests.unfreezing.test_reestimate_statistics import Takes
 
