@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hybrid_lightning.duration import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
     from hybrid_lightning.losses import FocalLoss
-    from hybrid_lightning.network.parts import Part
+    from hybrid_lightning.network.part import Part
     from hybrid_lightning.network.registry import register
     from hybrid_lightning.optim.groups import named_param_groups
     from hybrid_lightning.optim.lr_schedules import GroupRates, GroupScheduler
@@ -62,7 +62,7 @@ _HOMES = {
     "LastCheckpoint": "callbacks",
     "ManifestDataModule": "data",
     "NonFiniteGradients": "callbacks",
-    "Part": "network.parts",
+    "Part": "network.part",
     "PlaidDataModule": "data",
     "PretrainedDrift": "callbacks",
     "ReestimateStatistics": "callbacks",

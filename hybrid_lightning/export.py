@@ -16,8 +16,8 @@ from torch import Tensor
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.network.adapters import merge_adapters
-from hybrid_lightning.network.network import HybridNetwork, first_samples
-from hybrid_lightning.network.presence import PREFIX
+from hybrid_lightning.network.hybrid_network import HybridNetwork, first_samples
+from hybrid_lightning.network.missing import PREFIX
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.weights.loading import ADAPTED, MERGE
 from hybrid_lightning.weights.safe_files import check_digest, read_file, save_weights

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from hybrid_lightning.files import TEMPORARY
-from hybrid_lightning.network.residual import ConvExtractor
+from hybrid_lightning.network.modules.convolution import ConvExtractor
 from hybrid_lightning.run_folder import last_whole_checkpoint
 from hybrid_lightning.weights.safe_files import save_weights
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from hybrid_lightning.distributed.sharding import reshard
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import before_transfer
-from hybrid_lightning.network.reading import pooled
+from hybrid_lightning.network.outputs import pooled
 from hybrid_lightning.resume.seeded_loaders import seed_cpu
 from hybrid_lightning.unfreezing.freezing import dry_run
 

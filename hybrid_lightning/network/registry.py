@@ -10,14 +10,14 @@ from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.importing import INSTALLABLE, import_path, parameters_of, trusted
 
 REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
-    "ConvExtractor": "hybrid_lightning.network.residual.ConvExtractor",
-    "ResidualConv1d": "hybrid_lightning.network.residual.ResidualConv1d",
-    "ResidualConv2d": "hybrid_lightning.network.residual.ResidualConv2d",
-    "ResidualConv3d": "hybrid_lightning.network.residual.ResidualConv3d",
-    "MLP": "hybrid_lightning.network.extractors.MLP",
-    "TabularMLP": "hybrid_lightning.network.tables.TabularMLP",
-    "SequenceTransformer": "hybrid_lightning.network.sequences.SequenceTransformer",
-    "LinearHead": "hybrid_lightning.network.extractors.LinearHead",
+    "ConvExtractor": "hybrid_lightning.network.modules.convolution.ConvExtractor",
+    "ResidualConv1d": "hybrid_lightning.network.modules.convolution.ResidualConv1d",
+    "ResidualConv2d": "hybrid_lightning.network.modules.convolution.ResidualConv2d",
+    "ResidualConv3d": "hybrid_lightning.network.modules.convolution.ResidualConv3d",
+    "MLP": "hybrid_lightning.network.modules.mlp.MLP",
+    "TabularMLP": "hybrid_lightning.network.modules.tabular_mlp.TabularMLP",
+    "SequenceTransformer": "hybrid_lightning.network.modules.transformer.SequenceTransformer",
+    "LinearHead": "hybrid_lightning.network.modules.mlp.LinearHead",
     "ConcatFusion": "hybrid_lightning.network.fusion.ConcatFusion",
     "GatedFusion": "hybrid_lightning.network.fusion.GatedFusion",
     "AttentionFusion": "hybrid_lightning.network.fusion.AttentionFusion",
@@ -28,7 +28,7 @@ REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
 }
 """Names that a part's ``module`` may take without a dot."""
 
-_OURS = {"transformers.AutoModel": "hybrid_lightning.network.families.auto_model"}
+_OURS = {"transformers.AutoModel": "hybrid_lightning.network.libraries.auto_model"}
 """Paths behind which stands a function of ours, because the library's own is no class or factory of modules."""
 
 _FETCHING_ARGUMENTS = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "trust_remote_code")

@@ -14,8 +14,8 @@ from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.gradients.step import shared_pass
-from hybrid_lightning.network.network import HybridNetwork, first_samples
-from hybrid_lightning.network.parts import Part, all_defaults, parse_part, parse_parts
+from hybrid_lightning.network.hybrid_network import HybridNetwork, first_samples
+from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
 from hybrid_lightning.optim.factory import make_optimizer, make_scheduler, named_class
 from hybrid_lightning.optim.lr_schedules import GroupLR, GroupRates
 from hybrid_lightning.resume.optimizer_states import damaged, first_problem

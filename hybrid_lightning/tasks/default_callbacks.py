@@ -14,7 +14,7 @@ from hybrid_lightning.callbacks import (
     NonFiniteGradients,
     ReestimateStatistics,
 )
-from hybrid_lightning.network.parts import Part
+from hybrid_lightning.network.part import Part
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.network.network import HybridNetwork
+from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.optim.lr_schedules import GroupScheduler
 from hybrid_lightning.tasks.metrics import SplitMetrics
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
-from hybrid_lightning.network.network import HybridNetwork
+from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.weights.loading import MERGE, Fit, parts_of, tensors_of
 from hybrid_lightning.weights.safe_files import read_file
 

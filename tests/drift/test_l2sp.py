@@ -18,7 +18,7 @@ from hybrid_lightning import (
     named_param_groups,
 )
 from hybrid_lightning.cli import main
-from hybrid_lightning.network.parts import Part
+from hybrid_lightning.network.part import Part
 from tests.distributed.ddp_worker import plain_norm
 from tests.small import changed, write
 from tests.tiny import Foreign, Tower, batches, hybrid, trainer

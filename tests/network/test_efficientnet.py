@@ -5,8 +5,8 @@ import torch
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.efficientnet import EfficientNetLite0
-from hybrid_lightning.network.network import HybridNetwork
-from hybrid_lightning.network.parts import parse_parts
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.part import parse_parts
 
 
 def network(**facts: object) -> HybridNetwork:

@@ -6,7 +6,7 @@ from torch import nn
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.importing import check_arguments
-from hybrid_lightning.network.extractors import MLP
+from hybrid_lightning.network.modules.mlp import MLP
 from hybrid_lightning.network.registry import (
     REGISTRY,
     forbid_fetching,

@@ -13,7 +13,7 @@ from hybrid_lightning.data.entries.base import Entry, Value, cell_error, collate
 from hybrid_lightning.data.entries.checks import check_column, check_count
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.families import cache_hint
+from hybrid_lightning.network.libraries import cache_hint
 
 _WORD = re.compile(r"\w+")
 _RESERVED = 2

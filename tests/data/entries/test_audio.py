@@ -7,7 +7,7 @@ import soundfile
 import torch
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.residual import ResidualConv1d
+from hybrid_lightning.network.modules.convolution import ResidualConv1d
 from tests.data.entries.bound import bound
 
 

@@ -10,7 +10,7 @@ import torch
 from hybrid_lightning.data.entries import parse_entries
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.tables import TabularMLP
+from hybrid_lightning.network.modules.tabular_mlp import TabularMLP
 from tests.data.entries.bound import bound, table
 
 AGES = [20.0, 30.0, None, 70.0, 90.0]

@@ -7,8 +7,8 @@ import torch
 
 from hybrid_lightning.data.entries.files import spread
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.residual import ResidualConv1d
-from hybrid_lightning.network.sequences import SequenceTransformer
+from hybrid_lightning.network.modules.convolution import ResidualConv1d
+from hybrid_lightning.network.modules.transformer import SequenceTransformer
 from tests.data.entries.bound import bound
 
 RANDOM = np.random.default_rng(0)

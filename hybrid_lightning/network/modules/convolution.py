@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, unknown
-from hybrid_lightning.network.extractors import in_turn, require_sizes
+from hybrid_lightning.network.modules.mlp import in_turn, require_sizes
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _DROPOUTS = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}

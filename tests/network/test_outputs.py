@@ -3,9 +3,9 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.network import HybridNetwork
-from hybrid_lightning.network.parts import parse_parts
-from hybrid_lightning.network.reading import pooled
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.outputs import pooled
+from hybrid_lightning.network.part import parse_parts
 
 
 def network(module: nn.Module, value: object, **facts: object) -> HybridNetwork:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.residual import ResidualBlock, ResidualConv1d, ResidualConv2d, ResidualConv3d
+from hybrid_lightning.network.modules.convolution import ResidualBlock, ResidualConv1d, ResidualConv2d, ResidualConv3d
 
 NETS = {1: ResidualConv1d, 2: ResidualConv2d, 3: ResidualConv3d}
 

@@ -11,7 +11,7 @@ from torch import nn
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
 from hybrid_lightning.gradients.clipping_rule import ClippingRule
 from hybrid_lightning.network.adapters import parse_adapter
-from hybrid_lightning.network.reading import POOLS
+from hybrid_lightning.network.outputs import POOLS
 from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.optim.groups import PartRates
 from hybrid_lightning.unfreezing.freezing import NORM_MODES

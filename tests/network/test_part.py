@@ -4,8 +4,8 @@ import pytest
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.extractors import MLP
-from hybrid_lightning.network.parts import Part, all_defaults, execution_order, feeding_parts, parse_part, parse_parts
+from hybrid_lightning.network.modules.mlp import MLP
+from hybrid_lightning.network.part import Part, all_defaults, execution_order, feeding_parts, parse_part, parse_parts
 from hybrid_lightning.optim.groups import PartRates
 
 

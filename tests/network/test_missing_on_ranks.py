@@ -17,7 +17,7 @@ def load(path: Path) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_ranks_that_lack_a_part_do_not_hang_and_equal_one_process(kind: str, tmp_path: Path) -> None:
     for ranks in (1, 2):
-        succeed_on(ranks, "-m", "tests.lacking_worker", kind, str(ranks), str(tmp_path))
+        succeed_on(ranks, "-m", "tests.network.missing_worker", kind, str(ranks), str(tmp_path))
     one, first, second = (load(tmp_path / f"{kind}-{name}.pt") for name in ("1-0", "2-0", "2-1"))
     for which in ("own", "heads"):
         assert all(torch.equal(value, second[which][name]) for name, value in first[which].items())

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from hybrid_lightning.errors import ConfigError, listing, reason
 from hybrid_lightning.importing import check_arguments, parameters_of, trusted
 from hybrid_lightning.network.adapters import add_adapter
-from hybrid_lightning.network.families import (
+from hybrid_lightning.network.channels import (
+    Normalise,
+    adapt_channels,
+    normalisation,
+    refuse_wrong_channels,
+    require_channels,
+)
+from hybrid_lightning.network.libraries import (
     auto_config,
     cache_hint,
     complete_arguments,
@@ -23,16 +30,9 @@ from hybrid_lightning.network.families import (
     without_classifier,
     without_hub,
 )
-from hybrid_lightning.network.images import (
-    Normalise,
-    adapt_channels,
-    normalisation,
-    refuse_wrong_channels,
-    require_channels,
-)
-from hybrid_lightning.network.parts import Part, execution_order, feeding_parts, refuse_compile_options
-from hybrid_lightning.network.presence import PREFIX, Presence, drop_at_random, encode_present, presence
-from hybrid_lightning.network.reading import find_output, find_pool, fix_unused, mask_of, pooled, shapes
+from hybrid_lightning.network.missing import PREFIX, Presence, drop_at_random, encode_present, presence
+from hybrid_lightning.network.outputs import find_output, find_pool, fix_unused, mask_of, pooled, shapes
+from hybrid_lightning.network.part import Part, execution_order, feeding_parts, refuse_compile_options
 from hybrid_lightning.network.registry import forbid_fetching, refuse_hidden_weights, resolve, switch_weights
 from hybrid_lightning.network.stages import OPENED, Stages, discover_stages, recorded_calls
 from hybrid_lightning.optim.groups import named_param_groups

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.fusion import SampleNorm
-from hybrid_lightning.network.network import HybridNetwork
-from hybrid_lightning.network.parts import Part, parse_parts
-from hybrid_lightning.network.presence import drop_at_random, presence
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.missing import drop_at_random, presence
+from hybrid_lightning.network.part import Part, parse_parts
 
 FUSIONS = ["ConcatFusion", "GatedFusion", "AttentionFusion", "LogitFusion"]
 

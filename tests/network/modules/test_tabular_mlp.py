@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.tables import ColumnEmbedding, TabularMLP
+from hybrid_lightning.network.modules.tabular_mlp import ColumnEmbedding, TabularMLP
 
 NAN = float("nan")
 

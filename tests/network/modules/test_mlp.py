@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.extractors import MLP, LinearHead
-from hybrid_lightning.network.residual import ConvExtractor
+from hybrid_lightning.network.modules.convolution import ConvExtractor
+from hybrid_lightning.network.modules.mlp import MLP, LinearHead
 
 
 @pytest.mark.parametrize(

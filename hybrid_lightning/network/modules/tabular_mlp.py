@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.extractors import MLP
+from hybrid_lightning.network.modules.mlp import MLP
 
 
 class ColumnEmbedding(nn.Module):

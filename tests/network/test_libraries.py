@@ -8,9 +8,9 @@ from torch import nn
 
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.families import auto_model, plain_config
-from hybrid_lightning.network.network import HybridNetwork
-from hybrid_lightning.network.parts import parse_parts
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.libraries import auto_model, plain_config
+from hybrid_lightning.network.part import parse_parts
 from hybrid_lightning.network.registry import REGISTRY
 from tests import small
 

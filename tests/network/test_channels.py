@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.images import adapt_channels
-from hybrid_lightning.network.network import HybridNetwork
-from hybrid_lightning.network.parts import parse_parts
+from hybrid_lightning.network.channels import adapt_channels
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.part import parse_parts
 from tests.small import changed, command
 
 

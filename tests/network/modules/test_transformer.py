@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.sequences import SequenceTransformer
+from hybrid_lightning.network.modules.transformer import SequenceTransformer
 
 
 def transformer(**options):

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.network import FUSION, HybridNetwork, first_samples
-from hybrid_lightning.network.parts import Part, parse_parts
-from hybrid_lightning.network.reading import pooled
+from hybrid_lightning.network.hybrid_network import FUSION, HybridNetwork, first_samples
+from hybrid_lightning.network.outputs import pooled
+from hybrid_lightning.network.part import Part, parse_parts
 from hybrid_lightning.unfreezing.freezing import dry_run
 from hybrid_lightning.weights.safe_files import save_weights
 
