@@ -23,8 +23,8 @@ REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
     "AttentionFusion": "hybrid_lightning.network.fusion.AttentionFusion",
     "LogitFusion": "hybrid_lightning.network.fusion.LogitFusion",
     "PartHeads": "hybrid_lightning.network.fusion.PartHeads",
-    "EfficientNetLite0": "hybrid_lightning.network.efficientnet.EfficientNetLite0",
-    "FracastEncoder": "hybrid_lightning.network.fracast.FracastEncoder",
+    "EfficientNetLite0": "hybrid_lightning.demo.efficientnet_lite.EfficientNetLite0",
+    "FracastEncoder": "hybrid_lightning.demo.fracast.FracastEncoder",
 }
 """Names that a part's ``module`` may take without a dot."""
 

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.data import DictDataset, PlaidDataModule
 from hybrid_lightning.data.in_memory import as_batch
-from hybrid_lightning.network.fracast import FracastEncoder
+from hybrid_lightning.demo.fracast import FracastEncoder
 
 KEYS = ("features", "wave", "stats")
 FUSIONS: dict[str, dict[str, Any]] = {

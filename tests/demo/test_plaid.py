@@ -3,7 +3,7 @@ import torch
 
 from hybrid_lightning.data import PlaidDataModule
 from hybrid_lightning.data.in_memory import stratified_mask
-from hybrid_lightning.data.plaid import describe, pad_left, pad_right, read_ts
+from hybrid_lightning.demo.plaid import describe, pad_left, pad_right, read_ts
 from hybrid_lightning.errors import ConfigError
 
 
@@ -75,6 +75,6 @@ def test_an_impossible_fraction_is_refused(fraction):
 
 
 def test_a_missing_package_is_named_with_its_installation(monkeypatch):
-    monkeypatch.setattr("hybrid_lightning.data.plaid.find_spec", lambda name: None)
+    monkeypatch.setattr("hybrid_lightning.demo.plaid.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs the package sktime. Install it with: pip install .*\[demo\]"):
         PlaidDataModule().setup()

@@ -3,8 +3,8 @@ import sys
 import pytest
 import torch
 
+from hybrid_lightning.demo.fracast import FracastEncoder, pool_observed
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.fracast import FracastEncoder, pool_observed
 
 
 @pytest.fixture(scope="module")

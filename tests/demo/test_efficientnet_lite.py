@@ -3,8 +3,8 @@ import sys
 import pytest
 import torch
 
+from hybrid_lightning.demo.efficientnet_lite import EfficientNetLite0
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.efficientnet import EfficientNetLite0
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.part import parse_parts
 
