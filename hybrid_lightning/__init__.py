@@ -17,13 +17,10 @@ if TYPE_CHECKING:
         ReestimateStatistics,
         SpikeGuard,
     )
-    from hybrid_lightning.data import (
-        DigitsDataModule,
-        ElpvDataModule,
-        InMemoryDataModule,
-        ManifestDataModule,
-        PlaidDataModule,
-    )
+    from hybrid_lightning.data import InMemoryDataModule, ManifestDataModule
+    from hybrid_lightning.demo.digits import DigitsDataModule
+    from hybrid_lightning.demo.elpv import ElpvDataModule
+    from hybrid_lightning.demo.plaid import PlaidDataModule
     from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
     from hybrid_lightning.distributed.sharding import shard
     from hybrid_lightning.duration import Duration, FitLength
@@ -43,9 +40,9 @@ _HOMES = {
     "L2SP": "callbacks",
     "AtomicCheckpointIO": "resume.atomic_checkpoint_io",
     "ConfigError": "errors",
-    "DigitsDataModule": "data",
+    "DigitsDataModule": "demo.digits",
     "Duration": "duration",
-    "ElpvDataModule": "data",
+    "ElpvDataModule": "demo.elpv",
     "ExactResume": "callbacks",
     "FSDP2Strategy": "distributed.fsdp2",
     "FitLength": "duration",
@@ -63,7 +60,7 @@ _HOMES = {
     "ManifestDataModule": "data",
     "NonFiniteGradients": "callbacks",
     "Part": "network.part",
-    "PlaidDataModule": "data",
+    "PlaidDataModule": "demo.plaid",
     "PretrainedDrift": "callbacks",
     "ReestimateStatistics": "callbacks",
     "SpikeGuard": "callbacks",

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
 from hybrid_lightning.callbacks import LastCheckpoint
 from hybrid_lightning.configs import merged_arguments
+from hybrid_lightning.data.loaders import first_batch, number_of_batches
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.export import ExportedProgram, export_network, export_part, is_program, require_trust
 from hybrid_lightning.lightning_private import SubcommandCLI
@@ -30,7 +31,6 @@ from hybrid_lightning.run_folder import Run, RunConfig, mark_finished, newest_ch
 from hybrid_lightning.run_logger import RunLogger
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.checkpoints import read_checkpoint, refuse_other_model
-from hybrid_lightning.tasks.example import first_batch, number_of_batches
 from hybrid_lightning.trainer import length_of
 
 _BEST = {

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from hybrid_lightning.data.loaders import example_batch, require_dict, shown_targets
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
@@ -35,7 +36,6 @@ from hybrid_lightning.tasks.checkpoints import (
 )
 from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_facts, schedules_of, take_places
 from hybrid_lightning.tasks.evaluation import Evaluation
-from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
 from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_parts
 from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
 from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up

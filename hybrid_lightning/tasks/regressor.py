@@ -8,10 +8,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional
 
+from hybrid_lightning.data.loaders import training_targets
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
-from hybrid_lightning.tasks.example import training_targets
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
 from hybrid_lightning.tasks.scale import TargetScale, scale_of
 from hybrid_lightning.weights.safe_files import read_file

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from hybrid_lightning.data import DigitsDataModule
+from hybrid_lightning.demo.digits import DigitsDataModule
 from hybrid_lightning.errors import ConfigError
 
 

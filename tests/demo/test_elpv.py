@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from hybrid_lightning.data import ElpvDataModule
+from hybrid_lightning.demo.elpv import ElpvDataModule
 from hybrid_lightning.errors import ConfigError
 
 

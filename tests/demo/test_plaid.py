@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from hybrid_lightning.data import PlaidDataModule
 from hybrid_lightning.data.in_memory import stratified_mask
-from hybrid_lightning.demo.plaid import describe, pad_left, pad_right, read_ts
+from hybrid_lightning.demo.plaid import PlaidDataModule, describe, pad_left, pad_right, read_ts
 from hybrid_lightning.errors import ConfigError
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from hybrid_lightning.data.entries.files import FileEntry
-from hybrid_lightning.data.file_checks import FileFindings, Problem, check_files
+from hybrid_lightning.data.inputs.files import FileEntry
 from hybrid_lightning.data.overview import Checked, overview
+from hybrid_lightning.data.preflight_files import FileFindings, Problem, check_files
 from hybrid_lightning.data.splits import SPLITS, rows_of
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.files import whole_file

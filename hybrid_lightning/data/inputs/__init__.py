@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hybrid_lightning.data.entries.arrays import ArrayEntry, VolumeEntry
-from hybrid_lightning.data.entries.audio import AudioEntry
-from hybrid_lightning.data.entries.base import Entry
-from hybrid_lightning.data.entries.columns import CategoricalEntry, NumericEntry, TableEntry
-from hybrid_lightning.data.entries.images import ImageEntry
-from hybrid_lightning.data.entries.series import SeriesEntry
-from hybrid_lightning.data.entries.texts import TextEntry
+from hybrid_lightning.data.inputs.audio import AudioEntry
+from hybrid_lightning.data.inputs.base import Entry
+from hybrid_lightning.data.inputs.images import ImageEntry
+from hybrid_lightning.data.inputs.series import SeriesEntry
+from hybrid_lightning.data.inputs.tabular import CategoricalEntry, NumericEntry, TableEntry
+from hybrid_lightning.data.inputs.text import TextEntry
+from hybrid_lightning.data.inputs.volumes import ArrayEntry, VolumeEntry
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.importing import parameters_of
 

@@ -7,11 +7,11 @@ import pandas
 import pytest
 import torch
 
-from hybrid_lightning.data.entries import parse_entries
+from hybrid_lightning.data.inputs import parse_entries
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.modules.tabular_mlp import TabularMLP
-from tests.data.entries.bound import bound, table
+from tests.data.inputs.bound import bound, table
 
 AGES = [20.0, 30.0, None, 70.0, 90.0]
 DOSES = [1, 1, 1, 5, None]

@@ -4,8 +4,8 @@ import pytest
 import scipy.signal
 import torch
 
-from hybrid_lightning.data.entries.signals import log_mel, mel_filters, resample
-from tests.data.entries.test_audio import mel, tone
+from hybrid_lightning.data.inputs.signals import log_mel, mel_filters, resample
+from tests.data.inputs.test_audio import mel, tone
 
 
 def test_what_the_new_rate_cannot_hold_vanishes():
@@ -33,8 +33,8 @@ def test_a_matrix_and_pieces_give_the_same_samples(monkeypatch, rate, wanted):
         whole = resample(sound, rate, wanted)
         assert whole.shape == (2, math.ceil(length * wanted / rate))
         with monkeypatch.context() as patch:
-            patch.setattr("hybrid_lightning.data.entries.signals._DENSE", 0)
-            patch.setattr("hybrid_lightning.data.entries.signals._PIECE", 77)
+            patch.setattr("hybrid_lightning.data.inputs.signals._DENSE", 0)
+            patch.setattr("hybrid_lightning.data.inputs.signals._PIECE", 77)
             torch.testing.assert_close(resample(sound, rate, wanted), whole, atol=1e-5, rtol=1e-5)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError
-from tests.data.entries.bound import bound
+from tests.data.inputs.bound import bound
 
 RANDOM = np.random.default_rng(0)
 VOXELS = RANDOM.standard_normal((4, 5, 6)).astype(np.float32)
@@ -134,7 +134,7 @@ def test_a_small_file_that_states_an_enormous_array_is_refused(tmp_path):
 
 
 def test_more_than_a_sample_may_have_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("hybrid_lightning.data.entries.numpy_files._LARGEST", 400)
+    monkeypatch.setattr("hybrid_lightning.data.inputs.numpy_files._LARGEST", 400)
     np.save(tmp_path / "a.npy", VOXELS)
     nibabel.save(nibabel.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "a.nii.gz")
     for name, kind in (("a.npy", "array"), ("a.nii.gz", "volume")):

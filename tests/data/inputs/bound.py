@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas
 
-from hybrid_lightning.data.entries import parse_entries
-from hybrid_lightning.data.entries.base import Entry
+from hybrid_lightning.data.inputs import parse_entries
+from hybrid_lightning.data.inputs.base import Entry
 from hybrid_lightning.data.table import Table
 
 

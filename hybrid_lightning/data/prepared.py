@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from hybrid_lightning.data.entries.base import Entry
+from hybrid_lightning.data.inputs.base import Entry
 from hybrid_lightning.data.splits import SPLITS, Array
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.targets import Target
+from hybrid_lightning.data.target import Target
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.weights.safe_files import read_file

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hybrid_lightning.data.entries.base import Entry, Value, cell_error
+from hybrid_lightning.data.inputs.base import Entry, Value, cell_error
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.transforms import make_transforms
 from hybrid_lightning.errors import ConfigError

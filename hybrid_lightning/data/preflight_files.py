@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hybrid_lightning.data.entries.arrays import VolumeEntry
-from hybrid_lightning.data.entries.audio import AudioEntry
-from hybrid_lightning.data.entries.base import Value
-from hybrid_lightning.data.entries.files import FileEntry
-from hybrid_lightning.data.entries.images import ImageEntry
-from hybrid_lightning.data.entries.numpy_files import is_numpy
-from hybrid_lightning.data.entries.series import SeriesEntry
+from hybrid_lightning.data.inputs.audio import AudioEntry
+from hybrid_lightning.data.inputs.base import Value
+from hybrid_lightning.data.inputs.files import FileEntry
+from hybrid_lightning.data.inputs.images import ImageEntry
+from hybrid_lightning.data.inputs.numpy_files import is_numpy
+from hybrid_lightning.data.inputs.series import SeriesEntry
+from hybrid_lightning.data.inputs.volumes import VolumeEntry
 from hybrid_lightning.data.splits import TRAIN, Array
 from hybrid_lightning.errors import ConfigError
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.entries.base import Entry, Value, cell_error, collate_padded
-from hybrid_lightning.data.entries.checks import check_column, check_count
+from hybrid_lightning.data.inputs.base import Entry, Value, cell_error, collate_padded
+from hybrid_lightning.data.inputs.checks import check_column, check_count
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.libraries import cache_hint

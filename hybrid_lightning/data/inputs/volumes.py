@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.entries.checks import check_choice, check_column, check_size
-from hybrid_lightning.data.entries.files import FileEntry
-from hybrid_lightning.data.entries.numpy_files import Array, is_numpy, read_array, refuse_huge, stated_shape
+from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_size
+from hybrid_lightning.data.inputs.files import FileEntry
+from hybrid_lightning.data.inputs.numpy_files import Array, is_numpy, read_array, refuse_huge, stated_shape
 from hybrid_lightning.errors import ConfigError, check_number
 
 GAPS = ("refuse", "zero")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.entries.arrays import GAPS, without_gaps
-from hybrid_lightning.data.entries.base import Value, collate_padded
-from hybrid_lightning.data.entries.checks import check_choice, check_column, check_count
-from hybrid_lightning.data.entries.files import FileEntry, spread
-from hybrid_lightning.data.entries.numpy_files import Array, is_numpy, read_array, stated_shape
+from hybrid_lightning.data.inputs.base import Value, collate_padded
+from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_count
+from hybrid_lightning.data.inputs.files import FileEntry, spread
+from hybrid_lightning.data.inputs.numpy_files import Array, is_numpy, read_array, stated_shape
+from hybrid_lightning.data.inputs.volumes import GAPS, without_gaps
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
 

@@ -1,7 +1,7 @@
 import pytest
 
-from hybrid_lightning.data.entries import KINDS, parse_entries
-from hybrid_lightning.data.entries.columns import TableEntry
+from hybrid_lightning.data.inputs import KINDS, parse_entries
+from hybrid_lightning.data.inputs.tabular import TableEntry
 from hybrid_lightning.errors import ConfigError
 
 

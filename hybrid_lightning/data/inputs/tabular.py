@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.entries.base import Entry
-from hybrid_lightning.data.entries.checks import check_choice, check_columns
+from hybrid_lightning.data.inputs.base import Entry
+from hybrid_lightning.data.inputs.checks import check_choice, check_columns
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
 

@@ -8,7 +8,7 @@ import torch
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.modules.convolution import ResidualConv1d
-from tests.data.entries.bound import bound
+from tests.data.inputs.bound import bound
 
 
 def tone(pitch, rate, seconds):

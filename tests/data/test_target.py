@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.targets import Target, check_split, few_rows, strata_of
+from hybrid_lightning.data.target import Target, check_split, few_rows, strata_of
 from hybrid_lightning.errors import ConfigError
 
 

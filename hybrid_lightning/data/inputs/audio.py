@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.entries.arrays import without_gaps
-from hybrid_lightning.data.entries.checks import check_choice, check_column, check_count
-from hybrid_lightning.data.entries.files import FileEntry
-from hybrid_lightning.data.entries.series import window_start
-from hybrid_lightning.data.entries.signals import log_mel, mel_filters, resample
+from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_count
+from hybrid_lightning.data.inputs.files import FileEntry
+from hybrid_lightning.data.inputs.series import window_start
+from hybrid_lightning.data.inputs.signals import log_mel, mel_filters, resample
+from hybrid_lightning.data.inputs.volumes import without_gaps
 from hybrid_lightning.errors import ConfigError, check_number
 
 _HIGHEST_RATE = 1_000_000

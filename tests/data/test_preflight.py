@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from hybrid_lightning.data import ManifestDataModule
-from hybrid_lightning.data.checks import first_rank_first
-from hybrid_lightning.data.entries.images import ImageEntry
+from hybrid_lightning.data.inputs.images import ImageEntry
+from hybrid_lightning.data.preflight import first_rank_first
 from hybrid_lightning.errors import ConfigError
 from tests.data.make_files import make_manifest
 from tests.processes import ranks, succeed_on

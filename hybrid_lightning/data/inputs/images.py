@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.entries.base import Value
-from hybrid_lightning.data.entries.checks import check_choice, check_column, check_size
-from hybrid_lightning.data.entries.files import FileEntry
+from hybrid_lightning.data.inputs.base import Value
+from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_size
+from hybrid_lightning.data.inputs.files import FileEntry
 from hybrid_lightning.errors import ConfigError
 
 if TYPE_CHECKING:

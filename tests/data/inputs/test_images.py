@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError
-from tests.data.entries.bound import bound
+from tests.data.inputs.bound import bound
 
 RANDOM = np.random.default_rng(0)
 COLOUR = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)

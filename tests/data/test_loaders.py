@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning import ConfigError
-from hybrid_lightning.tasks.example import example_batch, first_batch, number_of_batches
+from hybrid_lightning.data.loaders import example_batch, first_batch, number_of_batches
 from tests.small import classifier, loader, table, trainer
 
 

@@ -8,7 +8,7 @@ import transformers
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.modules.transformer import SequenceTransformer
-from tests.data.entries.bound import bound
+from tests.data.inputs.bound import bound
 
 NOTES = ["The cat, the DOG!", "the dog's cat", "a Bird", None, "...", "the cat sees 2 naïve birds"]
 
