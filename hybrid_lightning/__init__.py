@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from hybrid_lightning.distributed.sharding import shard
     from hybrid_lightning.duration import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
-    from hybrid_lightning.losses import FocalLoss
     from hybrid_lightning.network.part import Part
     from hybrid_lightning.network.registry import register
     from hybrid_lightning.optim.groups import named_param_groups
     from hybrid_lightning.optim.lr_schedules import GroupRates, GroupScheduler
     from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
     from hybrid_lightning.tasks import HybridClassifier, HybridRegressor, HybridTask
+    from hybrid_lightning.tasks.losses import FocalLoss
     from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
 __version__ = "0.1.0.dev0"
@@ -46,7 +46,7 @@ _HOMES = {
     "ExactResume": "callbacks",
     "FSDP2Strategy": "distributed.fsdp2",
     "FitLength": "duration",
-    "FocalLoss": "losses",
+    "FocalLoss": "tasks.losses",
     "GradientClipping": "callbacks",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",

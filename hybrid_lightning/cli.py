@@ -30,7 +30,7 @@ from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.run_folder import Run, RunConfig, mark_finished, newest_checkpoint, run_to_continue, say
 from hybrid_lightning.run_logger import RunLogger
 from hybrid_lightning.tasks import HybridTask
-from hybrid_lightning.tasks.checkpoints import read_checkpoint, refuse_other_model
+from hybrid_lightning.tasks.checkpoint import read_checkpoint, refuse_other_model
 from hybrid_lightning.trainer import length_of
 
 _BEST = {

@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from hybrid_lightning.errors import ConfigError, unknown
-from hybrid_lightning.losses import LOSSES
 from hybrid_lightning.optim.factory import torch_classes
+from hybrid_lightning.tasks.losses import LOSSES
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import Logger
 
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.tasks import HybridTask
-from hybrid_lightning.tasks.checkpoints import concrete_subclasses
+from hybrid_lightning.tasks.checkpoint import concrete_subclasses
 
 _BASES: dict[str, type] = {
     "model": HybridTask,

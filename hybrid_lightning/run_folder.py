@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.files import whole_file
-from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
+from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY
 from hybrid_lightning.weights.safe_files import read_file
 from hybrid_lightning.weights.sharded_files import OLD
 

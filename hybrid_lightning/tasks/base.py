@@ -21,7 +21,8 @@ from hybrid_lightning.optim.factory import make_optimizer, make_scheduler, named
 from hybrid_lightning.optim.lr_schedules import GroupLR, GroupRates
 from hybrid_lightning.resume.optimizer_states import damaged, first_problem
 from hybrid_lightning.resume.own_files import rebuild_paths
-from hybrid_lightning.tasks.checkpoints import (
+from hybrid_lightning.tasks.changed_config import all_facts, describe_changes, finished, restate, set_position, take_up
+from hybrid_lightning.tasks.checkpoint import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
     concrete_subclasses,
@@ -38,7 +39,6 @@ from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_f
 from hybrid_lightning.tasks.evaluation import Evaluation
 from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_parts
 from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
-from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
 from hybrid_lightning.trainer import fit_length, is_log_step, log_values
 from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing, check_moments
 from hybrid_lightning.unfreezing.plan import plan_table

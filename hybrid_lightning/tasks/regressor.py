@@ -11,9 +11,9 @@ from torch.nn import functional
 from hybrid_lightning.data.loaders import training_targets
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.tasks.base import HybridTask
-from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
+from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
-from hybrid_lightning.tasks.scale import TargetScale, scale_of
+from hybrid_lightning.tasks.target_scale import TargetScale, scale_of
 from hybrid_lightning.weights.safe_files import read_file
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -6,7 +6,7 @@ import torch
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.network.fusion import GatedFusion
 from hybrid_lightning.network.registry import REGISTRY
-from hybrid_lightning.tasks.checkpoints import CHECKPOINT_VERSION
+from hybrid_lightning.tasks.checkpoint import CHECKPOINT_VERSION
 from tests import small
 from tests.checkpoints.make import PARTS
 

@@ -10,7 +10,7 @@ import torch
 
 from hybrid_lightning import L2SP, GradualUnfreezing, HybridClassifier, PretrainedDrift
 from hybrid_lightning.drift.start_weights import REFERENCE_KEY, reference_of
-from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY
+from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY
 from tests.drift.test_l2sp import pretrained
 from tests.processes import succeed_on
 from tests.resume.resuming import differences

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.small import command
-from tests.tasks.test_resuming import fit, saved, task
+from tests.tasks.test_changed_config import fit, saved, task
 
 NAN = float("nan")
 

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from hybrid_lightning import ConfigError, HybridTask
-from hybrid_lightning.tasks.resuming import changed_facts, describe_changes
+from hybrid_lightning.tasks.changed_config import changed_facts, describe_changes
 from tests.small import CONFIG, changed, classifier, command, loader, table, trainer
 
 STEPS_PER_EPOCH = 4

@@ -11,7 +11,7 @@ from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.optim.lr_schedules import GroupLR
 from hybrid_lightning.resume.optimizer_states import require_groups
-from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY, other_tensors
+from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, other_tensors
 
 ON_GROUP_CHANGE = ("error", "weights_only", "match")
 _OF_TODAY = (

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from hybrid_lightning import ConfigError, FocalLoss
-from hybrid_lightning.losses import loss_facts, make_loss
+from hybrid_lightning.tasks.losses import loss_facts, make_loss
 
 OUTPUTS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, -2.0], [0.3, 0.2, 0.1], [-1.0, 3.0, 1.0]])
 TARGET = torch.tensor([0, 2, 1, 1])
@@ -51,7 +51,7 @@ def test_gradients_of_a_model_that_is_sure_are_finite(target, gamma):
 
 
 @pytest.mark.parametrize(
-    "spec", ["FocalLoss", "hybrid_lightning.FocalLoss", "hybrid_lightning.losses.FocalLoss", FocalLoss]
+    "spec", ["FocalLoss", "hybrid_lightning.FocalLoss", "hybrid_lightning.tasks.losses.FocalLoss", FocalLoss]
 )
 def test_our_loss_has_many_names_and_one_fact(spec):
     assert loss_facts(spec) == {"class_path": "FocalLoss", "init_args": {}}

@@ -85,7 +85,7 @@ def loss_facts(spec: Any, where: str = "model.loss_function") -> dict[str, Any] 
             raise unknown(where, "key", str(key), ("class_path", "init_args"))
     path = spec["class_path"]
     path = f"{path.__module__}.{path.__qualname__}" if isinstance(path, type) else path
-    own = path.removeprefix("hybrid_lightning.losses.").removeprefix("hybrid_lightning.")
+    own = path.removeprefix("hybrid_lightning.tasks.losses.").removeprefix("hybrid_lightning.")
     return {"class_path": own if own in LOSSES else path, "init_args": dict(spec.get("init_args") or {})}
 
 

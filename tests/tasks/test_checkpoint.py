@@ -8,7 +8,7 @@ from torch import nn
 
 import hybrid_lightning
 from hybrid_lightning import ConfigError, HybridClassifier, HybridTask
-from hybrid_lightning.tasks.checkpoints import concrete_subclasses
+from hybrid_lightning.tasks.checkpoint import concrete_subclasses
 from tests.processes import succeed
 from tests.small import CONFIG, classifier, command, loader, regressor, table, trainer, write
 
@@ -200,7 +200,7 @@ class Net(nn.Linear):
     "spec",
     [
         {"class_path": "subprocess.check_call", "init_args": {"args": ["touch", "pwned"]}},
-        {"class_path": "tests.tasks.test_checkpoints.Net", "init_args": {"in_features": 3}},
+        {"class_path": "tests.tasks.test_checkpoint.Net", "init_args": {"in_features": 3}},
         "os.system",
         "partial",
         "torch.optim.lr_scheduler.partial",
