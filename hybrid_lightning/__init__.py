@@ -4,7 +4,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybrid_lightning.building import from_config
     from hybrid_lightning.callbacks import (
         L2SP,
         ExactResume,
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
         ReestimateStatistics,
         SpikeGuard,
     )
+    from hybrid_lightning.cli.from_config import from_config
     from hybrid_lightning.data import InMemoryDataModule, ManifestDataModule
     from hybrid_lightning.demo.digits import DigitsDataModule
     from hybrid_lightning.demo.elpv import ElpvDataModule
@@ -65,7 +65,7 @@ _HOMES = {
     "ReestimateStatistics": "callbacks",
     "SpikeGuard": "callbacks",
     "UnfreezingSchedule": "unfreezing.schedule",
-    "from_config": "building",
+    "from_config": "cli.from_config",
     "named_param_groups": "optim.groups",
     "register": "network.registry",
     "shard": "distributed.sharding",

@@ -226,7 +226,7 @@ def test_only_lightning_private_uses_private_names_of_lightning():
 def test_the_rule_finds_every_kind_of_use(source, expected):
     names: dict[str, Any] = {"__name__": "made_up"}
     exec(
-        "import operator\nfrom hybrid_lightning.cli import HybridCLI\n"
+        "import operator\nfrom hybrid_lightning.cli.lightning_cli import HybridCLI\n"
         "from lightning.pytorch.cli import LightningCLI\n"
         "from lightning.pytorch.callbacks import ModelCheckpoint\nfrom lightning.pytorch.loggers import CSVLogger",
         names,

@@ -27,7 +27,7 @@ from config_scores import fit, last_metrics
 from torch import Tensor, nn
 
 from hybrid_lightning import HybridClassifier
-from hybrid_lightning.configs import read_config
+from hybrid_lightning.cli.config_files import read_config
 from hybrid_lightning.data import DictDataset
 from hybrid_lightning.demo.fracast import FracastEncoder
 from hybrid_lightning.demo.plaid import PlaidDataModule

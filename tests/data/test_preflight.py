@@ -370,7 +370,7 @@ def test_a_plan_opens_no_files_but_those_of_its_example(folder):
 
 
 def test_data_that_were_set_up_before_are_checked_by_the_fit(folder):
-    from hybrid_lightning.building import from_config
+    from hybrid_lightning.cli.from_config import from_config
 
     manifest(rows())
     Path("11.png").unlink()

@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
 from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing, HybridTask, gradients
+from hybrid_lightning.cli.metrics_table import RunLogger, read_rows
 from hybrid_lightning.gradients import gradient_norm_monitor
-from hybrid_lightning.run_logger import RunLogger, read_rows
 from tests.gradients.by_hand import ByHand, Rows, compare
 from tests.processes import succeed_on
 from tests.tiny import Foreign, batches, hybrid, trainer

@@ -65,7 +65,7 @@ def test_layers_of_torch_are_always_allowed(path, trust):
         "torch.utils.model_zoo.load_url",
         "collections.OrderedDict",
         "hybrid_lightning.weights.safe_files.save_weights",
-        "hybrid_lightning.export.export_part",
+        "hybrid_lightning.cli.export.export_part",
         "torchvisionx.models.resnet18",
     ],
 )

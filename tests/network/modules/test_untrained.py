@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hybrid_lightning import HybridClassifier
-from hybrid_lightning.export import exported_program, plain_network
+from hybrid_lightning.cli.export import exported_program, plain_network
 from tests.small import loader
 
 GAPS = torch.where(torch.rand(24, 3, generator=torch.Generator().manual_seed(0)) < 0.3, float("nan"), 1.0)

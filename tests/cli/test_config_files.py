@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from hybrid_lightning.configs import merge, merged_arguments, read_config
+from hybrid_lightning.cli.config_files import merge, merged_arguments, read_config
 from hybrid_lightning.errors import ConfigError
 
 

@@ -1,8 +1,5 @@
 """The command line: LightningCLI with ``plan``, merged configs, run folders and short errors."""
 
-import math
-import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -10,28 +7,26 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
 from hybrid_lightning.callbacks import LastCheckpoint
-from hybrid_lightning.configs import merged_arguments
-from hybrid_lightning.data.loaders import first_batch, number_of_batches
+from hybrid_lightning.cli.commands import HybridTrainer
+from hybrid_lightning.cli.config_files import merged_arguments
+from hybrid_lightning.cli.export import ExportedProgram, is_program, require_trust
+from hybrid_lightning.cli.metrics_table import RunLogger
+from hybrid_lightning.cli.parser_errors import cause_of, explained, parser_error
+from hybrid_lightning.cli.predictions import CollectPredictions, check_output, prediction_table, write_table
+from hybrid_lightning.cli.run_folder import Run, RunConfig, mark_finished, newest_checkpoint, run_to_continue, say
+from hybrid_lightning.demo import digits, elpv, plaid  # noqa: F401  for the same reason
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.export import ExportedProgram, export_network, export_part, is_program, require_trust
 from hybrid_lightning.lightning_private import SubcommandCLI
-from hybrid_lightning.parser_errors import cause_of, explained, parser_error
-from hybrid_lightning.predictions import CollectPredictions, check_output, prediction_table, write_table
 from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
-from hybrid_lightning.run_folder import Run, RunConfig, mark_finished, newest_checkpoint, run_to_continue, say
-from hybrid_lightning.run_logger import RunLogger
 from hybrid_lightning.tasks import HybridTask
-from hybrid_lightning.tasks.checkpoint import read_checkpoint, refuse_other_model
-from hybrid_lightning.trainer import length_of
+from hybrid_lightning.tasks.checkpoint import read_checkpoint
 
 _BEST = {
     "monitor": "val/loss",
@@ -41,93 +36,6 @@ _BEST = {
 }
 _WITHOUT_RUN = ("plan", "check", "prefetch", "export")
 """Our own subcommands, which write no run folder."""
-
-
-def built_from_data(model: HybridTask, datamodule: pl.LightningDataModule, load: bool = True) -> Any:
-    """Builds a task's network from two training samples of its data; returns the loader of these data."""
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    loader = datamodule.train_dataloader()
-    model.build_for(datamodule, lambda: first_batch(loader), load)
-    return loader
-
-
-class HybridTrainer(pl.Trainer):
-    """Lightning's Trainer with ``plan``, ``check``, ``prefetch`` and ``export``."""
-
-    def plan(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
-        """Prints what would train when and at which rate; trains nothing.
-
-        Args:
-            model: The task.
-            datamodule: Its first two samples decide the sizes, its length the moments.
-        """
-        loader = built_from_data(model, datamodule)
-        limit = self.limit_train_batches
-        batches = number_of_batches(loader) / self.world_size
-        if isinstance(limit, int):
-            batches = min(batches, limit)
-        elif not math.isinf(batches):
-            batches = int(math.ceil(batches) * limit)
-        length = length_of(self, batches)
-        optimization = model.optimization()
-        optimization["lr_scheduler"]["scheduler"].bind(length)
-        print(model.plan(optimization["optimizer"].param_groups, self, length))
-
-    def check(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
-        """Checks the data, reading each file as a whole; trains nothing.
-
-        Args:
-            model: The task; it is not built.
-            datamodule: Of a class that checks its data, such as ``ManifestDataModule``.
-
-        Raises:
-            ConfigError: If it has no checks, or finds something wrong.
-        """
-        check = getattr(datamodule, "check", None)
-        if not callable(check):
-            raise ConfigError(f"check: {type(datamodule).__name__} has no checks; ManifestDataModule has.")
-        datamodule.prepare_data()
-        check(decode=True)
-        print("check: nothing is wrong")
-
-    def prefetch(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
-        """Reads all pretrained weights once, so that they are in the caches of a machine without a network.
-
-        Args:
-            model: The task.
-            datamodule: Its first two samples decide the sizes.
-        """
-        for line in getattr(datamodule, "prefetch", list)():
-            print(line)
-        built_from_data(model, datamodule)
-        for name, part in model.built().facts.items():
-            if part.weights is not None:
-                print(f"{name}: the weights of {part.module!r} are here")
-
-    def export(
-        self,
-        model: HybridTask,
-        datamodule: pl.LightningDataModule,
-        output: str,
-        format: Literal["torch_export", "safetensors"] = "torch_export",
-        ckpt_path: str | None = None,
-    ) -> None:
-        """Writes the plain network of a checkpoint, with adapters merged, and prints the file's sha256.
-
-        Args:
-            model: The task.
-            datamodule: A batch of its training data is what the exported program is checked on.
-            output: The file to write: .pt2 for torch_export, .safetensors for safetensors.
-            format: A program of torch.export for a batch of any number of samples, or the tensors alone.
-            ckpt_path: best, last (of the newest run of this name) or a path.
-        """
-        loader = built_from_data(model, datamodule, load=False)
-        _, state = read_checkpoint(ckpt_path, "--ckpt_path")
-        model.follow_part_heads(state)
-        refuse_other_model(model.state_dict(), state)
-        model.load_state_dict(state)
-        export_network(model.built(), next(iter(loader)), output, format, model.program_facts())
 
 
 class _Parser(LightningArgumentParser):
@@ -416,47 +324,3 @@ def run_cli(
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        arguments: Words after the program's name; None takes those of the process.
-
-    Returns:
-        0; 2 if an input was wrong (the reason is on standard error); 130 after an interrupt; 143 if a fit was told to
-        end by SIGTERM.
-    """
-    # the data of this package are in memory; worker processes would cost more than they bring
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    # a repeated sample counts once, see tasks/evaluation.py
-    warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
-    # of a stream, whose order is taken as it comes
-    warnings.filterwarnings("ignore", "Couldn't infer the batch indices fetched")
-    # lightning 2.6.6 calls a function that torch 2.13 deprecates
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-    try:
-        words = list(sys.argv[1:] if arguments is None else arguments)
-        if words[:1] == ["export_part"]:
-            export_part(words[1:])
-        elif words[:1] == ["cross_validate"]:
-            from hybrid_lightning.cross_validation import cross_validate  # which imports this module
-
-            cross_validate(words[1:])
-        else:
-            run_cli(words)
-    except (ConfigError, MisconfigurationException) as error:
-        if os.environ.get("HYBRID_LIGHTNING_TRACEBACK"):
-            raise
-        print(f"error: {shortened(str(error))}", file=sys.stderr)
-        return 2
-    except SIGTERMException as error:
-        return int(error.code or 0)
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning turns an interrupt of a fit into sys.exit(1)
-        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0

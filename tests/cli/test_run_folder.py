@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from hybrid_lightning.run_folder import Run, run_to_continue, versions
+from hybrid_lightning.cli.run_folder import Run, run_to_continue, versions
 from tests.small import changed, command
 
 pytestmark = pytest.mark.usefixtures("folder")

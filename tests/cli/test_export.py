@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.cli import main
+from hybrid_lightning.cli.export import entries_read, export_network, exported_program, plain_network
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.export import entries_read, export_network, exported_program, plain_network
 from tests.small import PARTS, changed, command, write
 
 TOWERS = {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import yaml
 
-from hybrid_lightning.cli import HybridCLI, run_cli
+from hybrid_lightning.cli.lightning_cli import HybridCLI, run_cli
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.tasks import HybridTask
 

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from hybrid_lightning import ConfigError, HybridClassifier, HybridTask
 from hybrid_lightning.cli import main
+from hybrid_lightning.cli.predictions import CollectPredictions, Predicted, joined, write_table
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
-from hybrid_lightning.predictions import CollectPredictions, Predicted, joined, write_table
 from tests.processes import succeed_on
 from tests.small import changed, classifier, regressor, table, trainer, write
 
@@ -155,7 +155,7 @@ def test_a_table_that_cannot_be_written_is_told(words, message, best, folder, ca
 
 
 def test_parquet_without_pyarrow_is_told_before_anything_is_predicted(best, folder, capsys, monkeypatch):
-    monkeypatch.setattr("hybrid_lightning.predictions.find_spec", lambda name: None)
+    monkeypatch.setattr("hybrid_lightning.cli.predictions.find_spec", lambda name: None)
     assert predict(best, "--output", "a.parquet") == 2
     assert "pip install 'hybrid_lightning[data]'" in capsys.readouterr().err
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from hybrid_lightning.cli import HybridCLI, run_cli
+from hybrid_lightning.cli.lightning_cli import HybridCLI, run_cli
+from hybrid_lightning.cli.metrics_table import read_rows
+from hybrid_lightning.cli.run_folder import versions
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.files import whole_file
-from hybrid_lightning.run_folder import versions
-from hybrid_lightning.run_logger import read_rows
 
 Row = dict[str, Any]
 _OWN = ("--data.fold", "--data.init_args.fold", "--ckpt_path", "--resume", "--output", "--row_numbers")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybrid_lightning.run_logger import RunLogger
+from hybrid_lightning.cli.metrics_table import RunLogger
 from tests.small import changed, command
 
 
