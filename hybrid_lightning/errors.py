@@ -63,3 +63,10 @@ def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], righ
 
     rule = "  ".join("-" * widths[column] for column in columns)
     return "\n".join([line({column: column for column in columns}), rule, *map(line, rows)])
+
+
+def shortened(message: str, lines: int = 10) -> str:
+    """The first lines of a message, each of bounded length."""
+    kept = [line.rstrip()[:1000] for line in message.strip().splitlines() if line.strip()]
+    more = [f"... ({len(kept) - lines} more lines)"] if len(kept) > lines else []
+    return "\n".join(kept[:lines] + more)

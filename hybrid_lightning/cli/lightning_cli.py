@@ -46,13 +46,6 @@ class _Parser(LightningArgumentParser):
         raise parser_error(message, [action.dest for action in parser._actions]) from ex
 
 
-def shortened(message: str, lines: int = 10) -> str:
-    """The first lines of a message, each of bounded length."""
-    kept = [line.rstrip()[:1000] for line in message.strip().splitlines() if line.strip()]
-    more = [f"... ({len(kept) - lines} more lines)"] if len(kept) > lines else []
-    return "\n".join(kept[:lines] + more)
-
-
 class HybridCLI(SubcommandCLI):
     """``fit``, ``validate``, ``test``, ``predict`` and ``plan`` for `HybridTask`."""
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import hybrid_lightning.cli.cross_validation as cross_validation
 from hybrid_lightning import ConfigError
-from hybrid_lightning.cli import main
+from hybrid_lightning.cli import cross_validation, main
 from hybrid_lightning.cli.cross_validation import in_order, mean_and_std, score_lines
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
 from tests.processes import succeed

@@ -14,7 +14,8 @@ import hybrid_lightning
 from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import main
 from hybrid_lightning.cli.commands import HybridTrainer
-from hybrid_lightning.cli.lightning_cli import HybridCLI, explained, shortened
+from hybrid_lightning.cli.lightning_cli import HybridCLI, explained
+from hybrid_lightning.errors import shortened
 from tests.processes import LIMIT, Running, succeed
 from tests.small import CONFIG, DELETE, changed, classifier, command, write
 
