@@ -42,6 +42,9 @@ def monitored(checkpoint: dict) -> dict:
 def forged(path: Path, to: Path, **changes) -> Path:
     """A checkpoint whose `ModelCheckpoint` remembers something else."""
     content = torch.load(path, weights_only=True)
+    for state in content["callbacks"].values():
+        if "dirpath" in state:
+            state["dirpath"] = "/elsewhere"
     monitored(content).update(changes)
     torch.save(content, to)
     return to
