@@ -9,12 +9,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.lightning_private import is_local
 from hybrid_lightning.weights.sharded_files import REST
 
 _NAMES_A_PATH = re.compile(r"(.*_)?(path|dir|dirpath|dirname|folder|file|filename|filepath)s?")
@@ -164,9 +164,9 @@ def _own_name(path: str, before: Any) -> str | None:
 
 def _is_there(folder: str, name: str) -> bool:
     """Whether a checkpoint, a file or a folder of shards, lies in the own folder, and not only a link to elsewhere."""
-    files, path = get_filesystem(folder), Path(folder) / name
-    if not isinstance(files, LocalFileSystem):
-        return bool(files.exists(f"{folder}/{name}"))
+    if not is_local(folder):
+        return bool(get_filesystem(folder).exists(f"{folder}/{name}"))
+    path = Path(folder) / name
     try:
         is_inside = Path(folder).resolve() in path.resolve().parents
         is_sharded = (path / REST).is_file() and not path.is_symlink()
