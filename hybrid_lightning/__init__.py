@@ -4,7 +4,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybrid_lightning.building import from_config
     from hybrid_lightning.callbacks import (
         L2SP,
         ExactResume,
@@ -17,44 +16,42 @@ if TYPE_CHECKING:
         ReestimateStatistics,
         SpikeGuard,
     )
-    from hybrid_lightning.checkpoint_io import AtomicCheckpointIO
-    from hybrid_lightning.data import (
-        DigitsDataModule,
-        ElpvDataModule,
-        InMemoryDataModule,
-        ManifestDataModule,
-        PlaidDataModule,
-    )
-    from hybrid_lightning.durations import Duration, FitLength
+    from hybrid_lightning.cli.from_config import from_config
+    from hybrid_lightning.data import InMemoryDataModule, ManifestDataModule
+    from hybrid_lightning.demo.digits import DigitsDataModule
+    from hybrid_lightning.demo.elpv import ElpvDataModule
+    from hybrid_lightning.demo.plaid import PlaidDataModule
+    from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
+    from hybrid_lightning.distributed.sharding import shard
+    from hybrid_lightning.duration import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
-    from hybrid_lightning.losses import FocalLoss
-    from hybrid_lightning.network.parts import Part
+    from hybrid_lightning.network.part import Part
     from hybrid_lightning.network.registry import register
-    from hybrid_lightning.param_groups import named_param_groups
-    from hybrid_lightning.rates import GroupRates, GroupScheduler
-    from hybrid_lightning.schedules import UnfreezingSchedule
-    from hybrid_lightning.sharding import shard
-    from hybrid_lightning.strategies import FSDP2Strategy
+    from hybrid_lightning.optim.groups import named_param_groups
+    from hybrid_lightning.optim.lr_schedules import GroupRates, GroupScheduler
+    from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
     from hybrid_lightning.tasks import HybridClassifier, HybridRegressor, HybridTask
+    from hybrid_lightning.tasks.losses import FocalLoss
+    from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "L2SP": "callbacks",
-    "AtomicCheckpointIO": "checkpoint_io",
+    "AtomicCheckpointIO": "resume.atomic_checkpoint_io",
     "ConfigError": "errors",
-    "DigitsDataModule": "data",
-    "Duration": "durations",
-    "ElpvDataModule": "data",
+    "DigitsDataModule": "demo.digits",
+    "Duration": "duration",
+    "ElpvDataModule": "demo.elpv",
     "ExactResume": "callbacks",
-    "FSDP2Strategy": "strategies",
-    "FitLength": "durations",
-    "FocalLoss": "losses",
+    "FSDP2Strategy": "distributed.fsdp2",
+    "FitLength": "duration",
+    "FocalLoss": "tasks.losses",
     "GradientClipping": "callbacks",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
-    "GroupRates": "rates",
-    "GroupScheduler": "rates",
+    "GroupRates": "optim.lr_schedules",
+    "GroupScheduler": "optim.lr_schedules",
     "HybridClassifier": "tasks",
     "HybridRegressor": "tasks",
     "HybridTask": "tasks",
@@ -62,16 +59,16 @@ _HOMES = {
     "LastCheckpoint": "callbacks",
     "ManifestDataModule": "data",
     "NonFiniteGradients": "callbacks",
-    "Part": "network.parts",
-    "PlaidDataModule": "data",
+    "Part": "network.part",
+    "PlaidDataModule": "demo.plaid",
     "PretrainedDrift": "callbacks",
     "ReestimateStatistics": "callbacks",
     "SpikeGuard": "callbacks",
-    "UnfreezingSchedule": "schedules",
-    "from_config": "building",
-    "named_param_groups": "param_groups",
+    "UnfreezingSchedule": "unfreezing.schedule",
+    "from_config": "cli.from_config",
+    "named_param_groups": "optim.groups",
     "register": "network.registry",
-    "shard": "sharding",
+    "shard": "distributed.sharding",
 }
 
 __all__ = [

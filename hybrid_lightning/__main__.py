@@ -3,9 +3,11 @@
 import sys
 
 from hybrid_lightning.cli import main
-from hybrid_lightning.strategies import end_process_group
 
 if __name__ == "__main__":
     code = main()
-    end_process_group()
+    if "torch" in sys.modules:  # else no command ran, and importing Lightning would take seconds
+        from hybrid_lightning.distributed.fsdp2 import end_process_group
+
+        end_process_group()
     sys.exit(code)

@@ -1,7 +1,7 @@
 """The one error of this package that is meant to be read by a user."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -51,3 +51,22 @@ def check_number(value: Any, where: str, low: float, high: float | None = None, 
         bounds = f"{'above' if above_low else 'at least'} {low}" + (f" and at most {high}" if high is not None else "")
         hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) else ""
         raise ConfigError(f"{where}: {value!r} is not a number {bounds}{hint}.")
+
+
+def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], right: Iterable[str] = ()) -> str:
+    """Rows as an aligned text table with a header."""
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
+
+    def line(row: Mapping[str, str]) -> str:
+        cells = [row[c].rjust(widths[c]) if c in right else row[c].ljust(widths[c]) for c in columns]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * widths[column] for column in columns)
+    return "\n".join([line({column: column for column in columns}), rule, *map(line, rows)])
+
+
+def shortened(message: str, lines: int = 10) -> str:
+    """The first lines of a message, each of bounded length."""
+    kept = [line.rstrip()[:1000] for line in message.strip().splitlines() if line.strip()]
+    more = [f"... ({len(kept) - lines} more lines)"] if len(kept) > lines else []
+    return "\n".join(kept[:lines] + more)

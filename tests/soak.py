@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import yaml
 
+from hybrid_lightning.cli.run_folder import last_whole_checkpoint
 from hybrid_lightning.files import TEMPORARY
-from hybrid_lightning.network.extractors import ConvExtractor
-from hybrid_lightning.run_folder import last_whole_checkpoint
-from hybrid_lightning.weights import save_weights
+from hybrid_lightning.network.modules.convolution import ConvExtractor
+from hybrid_lightning.weights.safe_files import save_weights
 from tests.processes import LIMIT, Running
 
 PARTS = {

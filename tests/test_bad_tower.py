@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hybrid_lightning.cli import main
-from hybrid_lightning.configs import read_config
+from hybrid_lightning.cli.config_files import read_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OURS, ONE_RATE = CONFIGS / "bad_tower.yaml", CONFIGS / "bad_tower_one_rate.yaml"

@@ -11,11 +11,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from hybrid_lightning.data import entries as kinds
+from hybrid_lightning.data import inputs as kinds
 from hybrid_lightning.data.augment import make_augmentation
-from hybrid_lightning.data.checks import check_on_first_rank
 from hybrid_lightning.data.loaders import balanced_sampler, padded_sampler, worker_count
-from hybrid_lightning.data.manifest_state import (
+from hybrid_lightning.data.overview import Checked
+from hybrid_lightning.data.preflight import check_on_first_rank
+from hybrid_lightning.data.prepared import (
     STATE_VERSION,
     check_version,
     compare_names,
@@ -25,7 +26,6 @@ from hybrid_lightning.data.manifest_state import (
     unseen_lines,
     write_split,
 )
-from hybrid_lightning.data.overview import Checked
 from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of
 from hybrid_lightning.data.splits import (
     SPLITS,
@@ -40,7 +40,7 @@ from hybrid_lightning.data.splits import (
     split_from_column,
 )
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.targets import Target, check_split, few_rows, strata_of
+from hybrid_lightning.data.target import Target, check_split, few_rows, strata_of
 from hybrid_lightning.errors import ConfigError, check_number, unknown
 
 SAMPLING = ("shuffle", "balanced")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from hybrid_lightning.data.entries.base import Entry
-from hybrid_lightning.data.entries.texts import TextEntry
-from hybrid_lightning.data.file_checks import FileFindings
+from hybrid_lightning.data.inputs.base import Entry
+from hybrid_lightning.data.inputs.text import TextEntry
+from hybrid_lightning.data.preflight_files import FileFindings
 from hybrid_lightning.data.splits import SPLITS, TRAIN, Array, groups_of, rows_of
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.targets import Target, label_counts
-from hybrid_lightning.report import format_table
+from hybrid_lightning.data.target import Target, label_counts
+from hybrid_lightning.errors import format_table
 
 _MOST_LABELS = 12
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hybrid_lightning.data.entries.base import Entry, Value
 from hybrid_lightning.data.in_memory import as_batch
+from hybrid_lightning.data.inputs.base import Entry, Value
 from hybrid_lightning.data.splits import rows_of
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError

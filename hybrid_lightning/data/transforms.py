@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, check_number, unknown
-from hybrid_lightning.network.registry import check_arguments, resolve
+from hybrid_lightning.importing import check_arguments
+from hybrid_lightning.network.registry import resolve
 
 Transform = Callable[[Tensor], Any]
 

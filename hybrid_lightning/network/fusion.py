@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, check_number, unknown
-from hybrid_lightning.network.presence import Presence
+from hybrid_lightning.network.missing import Presence
 
 Features = Mapping[str, Tensor]
 """Part → `(B, features)`."""

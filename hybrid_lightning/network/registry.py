@@ -1,37 +1,36 @@
 """From a name to the class or factory behind it, and who may be named by a file."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.importing import INSTALLABLE, import_path, parameters_of, trusted
 
 REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
-    "ConvExtractor": "hybrid_lightning.network.extractors.ConvExtractor",
-    "ResidualConv1d": "hybrid_lightning.network.residual.ResidualConv1d",
-    "ResidualConv2d": "hybrid_lightning.network.residual.ResidualConv2d",
-    "ResidualConv3d": "hybrid_lightning.network.residual.ResidualConv3d",
-    "MLP": "hybrid_lightning.network.extractors.MLP",
-    "TabularMLP": "hybrid_lightning.network.tables.TabularMLP",
-    "SequenceTransformer": "hybrid_lightning.network.sequences.SequenceTransformer",
-    "LinearHead": "hybrid_lightning.network.extractors.LinearHead",
+    "ConvExtractor": "hybrid_lightning.network.modules.convolution.ConvExtractor",
+    "ResidualConv1d": "hybrid_lightning.network.modules.convolution.ResidualConv1d",
+    "ResidualConv2d": "hybrid_lightning.network.modules.convolution.ResidualConv2d",
+    "ResidualConv3d": "hybrid_lightning.network.modules.convolution.ResidualConv3d",
+    "MLP": "hybrid_lightning.network.modules.mlp.MLP",
+    "TabularMLP": "hybrid_lightning.network.modules.tabular_mlp.TabularMLP",
+    "SequenceTransformer": "hybrid_lightning.network.modules.transformer.SequenceTransformer",
+    "LinearHead": "hybrid_lightning.network.modules.mlp.LinearHead",
     "ConcatFusion": "hybrid_lightning.network.fusion.ConcatFusion",
     "GatedFusion": "hybrid_lightning.network.fusion.GatedFusion",
     "AttentionFusion": "hybrid_lightning.network.fusion.AttentionFusion",
     "LogitFusion": "hybrid_lightning.network.fusion.LogitFusion",
     "PartHeads": "hybrid_lightning.network.fusion.PartHeads",
-    "EfficientNetLite0": "hybrid_lightning.network.efficientnet.EfficientNetLite0",
-    "FracastEncoder": "hybrid_lightning.network.fracast.FracastEncoder",
+    "EfficientNetLite0": "hybrid_lightning.demo.efficientnet_lite.EfficientNetLite0",
+    "FracastEncoder": "hybrid_lightning.demo.fracast.FracastEncoder",
 }
 """Names that a part's ``module`` may take without a dot."""
 
-_OURS = {"transformers.AutoModel": "hybrid_lightning.network.families.auto_model"}
+_OURS = {"transformers.AutoModel": "hybrid_lightning.network.libraries.auto_model"}
 """Paths behind which stands a function of ours, because the library's own is no class or factory of modules."""
 
-INSTALLABLE = {"timm", "torchvision", "transformers"}
 _FETCHING_ARGUMENTS = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "trust_remote_code")
 
 
@@ -43,6 +42,21 @@ def register(name: str, factory: Callable[..., nn.Module]) -> None:
         factory: Called with the part's ``args``; returns a module.
     """
     REGISTRY[name] = factory
+
+
+def registered_name(path: str) -> str:
+    """The registered name of one of our own classes; any other path, and a name, as it is.
+
+    Files are to hold names alone: where a class of ours lives is free to change, and has changed.
+
+    Args:
+        path: ``MLP``, or the dotted path of it in this or an earlier version.
+    """
+    package, _, name = path.partition(".")
+    name = name.rpartition(".")[2]
+    ours = __name__.partition(".")[0]
+    target = REGISTRY.get(name) if package == ours else None
+    return name if isinstance(target, str) and target.startswith(f"{ours}.") else path
 
 
 def resolve(path: str, where: str, trust: Collection[str] | None = None) -> Callable[..., Any]:
@@ -66,7 +80,7 @@ def resolve(path: str, where: str, trust: Collection[str] | None = None) -> Call
         raise unknown(where, "module", path, REGISTRY)
     if path not in ours and trust is not None and not _may_be_imported(path, trust):
         raise _refused(path, where)
-    found = _import(target, where)
+    found = import_path(target, where)
     if path not in ours and trust is not None and not _may_be_called(path, found, trust):
         raise _refused(path, where)
     if not callable(found):
@@ -81,11 +95,6 @@ def _refused(path: str, where: str) -> ConfigError:
         f"torch.nn, models of timm, torchvision and transformers). A path in a file is code chosen by whoever wrote "
         f"it. If you trust it, load with trust=[{package!r}]."
     )
-
-
-def trusted(path: str, trust: Collection[str]) -> bool:
-    """Whether a path begins with one of the trusted package names."""
-    return any(path == name or path.startswith(name + ".") for name in trust)
 
 
 def _may_be_imported(path: str, trust: Collection[str]) -> bool:
@@ -107,28 +116,6 @@ def _may_be_called(path: str, found: object, trust: Collection[str]) -> bool:
 
         return bool(is_model(found.__name__)) and path.endswith(f".{found.__name__}")
     return home.startswith("torchvision.models.") and not home.endswith("._api")
-
-
-def _import(path: str, where: str) -> Any:
-    """Imports the longest prefix that is a module, then follows attributes."""
-    names = path.split(".")
-    for length in range(len(names) - 1, 0, -1):
-        module = ".".join(names[:length])
-        try:
-            found: Any = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
-                continue
-            raise
-        for name in names[length:]:
-            if not hasattr(found, name):
-                raise unknown(f"{where}: {path!r}", "name", name, [n for n in dir(found) if not n.startswith("_")])
-            found = getattr(found, name)
-        return found
-    package = names[0]
-    if package in INSTALLABLE:
-        raise ConfigError(f"{where}: {path!r} needs {package}. Install it: pip install 'hybrid_lightning[{package}]'")
-    raise ConfigError(f"{where}: {path!r} cannot be imported: there is no module {package!r} on the Python path.")
 
 
 def switch_weights(factory: Callable[..., Any], args: dict[str, Any], load: bool) -> bool:
@@ -201,33 +188,3 @@ def _refuse_fetching(value: Any, where: str) -> None:
 
 def _would_fetch(value: Any, where: str) -> ConfigError:
     return ConfigError(f"{where}: {value!r} would fetch or load something; refused in a checkpoint.")
-
-
-def check_arguments(factory: Callable[..., Any], args: Mapping[str, Any], where: str) -> None:
-    """Compares argument names with a factory's signature.
-
-    Args:
-        factory: The class or function.
-        args: The keyword arguments it is to be called with.
-        where: Config path named in errors.
-
-    Raises:
-        ConfigError: If a name is unknown (with the closest one) or a required one is missing.
-    """
-    parameters = parameters_of(factory)
-    names = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-        for given in args:
-            if given not in names:
-                raise unknown(where, "argument", str(given), names)
-    missing = [name for name in names if parameters[name].default is inspect.Parameter.empty and name not in args]
-    if missing:
-        raise ConfigError(f"{where}: {listing(missing)} must be given. Arguments: {listing(names)}.")
-
-
-def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The signature's parameters; empty where Python cannot tell."""
-    try:
-        return inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return {}

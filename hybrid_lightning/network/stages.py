@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from hybrid_lightning.param_groups import matches
+from hybrid_lightning.optim.groups import matches
 
 Stages = dict[str, list[str]]
 """Stage name → anchored patterns of parameter names within the part, from input to output."""

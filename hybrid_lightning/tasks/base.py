@@ -10,19 +10,19 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from hybrid_lightning.callbacks.gradient_pass import shared_pass
-from hybrid_lightning.callbacks.logging import fit_length, is_log_step, log_values
-from hybrid_lightning.callbacks.unfreezing import GradualUnfreezing, check_moments
-from hybrid_lightning.durations import FitLength
+from hybrid_lightning.data.loaders import example_batch, require_dict, shown_targets
+from hybrid_lightning.distributed.fsdp2 import shard_if_asked
+from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
-from hybrid_lightning.network.network import HybridNetwork, first_samples
-from hybrid_lightning.network.parts import Part, all_defaults, parse_part, parse_parts
-from hybrid_lightning.phases import training_at_start
-from hybrid_lightning.rates import GroupLR, GroupRates
-from hybrid_lightning.report import plan_table
-from hybrid_lightning.schedules import UnfreezingSchedule
-from hybrid_lightning.strategies import shard_if_asked
-from hybrid_lightning.tasks.checkpoints import (
+from hybrid_lightning.gradients.step import shared_pass
+from hybrid_lightning.network.hybrid_network import HybridNetwork, first_samples
+from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
+from hybrid_lightning.optim.factory import make_optimizer, make_scheduler, named_class
+from hybrid_lightning.optim.lr_schedules import GroupLR, GroupRates
+from hybrid_lightning.resume.optimizer_states import damaged, first_problem
+from hybrid_lightning.resume.own_files import rebuild_paths
+from hybrid_lightning.tasks.changed_config import all_facts, describe_changes, finished, restate, set_position, take_up
+from hybrid_lightning.tasks.checkpoint import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
     concrete_subclasses,
@@ -31,16 +31,19 @@ from hybrid_lightning.tasks.checkpoints import (
     refuse_other_model,
     require_all_facts,
     require_plain,
-    upgraded,
+    task_name,
     with_live_modules,
+    with_names,
 )
 from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_facts, schedules_of, take_places
 from hybrid_lightning.tasks.evaluation import Evaluation
-from hybrid_lightning.tasks.example import example_batch, require_dict, shown_targets
 from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_parts
-from hybrid_lightning.tasks.optimizers import make_optimizer, make_scheduler, named_class
 from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
-from hybrid_lightning.tasks.resuming import all_facts, describe_changes, finished, restate, set_position, take_up
+from hybrid_lightning.trainer import fit_length, is_log_step, log_values
+from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing, check_moments
+from hybrid_lightning.unfreezing.plan import plan_table
+from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
+from hybrid_lightning.unfreezing.timeline import training_at_start
 
 # says that on_before_batch_transfer below is used beside a DataModule, which is what it is for
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
@@ -415,7 +418,7 @@ class HybridTask(Evaluation, ABC):
         network = self.built()
         return {
             "version": CHECKPOINT_VERSION,
-            "task": f"{type(self).__module__}.{type(self).__qualname__}",
+            "task": task_name(type(self)),
             "facts": self.facts,
             "parts": {name: part.plain() for name, part in self.parts.items()},
             "fusion": self.fusion.plain(),
@@ -425,7 +428,7 @@ class HybridTask(Evaluation, ABC):
         }
 
     def follow_part_heads(self, state: Mapping[str, Any]) -> None:
-        """Leaves the parts' own heads out if a checkpoint has none, such as one of an older version.
+        """Leaves the parts' own heads out if a checkpoint has none.
 
         Args:
             state: The checkpoint's ``state_dict``.
@@ -445,8 +448,8 @@ class HybridTask(Evaluation, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
         if CHECKPOINT_KEY in checkpoint:
-            saved, state = checkpoint[CHECKPOINT_KEY], checkpoint.get("state_dict", {})
-            checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"] = upgraded(saved, state)
+            checkpoint[CHECKPOINT_KEY] = with_names(checkpoint[CHECKPOINT_KEY])
+        rebuild_paths(self.trainer, checkpoint)
         fits = self.trainer.state.fn == "fit"
         if not (fits and self._part_weight):  # heads that train the parts were asked for; their lack is a change
             self.follow_part_heads(checkpoint.get("state_dict", {}))
@@ -461,8 +464,27 @@ class HybridTask(Evaluation, ABC):
             self.on_group_change,
             self.trainer,
         )
+        if self._saved_facts is not None:
+            self._refuse_damaged_optimizer(checkpoint)
         if lines and self.trainer.is_global_zero:
             print(*lines, sep="\n")
+
+    def _refuse_damaged_optimizer(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raises `ConfigError` on all ranks if the optimizer state does not fit its parameters on one of them."""
+        made = self.configure_optimizers()
+        optimizer = made["optimizer"] if isinstance(made, Mapping) else made
+        if not isinstance(optimizer, torch.optim.Optimizer):  # several of a subclass, which go on as it says
+            return
+        names = {id(parameter): name for name, parameter in self.built().named_parameters()}
+        group = self.built().param_groups(self.base_lr, self.weight_decay)[0]
+
+        def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            groups = [{**group, "params": parameters}]
+            return make_optimizer(self.optimizer_facts, groups, fused=False, trust=self._trust)
+
+        problem = first_problem(checkpoint, optimizer, names, make)
+        if self.trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
+            raise damaged(problem or "another rank tells how.")
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -509,7 +531,7 @@ class HybridTask(Evaluation, ABC):
     def _class_of(cls, name: str) -> "type[HybridTask]":
         """The subclass that wrote a checkpoint; `ConfigError` if it is not there, or is no subclass."""
         tasks = concrete_subclasses(HybridTask)  # type: ignore[type-abstract]  # it is abstract, its subclasses are not
-        known = {f"{task.__module__}.{task.__qualname__}": task for task in tasks}
+        known = {task_name(task): task for task in tasks}
         if name not in known:
             raise ConfigError(
                 f"checkpoint_path: the file was written by {name!r}, which is not among the classes imported here: "

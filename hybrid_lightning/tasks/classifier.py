@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hybrid_lightning.data.loaders import training_targets
 from hybrid_lightning.errors import ConfigError, check_number, unknown
-from hybrid_lightning.losses import loss_facts, make_loss
 from hybrid_lightning.tasks.base import HybridTask
-from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY, require_plain
+from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, require_plain
 from hybrid_lightning.tasks.evaluation import output_names
-from hybrid_lightning.tasks.example import training_targets
+from hybrid_lightning.tasks.losses import loss_facts, make_loss
 from hybrid_lightning.tasks.metrics import SplitMetrics, classification_metrics
 
 KINDS = ("multiclass", "binary", "multilabel")

@@ -14,8 +14,8 @@ from hybrid_lightning.callbacks import (
     NonFiniteGradients,
     ReestimateStatistics,
 )
-from hybrid_lightning.network.parts import Part
-from hybrid_lightning.schedules import UnfreezingSchedule
+from hybrid_lightning.network.part import Part
+from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
 
 def default_callbacks(facts: Iterable[Part], unfreezing: Mapping[str, Any]) -> list[pl.Callback]:

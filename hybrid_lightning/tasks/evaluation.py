@@ -6,14 +6,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-from hybrid_lightning.errors import ConfigError, listing
-from hybrid_lightning.network.network import HybridNetwork
+from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.optim.lr_schedules import GroupScheduler
 from hybrid_lightning.tasks.metrics import SplitMetrics
-from hybrid_lightning.tasks.optimizers import step_by_metric
-from hybrid_lightning.tasks.repeated import own_samples
 
 
 def output_names(names: Sequence[str] | None, count: int) -> list[str]:
@@ -180,3 +181,52 @@ class Evaluation(pl.LightningModule, ABC):
                 self.log(f"{split}/{name}/{part}", value, sync_dist=True)
         if split == "val" and self.trainer.state.fn == "fit":
             step_by_metric(self.trainer, values, undefined)
+
+
+_KNOWN_ORDERS = (DistributedSampler.__iter__, DistributedSamplerWrapper.__iter__)
+
+
+def own_samples(loaders: Any, batch_index: int, size: int) -> int:
+    """How many samples of a batch, from its first on, are no repetitions; those after them are.
+
+    torch's `DistributedSampler` deals a list of samples to the ranks, one by one. If they do not come out even, it puts
+    the first samples at the end of the list once more, so repetitions are the last samples of a rank. A loader that
+    does not take its batches from such a sampler in order has none that could be told: all its samples count.
+
+    Args:
+        loaders: A loader, or a list of one, as the Trainer uses it.
+        batch_index: Number of the batch, from 0.
+        size: Its number of samples.
+    """
+    loader = loaders[0] if isinstance(loaders, list | tuple) and len(loaders) == 1 else loaders
+    if not isinstance(loader, DataLoader) or type(loader.batch_sampler) is not BatchSampler:
+        return size
+    batches = loader.batch_sampler
+    sampler = batches.sampler
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last or type(sampler).__iter__ not in _KNOWN_ORDERS:
+        return size
+    count: int = len(sampler.dataset)  # type: ignore[arg-type]
+    own = len(range(sampler.rank, count, sampler.num_replicas)) - batch_index * batches.batch_size
+    return min(max(own, 0), size)
+
+
+def step_by_metric(trainer: pl.Trainer, values: Mapping[str, Any], undefined: Mapping[str, str]) -> None:
+    """Steps `ReduceLROnPlateau` after a validation; Lightning would after the checkpoint, and not after a restart.
+
+    Args:
+        trainer: Its scheduler is stepped if it waits for a metric, and only checked in Lightning's sanity check.
+        values: Metric → value of this validation, without ``val/``.
+        undefined: Metrics that could not be computed this time; for one of these nothing happens.
+
+    Raises:
+        ConfigError: If validation does not measure the metric.
+    """
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, GroupScheduler) and config.scheduler.by_metric:
+            name = str(config.monitor).removeprefix("val/")
+            if name not in values and name not in undefined:
+                raise unknown("model.scheduler.monitor", "metric", f"val/{name}", [f"val/{v}" for v in values])
+            if name in values and not trainer.sanity_checking and config.scheduler.measured_after != batches:
+                config.scheduler.step(values[name])
+                config.scheduler.measured_after = batches

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
-from hybrid_lightning.loading import MERGE, Fit, parts_of, tensors_of
-from hybrid_lightning.network.network import HybridNetwork
-from hybrid_lightning.weights import read_file
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.weights.loading import MERGE, Fit, parts_of, tensors_of
+from hybrid_lightning.weights.safe_files import read_file
 
 _KEYS = ("path", "parts", "coverage")
 Tensors = dict[str, Tensor]

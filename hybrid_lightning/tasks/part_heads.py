@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
-from hybrid_lightning.network.network import HybridNetwork
-from hybrid_lightning.network.presence import PREFIX
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.missing import PREFIX
 from hybrid_lightning.network.registry import resolve
 
 

@@ -8,13 +8,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional
 
+from hybrid_lightning.data.loaders import training_targets
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.tasks.base import HybridTask
-from hybrid_lightning.tasks.checkpoints import CHECKPOINT_KEY, upgraded
-from hybrid_lightning.tasks.example import training_targets
+from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
-from hybrid_lightning.tasks.scale import TargetScale, scale_of
-from hybrid_lightning.weights import read_file
+from hybrid_lightning.tasks.target_scale import TargetScale, scale_of
+from hybrid_lightning.weights.safe_files import read_file
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": functional.mse_loss,
@@ -64,7 +64,7 @@ class HybridRegressor(HybridTask):
         file = {} if start is None else read_file(start["path"], "model.init_from", without=("optimizer_states",))
         if start is None or CHECKPOINT_KEY not in file or self.scale.known:
             return
-        _, state = upgraded(file[CHECKPOINT_KEY], file["state_dict"])
+        state = file["state_dict"]
         head = start["parts"].get("head", "head")
         own = self.built().parts["head"].state_dict()
         same = all(torch.equal(t, state.get(f"network.parts.{head}.{name}", t + 1)) for name, t in own.items())
@@ -86,7 +86,7 @@ class HybridRegressor(HybridTask):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the scale of the checkpoint, whatever ``standardise`` says now; else see `HybridTask`."""
         facts = checkpoint.get(CHECKPOINT_KEY, {}).get("facts")
-        was = self.standardise if facts is None else facts.get("standardise", False)  # formats 1 and 2 have none
+        was = self.standardise if facts is None else facts.get("standardise", False)
         if was != self.standardise:
             self.standardise = self.facts["standardise"] = was
             rank_zero_info(f"standardise: {was}, because the network of the checkpoint was trained like that.")
@@ -110,7 +110,7 @@ class HybridRegressor(HybridTask):
         return {"mean": self.scale.mean.tolist(), "std": self.scale.std.tolist()}
 
     def use_program_facts(self, facts: Mapping[str, Any]) -> None:
-        """Takes the scale of an exported program; older ones have none."""
+        """Takes the scale of an exported program."""
         if "mean" in facts:
             self.scale.set(facts["mean"], facts["std"])
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.network import HybridNetwork
-from hybrid_lightning.network.parts import parse_parts
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.part import parse_parts
 from hybrid_lightning.network.registry import resolve
 from tests.backbones.models import BACKBONES
 from tests.backbones.test_matrix import batch

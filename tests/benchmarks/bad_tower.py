@@ -27,9 +27,10 @@ from config_scores import fit, last_metrics
 from torch import Tensor, nn
 
 from hybrid_lightning import HybridClassifier
-from hybrid_lightning.configs import read_config
-from hybrid_lightning.data import DictDataset, PlaidDataModule
-from hybrid_lightning.network.fracast import FracastEncoder
+from hybrid_lightning.cli.config_files import read_config
+from hybrid_lightning.data import DictDataset
+from hybrid_lightning.demo.fracast import FracastEncoder
+from hybrid_lightning.demo.plaid import PlaidDataModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OURS, ONE_RATE = CONFIGS / "bad_tower.yaml", CONFIGS / "bad_tower_one_rate.yaml"

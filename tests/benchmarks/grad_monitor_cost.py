@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader
 
 from hybrid_lightning import GradientNormMonitor, HybridClassifier, NonFiniteGradients
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
-from hybrid_lightning.gradients import GradientPass
+from hybrid_lightning.gradients.norms import GradientPass
 
 CLIP = 0.5
 FIRST, TIMED = 20, 40

@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hybrid_lightning import HybridClassifier
-from hybrid_lightning.data import DictDataset, PlaidDataModule
+from hybrid_lightning.data import DictDataset
 from hybrid_lightning.data.in_memory import as_batch
-from hybrid_lightning.network.fracast import FracastEncoder
+from hybrid_lightning.demo.fracast import FracastEncoder
+from hybrid_lightning.demo.plaid import PlaidDataModule
 
 KEYS = ("features", "wave", "stats")
 FUSIONS: dict[str, dict[str, Any]] = {

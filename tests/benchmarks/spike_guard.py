@@ -56,8 +56,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hybrid_lightning import GradualUnfreezing, GroupRates, SpikeGuard, named_param_groups
-from hybrid_lightning.callbacks.gradient_pass import shared_pass
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
+from hybrid_lightning.gradients.step import shared_pass
 
 FAULTS = ("lr × 30", "inputs × 100", "inputs noise", "wrong labels", "gradients × 1e6", "gradients inf", "inputs nan")
 WINDOW, WRONG_LABEL_STEPS, FAULTY_STEPS, CLEAN_STEPS, BATCH = 10, 10, 240, 1000, 32

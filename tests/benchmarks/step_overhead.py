@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from hybrid_lightning import DigitsDataModule, HybridClassifier
-from hybrid_lightning.configs import read_config
+from hybrid_lightning.cli.config_files import read_config
 from hybrid_lightning.data.in_memory import as_batch
 
 CONFIG = read_config(Path(__file__).parents[2] / "configs" / "deep_cnn_gradual.yaml")

@@ -3,38 +3,54 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybrid_lightning import HybridClassifier, HybridRegressor
-from hybrid_lightning.tasks.checkpoints import CHECKPOINT_VERSION
-from tests.small import loader, regressor, trainer
+from hybrid_lightning import HybridClassifier
+from hybrid_lightning.network.fusion import GatedFusion
+from hybrid_lightning.network.registry import REGISTRY
+from hybrid_lightning.tasks.checkpoint import CHECKPOINT_VERSION
+from tests import small
+from tests.checkpoints.make import PARTS
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("version", range(1, CHECKPOINT_VERSION + 1))
-def test_a_checkpoint_of_every_format_is_read(version):
-    batch = torch.load(HERE / f"version_{version}_batch.pt", weights_only=True)
-    path = HERE / f"version_{version}.ckpt"
-    assert torch.load(path, weights_only=True)["hybrid_lightning"]["version"] == version
+@pytest.mark.parametrize("name", ["version_3", "version_3_paths"])
+def test_a_checkpoint_of_before_the_files_moved_is_read(name):
+    batch = torch.load(HERE / f"{name}_batch.pt", weights_only=True)
+    path = HERE / f"{name}.ckpt"
+    saved = torch.load(path, weights_only=True)["hybrid_lightning"]
+    assert (saved["version"], saved["task"]) == (
+        CHECKPOINT_VERSION,
+        "hybrid_lightning.tasks.classifier.HybridClassifier",
+    )
     model = HybridClassifier.load_from_checkpoint(path)
     with torch.no_grad():
         torch.testing.assert_close(model(batch), batch["outputs"])
 
 
-def test_a_regression_from_before_targets_were_standardised_predicts_and_goes_on_as_it_was(tmp_path, capsys):
-    saved = torch.load(HERE / "version_2_regressor_batch.pt", weights_only=True)
-    path, batch = HERE / "version_2_regressor.ckpt", {"x": saved["x"]}
-    model = HybridRegressor.load_from_checkpoint(path)
-    with torch.no_grad():
-        torch.testing.assert_close(model.predictions(model(batch)), saved["outputs"])
-    data = loader({**batch, "target": saved["x"][:, :2] * 30 + 100})
-    resumed = regressor(num_outputs=2)
-    run = trainer(max_epochs=2)
-    run.fit(resumed, data, ckpt_path=path)
-    assert run.global_step == 6
-    assert resumed.facts["standardise"] is False
+def test_a_fit_goes_on_from_a_checkpoint_that_names_modules_by_their_former_paths(tmp_path, capsys):
+    parts = {
+        "image": {"module": "ConvExtractor", "args": PARTS["image"]["args"], "unfreeze": "1 steps"},
+        "x": PARTS["x"],
+    }
+    model = HybridClassifier(
+        num_classes=3, parts=parts, fusion={"module": GatedFusion}, loss_function={"class_path": "FocalLoss"}
+    )
+    data = small.loader({"image": torch.randn(24, 2, 8, 8), "x": torch.randn(24, 4), "target": torch.arange(24) % 3})
+    trainer = small.trainer(max_epochs=2)
+    trainer.fit(model, data, ckpt_path=HERE / "version_3_paths.ckpt", weights_only=True)
+    assert trainer.global_step == 6
     assert "applied from epoch" not in capsys.readouterr().out
-    [tested] = run.test(regressor(num_outputs=2), data, ckpt_path=path, verbose=False)
-    expected = (saved["outputs"] - data.dataset.targets).square().mean()
-    assert tested["test/loss"] == pytest.approx(float(expected), rel=1e-5)
-    for name, values in {"mean": [0, 0], "std": [1, 1], "known": 1}.items():
-        assert getattr(resumed.scale, name).tolist() == values
+    trainer.save_checkpoint(tmp_path / "new.ckpt", weights_only=False)
+    saved = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    modules = [
+        facts["module"] for facts in (*saved["hybrid_lightning"]["parts"].values(), saved["hybrid_lightning"]["fusion"])
+    ]
+    assert saved["hybrid_lightning"]["task"] == "HybridClassifier"
+    assert modules == ["ConvExtractor", "MLP", "LinearHead", "GatedFusion"]
+    assert "hybrid_lightning." not in repr(saved)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_class_of_ours_is_written_by_its_registered_name(name):
+    part = small.classifier(parts={"x": {"module": REGISTRY[name]}}).parts["x"]
+    assert part.module == name

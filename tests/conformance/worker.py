@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from hybrid_lightning.strategies import end_process_group
+from hybrid_lightning.distributed.fsdp2 import end_process_group
 from tests.conformance.model import BATCH, STAGES, Module, loader, sgd, trainer
 from tests.conformance.tools import TOOLS
 

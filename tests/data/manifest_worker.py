@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from hybrid_lightning import FSDP2Strategy, ManifestDataModule
-from hybrid_lightning.strategies import end_process_group
-from tests.callbacks.resuming import differences
-from tests.callbacks.tiny import hybrid, trainer
+from hybrid_lightning.distributed.fsdp2 import end_process_group
+from tests.resume.resuming import differences
+from tests.tiny import hybrid, trainer
 
 INPUTS = {"old": {"numeric": list("abcd")}, "new": {"numeric": list("dcba")}}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybrid_lightning.run_logger import read_rows
+from hybrid_lightning.cli.metrics_table import read_rows
 from tests.small import changed, command
 
 PATIENTS, VISITS, FEATURES = 100, 5, 16

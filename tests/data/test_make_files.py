@@ -2,7 +2,7 @@ import numpy as np
 import pandas
 import torch
 
-from hybrid_lightning.data.entries import parse_entries
+from hybrid_lightning.data.inputs import parse_entries
 from hybrid_lightning.data.table import Table
 from tests.data.make_files import INPUTS, make_manifest
 from tests.processes import succeed

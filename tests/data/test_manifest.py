@@ -14,10 +14,10 @@ from hybrid_lightning import HybridClassifier, ManifestDataModule
 from hybrid_lightning.cli import main
 from hybrid_lightning.data.samples import MemoryDataset, SampleDataset
 from hybrid_lightning.errors import ConfigError
-from tests.callbacks.resuming import differences
-from tests.callbacks.tiny import hybrid
 from tests.processes import ROOT, succeed, succeed_on
+from tests.resume.resuming import differences
 from tests.small import trainer
+from tests.tiny import hybrid
 
 INPUTS = {"ages": {"numeric": ["age", "dose"]}, "table": {"numeric": ["dose"], "categorical": ["site"]}}
 PARTS = {"ages": {"module": "MLP", "args": {"hidden": [4]}}, "table": {"module": "TabularMLP"}}

@@ -8,9 +8,9 @@ from torch import nn
 
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.cli import main
+from hybrid_lightning.demo.efficientnet_lite import EfficientNetLite0
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.adapters import KINDS, add_adapter, merge_adapters
-from hybrid_lightning.network.efficientnet import EfficientNetLite0
 from tests import small
 from tests.small import changed, command
 

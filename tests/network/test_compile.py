@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.backends.debugging import aot_eager
 
 from hybrid_lightning import ConfigError
-from tests.callbacks.tiny import batches, hybrid, trainer
+from tests.tiny import batches, hybrid, trainer
 
 GRAPHS: list[int] = []
 

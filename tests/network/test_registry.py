@@ -5,10 +5,10 @@ import pytest
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.extractors import MLP
+from hybrid_lightning.importing import check_arguments
+from hybrid_lightning.network.modules.mlp import MLP
 from hybrid_lightning.network.registry import (
     REGISTRY,
-    check_arguments,
     forbid_fetching,
     refuse_hidden_weights,
     register,
@@ -64,8 +64,8 @@ def test_layers_of_torch_are_always_allowed(path, trust):
         "torch.nnx.Linear",
         "torch.utils.model_zoo.load_url",
         "collections.OrderedDict",
-        "hybrid_lightning.weights.save_weights",
-        "hybrid_lightning.export.export_part",
+        "hybrid_lightning.weights.safe_files.save_weights",
+        "hybrid_lightning.cli.export.export_part",
         "torchvisionx.models.resnet18",
     ],
 )

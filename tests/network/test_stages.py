@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hybrid_lightning.network.stages import discover_stages, recorded_calls
-from hybrid_lightning.param_groups import partition
+from hybrid_lightning.optim.groups import partition
 
 
 class Wired(nn.Module):

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from hybrid_lightning import GradientClipping, HybridClassifier, HybridRegressor, SpikeGuard
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.tasks.checkpoints import read_checkpoint
-from tests.callbacks.tiny import batches, hybrid, trainer
+from hybrid_lightning.tasks.checkpoint import read_checkpoint
 from tests.small import loader, table
+from tests.tiny import batches, hybrid, trainer
 
 HEADS = "network.parts.part_heads."
 

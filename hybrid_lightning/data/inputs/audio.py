@@ -1,0 +1,113 @@
+"""Sound: a file per sample → its waveform, or how much energy its pitches have over time."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_count
+from hybrid_lightning.data.inputs.files import FileEntry
+from hybrid_lightning.data.inputs.series import window_start
+from hybrid_lightning.data.inputs.signals import log_mel, mel_filters, resample
+from hybrid_lightning.data.inputs.volumes import without_gaps
+from hybrid_lightning.errors import ConfigError, check_number
+
+_HIGHEST_RATE = 1_000_000
+
+
+class AudioEntry(FileEntry):
+    """A sound per sample (WAV, FLAC, OGG, MP3), read with soundfile (extra ``audio``): `(C, L)` float32 from -1 to 1.
+
+    Args:
+        key: The key of the batch.
+        where: Config path, for errors.
+        audio: Name of the column of paths.
+        sample_rate: Samples per second; files with another rate are resampled, see `resample`.
+        seconds: Length. Of longer files a part is read, a random one in training if `crop` says so; shorter ones end
+            in silence. None reads whole files, which then have to be equally long within a batch.
+        channels: 1 mixes all channels of a file; another number is the one that all files must have.
+        crop: Which part of a longer file: ``random``, which is the middle unless training, ``start`` or ``end``.
+        features: ``waveform``; or ``log_mel``, `(C, mels, frames)`, see `log_mel`, with a frame every 10 ms.
+        mels: Number of bands of ``log_mel``.
+        train: Transforms of each training sample, see `make_transforms`.
+        eval: Transforms of each sample otherwise.
+
+    Raises:
+        ConfigError: If soundfile is missing, or an option is impossible.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        where: str,
+        audio: Any,
+        sample_rate: Any = 16000,
+        seconds: Any = None,
+        channels: Any = 1,
+        crop: Any = "random",
+        features: Any = "waveform",
+        mels: Any = 64,
+        train: Any = (),
+        eval: Any = (),
+    ) -> None:
+        super().__init__(key, where, check_column(audio, f"{where}.audio"), train, eval)
+        self.sample_rate = check_count(sample_rate, f"{where}.sample_rate", 100)
+        self.channels = check_count(channels, f"{where}.channels")
+        self.crop = check_choice(crop, f"{where}.crop", ("random", "start", "end"))
+        self.features = check_choice(features, f"{where}.features", ("waveform", "log_mel"))
+        self.mels = check_count(mels, f"{where}.mels")
+        if seconds is not None:
+            check_number(seconds, f"{where}.seconds", 1 / self.sample_rate)
+        self.seconds: float | None = seconds
+        if self.features == "log_mel" and not mel_filters(self.sample_rate, self.mels).any(1).all():
+            raise ConfigError(f"{where}.mels: {mels} bands are narrower than the spectrum's resolution. Take fewer.")
+        try:
+            import soundfile  # noqa: F401
+        except (ModuleNotFoundError, OSError) as error:  # OSError: no libsndfile
+            raise ConfigError(
+                f"{where}: sound is read with soundfile: {error}. Install it with: "
+                f"pip install 'hybrid_lightning[audio]'"
+            ) from None
+
+    def load(self, path: Path, training: bool) -> Tensor:
+        """`(C, L)`, or `(C, mels, frames)`."""
+        sound, rate = self._read(path, training)
+        if self.channels == 1:
+            sound = sound.mean(0, keepdim=True)
+        elif len(sound) != self.channels:
+            raise ValueError(f"it has {len(sound)} channels, and 'channels' says {self.channels}")
+        sound = resample(sound, rate, self.sample_rate)
+        if self.seconds is not None:
+            length = round(self.seconds * self.sample_rate)
+            sound = functional.pad(sound[:, :length], (0, max(0, length - sound.shape[1])))
+        return log_mel(sound, self.sample_rate, self.mels) if self.features == "log_mel" else sound
+
+    def _read(self, path: Path, training: bool) -> tuple[Tensor, int]:
+        """All channels `(C, L)` of the wanted part, and the file's rate."""
+        import soundfile
+
+        with soundfile.SoundFile(path) as file:
+            rate, start, count = int(file.samplerate), 0, int(file.frames)
+            if self.seconds is not None:
+                wanted = math.ceil(self.seconds * rate)
+                start, count = window_start(count, wanted, self.crop, training), min(count, wanted)
+            if start:
+                file.seek(start)
+            samples = file.read(count, dtype="float32", always_2d=True)
+        if not 1 <= rate <= _HIGHEST_RATE:
+            raise ValueError(f"its rate of {rate} samples per second is not one of 1 to {_HIGHEST_RATE}")
+        if not len(samples) or len(samples) < count:
+            raise ValueError(f"it ends after {start + len(samples)} samples of {start + count}")
+        return torch.from_numpy(without_gaps(samples, "refuse").T.copy()), rate
+
+    def state(self, path: Path) -> tuple[int, ...]:
+        """Channels and samples."""
+        import soundfile
+
+        info = soundfile.info(path)
+        if not info.frames:
+            raise ValueError("it has no samples")
+        return int(info.channels), int(info.frames)

@@ -1,0 +1,1 @@
+"""Small real data, and pretrained encoders, that come as packages."""

@@ -1,0 +1,101 @@
+"""Fracast, a small pretrained forecaster of series, as a feature extractor."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.weights.safe_files import read_file
+
+_PREFIX = "core."
+
+
+class FracastEncoder(nn.Module):
+    """The encoder of Fracast (25,536 parameters), pooled to 192 features per series.
+
+    One convolution block with shared weights runs at dilations 1, 2, 4, ..., 512. Construction gives random weights;
+    `load_pretrained` reads the published ones from the installed package.
+
+    Args:
+        context: Length of the series, in samples; at least 16.
+
+    Raises:
+        ConfigError: If the package `fracast` is not installed, or `context` is too short.
+    """
+
+    def __init__(self, context: int = 512) -> None:
+        super().__init__()
+        if context < 16:
+            raise ConfigError(f"FracastEncoder.context: {context} is too short; give at least 16 samples.")
+        self.context = context
+        self.core = _build_core(context)
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Mean, standard deviation and last value of the encoder's 64 channels over the observed samples.
+
+        Args:
+            values: Series `(B, context)`, float, each scaled to [0, 1] over its observed samples, padded on the left.
+            mask: `(B, context)`, bool; True where a sample was observed.
+
+        Returns:
+            Features `(B, 192)`.
+
+        Raises:
+            ConfigError: If the series are not `context` samples long.
+        """
+        if values.shape[-1] != self.context:
+            raise ConfigError(
+                f"FracastEncoder: series have {values.shape[-1]} samples; the encoder was built for {self.context}. "
+                f"Set args: {{context: {values.shape[-1]}}}."
+            )
+        encoded = self.core(values[:, None], mask[:, None], mask[:, None].to(values.dtype))
+        return pool_observed(encoded, mask)
+
+    def load_pretrained(self) -> None:
+        """Loads the published weights; every one of the encoder's tensors must be there."""
+        tensors = read_file(_package_folder() / "weights" / "model.safetensors", "FracastEncoder")
+        self.core.load_state_dict({k.removeprefix(_PREFIX): v for k, v in tensors.items() if k.startswith(_PREFIX)})
+
+
+def pool_observed(encoded: Tensor, mask: Tensor) -> Tensor:
+    """Mean, standard deviation and last value over the observed samples.
+
+    Args:
+        encoded: `(B, L, C)`.
+        mask: `(B, L)`, bool; a row without any True gives finite, meaningless features.
+
+    Returns:
+        `(B, 3 * C)`.
+    """
+    weight = mask.unsqueeze(-1).to(encoded.dtype)
+    count = weight.sum(1).clamp(min=1)
+    mean = (encoded * weight).sum(1) / count
+    variance = ((encoded - mean.unsqueeze(1)).square() * weight).sum(1) / count
+    last = (torch.arange(mask.shape[1], device=mask.device) * mask).amax(1)
+    rows = torch.arange(encoded.shape[0], device=mask.device)  # len() would fix the size in an exported program
+    # the small constant keeps the root's gradient finite for a constant channel
+    return torch.cat([mean, (variance + 1e-6).sqrt(), encoded[rows, last]], dim=-1)
+
+
+def _build_core(context: int) -> nn.Module:
+    folder = _package_folder()
+    from fracast._core.model import build_from_cfg
+
+    config = json.loads((folder / "weights" / "config.json").read_text(encoding="utf-8"))
+    config["model"].update(W=context, level_widths=[context])
+    core: nn.Module = build_from_cfg(config)[0]
+    return core
+
+
+def _package_folder() -> Path:
+    """Where `fracast` is installed; imported late, because that takes a second."""
+    try:
+        import fracast
+    except ModuleNotFoundError as error:
+        if error.name != "fracast":
+            raise
+        message = "FracastEncoder needs the package fracast. Install it with: pip install 'hybrid_lightning[demo]'"
+        raise ConfigError(message) from None
+    return Path(fracast.__file__).parent

@@ -1,0 +1,1 @@
+"""Several ranks: sharding, fsdp2, and the wrapper that follows what trains."""

@@ -1,0 +1,109 @@
+"""Unfreezing on several ranks: the wrapper is rebuilt, the ranks are compared, what cannot be exact is refused."""
+
+import gc
+from collections.abc import Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
+from torch.nn.parallel import DistributedDataParallel
+
+from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
+from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.lightning_private import ddp_hook_state, ddp_options
+
+_SLICE = 2**20
+
+
+def rewrap(trainer: pl.Trainer) -> None:
+    """Rebuilds DistributedDataParallel, whose reducer knows only what was trainable when it was made.
+
+    Its options (static graph, communication hook, buffer broadcast) are those of the strategy, as before.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
+        strategy.model = strategy.lightning_module
+        gc.collect()  # the old wrapper's hooks have to be gone before the new ones are set
+        strategy.configure_ddp()
+        refuse_other_reducer(strategy.model)
+
+
+def refuse_other_reducer(wrapper: Any) -> None:
+    """Raises `RuntimeError` unless the wrapper reduces exactly the parameters that train."""
+    wanted = [name for name, parameter in wrapper.module.named_parameters() if parameter.requires_grad]
+    reduced = wrapper._get_ddp_logging_data()["num_parameter_tensors"]
+    if reduced != len(wanted):
+        raise RuntimeError(
+            f"DistributedDataParallel reduces {reduced} parameters, but {len(wanted)} train, such as "
+            f"{listing(wanted, 3)}. Ranks would drift apart; please report this as a bug."
+        )
+
+
+def refuse_other_strategies(trainer: pl.Trainer) -> None:
+    """Raises `ConfigError` under a strategy for which unfreezing is not known to be exact."""
+    strategy = trainer.strategy
+    exact = (SingleDeviceStrategy, DDPStrategy, FSDP2Strategy)
+    if type(strategy) not in exact:  # not DeepSpeed, which derives from DDP
+        raise ConfigError(
+            f"trainer.strategy: unfreezing under {type(strategy).__name__} would not be exact and is refused. "
+            f"Use 'auto' or 'ddp', 'fsdp2' for a sharded model, or set 'unfreeze: always' for every part."
+        )
+    if ddp_options(strategy).get("static_graph") and trainer.accumulate_grad_batches > 1:
+        raise ConfigError(
+            "trainer.strategy: torch cannot accumulate gradients with static_graph=True. "
+            "Leave static_graph out, or set trainer.accumulate_grad_batches to 1."
+        )
+    state = ddp_hook_state(strategy)
+    if isinstance(state, PowerSGDState | PostLocalSGDState):
+        reason = {
+            PowerSGDState: "keeps an error per bucket, and the buckets change with every unfreezing",
+            PostLocalSGDState: "lets the ranks differ between two averagings",
+        }[PowerSGDState if isinstance(state, PowerSGDState) else PostLocalSGDState]
+        raise ConfigError(
+            f"trainer.strategy: {type(state).__name__} {reason}, so unfreezing would not be exact. "
+            f"Use a hook without memory, such as fp16_compress_hook, or set 'unfreeze: always' for every part."
+        )
+
+
+def checksums(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """A number per parameter that changes with any of its bits, `(number of parameters,)` int64."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = []
+    for parameter in parameters:
+        values = parameter.detach()
+        values = torch.view_as_real(values) if values.is_complex() else values
+        bits = values.contiguous().view(integers[values.element_size()]).flatten()
+        total = torch.zeros((), dtype=torch.int64, device=bits.device)
+        for start in range(0, len(bits), _SLICE):  # in slices, to spare memory
+            part = bits[start : start + _SLICE].to(torch.int64)
+            # weights by position, so that two values that change places are seen
+            total += (part * torch.arange(start + 1, start + 1 + len(part), device=bits.device)).sum()
+        sums.append(total)
+    return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
+
+
+def refuse_different_ranks(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Compares the parameters of all ranks bit by bit; does nothing on a single rank.
+
+    Raises:
+        ConfigError: If they differ, on every rank.
+    """
+    if trainer.world_size == 1 or not isinstance(trainer.strategy, DDPStrategy):
+        return
+    named = dict(pl_module.named_parameters())
+    mine = checksums(named.values()).to(trainer.strategy.root_device)
+    low, high = mine.clone(), mine.clone()
+    torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
+    differ = (low != high).tolist()
+    if any(differ):
+        names = [name for name, other in zip(named, differ, strict=True) if other]
+        raise ConfigError(
+            f"trainer.strategy: after step {trainer.global_step} the ranks hold different values of "
+            f"{listing(names, 4)}. Something changes parameters on one rank only: look for code that depends on the "
+            f"rank, an optimizer step of your own, or a communication hook that is not exact."
+        )

@@ -1,0 +1,133 @@
+"""A fixed batch of samples, and what parts of a LightningModule make of it, without a trace in the fit."""
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from hybrid_lightning.distributed.sharding import reshard
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.lightning_private import before_transfer
+from hybrid_lightning.network.outputs import pooled
+from hybrid_lightning.resume.seeded_loaders import seed_cpu
+from hybrid_lightning.unfreezing.freezing import dry_run
+
+
+def read_probe(trainer: pl.Trainer, samples: int) -> tuple[Any, int]:
+    """The first samples of the validation data, or of the training data if nothing is validated, as one batch.
+
+    They are read by index, in the dataset's order, with random numbers of their own; the loaders that the fit reads are
+    not touched. Of several loaders the first is taken.
+
+    Returns:
+        The batch as the loader collates it, and its number of samples.
+
+    Raises:
+        ConfigError: If the loader is not a `DataLoader` with batches of a dataset that is read by index.
+    """
+    with _own_random_state(trainer):
+        loader = _first(_loaders(trainer))
+        batched = isinstance(loader, DataLoader) and loader.batch_sampler is not None
+        if not batched or isinstance(loader.dataset, IterableDataset) or not len(loader.dataset):
+            raise ConfigError(
+                f"the samples of a {type(loader).__name__} cannot be read by index; give a DataLoader that makes "
+                f"batches of a dataset with a length."
+            )
+        count = min(samples, len(loader.dataset))
+        batches = DataLoader(loader.dataset, count, sampler=range(count), collate_fn=loader.collate_fn)
+        return next(iter(batches)), count
+
+
+def part_features(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, modules: Mapping[str, nn.Module], probe: Any
+) -> dict[str, Tensor]:
+    """Runs the module on a batch, as a validation would, and keeps what parts return.
+
+    Modes, buffers and random states are as before afterwards; parts that are compiled run uncompiled, because compiled
+    code does not see hooks that come later. Under a strategy that shards, every rank has to ask.
+
+    Args:
+        trainer: Runs a fit.
+        pl_module: Its ``forward`` takes a batch.
+        modules: Part → its module.
+        probe: From `read_probe`.
+
+    Returns:
+        Part → features `(samples, channels)`, float32 on the CPU: the output of its first call, averaged over
+        positions. Parts that are not called, or do not return one tensor `(samples, channels, ...)`, are left out.
+    """
+    found: dict[str, Tensor] = {}
+    hooks = [module.register_forward_hook(_keeper(part, found)) for part, module in modules.items()]
+    try:
+        with _as_validation(trainer), _own_random_state(trainer), dry_run(pl_module):
+            batch = _on_device(trainer, pl_module, probe)
+            with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
+                pl_module(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        reshard(pl_module)
+    return found
+
+
+def _loaders(trainer: pl.Trainer) -> Any:
+    if not trainer.enable_validation:
+        return trainer.train_dataloader
+    if trainer.val_dataloaders is None:  # not needed yet, as with check_val_every_n_epoch
+        with _as_validation(trainer):
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    return trainer.val_dataloaders
+
+
+def _first(loaders: Any) -> Any:
+    while isinstance(loaders, Mapping | list | tuple) and loaders:
+        loaders = next(iter(loaders.values() if isinstance(loaders, Mapping) else loaders))
+    return loaders
+
+
+def _on_device(trainer: pl.Trainer, pl_module: pl.LightningModule, probe: Any) -> Any:
+    """A copy of the probe, because a module may work in place, on the device, through the hooks of batches."""
+    batch = trainer.precision_plugin.convert_input(copy.deepcopy(probe))
+    return trainer.strategy.batch_to_device(before_transfer(pl_module, batch))
+
+
+def _keeper(part: str, found: dict[str, Tensor]) -> Callable[..., None]:
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if part not in found and isinstance(output, Tensor) and output.ndim > 1:
+            found[part] = pooled(output.detach().float(), "mean").to("cpu", copy=True)
+
+    return keep
+
+
+@contextmanager
+def _as_validation(trainer: pl.Trainer) -> Iterator[None]:
+    """Hooks of batches, such as augmentation on the device, ask the Trainer for its stage."""
+    stage = trainer.state.stage
+    trainer.validating = True
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+
+
+@contextmanager
+def _own_random_state(trainer: pl.Trainer) -> Iterator[None]:
+    """The same random numbers each time; those of the fit go on afterwards as if nothing had been drawn."""
+    device = trainer.strategy.root_device
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_cpu(0)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -1,0 +1,94 @@
+"""Limits of the gradients of single parts, so that one part's spike stays that part's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.optim import Optimizer
+
+from hybrid_lightning.errors import unknown
+from hybrid_lightning.gradients.clipping_rule import ClippingRule, ZScoreLimits
+from hybrid_lightning.gradients.norms import GradientPass
+from hybrid_lightning.gradients.step import shared_pass
+from hybrid_lightning.trainer import named_groups
+
+
+class GradientClipping(pl.Callback):
+    """Limits the gradients of each part by a rule of its own, before the Trainer's ``gradient_clip_val``.
+
+    A global limit lets the part with the largest gradients decide how far all others go; here a spike in one part
+    leaves the updates of the others as they are, bit by bit, unless ``gradient_clip_val`` acts on top. Unscaled
+    gradients, once per optimizer step, the same on all ranks, also under fsdp2; nothing waits for the device. Works in
+    any LightningModule whose one optimizer has groups from `named_param_groups`. What it does is in the log of
+    `GradientNormMonitor`: ``grad_norm_clipped/<part>``, ``clip_rate/<part>``.
+
+    Args:
+        clip: Part → limit. Parts that are not named are not limited.
+
+            - ``{norm: 1.0}``: the 2-norm of all gradients of the part;
+            - ``{value: 0.5}``: every value, to [-0.5, 0.5];
+            - ``agc`` or ``{agc: 0.01}``: adaptive gradient clipping (arXiv 2102.06171): the gradient of each unit (what
+              feeds one output) is at most 0.01 of the norm of its weights, which are taken to be 0.001 at least. As in
+              the paper, a part named ``head`` is left alone. A few small operations per parameter;
+            - ``zclip`` or ``{zclip: {z: 2.5, alpha: 0.97, warm_up: 25 steps}}``: ZClip (arXiv 2504.02507): the part's
+              norm, if it is more than ``z`` deviations above its running mean. ``alpha`` is the weight of the past;
+              during the warm-up, from the part's first gradient on, nothing is limited.
+
+    Raises:
+        ConfigError: On another limit; at the start of a fit, on an unknown part.
+    """
+
+    def __init__(self, clip: dict[str, Any]) -> None:
+        super().__init__()
+        self.use(clip)
+
+    def use(self, clip: Mapping[str, Any]) -> None:
+        """Takes other limits than those it was made with; forgets their histories."""
+        self.rules = {part: ClippingRule.parse(value, f"clip.{part}") for part, value in clip.items()}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._histories = ZScoreLimits({part: rule for part, rule in self.rules.items() if rule.method == "zclip"})
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """A fit starts without the memory of an earlier one; a checkpoint is read after this."""
+        if stage == "fit":
+            self._forget()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Checks the names of the parts."""
+        parts = {group["part"] for group in named_groups(trainer, type(self).__name__) if not group.get("observer")}
+        for part in self.rules:
+            if part not in parts:
+                raise unknown("clip", "part", part, parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The histories that ZClip goes by."""
+        return {"zclip": self._histories.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes up the histories of an earlier run."""
+        self._histories.load_state_dict(state_dict.get("zclip", {}))
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Limits what the optimizer will see."""
+        gradients = shared_pass(trainer, type(self).__name__)
+        if gradients.skipped:
+            return
+        for part, rule in self.rules.items():
+            if rule.method == "norm":
+                gradients.clip_norm(rule.limit, part)
+            elif rule.method == "value":
+                gradients.clip_value(rule.limit, part)
+            elif rule.method == "agc" and part != "head":
+                gradients.clip_units(rule.limit, part)
+        if self._histories.parts:
+            self._limit_by_history(gradients)
+
+    def _limit_by_history(self, gradients: GradientPass) -> None:
+        norms = torch.stack([gradients.norm_of(part) for part in self._histories.parts])
+        for part, factor in zip(self._histories.parts, self._histories.factors(norms), strict=True):
+            gradients.scale(factor, part)

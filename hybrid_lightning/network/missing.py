@@ -1,0 +1,104 @@
+"""Modalities that some samples lack: who is there, who is encoded, and what is left out at random while training."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybrid_lightning.unfreezing.freezing import has_statistics
+
+PREFIX = "present/"
+"""``present/<key>`` in a batch: `(B,)` bool, False where a sample has no ``<key>``."""
+
+Presence = dict[str, Tensor]
+"""Part → `(B,)` bool; a part that is not named is there in all samples."""
+
+
+def presence(order: Sequence[str], read: Mapping[str, Sequence[str]], batch: Mapping[str, Any]) -> Presence:
+    """Which parts are there in which samples: those all of whose inputs are.
+
+    Args:
+        order: The parts, each after those that it reads.
+        read: Part → the keys of the batch and the parts that it reads.
+        batch: With ``present/<key>`` for the keys that samples may lack.
+    """
+    found: Presence = {}
+    for position, name in enumerate(order):
+        before = order[:position]
+        masks = [found.get(key) if key in before else batch.get(PREFIX + key) for key in read[name]]
+        for mask in masks:
+            if mask is not None:
+                found[name] = found[name] & mask.bool() if name in found else mask.bool()
+    return found
+
+
+def drop_at_random(present: Presence, parts: Sequence[str], rate: float, like: Tensor) -> Presence:
+    """Modality dropout: leaves each part out of a sample with a probability, but never all that the sample has.
+
+    Args:
+        present: Which parts are there.
+        parts: Those that meet in the fusion.
+        rate: The probability, in [0, 1).
+        like: `(B, ...)`, for the number of samples and the device.
+
+    Returns:
+        The presence of all `parts`.
+    """
+    there = torch.stack([present.get(part, like.new_ones(len(like), dtype=torch.bool)) for part in parts], dim=1)
+    draws = torch.rand(there.shape, device=like.device)
+    kept = there & (draws >= rate)
+    # a sample that would lose everything keeps what drew highest among what it has
+    highest = torch.where(there, draws, -1.0).argmax(1, keepdim=True)
+    rescued = torch.zeros_like(there).scatter(1, highest, value=True) & there
+    kept = torch.where(kept.any(1, keepdim=True), kept, rescued)
+    return {**present, **dict(zip(parts, kept.unbind(1), strict=True))}
+
+
+def encode_present(
+    call: Callable[[list[Any]], Tensor], module: nn.Module, inputs: list[Any], present: Tensor
+) -> Tensor:
+    """What a part makes of the samples that have its input; zeros for the others, which cost nothing.
+
+    A part that nobody has is still called, on one sample, so that on several ranks each takes part in every step of
+    each part; its normalisations then stay as they are.
+
+    Args:
+        call: The part, from its inputs to its output `(B, ...)`.
+        module: The part's module.
+        inputs: Its inputs, tensors and dicts of tensors, samples first.
+        present: `(B,)` bool.
+    """
+    if torch.compiler.is_compiling():  # a program has no data-dependent shapes; the fusion leaves the rest out
+        return call(inputs)
+    rows = present.nonzero().flatten()
+    if len(rows) == len(present):
+        return call(inputs)
+    chosen = rows if len(rows) else rows.new_zeros(1)
+    with kept_statistics(module, few=len(rows) < 2):
+        encoded = call([_take(value, chosen) for value in inputs])
+    return encoded.new_zeros(len(present), *encoded.shape[1:]).index_copy(0, rows, encoded[: len(rows)])
+
+
+def _take(value: Any, rows: Tensor) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _take(entry, rows) for key, entry in value.items()}
+    return value[rows] if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def kept_statistics(module: nn.Module, few: bool) -> Iterator[None]:
+    """With `few` samples, normalisations use their running statistics and keep them.
+
+    Those that join the statistics of all ranks stay as they are: the others would wait for them.
+    """
+    moving = [m for m in module.modules() if m.training and has_statistics(m)] if few else []
+    moving = [m for m in moving if not isinstance(m, nn.SyncBatchNorm)]
+    for norm in moving:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in moving:
+            norm.training = True

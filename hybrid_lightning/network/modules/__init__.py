@@ -1,0 +1,1 @@
+"""Untrained networks that a part may name."""

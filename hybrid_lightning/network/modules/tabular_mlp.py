@@ -1,0 +1,111 @@
+"""An untrained network for tables of numbers and categories with gaps."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.modules.mlp import MLP
+
+
+class ColumnEmbedding(nn.Module):
+    """Each column of a table as a vector of its own.
+
+    A number x becomes ReLU(w x + b) with vectors w and b of its column (there "LR": Gorishniy et al., arXiv
+    2203.05556). A missing number, and a missing or unknown category, have a learned vector per column. Initial values
+    are uniform between -1 and 1 for numbers, so that each column starts with bends at different places within a few
+    standard deviations of 0, and normal with deviation 1 for categories and missing values.
+
+    Args:
+        in_features: Number of numeric columns.
+        categories: Number of categories of each categorical column.
+        width: Size of each column's vector.
+    """
+
+    sizes: Tensor
+    starts: Tensor
+
+    def __init__(self, in_features: int, categories: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.width, self.columns = width, in_features + len(categories)
+        if in_features:
+            self.slope = nn.Parameter(torch.empty(in_features, width).uniform_(-1, 1))
+            self.offset = nn.Parameter(torch.empty(in_features, width).uniform_(-1, 1))
+            self.missing = nn.Parameter(torch.randn(in_features, width))
+        sizes = torch.tensor(categories, dtype=torch.long)
+        self.register_buffer("sizes", sizes, persistent=False)
+        self.register_buffer("starts", sizes.cumsum(0) - sizes + torch.arange(len(sizes)), persistent=False)
+        if len(sizes):
+            self.categories = nn.Embedding(int((sizes + 1).sum()), width)  # the first row of a column: missing
+
+    def forward(self, numeric: Tensor | None, categorical: Tensor | None) -> Tensor:
+        """Columns `(B, in_features)` and `(B, len(categories))` → `(B, columns × width)`."""
+        vectors = []
+        if numeric is not None:
+            known = numeric.isfinite().unsqueeze(-1)
+            finite = numeric.nan_to_num(0.0, 0.0, 0.0).unsqueeze(-1)
+            vectors.append(torch.where(known, (finite * self.slope + self.offset).relu(), self.missing))
+        if categorical is not None:
+            codes = categorical.long()
+            known = (codes >= 0) & (codes < self.sizes)
+            vectors.append(self.categories(self.starts + torch.where(known, codes + 1, 0)))
+        return torch.cat(vectors, dim=1).flatten(1)
+
+
+class TabularMLP(nn.Module):
+    """An MLP over a vector per column, for numbers and categories, either of them with gaps.
+
+    Its input is a dict with ``numeric``, ``categorical`` or both, a list of two keys in this order, or the numbers
+    alone. The layers start with torch's weights (Kaiming uniform).
+
+    Args:
+        in_features: Number of numeric columns; best standardised, because initial weights assume it.
+        categories: Number of categories of each categorical column.
+        hidden: Features of each layer with ReLU.
+        embedding: Size of the vector of a column, see `ColumnEmbedding`.
+        dropout: Probability of zeroing a feature after each ReLU while training.
+
+    Raises:
+        ConfigError: If there are no columns, or a batch has another number of them.
+    """
+
+    def __init__(
+        self,
+        in_features: int = 0,
+        categories: Sequence[int] = (),
+        hidden: Sequence[int] = (128, 64),
+        embedding: int = 8,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if in_features + len(categories) < 1 or min(categories, default=1) < 1:
+            raise ConfigError(
+                f"categories: {list(categories)!r} beside {in_features} numeric columns; a table needs a column, and a "
+                f"categorical column at least one category. Give each column's number of categories, such as [3, 12]."
+            )
+        self.in_features, self.categories = in_features, list(categories)
+        self.embedding = ColumnEmbedding(in_features, categories, embedding)
+        self.layers = MLP(self.embedding.columns * embedding, hidden, dropout=dropout)
+
+    def forward(self, numeric: Tensor | None = None, categorical: Tensor | None = None) -> Tensor:
+        """Maps the columns of a table to features.
+
+        Args:
+            numeric: `(B, in_features)`, floating; a value that is not finite is missing.
+            categorical: `(B, len(categories))`, integers from 0; what is outside the column's categories, such as -1,
+                is missing or unknown.
+
+        Returns:
+            `(B, hidden[-1])`.
+        """
+        wanted = {"numeric": (numeric, self.in_features), "categorical": (categorical, len(self.categories))}
+        for name, (columns, count) in wanted.items():
+            found = 0 if columns is None else columns.shape[-1]
+            if found != count:
+                what = "in_features" if name == "numeric" else "categories"
+                raise ConfigError(f"TabularMLP: {found} {name} columns came, and {what} says {count}. Correct it.")
+        features: Tensor = self.layers(
+            self.embedding(numeric if self.in_features else None, categorical if self.categories else None)
+        )
+        return features

@@ -1,0 +1,1 @@
+"""Plain torch: named groups, learning-rate schedules, optimizers from plain settings."""

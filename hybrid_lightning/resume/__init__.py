@@ -1,0 +1,1 @@
+"""Continuing a fit from any checkpoint as if it had never stopped."""

@@ -1,0 +1,305 @@
+"""Exact resume: a fit that continues from any checkpoint ends as if it had never stopped."""
+
+import os
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.lightning_private import (
+    accumulates,
+    data_fetcher,
+    forget_restart,
+    hands_out_iterator,
+    logged_steps,
+    restart_at_epoch_start,
+    restart_within_validation,
+    set_logged_steps,
+    validation_fetcher,
+    validation_is_due,
+)
+from hybrid_lightning.resume.loop_counters import SavedPoint, settle
+from hybrid_lightning.resume.replay import ReplayedLoader, epoch_of, position, seed_device
+from hybrid_lightning.resume.seeded_loaders import hashed
+from hybrid_lightning.trainer import window_is_open
+
+KEY = "exact_resume"
+
+
+class ExactResume(pl.Callback):
+    """Makes a fit that continues from a checkpoint equal, bit by bit, to one that never stopped.
+
+    It holds for every checkpoint that is saved between two batches: after any batch, after a validation, at the end of
+    an epoch, within an accumulation window. The loaders need no change: their order, the samples' augmentation, dropout
+    and whatever else draws from the random state of torch (also on the device), numpy or random is seeded for each
+    epoch, batch and sample. A loader continues where it stood without loading what was read before.
+
+    Limits, each of which a checkpoint or a dataset meets by itself:
+
+    - Randomness that a sampler or dataset keeps to itself is not seen, except in a `torch.Generator` of a sampler.
+    - An `IterableDataset`, and a loader that is no plain `DataLoader`, is read from the epoch's start and dropped up to
+      the position. Random transforms of validation data need ``persistent_workers=False``.
+    - ``on_train_epoch_start`` is called again for the epoch that continues, so that what hooks set there is set.
+    - In manual optimization, gradients that wait for a later step are not saved; nor are they under a sharded strategy.
+    - Validation by time (``val_check_interval="00:10:00"``) happens when it happens.
+    - A fit that was saved at the last of its ``max_steps`` is over for Lightning, without the hooks that follow a step.
+
+    Nothing is logged.
+
+    Args:
+        enabled: False leaves everything to Lightning.
+
+    Raises:
+        ConfigError: At the start of a fit that continues within an epoch, if the module reads the batches by itself
+            (``training_step(self, dataloader_iter)``).
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        super().__init__()
+        self.enabled = enabled
+        self.seed: int | None = None
+        """Seed of all seeds of the running fit: that of ``seed_everything``, the checkpoint's, or a drawn one."""
+        self._saved: dict[str, Any] | None = None
+        self._point = SavedPoint(False, False, False)
+        self._logged_steps = 0
+        self._validated = -1
+        self._validation_pending = False
+        self._window: dict[str, dict[str, Tensor]] | None = None
+
+    # Restoring
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forgets a checkpoint that was restored by somebody else, such as a search for a learning rate."""
+        self._saved = None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Puts the saved counters in order, before Lightning reads them."""
+        if self.enabled and trainer.state.fn == "fit" and "loops" in checkpoint:
+            self._saved = checkpoint.get(KEY, {})
+            self._point = settle(checkpoint["loops"]["fit_loop"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prepares the loaders; continues what the checkpoint left unfinished."""
+        if not self.enabled:
+            return
+        saved, self._saved = self._saved, None
+        self.seed = trainer.strategy.broadcast(chosen_seed((saved or {}).get("seed"), trainer.current_epoch))
+        self._validated, self._validation_pending = -1, False
+        self._logged_steps = logged_steps(trainer)
+        if saved is not None and not self._point.in_epoch:
+            start_epoch_anew(trainer)
+        self._prepare_loaders(trainer)
+        if saved is not None:
+            self._finish_epoch(trainer, saved)
+            if self._point.in_epoch:
+                self._continue_epoch(trainer, pl_module, saved)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finishes a fit that was over when it was saved."""
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            self._finish_epoch(trainer, saved)
+
+    def _finish_epoch(self, trainer: pl.Trainer, saved: dict[str, Any]) -> None:
+        restore_metrics(trainer, saved)
+        if self._point.epoch_ends:
+            step_metric_schedulers(trainer)
+
+    def _continue_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, saved: dict[str, Any]) -> None:
+        fit_loop: Any = trainer.fit_loop
+        loop, fetcher = fit_loop.epoch_loop, data_fetcher(trainer)
+        done = position(trainer)
+        warn_of_changes(trainer, saved, self._point)
+        self._window = saved.get("window")
+        forget_restart(fit_loop)  # else the epoch's metric schedulers would not step
+        restart_at_epoch_start(trainer)  # on_train_epoch_start is called, and counts
+        for progress in (fit_loop.epoch_progress.total, fit_loop.epoch_progress.current):
+            progress.started -= 1
+        if fetcher.length is not None and done >= fetcher.length:
+            fetcher.done = True
+        due = validation_is_due(trainer)
+        self._logged_steps = saved.get("logged_steps", self._logged_steps)
+        self._validated = saved.get("validated", -1)
+        unfinished = logged_steps(trainer) < self._logged_steps
+        set_logged_steps(trainer, self._logged_steps)
+        if due:
+            # Lightning is about to count it
+            set_logged_steps(trainer, self._logged_steps - (not accumulates(trainer)))
+            if done and self._validated != loop.batch_progress.total.ready:
+                self._validation_pending = True
+                restart_within_validation(trainer)
+        elif unfinished:
+            loop.update_lr_schedulers("step", update_plateau_schedulers=True)
+
+    # Seeding
+
+    def _prepare_loaders(self, trainer: pl.Trainer) -> None:
+        fetcher = data_fetcher(trainer)
+        if isinstance(fetcher.combined_loader, ReplayedLoader):
+            return
+        assert self.seed is not None
+        done = position(trainer)
+        if done and hands_out_iterator(fetcher):
+            raise ConfigError(
+                f"--ckpt_path: the checkpoint was saved after batch {done} of an epoch, and training_step takes "
+                f"'dataloader_iter', so nobody knows how many batches it read. Continue from a checkpoint of an "
+                f"epoch's end, or let training_step take 'batch'."
+            )
+        combined = fetcher.combined_loader
+        combined.reset()  # the workers of the first iterator do not know the seeds
+        fetcher.setup(ReplayedLoader(trainer, combined, self.seed))
+        iter(fetcher)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prepares loaders that were made anew for this epoch; every callback has started by now."""
+        if self.seed is not None:
+            self._prepare_loaders(trainer)
+            self._seed(trainer, "epoch")
+            window, self._window = self._window, None
+            if window:
+                restore_window(trainer, pl_module, window)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Seeds the making of validation iterators, if a validation is due."""
+        if self.seed is not None:
+            self._logged_steps = logged_steps(trainer) + (not accumulates(trainer))
+            if validation_is_due(trainer):
+                self._seed_validation(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seeds the validation."""
+        if self._fits(trainer):
+            self._seed_validation(trainer)
+            if self._validation_pending:  # the end of the batch, where this is done else, was before the restart
+                fetcher = validation_fetcher(trainer)
+                fetcher.combined_loader.reset()
+                iter(fetcher)
+                self._seed_validation(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remembers that this point of the fit has been validated."""
+        if self._fits(trainer):
+            self._validated = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            self._validation_pending = False
+
+    def _fits(self, trainer: pl.Trainer) -> bool:
+        return self.seed is not None and trainer.state.fn == "fit" and not trainer.sanity_checking
+
+    def _seed_validation(self, trainer: pl.Trainer) -> None:
+        self._seed(trainer, "validation", trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+    def _seed(self, trainer: pl.Trainer, *words: object) -> None:
+        seed = hashed(self.seed, *words, epoch_of(trainer), trainer.global_rank)
+        seed_device(trainer.strategy.root_device, seed)
+
+    # Saving
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds what Lightning does not save, as plain data."""
+        if self.seed is not None:
+            checkpoint[KEY] = {
+                "seed": self.seed,
+                "ranks": trainer.world_size,
+                "batches": trainer.num_training_batches,
+                "logged_steps": self._logged_steps,
+                "validated": self._validated,
+                "metrics": {name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()},
+                "window": open_window(trainer, pl_module),
+            }
+
+
+def chosen_seed(saved: int | None, epoch: int) -> int:
+    """The seed of ``seed_everything``; else that of the checkpoint; else one drawn from torch's random state."""
+    given = os.environ.get("PL_GLOBAL_SEED")
+    seed = int(given) if given else int(torch.randint(2**31, ())) if saved is None else saved
+    if saved not in (None, seed):
+        rank_zero_info(f"seed {saved} → {seed}, applied from epoch {epoch}")
+    return seed
+
+
+def restore_metrics(trainer: pl.Trainer, saved: dict[str, Any]) -> None:
+    """Puts the saved ``callback_metrics`` back, which metric schedulers and checkpoints look at between validations."""
+    device = trainer.strategy.root_device
+    trainer.callback_metrics.update({name: value.to(device) for name, value in saved.get("metrics", {}).items()})
+
+
+def start_epoch_anew(trainer: pl.Trainer) -> None:
+    """Tells Lightning that a restored fit stands between two epochs; with ``max_steps`` it would not know."""
+    loop = trainer.fit_loop.epoch_loop
+    for each in (trainer.fit_loop, loop, loop.automatic_optimization, loop.manual_optimization, loop.val_loop):
+        forget_restart(each)
+
+
+def step_metric_schedulers(trainer: pl.Trainer) -> None:
+    """Steps the epoch's `ReduceLROnPlateau`, which Lightning does after the hooks that save an epoch's end."""
+    current = trainer.fit_loop.epoch_progress.current
+    current.completed -= 1  # it counts the epoch that has ended
+    trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    current.completed += 1
+
+
+def warn_of_changes(trainer: pl.Trainer, saved: dict[str, Any], point: SavedPoint) -> None:
+    """Says why a fit that goes on within an epoch is not exact, if so; mutes Lightning, which always says so."""
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+    now = {"ranks": trainer.world_size, "batches": trainer.num_training_batches}
+    changed = [f"{name}: {saved[name]} → {value}" for name, value in now.items() if saved.get(name, value) != value]
+    reasons = [f"an epoch is divided otherwise than in the checkpoint ({', '.join(changed)})"] * bool(changed)
+    if not saved:
+        reasons.append("it was saved without ExactResume")
+    elif saved["window"] is None and window_is_open(trainer):
+        reasons.append("it was saved within an accumulation window, whose gradients a sharded strategy does not give")
+    if point.in_batch:
+        reasons.append("it was saved in the middle of a batch")
+    if reasons:
+        rank_zero_warn(f"Exact resume: the fit goes on, but not exactly as it would have: {'; '.join(reasons)}.")
+
+
+def open_window(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, dict[str, Tensor]] | None:
+    """What ranks do not share within an accumulation window: gradients that wait for the step, and buffers.
+
+    Returns:
+        ``gradients`` and ``buffers``: name → values of all ranks, `(ranks, *shape)`, on the CPU. Empty if no window is
+        open; None if the strategy shards gradients.
+    """
+    if not window_is_open(trainer) or not module.automatic_optimization:
+        return {}
+    if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
+        return None
+
+    def gathered(tensor: Tensor) -> Tensor:
+        every = trainer.strategy.all_gather(tensor.detach())
+        return every.reshape(trainer.world_size, *tensor.shape).cpu().clone()
+
+    named = dict(module.named_parameters())
+    present = gathered(torch.tensor([p.grad is not None for p in named.values()], device=module.device)).any(0)
+    waiting = [name for name, anywhere in zip(named, present.tolist(), strict=True) if anywhere]
+    gradients = {name: torch.zeros_like(named[name]) if (own := named[name].grad) is None else own for name in waiting}
+    return {
+        "gradients": {name: gathered(gradient) for name, gradient in gradients.items()},
+        "buffers": {name: gathered(buffer) for name, buffer in module.named_buffers()},
+    }
+
+
+def restore_window(trainer: pl.Trainer, module: pl.LightningModule, window: dict[str, dict[str, Tensor]]) -> None:
+    """Puts back what `open_window` saved."""
+    rank = trainer.global_rank
+    for name, parameter in module.named_parameters():
+        if name in window["gradients"]:
+            parameter.grad = window["gradients"][name][rank].to(parameter.device, parameter.dtype)
+    for name, buffer in module.named_buffers():
+        if name in window["buffers"]:
+            buffer.copy_(window["buffers"][name][rank])
+    if isinstance(trainer.strategy.model, DistributedDataParallel):
+        trainer.strategy.model.require_forward_param_sync = False  # it copies no buffers within a window

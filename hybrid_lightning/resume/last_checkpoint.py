@@ -1,0 +1,171 @@
+"""Keeps ``last.ckpt``: at the end of each epoch, as often as wanted between, and when the process is told to end."""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from hybrid_lightning.duration import Duration
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.lightning_private import cluster_environment, log_train_step, save_now, validation_is_due
+from hybrid_lightning.resume.exact_resume import ExactResume
+from hybrid_lightning.resume.own_files import rebuild_paths
+from hybrid_lightning.trainer import fit_length
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps ``last.ckpt``, from which a fit continues after any end.
+
+    On SIGTERM the current optimizer step is finished, the checkpoint is saved, and `SIGTERMException` leaves the fit;
+    the process ends with code 143. The signal may reach any of several ranks; all leave at the same step. A validation
+    that is under way is finished first on several ranks, and without `ExactResume`, with which the next process repeats
+    it. Where Lightning requeues a SLURM job, its own handlers stay in place.
+
+    Args:
+        every: How often to save between the ends of epochs, a duration such as ``500 steps`` or ``0.5 epochs``; None
+            saves only there.
+        dirpath: Folder of ``last.ckpt``; None is ``checkpoints`` in the folder of the first logger.
+
+    Raises:
+        ConfigError: If `every` is no duration, or is no step or more.
+    """
+
+    def __init__(self, every: str | None = None, dirpath: str | Path | None = None) -> None:
+        # one name always, so that a run that starts again in its folder leaves no second file
+        super().__init__(dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        self.every = None if every is None else Duration.parse(every, "save_every")
+        self._every_steps = 0
+        self._step_before = 0
+        self._stepped = False
+        self._told_to_end = False
+        self._earlier_handler: Any = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Finds the folder."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._told_to_end, self._earlier_handler = False, signal.getsignal(signal.SIGTERM)
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listens to SIGTERM in place of Lightning, which has set its own handler before."""
+        self._listen(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Turns the duration into steps."""
+        super().on_train_start(trainer, pl_module)
+        self._listen(trainer)
+        if self.every is not None:
+            self._every_steps = self.every.steps(fit_length(trainer), "save_every")
+            if self._every_steps < 1:
+                raise ConfigError(f"save_every: '{self.every}' is less than a step; give at least '1 step'.")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves after the checkpoint of the last epoch's end, if the process has to end."""
+        self._leave_if_told(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes the step, to see whether this batch completes one."""
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves if it is due, unless the batch leaves gradients behind or a later hook saves at this step."""
+        self._stepped = trainer.global_step > self._step_before
+        if self._stepped and not _epoch_ends(trainer) and not validation_is_due(trainer):
+            self._save_between(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves before a validation that the next process can make."""
+        if _validation_is_repeated(trainer):
+            self._save_and_leave_if_told(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+        """Leaves in the midst of a validation that the next process can make."""
+        # ranks may have different numbers of validation batches, so they could not agree here
+        if trainer.world_size == 1 and _validation_is_repeated(trainer):
+            self._save_and_leave_if_told(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves after a validation within an epoch, if that is due."""
+        if self._stepped and not trainer.sanity_checking and trainer.state.fn == "fit" and not _epoch_ends(trainer):
+            self._save_between(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves."""
+        self._stepped = False
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves before a test, if the process has to end."""
+        self._leave_if_told(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Lets the paths that callbacks remember stay in the folder of this run."""
+        rebuild_paths(trainer, checkpoint)
+
+    def _listen(self, trainer: pl.Trainer) -> None:
+        environment = cluster_environment(trainer)
+        requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and not requeues and not getattr(trainer, "fast_dev_run", False):
+            # Lightning's handler would start a collective in the midst of any other; it restores the earlier handler
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, number: int, frame: Any) -> None:
+        self._told_to_end = True
+        if callable(self._earlier_handler):
+            self._earlier_handler(number, frame)
+
+    def _told(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank was told to end; all ranks have to ask."""
+        return trainer.strategy.reduce_boolean_decision(self._told_to_end, all=False)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        save_now(self, trainer)
+
+    def _save_between(self, trainer: pl.Trainer) -> None:
+        told = self._told(trainer)
+        if told or (self._every_steps and trainer.global_step % self._every_steps == 0):
+            if trainer.training:
+                # Lightning logs the step after this hook, and so never, if the process ends here
+                log_train_step(trainer)
+            self._save(trainer)
+        if told:
+            self._leave(trainer)
+
+    def _save_and_leave_if_told(self, trainer: pl.Trainer) -> None:
+        if self._told(trainer):
+            self._save(trainer)
+            self._leave(trainer)
+
+    def _leave_if_told(self, trainer: pl.Trainer) -> None:
+        if self._told(trainer):
+            self._leave(trainer)
+
+    def _leave(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            saved = f"saved {self.best_model_path}; continue with --resume auto" if self.best_model_path else "no step"
+            print(f"terminated at step {trainer.global_step}: {saved}", flush=True)
+        # Lightning's launcher takes any other code of a process it started for a crash, and kills its own process
+        raise SIGTERMException(128 + signal.SIGTERM if trainer.local_rank == 0 else 0)
+
+
+def _epoch_ends(trainer: pl.Trainer) -> bool:
+    """Whether the epoch ends after the batch that has just been trained."""
+    return trainer.is_last_batch or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+
+
+def _validation_is_repeated(trainer: pl.Trainer) -> bool:
+    """Whether a checkpoint of this moment, in or before a validation of a fit, lets the next process repeat it."""
+    exact = any(isinstance(c, ExactResume) and c.enabled for c in trainer.callbacks)  # type: ignore[attr-defined]
+    return exact and trainer.state.fn == "fit" and not trainer.sanity_checking

@@ -1,0 +1,1 @@
+"""When which stage of which part trains."""

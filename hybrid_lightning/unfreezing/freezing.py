@@ -1,0 +1,132 @@
+"""Frozen means frozen: no gradient, no update, no moving statistics, no dropout."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+NORM_MODES = ("eval", "stats", "train")
+"""What a part can do with its normalisations, see `Part`."""
+
+
+def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
+    """Turns gradients on or off; a parameter that is turned off loses its gradient.
+
+    With ``.grad`` None an optimizer leaves the parameter alone, weight decay and momentum included.
+    """
+    for parameter in parameters:
+        parameter.requires_grad_(trainable)
+        if not trainable:
+            parameter.grad = None
+
+
+def module_modes(
+    root: nn.Module, parts: Mapping[nn.Parameter, str], norm: Mapping[str, str] | None = None
+) -> dict[nn.Module, bool]:
+    """Which modules have to be in train mode (True) or in eval mode (False) while `root` trains.
+
+    A module trains if one of its parameters does. A module without parameters of its own (dropout, a normalisation with
+    ``affine=False``) follows its nearest ancestor that has some, except `root` itself. Modules that follow nobody are
+    left out and keep their mode.
+
+    Args:
+        root: The module whose descendants are judged.
+        parts: Parameter → name of its part; only these parameters' ``requires_grad`` decides.
+        norm: Part → mode of its normalisations with running statistics, whether the part trains or not: ``eval`` uses
+            and keeps the stored statistics, ``train`` those of the batch. ``stats`` makes no difference here.
+    """
+    by_id = {id(parameter): part for parameter, part in parts.items()}
+    modes: dict[nn.Module, bool] = {}
+
+    def visit(module: nn.Module, trains: bool | None, part: str | None) -> None:
+        own = [parameter for parameter in module.parameters() if id(parameter) in by_id]
+        if own:
+            trains, owners = any(p.requires_grad for p in own), {by_id[id(p)] for p in own}
+            part = owners.pop() if len(owners) == 1 else None
+        forced = (norm or {}).get(part or "") if has_statistics(module) else None
+        if forced in ("eval", "train"):
+            modes[module] = forced == "train"
+        elif trains is not None:
+            modes[module] = modes.get(module, False) or trains
+        for child in module.children():
+            visit(child, trains, part)
+
+    for child in root.children():
+        visit(child, None, None)
+    return modes
+
+
+def apply_modes(modes: dict[nn.Module, bool]) -> None:
+    """Puts each module, without its children, into its mode; does nothing where that is so already."""
+    for module, training in modes.items():
+        if module.training is not training:
+            module.training = training
+
+
+@contextmanager
+def dry_run(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; modes, buffers and the random state are as before afterwards."""
+    modes = {m: m.training for m in module.modules()}
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if not is_lazy(buffer)}
+    module.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            yield
+    finally:
+        apply_modes(modes)
+        for name, buffer in module.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module keeps running statistics: batch and instance normalisation, in any number of dimensions."""
+    return getattr(module, "running_mean", None) is not None
+
+
+class KeptStatistics:
+    """A copy of the running statistics that a forward pass will change, for a step that then is not made.
+
+    Args:
+        root: Its normalisations in train mode are kept.
+        copies: What was kept by another process that this one continues; None copies what is there now.
+    """
+
+    def __init__(self, root: nn.Module, copies: Sequence[Tensor] | None = None) -> None:
+        moving = [module for module in root.modules() if has_statistics(module) and module.training]
+        self._buffers = [buffer for module in moving for buffer in module.buffers(recurse=False)]
+        self.copies = [buffer.clone() for buffer in self._buffers] if copies is None else list(copies)
+        """The values to be restored."""
+
+    def restore(self) -> None:
+        """Puts the copies back."""
+        for buffer, copy in zip(self._buffers, self.copies, strict=True):
+            buffer.copy_(copy)
+
+
+def reestimate_statistics(norms: Sequence[Any], batches: Iterable[Any], forward: Callable[[Any], Any]) -> None:
+    """Replaces running statistics by their plain average over batches, weights unchanged (arXiv 2105.07576, section 3).
+
+    Running statistics average over weights that are long gone; with a momentum of 0.01 and few steps they never arrive.
+
+    Args:
+        norms: The modules, which `has_statistics`; they are put into train mode and back.
+        batches: At least one batch.
+        forward: Runs the network on a batch; the mode of other modules is the caller's.
+    """
+    before = [(norm.momentum, norm.training) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.training = True
+    try:
+        with torch.no_grad():
+            for number, batch in enumerate(batches, 1):
+                for norm in norms:
+                    norm.momentum = 1 / number
+                forward(batch)
+    finally:
+        for norm, (momentum, training) in zip(norms, before, strict=True):
+            norm.momentum, norm.training = momentum, training

@@ -1,0 +1,1 @@
+"""Weights: files that cannot run code, and loading them into parts."""

@@ -1,0 +1,45 @@
+"""How long the command line takes to answer without a command: ``python tests/benchmarks/start_up.py --rounds 9``.
+
+``start_up`` is the median of ``python -m hybrid_lightning --help``, divided by that of an interpreter that does nothing
+(``python -c pass``), in turn in one run; ``start_up_seconds`` is the former itself, and ``start_up_version`` and
+``start_up_without_arguments`` the seconds of the two other answers.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ANSWERS = {"": ["--help"], "_version": ["--version"], "_without_arguments": []}
+
+
+def seconds(words: list[str]) -> float:
+    before = time.perf_counter()
+    subprocess.run(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    return time.perf_counter() - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    times: dict[str, list[float]] = {name: [] for name in ("nothing", *ANSWERS)}
+    for _ in range(rounds):
+        times["nothing"].append(seconds(["-c", "pass"]))
+        for name, words in ANSWERS.items():
+            times[name].append(seconds(["-m", "hybrid_lightning", *words]))
+    median = {name: statistics.median(of) for name, of in times.items()}
+    print(f"RESULT start_up {median[''] / median['nothing']:.2f} ratio")
+    print(f"RESULT start_up_seconds {median['']:.3f} s")
+    for name in ("_version", "_without_arguments"):
+        print(f"RESULT start_up{name} {median[name]:.3f} s")
+
+
+if __name__ == "__main__":
+    main()

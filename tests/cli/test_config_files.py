@@ -1,0 +1,119 @@
+import pytest
+import yaml
+
+from hybrid_lightning.cli.config_files import merge, merged_arguments, read_config
+from hybrid_lightning.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("base", "overlay", "merged"),
+    [
+        ({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}, {"a": {"b": 1, "c": 3}}),
+        ({"a": {"b": {"c": {"d": 1}}}}, {"a": {"b": {"c": {"e": 2}}}}, {"a": {"b": {"c": {"d": 1, "e": 2}}}}),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
+        ({"a": {"b": 1}}, {"a": None}, {"a": None}),
+        ({"a": 1}, {"a": {"b": 2}}, {"a": {"b": 2}}),
+        ({}, {"a": {"b": 2}}, {"a": {"b": 2}}),
+    ],
+)
+def test_an_overlay_replaces_only_what_it_names(base, overlay, merged):
+    assert merge(base, overlay) == merged
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [("class_path", "init_args"), ("module", "args")])
+def test_another_class_drops_the_arguments_of_the_old_one(kind, arguments):
+    base = {kind: "Old", arguments: {"depth": 3}, "kept": 1}
+    assert merge(base, {kind: "New", arguments: {"width": 2}}) == {kind: "New", arguments: {"width": 2}, "kept": 1}
+    assert merge(base, {kind: "Old", arguments: {"width": 2}})[arguments] == {"depth": 3, "width": 2}
+    assert merge(base, {arguments: {"width": 2}})[arguments] == {"depth": 3, "width": 2}
+
+
+def test_merging_changes_neither_of_its_arguments():
+    base, overlay = {"module": "Old", "args": {"a": 1}}, {"module": "New", "args": {"b": 1}}
+    merge(base, overlay)["args"]["c"] = 1
+    merge({"x": base}, {"x": {"args": {"d": 1}}})
+    assert base == {"module": "Old", "args": {"a": 1}}
+
+
+def a_config(weights: str) -> str:
+    return yaml.safe_dump({"model": {"init_args": {"parts": {"image": {"weights": weights}, "table": "MLP"}}}})
+
+
+def test_a_path_of_weights_beside_the_file_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "w.safetensors").touch()
+    (tmp_path / "configs" / "pretrained").touch()
+    monkeypatch.chdir(tmp_path)
+    for given, expected in {
+        "w.safetensors": str(tmp_path / "configs" / "w.safetensors"),
+        "absent.pt": "absent.pt",
+        "pretrained": "pretrained",
+    }.items():
+        (tmp_path / "configs" / "c.yaml").write_text(a_config(given))
+        assert read_config("configs/c.yaml")["model"]["init_args"]["parts"]["image"]["weights"] == expected
+
+
+@pytest.mark.parametrize(
+    "config", ["model: null", "model: {init_args: [1]}", "model: {init_args: {parts: [1]}}", "a: 1"]
+)
+def test_a_config_without_parts_is_read_as_it_is(config, tmp_path):
+    (tmp_path / "c.yaml").write_text(config)
+    assert read_config(tmp_path / "c.yaml") == yaml.safe_load(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1", "is not valid YAML"),
+        (b"- 1", "holds no keys and values"),
+        (b"", "holds no keys and values"),
+        (b"\xff\xfe\x00", "is not valid YAML"),
+        (b"!!python/object/apply:os.system ['true']", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(content, message, tmp_path):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^--config: '.*c\.yaml' {message}"):
+        read_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("arguments", [["--config", "no.yaml"], ["--config=no.yaml"], ["-c", "no.yaml"], ["--config"]])
+def test_a_config_that_is_missing_is_named(arguments):
+    with pytest.raises(ConfigError, match=r"^--config: there is no file"):
+        merged_arguments(["fit", *arguments])
+
+
+def test_several_configs_become_one_in_the_place_of_the_first(tmp_path):
+    (tmp_path / "base.yaml").write_text("a: {b: 1, c: 2}")
+    (tmp_path / "over.yaml").write_text("a: {c: 3}")
+    arguments = ["fit", "--x=1", f"--config={tmp_path}/base.yaml", "--y", "2", "-c", f"{tmp_path}/over.yaml", "--z"]
+    *before, flag, config, y, two, z = merged_arguments(arguments)
+    assert (before, flag, y, two, z) == (["fit", "--x=1"], "--config", "--y", "2", "--z")
+    assert yaml.safe_load(config) == {"name": "base", "a": {"b": 1, "c": 3}}
+
+
+def test_arguments_without_a_config_stay_as_they_are():
+    assert merged_arguments(["fit", "--trainer.max_epochs", "3"]) == ["fit", "--trainer.max_epochs", "3"]
+
+
+def test_a_text_that_looks_like_a_number_stays_a_text(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: '10'\nb: '1e-3'\nc: 'null'\nd: 10%")
+    config = yaml.safe_load(merged_arguments(["-c", f"{tmp_path}/c.yaml"])[1])
+    assert config == {"name": "c", "a": "10", "b": "1e-3", "c": "null", "d": "10%"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "merged"),
+    [
+        ({"start": "10%", "freeze": "80%"}, {"plateau": "val/loss"}, {"plateau": "val/loss"}),
+        ({"start": "10%", "every": "1 epochs"}, {"every": "2 epochs"}, {"start": "10%", "every": "2 epochs"}),
+        ({"start": "10%"}, {"start": "20%", "freeze": "80%"}, {"start": "20%", "freeze": "80%"}),
+    ],
+)
+def test_a_schedule_of_another_form_replaces_the_old_one(old, new, merged):
+    assert merge({"unfreeze": old}, {"unfreeze": new}) == {"unfreeze": merged}
+
+
+def test_a_limit_of_another_form_replaces_the_old_one_and_other_keys_of_that_name_do_not():
+    assert merge({"clip": {"norm": 1.0}}, {"clip": {"value": 0.5}}) == {"clip": {"value": 0.5}}
+    assert merge({"norm": "eval"}, {"stages": ["a"]}) == {"norm": "eval", "stages": ["a"]}

@@ -1,0 +1,38 @@
+"""What the command line answers by itself, before it runs a command."""
+
+import subprocess
+import sys
+
+import pytest
+
+import hybrid_lightning
+from hybrid_lightning.cli import COMMANDS, main, overview
+from hybrid_lightning.cli.lightning_cli import HybridCLI
+
+
+def test_help_and_version_import_neither_torch_nor_lightning():
+    code = (
+        "import sys\n"
+        "from hybrid_lightning.cli import main\n"
+        "for words in ([], ['--help'], ['-h'], ['--version']):\n"
+        "    main(words)\n"
+        "assert not {'torch', 'numpy', 'lightning', 'yaml'} & sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{overview()}\n" * 3 + f"hybrid_lightning {hybrid_lightning.__version__}\n"
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["--help"], 0), (["-h"], 0), (["--version"], 0)])
+def test_only_a_missing_command_is_an_error(words, code, capsys):
+    assert main(words) == code
+    assert capsys.readouterr().out
+
+
+def test_the_overview_names_every_command_in_a_line():
+    assert COMMANDS.keys() == HybridCLI.subcommands().keys() | {"export_part", "cross_validate"}
+    lines = overview().splitlines()
+    for name, text in COMMANDS.items():
+        [line] = [line for line in lines if line.split()[:1] == [name]]
+        assert line.endswith(text)
+    assert max(map(len, lines)) <= 120

@@ -1,0 +1,255 @@
+"""Tables of predictions, through the command line, on one rank and on two."""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from hybrid_lightning import ConfigError, HybridClassifier, HybridTask
+from hybrid_lightning.cli import main
+from hybrid_lightning.cli.predictions import CollectPredictions, Predicted, joined, write_table
+from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
+from tests.processes import succeed_on
+from tests.small import changed, classifier, regressor, table, trainer, write
+
+COUNT = 41
+TARGET = torch.arange(COUNT) % 3
+
+
+class Named(InMemoryDataModule):
+    """Data with names for classes and samples; their order is not that of their ids."""
+
+    def __init__(self, batch_size: int = 6, names: bool = True, numbered: bool = False, statistics: str | None = None):
+        super().__init__(batch_size)
+        self.numbered, self.statistics = numbered, statistics
+        if names:
+            self.target_names = ["cat", "dog", "eel"]
+            self.predict_ids = [f"s{(7 * index) % COUNT}" for index in range(COUNT)]
+
+    def load(self):
+        entries = {"x": table(COUNT), "target": TARGET}
+        if self.numbered:
+            entries["id"] = 100 + torch.arange(COUNT)
+        return {split: DictDataset(entries) for split in ("train", "val", "test")}
+
+    def setup(self, stage=None):
+        super().setup(stage)
+        if self.statistics:
+            Path("statistics.txt").write_text(f"{self.statistics}")
+
+
+class Explained(HybridClassifier):
+    """Says what its parts contribute, in a way that can be checked."""
+
+    def predict_step(self, batch, batch_idx):
+        predictions = self.predictions(self(batch))
+        parts = {"x": batch["x"][:, 0], "y": predictions[:, 0]}
+        return {"predictions": predictions, "contributions": parts} if self.explain else predictions
+
+
+def config(**changes):
+    parts = {"x": {"module": "MLP", "args": {"hidden": [5]}}}
+    return changed(
+        {"init.parts": parts, "data.class_path": f"{__name__}.Named", "data.init_args": {"batch_size": 6}, **changes}
+    )
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def fit(**changes) -> str:
+    path = write(config(**changes))
+    assert main(["fit", "--config", path]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory):
+    """The checkpoint of a fit."""
+    before, where = Path.cwd(), tmp_path_factory.mktemp("named")
+    os.chdir(where)
+    try:
+        fit()
+    finally:
+        os.chdir(before)
+    return next(where.rglob("best.ckpt"))
+
+
+def predict(best: Path, *words: str) -> int:
+    return main(["predict", "--config", write(config()), "--ckpt_path", str(best), *words])
+
+
+def expected_of(best: Path) -> torch.Tensor:
+    model = HybridTask.load_from_checkpoint(best)
+    with torch.no_grad():
+        return model.predictions(model({"x": table(COUNT)}))
+
+
+def check(found: list[dict[str, str]], expected: torch.Tensor) -> None:
+    assert list(found[0]) == ["id", "prediction", "probability_cat", "probability_dog", "probability_eel"]
+    assert [row["id"] for row in found] == [f"s{(7 * index) % COUNT}" for index in range(COUNT)]
+    assert [row["prediction"] for row in found] == [["cat", "dog", "eel"][i] for i in expected.argmax(1)]
+    given = [[float(row[f"probability_{name}"]) for name in ("cat", "dog", "eel")] for row in found]
+    torch.testing.assert_close(torch.tensor(given), expected)
+
+
+def test_names_of_classes_and_samples_stand_in_the_table(best, folder, capsys):
+    assert predict(best, "--output", "new/table.csv") == 0
+    check(rows(folder / "new/table.csv"), expected_of(best))
+    assert [file.name for file in (folder / "new").iterdir()] == ["table.csv"]
+    assert "predictions: new/table.csv" in capsys.readouterr().out
+
+
+def test_two_ranks_write_one_whole_table_in_the_order_of_the_data(best, folder):
+    words = ["-m", "hybrid_lightning", "predict", "--config", write(config()), "--ckpt_path", str(best)]
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+    out = succeed_on(2, *words, *devices, "--output", "two.csv", cwd=folder)
+    assert "".join(out).count("predictions: two.csv") == 1
+    check(rows(folder / "two.csv"), expected_of(best))
+
+
+def test_parquet_holds_the_same_as_csv(best, folder):
+    pandas = pytest.importorskip("pandas")
+    for name in ("a.csv", "a.parquet"):
+        assert predict(best, "--output", name) == 0
+    frame = pandas.read_parquet("a.parquet")
+    assert frame["probability_cat"].dtype == "float32"
+    pandas.testing.assert_frame_equal(frame, pandas.read_csv("a.csv"), check_dtype=False)
+
+
+def test_without_names_rows_are_numbered_by_their_place_or_by_the_batches(best, folder):
+    assert predict(best, "--output", "place.csv", "--data.names", "false") == 0
+    assert predict(best, "--output", "batch.csv", "--data.names", "false", "--data.numbered", "true") == 0
+    assert predict(best, "--output", "both.csv", "--row_numbers", "true", "--data.numbered", "true") == 0
+    assert [int(row["row"]) for row in rows(folder / "place.csv")] == list(range(COUNT))
+    assert [int(row["row"]) for row in rows(folder / "batch.csv")] == list(range(100, 100 + COUNT))
+    assert rows(folder / "place.csv")[3]["prediction"] in "012"
+    assert [(row["id"], row["row"]) for row in rows(folder / "both.csv")[:2]] == [("s0", "100"), ("s7", "101")]
+
+
+def test_what_the_parts_contribute_stands_in_the_table(folder):
+    path = fit(**{"model.class_path": f"{__name__}.Explained"})
+    assert main(["predict", "--config", path, "--ckpt_path", "best", "--output", "a.csv"]) == 0
+    found = rows(folder / "a.csv")
+    assert list(found[0])[-2:] == ["contribution_x", "contribution_y"]
+    given = torch.tensor([float(row["contribution_x"]) for row in found])
+    torch.testing.assert_close(given, table(COUNT)[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "a.xlsx"], "output: 'a.xlsx' ends in neither .csv nor .parquet"),
+        (["--output", "taken/a.csv"], "output: 'taken/a.csv' cannot be written"),
+        (["--model.num_classes", "4"], "another model"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_told(words, message, best, folder, capsys):
+    (folder / "taken").touch()
+    assert predict(best, *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_parquet_without_pyarrow_is_told_before_anything_is_predicted(best, folder, capsys, monkeypatch):
+    monkeypatch.setattr("hybrid_lightning.cli.predictions.find_spec", lambda name: None)
+    assert predict(best, "--output", "a.parquet") == 2
+    assert "pip install 'hybrid_lightning[data]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict", "fit"])
+def test_a_datamodule_is_given_the_statistics_of_the_checkpoint(verb, best, folder):
+    words = [verb, "--config", write(config()), "--ckpt_path", str(best), "--trainer.max_epochs", "2"]
+    assert main(words) == 0
+    assert Path("statistics.txt").read_text() == str(best)
+    assert main([*words, "--data.statistics", "own"]) == 0
+    assert Path("statistics.txt").read_text() == "own"
+
+
+def test_a_continued_run_repeats_without_the_checkpoint_that_it_was_continued_from(folder):
+    path = fit()
+    assert not Path("statistics.txt").exists()
+    assert main(["fit", "--config", path, "--resume", "auto", "--trainer.max_epochs", "2"]) == 0
+    assert Path("statistics.txt").read_text().endswith("last.ckpt")
+    assert "statistics: null" in (folder / "runs/small/version_0/config.yaml").read_text()
+
+
+# The pieces
+
+
+def test_names_have_to_be_as_many_as_the_outputs():
+    with pytest.raises(ConfigError, match=r"target_names has 2 names .* the model has 3"):
+        classifier().prediction_columns(torch.rand(4, 3), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "names", "columns"),
+    [
+        (regressor, (4,), ["price"], ["prediction"]),
+        (regressor, (4, 2), ["a", "b"], ["prediction_a", "prediction_b"]),
+        (regressor, (4, 2), None, ["prediction_0", "prediction_1"]),
+        (
+            lambda: classifier(num_classes=2, kind="multilabel"),
+            (4, 2),
+            ["a", "b"],
+            ["prediction_a", "prediction_b", "probability_a", "probability_b"],
+        ),
+        (lambda: classifier(num_classes=2), (4, 2), None, ["prediction", "probability_0", "probability_1"]),
+    ],
+)
+def test_columns_are_those_of_the_task(task, shape, names, columns):
+    found = task().prediction_columns(torch.rand(shape), names)
+    assert list(found) == columns
+    assert all(len(values) == 4 for values in found.values())
+
+
+def test_batches_of_several_ranks_are_joined_in_order_and_each_sample_once():
+    parts = []
+    for rank in range(3):
+        sampler = DistributedSampler(range(COUNT), 3, rank, shuffle=True)
+        loader = DataLoader(range(COUNT), 4, sampler=sampler)
+        parts += [Predicted(places, places * 2.0, None, {"x": places * 3.0}) for places in loader]
+    found = joined(parts)
+    assert found.places.tolist() == list(range(COUNT))
+    assert torch.equal(found.predictions, found.places * 2.0)
+    assert torch.equal(found.contributions["x"], found.places * 3.0)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from ({"x": row} for row in table(COUNT))
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices")
+def test_a_stream_is_predicted_in_its_own_order_by_one_device_only():
+    model, collected = classifier().build({"x": table()}), CollectPredictions()
+    trainer(callbacks=[collected]).predict(model, DataLoader(Stream(), batch_size=6), return_predictions=False)
+    with torch.no_grad():
+        expected = model.predictions(model.eval()({"x": table(COUNT)}))
+    found = collected.gathered()
+    assert found.places.tolist() == list(range(COUNT))
+    torch.testing.assert_close(found.predictions, expected)
+    with pytest.raises(ConfigError, match=r"several devices .* --trainer\.devices 1"):
+        CollectPredictions()._places(None, 3, ranks=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*sampler has shuffling enabled")
+def test_a_shuffled_loader_gives_the_order_of_the_data():
+    model, collected = classifier().build({"x": table()}), CollectPredictions()
+    loader = DataLoader([{"x": row} for row in table(COUNT)], batch_size=6, shuffle=True)
+    trainer(callbacks=[collected]).predict(model, loader, return_predictions=False)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            collected.gathered().predictions, model.predictions(model.eval()({"x": table(COUNT)}))
+        )
+
+
+def test_numbers_are_written_short_and_exact(tmp_path):
+    import numpy as np
+
+    write_table({"a": np.array([0.1, 1e-9], dtype=np.float32), "b": ["x,y", 'z"']}, tmp_path / "deep" / "t.csv")
+    assert (tmp_path / "deep" / "t.csv").read_text().split() == ["a,b", '0.1,"x,y"', '1e-09,"z"""']
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["t.csv"]

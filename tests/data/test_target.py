@@ -1,0 +1,151 @@
+import numpy as np
+import pyarrow
+import pytest
+import torch
+
+from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.target import Target, check_split, few_rows, strata_of
+from hybrid_lightning.errors import ConfigError
+
+
+def table(**columns):
+    return Table(pyarrow.table(columns), "rows.csv")
+
+
+def read(spec, saved=None, **columns):
+    target = Target(spec)
+    return target, target.values(table(**columns), saved)
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "names", "values"),
+    [
+        (["no", "yes", "no"], "binary", ["no", "yes"], [0, 1, 0]),
+        ([True, False, True], "binary", ["false", "true"], [1, 0, 1]),
+        ([1, 0, 1], "binary", ["0", "1"], [1, 0, 1]),
+        (["b", "c", "a"], "multiclass", ["a", "b", "c"], [1, 2, 0]),
+        (["10", "9", "2"], "multiclass", ["2", "9", "10"], [2, 1, 0]),
+        ([2, 0, 1], "multiclass", ["0", "1", "2"], [2, 0, 1]),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_classes_are_found_and_sorted(column, kind, names, values):
+    target, found = read("y", y=column)
+    assert (target.kind, target.names) == (kind, names)
+    assert torch.equal(found, torch.tensor(values))
+
+
+@pytest.mark.parametrize("column", [[0.5, 1.5, 2.0], list(range(30)), [0.0, 1.0, 2.0]], ids=str)
+def test_quantities_stay_in_their_units(column):
+    target, found = read("y", y=column)
+    assert (target.kind, target.names, found.dtype) == ("regression", ["y"], torch.float32)
+    assert found.tolist() == column
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [([1, 2, 3], "3 whole numbers 1, 2, 3"), ([0, 5, 5], "2 whole numbers 0, 5"), ([0.0, 1.0, 0.0], "0.0 and 1.0")],
+)
+def test_a_column_that_could_be_either_is_asked_about(column, said):
+    with pytest.raises(ConfigError, match=rf"data.target: column 'y' holds .*{said}: .*kind: regression"):
+        read("y", y=column)
+    assert read({"column": "y", "kind": "regression"}, y=column)[1].tolist() == column
+    assert read({"column": "y", "kind": "multiclass"}, y=column)[0].kind == "multiclass"
+
+
+def test_a_list_of_classes_decides_their_order():
+    target, found = read({"column": "y", "classes": ["low", "middle", "high"]}, y=["high", "low", "high"])
+    assert (target.kind, target.names, found.tolist()) == ("multiclass", ["low", "middle", "high"], [2, 0, 2])
+    with pytest.raises(ConfigError, match=r"holds 'other' \(row 1\), which data.target.classes does not know"):
+        read({"column": "y", "classes": ["low", "high"]}, y=["low", "other"])
+
+
+def test_names_of_an_earlier_run_hold():
+    target, found = read("y", saved={"kind": "multiclass", "names": ["a", "b", "c"]}, y=["c", "b"])
+    assert (target.names, found.tolist()) == (["a", "b", "c"], [2, 1])
+    assert read("y", saved={"kind": "binary", "names": ["a", "b"]}, y=["b", "b"])[1].tolist() == [1, 1]
+    with pytest.raises(ConfigError, match=r"holds 'd' \(row 0\), which the checkpoint does not know"):
+        read("y", saved={"kind": "binary", "names": ["a", "b"]}, y=["d", "a"])
+
+
+def test_columns_of_zero_and_one_are_labels():
+    target, found = read(["p", "q"], p=[1, 0, 0], q=[True, True, False])
+    assert (target.kind, target.names) == ("multilabel", ["p", "q"])
+    assert torch.equal(found, torch.tensor([[1.0, 1], [0, 1], [0, 0]]))
+    with pytest.raises(ConfigError, match="'p' holds 2 in row 1"):
+        read({"column": ["p", "q"], "kind": "multilabel"}, p=[1, 2], q=[0, 1])
+
+
+def test_several_numbers_are_a_regression():
+    target, found = read(["p", "q"], p=[1, 2, 3], q=[0.5, 0.5, 1])
+    assert (target.kind, target.names) == ("regression", ["p", "q"])
+    assert torch.equal(found, torch.tensor([[1, 0.5], [2, 0.5], [3, 1]]))
+    assert read(["p"], p=[0.5, 1.5])[1].shape == (2,)
+
+
+def test_labels_may_be_listed_in_one_cell():
+    spec = {"column": "y", "kind": "multilabel"}
+    target, found = read(spec, y=["dog;cat", " cat ", ";", "bird; dog;"])
+    assert target.names == ["bird", "cat", "dog"]
+    assert found.tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
+    with pytest.raises(ConfigError, match=r"holds 'fish' \(row 1\), which data.target.classes does not know"):
+        read({**spec, "classes": ["cat", "dog"]}, y=["cat", "dog;fish"])
+
+
+@pytest.mark.parametrize("column", [["a", None, "b", " "], [1.0, float("nan"), 2.0, None]], ids=["text", "numbers"])
+def test_empty_cells_are_named(column):
+    with pytest.raises(ConfigError, match=r"data.target: column 'y' .* is empty in rows 1, 3. Fill in"):
+        read("y", y=column)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"columns": "y"}, "unknown key 'columns'. Did you mean 'column'"),
+        ({"column": "y", "kind": "classes"}, "data.target.kind: unknown kind 'classes'"),
+        ({"column": "y", "classes": ["a", "a"]}, "data.target.classes: .* two or more different"),
+        ({"column": ["y", "z"], "kind": "binary"}, "a binary target is one column"),
+        ({"column": "y", "kind": "regression", "classes": ["a", "b"]}, "data.target.classes"),
+        ({"kind": "binary"}, "neither the name of a column"),
+        ([], "neither the name of a column"),
+        ([1], "neither the name of a column"),
+    ],
+)
+def test_an_impossible_target_is_refused(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        Target(spec)
+
+
+def test_one_class_or_too_many_are_refused():
+    with pytest.raises(ConfigError, match="has 1 classes, 'a'; a multiclass target has at least two"):
+        read("y", y=["a", "a"])
+    with pytest.raises(ConfigError, match=r"has 3 classes, .*; a binary target has exactly two"):
+        read({"column": "y", "kind": "binary"}, y=["a", "b", "c"])
+    with pytest.raises(ConfigError, match="holds dates"):
+        read("y", y=pyarrow.array([1, 2, 3], pyarrow.date32()))
+
+
+def test_a_class_that_does_not_train_is_named():
+    target, values = read("y", y=["a", "b", "a", "c", "c"])
+    with pytest.raises(ConfigError, match=r"'c' stand in test rows, but in no training row; 'c' in rows 3, 4\."):
+        check_split(target, values, np.array([0, 0, 0, 2, 2]))
+    check_split(target, values, np.array([0, 0, 2, 0, 2]))
+    check_split(target, values, np.array([2, 2, 2, 2, 2]))  # another run trained
+    labels, values = read(["p", "q"], p=[1, 1, 0], q=[0, 0, 1])
+    with pytest.raises(ConfigError, match=r"'q' stand in val rows, but in no training row; 'q' in row 2\."):
+        check_split(labels, values, np.array([0, 0, 1]))
+
+
+def test_classes_with_too_few_rows_are_counted():
+    target, values = read("y", y=["a", "b", "a", "b", "a"])
+    line = few_rows(target, values, np.array([0, 0, 1, 0, 2]))
+    assert line == "data.target: too few rows for one in each split: 'b' (train 2, val 0, test 0)"
+    assert few_rows(target, values, np.array([0, 0, 1, 1, 0])) is None
+
+
+def test_strata_follow_the_kind():
+    assert strata_of(*read("y", y=["a", "b", "a"])).tolist() == [0, 1, 0]
+    labels = strata_of(*read(["p", "q"], p=[1, 0, 1], q=[0, 1, 0]))
+    assert labels[0] == labels[2] != labels[1]
+    numbers = strata_of(*read("y", y=[float(index) for index in range(40)]))
+    assert numbers.tolist() == [0] * 20 + [1] * 20

@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import nn
+
+from hybrid_lightning.gradients.norms import (
+    GradientPass,
+    clip_coefficient,
+    gradient_norms,
+    scale_gradients,
+)
+
+
+def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    made = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
+    for parameter in made:
+        parameter.grad = torch.randn_like(parameter) * 3
+    return made
+
+
+def copies(originals: list[nn.Parameter]) -> list[nn.Parameter]:
+    made = [nn.Parameter(p.detach().clone()) for p in originals]
+    for copy, original in zip(made, originals, strict=True):
+        copy.grad = original.grad.clone()
+    return made
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 5.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+def test_norm_and_clipping_equal_torchs(max_norm, dtype):
+    ours = parameters((3, 4), (5,), (), dtype=dtype)
+    theirs = copies(ours)
+    norms = gradient_norms(ours)
+    scale_gradients(ours, clip_coefficient(norms, max_norm))
+    total = nn.utils.clip_grad_norm_(theirs, max_norm)
+    torch.testing.assert_close(norms.norm(), total)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_gradients_within_the_limit_stay_bit_equal():
+    ours = parameters((3, 4))
+    before = ours[0].grad.clone()
+    scale_gradients(ours, clip_coefficient(gradient_norms(ours), 1e6))
+    assert torch.equal(ours[0].grad, before)
+
+
+def test_low_precision_gradients_are_summed_in_float32():
+    [parameter] = parameters((10_000,), dtype=torch.bfloat16)
+    [norm] = gradient_norms([parameter])
+    assert norm.dtype == torch.float32
+    torch.testing.assert_close(norm, parameter.grad.float().norm())
+
+
+def test_double_gradients_keep_their_precision():
+    single, double = parameters((3,)), parameters((3,), dtype=torch.float64)
+    norms = gradient_norms([*single, *double])
+    assert norms.dtype == torch.float64
+    assert norms[1] == double[0].grad.norm()
+
+
+def test_a_conjugated_complex_gradient_has_a_norm():
+    [parameter] = parameters((3,), dtype=torch.complex64)
+    expected = parameter.grad.norm()
+    parameter.grad = parameter.grad.conj()
+    torch.testing.assert_close(gradient_norms([parameter])[0], expected)
+
+
+def test_a_norm_that_is_not_finite_is_seen():
+    bad = parameters((3,), (2,))
+    bad[0].grad[1] = float("nan")
+    assert gradient_norms(bad).isnan().tolist() == [True, False]
+
+
+def test_parts_combine_the_norms_of_all_their_groups():
+    a, b, c, frozen = parameters((3, 4), (5,), (2, 2), (7,))
+    frozen.grad = None
+    groups = [
+        {"name": "image.layer1", "part": "image", "params": [a, frozen]},
+        {"name": "head", "part": "head", "params": [b]},
+        {"name": "table", "part": "table", "params": [frozen]},
+        {"name": "image.layer2/no_decay", "part": "image", "params": [c]},
+    ]
+    gradients = GradientPass(groups)
+    ours = dict(zip(gradients.rows.names, gradients.rows.norms(gradients.norms), strict=True))
+    image = torch.cat([a.grad.flatten(), c.grad.flatten()]).norm()
+    total = nn.utils.clip_grad_norm_([a, b, c], 1e9)
+    expected = {"image": image, "head": b.grad.norm(), "table": torch.tensor(0.0), "total": total}
+    expected |= {"image.layer1": a.grad.norm(), "image.layer2": c.grad.norm()}
+    assert ours.keys() == expected.keys()
+    for part, norm in expected.items():
+        torch.testing.assert_close(ours[part], norm)
+
+
+def test_no_gradients_at_all_have_norm_zero():
+    gradients = GradientPass([{"name": "image", "part": "image", "params": [nn.Parameter(torch.ones(2))]}])
+    gradients.clip_norm(1.0)
+    gradients.clip_value(1.0, "image")
+    assert gradients.rows.names == ("image", "total")
+    assert gradients.rows.norms(gradients.norms).tolist() == [0, 0]
+    assert clip_coefficient(gradients.norms, 1.0) == 1

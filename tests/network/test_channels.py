@@ -1,0 +1,114 @@
+import pytest
+import torch
+from torch import nn
+
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.channels import adapt_channels
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.part import parse_parts
+from tests.small import changed, command
+
+
+def small_net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 5, 3, bias=True), nn.ReLU(), nn.Conv2d(5, 6, 3))
+
+
+def test_one_channel_answers_as_a_grey_image_on_all_channels():
+    original, adapted = small_net(), small_net()
+    adapted.load_state_dict(original.state_dict())
+    adapt_channels(adapted, 1, "x")
+    grey = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(adapted(grey), original(grey.expand(-1, 3, -1, -1)))
+
+
+def test_more_channels_repeat_the_filters_and_keep_the_size_of_the_outputs():
+    original, adapted = small_net(), small_net()
+    adapted.load_state_dict(original.state_dict())
+    adapt_channels(adapted, 6, "x")
+    image = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(adapted(image.repeat(1, 2, 1, 1)), original(image))
+    adapt_channels(small := small_net(), 4, "x")
+    assert small[0].weight.shape == (5, 4, 3, 3)
+    assert torch.equal(small[0].weight[:, 3], small[0].weight[:, 0])
+
+
+def test_a_module_without_a_first_convolution_cannot_be_adapted():
+    with pytest.raises(ConfigError, match=r"^model\.parts\.x\.channels: Linear has no first convolution"):
+        adapt_channels(nn.Linear(3, 2), 1, "model.parts.x")
+
+
+def test_wrong_channels_are_an_error_with_both_remedies(folder, capsys):
+    part = {"module": "ConvExtractor", "args": {"in_channels": 4, "channels": [4]}, "input": "image"}
+    assert command("fit", config=changed({"init.parts": {"stem": part}})) == 2
+    error = capsys.readouterr().err
+    assert "model.parts.stem: the part expects 4 channels, and the input (2, 3, 16, 16) has 3." in error
+    assert "let the data give 4 channels" in error
+    assert "'channels: 3'" in error
+
+
+def test_wrong_channels_are_told_where_the_model_itself_refuses_them_first():
+    config = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config |= {"intermediate_size": 32, "image_size": 16, "patch_size": 8}
+    parts = parse_parts({"image": {"module": "transformers.AutoModel", "args": {"config": config}}})
+    message = (
+        r"^model\.parts\.image: the part expects 3 channels, and the input \(2, 1, 16, 16\) has 1\..*'channels: 1'"
+    )
+    with pytest.raises(ConfigError, match=message):
+        HybridNetwork(parts, 2, example={"image": torch.rand(2, 1, 16, 16)})
+
+
+def test_a_scale_does_not_spread_an_image_over_more_channels():
+    parts = parse_parts({"image": {"module": small_net(), "normalise": {"mean": [0.5] * 3, "std": [0.5] * 3}}})
+    with pytest.raises(ConfigError, match=r"^model\.parts\.image: the part expects 3 channels, .* has 1\."):
+        HybridNetwork(parts, 2, example={"image": torch.rand(2, 1, 16, 16)})
+
+
+def test_weights_of_a_part_that_was_adapted_before_are_those_of_an_adapted_part(tmp_path):
+    facts = {"module": f"{__name__}.small_net", "channels": 1}
+    example = {"image": torch.rand(2, 1, 16, 16)}
+    first = HybridNetwork(parse_parts({"image": facts}), 2, example=example).parts["image"]
+    torch.save(first.state_dict(), tmp_path / "w.pt")
+    facts["weights"] = str(tmp_path / "w.pt")
+    again = HybridNetwork(parse_parts({"image": facts}), 2, example=example)
+    assert torch.equal(again.parts["image"][0].weight, first[0].weight)
+    assert "4 of 4 tensors, 100.0%" in again.weight_reports["image"]
+    facts["channels"] = 2
+    with pytest.raises(ConfigError, match=r"'0\.weight \(5, 1, 3, 3\) in the file, \(5, 3, 3, 3\) in the part'"):
+        HybridNetwork(parse_parts({"image": facts}), 2, example={"image": torch.rand(2, 2, 16, 16)})
+
+
+def test_a_part_with_other_channels_trains_and_loads(folder):
+    part = {"module": "ConvExtractor", "args": {"in_channels": 4, "channels": [4]}, "input": "image", "channels": 3}
+    assert command("fit", config=changed({"init.parts": {"stem": part}})) == 0
+    assert command("test", "--ckpt_path", "last", config=changed({"init.parts": {"stem": part}})) == 0
+
+
+def build(normalise: object, **facts: object) -> HybridNetwork:
+    parts = parse_parts({"image": {"module": nn.Conv2d(2, 3, 1), "normalise": normalise, **facts}})
+    return HybridNetwork(parts, 2, example={"image": torch.rand(2, 2, 4, 4)})
+
+
+def test_images_arrive_on_the_stated_scale_and_the_state_stays_as_it_was():
+    net = build({"mean": [0.5, 0.25], "std": [0.1, 0.2]})
+    image = torch.rand(3, 2, 4, 4)
+    scaled = (image - torch.tensor([0.5, 0.25]).view(2, 1, 1)) / torch.tensor([0.1, 0.2]).view(2, 1, 1)
+    expected = net.parts["image"](scaled).mean((2, 3))
+    torch.testing.assert_close(net.features({"image": image})["image"], expected)
+    assert not [name for name in net.state_dict() if "scales" in name]
+    again = HybridNetwork(net.facts, 2, record=net.record, load=False)
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again({"image": image}), net({"image": image}))
+
+
+@pytest.mark.parametrize(
+    ("normalise", "message"),
+    [
+        (True, r"^model\.parts\.image\.normalise: the model does not say on which scale"),
+        ({"mean": [0.5, 0.5], "std": [0.1]}, r"does not hold as many"),
+        ({"mean": [0.5, 0.5], "std": [0.1, 0.0]}, r"above 0 in std"),
+        ("yes", r"'yes' is neither true"),
+    ],
+)
+def test_a_scale_that_is_not_known_is_an_error(normalise, message):
+    with pytest.raises(ConfigError, match=message):
+        build(normalise)

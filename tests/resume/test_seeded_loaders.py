@@ -1,0 +1,124 @@
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset, WeightedRandomSampler
+
+from hybrid_lightning.resume.seeded_loaders import Drawn, SeededDataset, SeededLoader, hashed, held_generators, seed_cpu
+from tests.processes import succeed
+
+
+class Noisy(torch.utils.data.Dataset[float]):
+    """Each sample is its index plus something random; every loaded index is noted."""
+
+    def __init__(self, samples: int = 12) -> None:
+        self.samples, self.loaded = samples, list[int]()
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> float:
+        self.loaded.append(index)
+        return index + (torch.rand(()).item() + np.random.rand() + random.random()) / 3
+
+
+def read(loader: DataLoader[Any], epoch: int, position: int = 0, seed: int = 3, rank: int = 0) -> list[list[float]]:
+    seeded = SeededLoader(loader, seed, rank, "0")
+    seeded.start(epoch, position, cycled=False)
+    with seeded.exchanged():
+        iterator = iter(loader)
+    seed_cpu(random.randrange(1000))  # what the training does to the random state
+    return [batch.tolist() for batch in iterator]
+
+
+def test_a_seed_is_the_same_in_every_process() -> None:
+    code = "from hybrid_lightning.resume.seeded_loaders import hashed; print(hashed(1, 'order', 2))"
+    assert hashed(1, "order", 2) == int(succeed("-c", code).stdout)  # of another hash seed
+    seeds = {hashed(*words) for words in ((1, 2), (12,), (1, "2", ""), (2, 1))}
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("sampler", [None, WeightedRandomSampler([1.0, 2.0, 3.0] * 4, 12)])
+@pytest.mark.filterwarnings("ignore:.*use of fork")
+def test_an_epoch_is_the_same_from_any_position_with_any_number_of_workers(sampler: Any, workers: int) -> None:
+    def loader(workers: int) -> DataLoader[Any]:
+        return DataLoader(Noisy(), 3, shuffle=sampler is None, sampler=sampler, num_workers=workers)
+
+    whole = read(loader(0), epoch=1)
+    for position in range(5):
+        assert read(loader(workers), epoch=1, position=position) == whole[position:]
+    assert read(loader(0), epoch=2) != whole
+    assert read(loader(0), epoch=1, seed=4) != whole
+
+
+def test_skipped_batches_are_not_loaded_and_the_loader_stays_as_it_is() -> None:
+    dataset = Noisy()
+    loader = DataLoader(dataset, 3, shuffle=True)
+    before = dict(vars(loader))
+    read(loader, epoch=0, position=3)
+    assert len(dataset.loaded) == 3
+    assert vars(loader) == before
+
+
+def test_a_sample_that_is_drawn_twice_is_augmented_anew() -> None:
+    dataset = SeededDataset(Noisy(), 3, rank=0)
+    first, second, other = dataset.__getitems__(Drawn("0/0/0/0", [5, 5, 6]))
+    assert first != second
+    assert int(first) == int(second) == 5
+    assert dataset.__getitems__(Drawn("0/0/0/0", [6, 5, 5])) == [other, first, second]
+    assert dataset.__getitems__(Drawn("0/0/0/1", [5]))[0] not in (first, second)
+
+
+def test_ranks_have_no_part_in_the_seed_of_a_sample() -> None:
+    place = Drawn("0/0/0/0", [5])
+    assert SeededDataset(Noisy(), 3, 0).__getitems__(place) == SeededDataset(Noisy(), 3, 1).__getitems__(place)
+
+
+def test_a_subset_is_seeded_by_sample_or_by_batch_like_its_dataset() -> None:
+    place, other = Drawn("0/0/0/0", [1, 2]), Drawn("0/0/0/0", [2, 1])
+    by_sample = SeededDataset(Subset(Noisy(), range(4, 8)), 3, 0)
+    assert by_sample.__getitems__(place) == by_sample.__getitems__(other)[::-1]
+
+    class Whole(Noisy):
+        def __getitems__(self, indices: list[int]) -> list[float]:
+            return [self[index] for index in indices]
+
+    by_batch = SeededDataset(Subset(Whole(), range(4, 8)), 3, 0)
+    assert by_batch.__getitems__(place) != by_batch.__getitems__(other)[::-1]
+    assert by_batch.__getitems__(place) == by_batch.__getitems__(place)
+
+
+def test_a_generator_of_the_user_keeps_its_seed_and_its_order() -> None:
+    def order(first_seed: int, seed: int, draws_before: int = 0) -> list[Any]:
+        generator = torch.Generator().manual_seed(first_seed)
+        torch.rand(draws_before, generator=generator)
+        loader = DataLoader(TensorDataset(torch.arange(12.0)), 3, shuffle=True, generator=generator, collate_fn=first)
+        assert held_generators(loader) == [generator]
+        return read(loader, 0, seed=seed)
+
+    assert order(1, seed=3) == order(1, seed=4) == order(1, seed=3, draws_before=9)
+    assert order(1, seed=3) != order(2, seed=3)
+
+
+def first(samples: Any) -> torch.Tensor:
+    return torch.stack([sample[0] for sample in samples])
+
+
+def test_generators_are_found_in_samplers_within_samplers() -> None:
+    inner, outer = torch.Generator(), torch.Generator()
+    batches = BatchSampler(RandomSampler(range(4), generator=inner), 2, drop_last=False)
+    loader = DataLoader(Noisy(), batch_sampler=batches, generator=outer)
+    assert {id(generator) for generator in held_generators(loader)} == {id(inner), id(outer)}
+
+
+def test_a_stand_in_is_the_dataset_to_whoever_asks() -> None:
+    stand_in: Any = SeededDataset(Noisy(), 3, 0)
+    stand_in.samples = 7
+    assert len(stand_in) == stand_in.samples == 7
+    assert int(stand_in[4]) == 4
+    with pytest.raises(AttributeError, match="nothing"):
+        stand_in.nothing  # noqa: B018

@@ -1,0 +1,396 @@
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import hybrid_lightning
+from hybrid_lightning import ConfigError, HybridClassifier, HybridTask
+from hybrid_lightning.tasks.checkpoint import concrete_subclasses
+from tests.processes import succeed
+from tests.small import CONFIG, classifier, command, loader, regressor, table, trainer, write
+
+ROOT = Path(hybrid_lightning.__file__).parents[1]
+PLAIN = (type(None), bool, int, float, str, torch.Tensor)
+
+
+def data(samples: int = 16):
+    return loader({"x": table(samples), "target": torch.arange(samples) % 3})
+
+
+def saved(model: HybridTask, path: Path, **options) -> Path:
+    """The checkpoint of one epoch."""
+    run = trainer(**options)
+    run.fit(model, data())
+    run.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    return saved(classifier(), tmp_path / "x.ckpt")
+
+
+def forged(path: Path, **changes) -> Path:
+    """The checkpoint with other values in what the task saved, at dotted paths written with ``__``."""
+    content = torch.load(path, weights_only=True)
+    for where, value in changes.items():
+        *sections, last = where.split("__")
+        place = content["hybrid_lightning"]
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    torch.save(content, path)
+    return path
+
+
+def with_state(path: Path, state: object) -> None:
+    torch.save({**torch.load(path, weights_only=True), "state_dict": state}, path)
+
+
+def leaves(value):
+    if isinstance(value, dict):
+        for entry in [*value.keys(), *value.values()]:
+            yield from leaves(entry)
+    elif isinstance(value, list | tuple | set):
+        for entry in value:
+            yield from leaves(entry)
+    else:
+        yield value
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer": torch.optim.SGD, "class_weights": torch.tensor([1.0, 2.0, 3.0])},
+        {"optimizer": {"class_path": torch.optim.SGD, "init_args": {"momentum": 0.9}}},
+        {"scheduler": {"class_path": torch.optim.lr_scheduler.StepLR, "init_args": {"step_size": 1}}},
+        {"parts": {"x": {"module": nn.Linear, "args": {"out_features": 3}}}},
+        {"parts": {"x": nn.Linear(4, 3), "y": {"module": "MLP", "input": "x"}}},
+        {"rates": {"shape": "cosine", "warm_up": "2 steps"}},
+    ],
+)
+def test_a_checkpoint_holds_plain_data_only(options, tmp_path):
+    content = torch.load(saved(classifier(**options), tmp_path / "x.ckpt"), weights_only=True)
+    own = content["hybrid_lightning"]
+    assert not [leaf for leaf in leaves(own) if type(leaf) not in PLAIN]
+    assert {"facts", "parts", "groups", "network", "task", "version"} <= own.keys()
+
+
+def test_group_names_come_with_their_parameter_names(checkpoint):
+    groups = torch.load(checkpoint, weights_only=True)["hybrid_lightning"]["groups"]
+    assert groups["head"] == ["parts.head.linear.weight"]
+    assert groups["head/no_decay"] == ["parts.head.linear.bias"]
+
+
+@pytest.mark.parametrize(
+    "value", [nn.ReLU(), nn.ReLU, torch.ones(2), object()], ids=["module", "class", "tensor", "object"]
+)
+def test_a_fact_that_a_checkpoint_cannot_hold_is_refused_at_once(value):
+    with pytest.raises(ConfigError, match=r"model\.parts\.x\.args\.activation: .*live module"):
+        classifier(parts={"x": {"module": "MLP", "args": {"activation": value}}})
+
+
+@pytest.mark.parametrize("make", [classifier, regressor])
+def test_a_model_is_rebuilt_without_arguments(make, tmp_path):
+    model = make()
+    run = trainer()
+    target = torch.arange(16) % 3 if make is classifier else table(16)[:, 0]
+    run.fit(model, loader({"x": table(16), "target": target}))
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    again = HybridTask.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert type(again) is type(model)
+    assert not again.training
+    with torch.no_grad():
+        assert torch.equal(again({"x": table()}), model.eval()({"x": table()}))
+
+
+def test_a_new_process_without_network_gives_bit_equal_outputs(tmp_path):
+    weights = {"module": "MLP", "args": {"hidden": [5]}}
+    model = classifier(
+        parts={"x": weights, "y": {"module": "torch.nn.Linear", "args": {"out_features": 2}, "input": "x"}}
+    )
+    path = saved(model, tmp_path / "x.ckpt")
+    torch.save(table(), tmp_path / "input.pt")
+    script = """
+import socket, sys
+class Refused(socket.socket):
+    def __init__(self, *args, **kwargs): raise SystemExit("the network was used")
+socket.socket = Refused
+import torch
+from hybrid_lightning import HybridTask
+model = HybridTask.load_from_checkpoint(sys.argv[1])
+with torch.no_grad():
+    torch.save(model({"x": torch.load(sys.argv[2])}), sys.argv[3])
+"""
+    paths = [str(path), str(tmp_path / "input.pt"), str(tmp_path / "output.pt")]
+    succeed("-c", script, *paths, cwd=tmp_path)
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "output.pt"), model.eval()({"x": table()}))
+
+
+def test_weights_that_a_part_started_from_are_not_needed_again(tmp_path):
+    torch.save({"weight": torch.ones(3, 4), "bias": torch.zeros(3)}, tmp_path / "start.pt")
+    part = {"module": "torch.nn.Linear", "args": {"out_features": 3}, "weights": str(tmp_path / "start.pt")}
+    path = saved(classifier(parts={"x": part}, pretrained={"unfreeze": "never"}), tmp_path / "x.ckpt")
+    (tmp_path / "start.pt").unlink()
+    again = HybridTask.load_from_checkpoint(path)
+    assert again.parts["x"].origin == "pretrained"
+    assert torch.equal(again.built().parts["x"].weight, torch.ones(3, 4))
+
+
+# Files of strangers
+
+
+def refused(path: Path, match: str, **options) -> None:
+    before = set(path.parent.iterdir())
+    with pytest.raises(ConfigError, match=match):
+        HybridTask.load_from_checkpoint(path, **options)
+    assert set(path.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "subprocess.check_call",
+        "os.system",
+        "builtins.eval",
+        "torch.hub.load",
+        "torch.load",
+        "torch.nn.modules.module.torch.load",
+        "torch.nn.functional.linear",
+        "torch.nn.Module.__init_subclass__",
+        "hybrid_lightning.cli.main",
+        "tests.small.command",
+        "pickle.loads",
+        "torchvision.models.resnet18.__globals__",
+    ],
+)
+@pytest.mark.parametrize("where", ["parts__x", "fusion"])
+def test_a_path_outside_the_allowed_places_is_refused_and_nothing_runs(module, where, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    two = classifier(
+        parts={"x": {"module": "MLP"}, "y": {"module": "MLP", "input": "x"}, "z": {"module": "MLP", "input": "x"}}
+    )
+    checkpoint = saved(two, tmp_path / "x.ckpt")
+    arguments = {"args": ["touch", "pwned"]} if module == "subprocess.check_call" else {}
+    path = forged(checkpoint, **{f"{where}__module": module, f"{where}__args": arguments})
+    refused(path, "outside the allowed places|needs torchvision|unknown module|is refused")
+
+
+def test_a_package_that_is_trusted_by_name_may_be_used(checkpoint):
+    own = f"{__name__}.Net"
+    with pytest.raises(ConfigError, match=rf"trust=\['{__name__.split('.')[0]}'\]"):
+        HybridTask.load_from_checkpoint(forged(checkpoint, parts__x__module=own, parts__x__args={}))
+    path = saved(classifier(parts={"x": {"module": Net}}), checkpoint.parent / "own.ckpt")
+    refused(path, "outside the allowed places")
+    assert isinstance(HybridTask.load_from_checkpoint(path, trust=[__name__]).built().parts["x"], Net)
+
+
+class Net(nn.Linear):
+    def __init__(self, in_features: int) -> None:
+        super().__init__(in_features, 3)
+
+
+@pytest.mark.parametrize("fact", ["optimizer", "scheduler"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"class_path": "subprocess.check_call", "init_args": {"args": ["touch", "pwned"]}},
+        {"class_path": "tests.tasks.test_checkpoint.Net", "init_args": {"in_features": 3}},
+        "os.system",
+        "partial",
+        "torch.optim.lr_scheduler.partial",
+        "torch.optim.optimizer.functools.partial",
+    ],
+    ids=str,
+)
+def test_code_named_by_the_optimizer_of_a_file_does_not_run(fact, spec, checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint.parent)
+    model = HybridTask.load_from_checkpoint(forged(checkpoint, **{f"facts__{fact}": spec}))
+    with pytest.raises(ConfigError, match=r"outside the allowed places|unknown class"):
+        trainer().fit(model, data())
+    assert not Path("pwned").exists()
+
+
+@pytest.fixture
+def two_towers(tmp_path) -> Path:
+    """The checkpoint of a model with a fusion, not trained."""
+    model = classifier(parts={name: {"module": "MLP", "input": "x"} for name in ("a", "b")}).build({"x": table()})
+    run = trainer()
+    run.strategy.connect(model)
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    return tmp_path / "two.ckpt"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"options": {"cpp.cxx": [None, "./evil.sh"]}},
+        {"backend": "inductor"},
+        {"mode": "evil"},
+        {"mode": {"cpp.cxx": "./evil.sh"}},
+        {"dynamic": "x"},
+        {"fullgraph": 1},
+        {"speed": True},
+        {7: True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("part", ["parts__a", "parts__head", "fusion"])
+def test_a_file_gives_the_compiler_no_options_that_name_programs(part, options, two_towers):
+    path = forged(two_towers, **{f"{part}__compile": options})
+    with pytest.raises(ConfigError, match=rf"{part.replace('__', '.')}\.compile: .* comes from a file"):
+        HybridTask.load_from_checkpoint(path, trust=["torch"])
+
+
+@pytest.mark.parametrize(
+    "options", [True, {}, {"mode": "reduce-overhead", "dynamic": None, "fullgraph": False}], ids=str
+)
+def test_a_file_may_say_that_a_part_is_compiled(options, checkpoint):
+    part = HybridTask.load_from_checkpoint(forged(checkpoint, parts__x__compile=options)).parts["x"]
+    assert part.compile == options
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("use", ["rebuild", "fit", "test", "weights"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_with_code_is_refused_and_does_not_run(use, protocol, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "hybrid_lightning": Payload()}, "bad.ckpt", pickle_protocol=protocol)
+    if use == "rebuild":
+        refused(tmp_path / "bad.ckpt", "refused, because loading it could run code")
+    elif use == "weights":
+        assert command("fit", "--model.parts.stem.weights", "bad.ckpt") == 2
+    else:
+        assert command(use, "--ckpt_path", "bad.ckpt") == 2
+    assert use == "rebuild" or "could run code" in capsys.readouterr().err
+    assert not Path("pwned").exists()
+    Path("bare.ckpt").write_bytes(pickle.dumps(Payload()))
+    refused(tmp_path / "bare.ckpt", "refused|cannot be read")
+
+
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_the_command_line_takes_no_class_from_a_checkpoint(verb, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("fit") == 0
+    path = next(Path("runs").rglob("last.ckpt"))
+    forged(path, parts__stem__module="subprocess.check_call", parts__stem__args={"args": ["touch", "pwned"]})
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"] = {"_class_path": "subprocess.check_call", "args": ["touch", "pwned"]}
+    torch.save(content, path)
+    assert command(verb, "--ckpt_path", str(path), "--trainer.max_epochs", "2") == 0
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:500]), "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: path.unlink(), "there is no file"),
+        (lambda path: torch.save({"state_dict": {}}, path), "was not written by a task"),
+        (lambda path: torch.save([1, 2], path), "holds a list"),
+        (lambda path: forged(path, version=99), r"has format 99; this program reads 3"),
+        (lambda path: forged(path, task="elsewhere.Task"), "'elsewhere.Task'.*Import it first"),
+        (lambda path: forged(path, task=["elsewhere"]), "Import it first"),
+        (lambda path: forged(path, parts=[1]), "the facts in .* are damaged"),
+        (lambda path: forged(path, parts__x=3), "the facts in .* are damaged"),
+        (lambda path: forged(path, network=None), "the facts in .* are damaged"),
+        (lambda path: forged(path, network__sizes="x"), "the facts in .* are damaged"),
+        (lambda path: with_state(path, None), "the facts in .* are damaged"),
+        (lambda path: with_state(path, {"network.parts.x.layer0.0.weight": 3}), "the facts in .* are damaged"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_of_ours_is_told(make, match, checkpoint):
+    make(checkpoint)
+    with pytest.raises(ConfigError, match=match):
+        HybridTask.load_from_checkpoint(checkpoint)
+
+
+# Live modules and subclasses
+
+
+def test_live_modules_are_asked_for_by_name(tmp_path):
+    path = saved(classifier(parts={"x": nn.Linear(4, 3), "y": {"module": "MLP", "input": "x"}}), tmp_path / "x.ckpt")
+    with pytest.raises(
+        ConfigError, match=r"'x' were live modules.*load_from_checkpoint\(path, parts=\{'x': module\}\)"
+    ):
+        HybridTask.load_from_checkpoint(path)
+    with pytest.raises(ConfigError, match=r"parts: unknown part 'z'.*'x', 'y'"):
+        HybridTask.load_from_checkpoint(path, parts={"z": nn.Linear(4, 3)})
+
+
+def test_a_live_module_that_is_passed_gets_its_weights_back(tmp_path):
+    layer = nn.Linear(4, 3)
+    path = saved(classifier(parts={"x": layer}), tmp_path / "x.ckpt")
+    other = nn.Linear(4, 3)
+    HybridTask.load_from_checkpoint(path, parts={"x": other})
+    assert torch.equal(other.weight, layer.weight)
+
+
+def test_a_live_module_of_another_size_is_told(tmp_path):
+    path = saved(classifier(parts={"x": nn.Linear(4, 3)}), tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match=r"another model.*weight \(5, 4\)"):
+        HybridTask.load_from_checkpoint(path, parts={"x": nn.Linear(4, 5)})
+
+
+class Sharper(HybridClassifier):
+    """A user's own task, with an argument of its own."""
+
+    def __init__(self, temperature: float = 0.5, **common) -> None:
+        super().__init__(**common)
+        self.temperature = temperature
+        self.facts |= {"temperature": temperature}
+
+    def predictions(self, outputs):
+        return super().predictions(outputs / self.temperature)
+
+
+def test_a_subclass_is_trained_saved_and_rebuilt(tmp_path):
+    part = {"x": {"module": "MLP"}}
+    path = saved(Sharper(num_classes=3, parts=part, temperature=0.25), tmp_path / "x.ckpt")
+    again = HybridTask.load_from_checkpoint(path)
+    assert type(again) is Sharper
+    assert again.temperature == 0.25
+
+
+def test_a_class_rebuilds_only_its_own_kind(checkpoint):
+    with pytest.raises(ConfigError, match=r"HybridClassifier', which is no HybridRegressor\. Call .* of that class"):
+        hybrid_lightning.HybridRegressor.load_from_checkpoint(checkpoint)
+    assert HybridTask not in concrete_subclasses(HybridTask)
+
+
+def test_a_subclass_is_found_by_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = {**CONFIG["model"], "class_path": f"{__name__}.Sharper"}
+    config = {**CONFIG, "model": {**model, "init_args": {**model["init_args"], "temperature": 2.0}}}
+    assert command("fit", config=config) == 0
+    assert write(config)
+
+
+def test_a_rebuilt_model_trains_on(checkpoint):
+    model = HybridTask.load_from_checkpoint(checkpoint)
+    before = model.built().parts["x"].layer0[0].weight.clone()
+    modes = []
+    model.register_forward_hook(lambda *_: modes.append({m.training for m in model.built().modules()}))
+    trainer(limit_val_batches=0).fit(model, data())
+    assert modes == [{True}, {True}]
+    assert not torch.equal(model.built().parts["x"].layer0[0].weight, before)
+
+
+def test_an_argument_that_a_checkpoint_would_lose_is_told_when_it_is_saved(tmp_path):
+    class Focal(HybridClassifier):
+        def __init__(self, gamma: float = 2.0, **common):
+            super().__init__(**common)
+
+    model = Focal(gamma=5.0, num_classes=3, parts={"x": {"module": "MLP"}}).build({"x": torch.randn(2, 4)})
+    with pytest.raises(ConfigError, match=r"Focal: a checkpoint would lose 'gamma'.*self\.facts\['gamma'\] = gamma"):
+        model.on_save_checkpoint({})

@@ -1,0 +1,141 @@
+import os
+import pickle
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.weights.safe_files import check_digest, pickled_names, read_file, save_weights
+
+
+class Payload:
+    """Unpickling this creates a file."""
+
+    def __init__(self, marker) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.fixture
+def layer() -> nn.Linear:
+    return nn.Linear(2, 3)
+
+
+def with_pickle(content, path) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("write", [torch.save, with_pickle])
+@pytest.mark.parametrize("wrap", [lambda p: p, lambda p: {"weight": p}], ids=["bare", "inside"])
+def test_a_file_with_code_is_refused_and_nothing_runs(write, wrap, tmp_path):
+    file, marker = tmp_path / "evil.pt", tmp_path / "marker"
+    write(wrap(Payload(marker)), file)
+    with pytest.raises(ConfigError, match=r"^here: '.*evil\.pt' is refused, .* it holds '(os|posix)\.mkdir'"):
+        read_file(file, "here")
+    assert not marker.exists()
+    torch.load(file, weights_only=False) if write is torch.save else pickle.loads(file.read_bytes())
+    assert marker.exists(), "the payload works, so its refusal means something"
+
+
+def test_a_whole_pickled_module_is_refused(tmp_path, layer):
+    torch.save(layer, tmp_path / "module.pt")
+    with pytest.raises(
+        ConfigError,
+        match=r"is refused, because loading it .* 'torch\.nn\.modules\.linear\.Linear'.*save_file\(model\.state_dict",
+    ):
+        read_file(tmp_path / "module.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_what_a_file_would_unpickle_is_read_without_running_it(zipped, tmp_path):
+    file, marker = tmp_path / "evil.pt", tmp_path / "marker"
+    torch.save({"weight": torch.ones(2), "x": Payload(marker)}, file, _use_new_zipfile_serialization=zipped)
+    assert f"{os.mkdir.__module__}.mkdir" in pickled_names(file)
+    with pytest.raises(ConfigError, match=r"it holds '(os|posix)\.mkdir'\. Where it was made"):
+        read_file(file)
+    assert not marker.exists()
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    torch.save({"weight": torch.ones(100)}, tmp_path / "w.pt")
+    whole = (tmp_path / "w.pt").read_bytes()
+    for length in (10, len(whole) // 2, len(whole) - 10):
+        (tmp_path / "w.pt").write_bytes(whole[:length])
+        with pytest.raises(ConfigError, match=r"w\.pt' (cannot be read|is refused|is neither)"):
+            read_file(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html><title>Not found", b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_what_is_no_file_of_weights_is_told_by_its_beginning(content, tmp_path):
+    (tmp_path / "w.pth").write_bytes(content)
+    beginning = re.escape(repr(content[:20])[:-1])
+    with pytest.raises(ConfigError, match=rf"w\.pth' is neither safetensors nor .*; it begins with {beginning}"):
+        read_file(tmp_path / "w.pth")
+
+
+def test_the_content_decides_what_a_file_is_and_not_its_name(tmp_path, layer):
+    save_weights(layer.state_dict(), tmp_path / "w.pth")
+    torch.save(layer.state_dict(), tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        assert torch.equal(read_file(tmp_path / name)["weight"], layer.weight)
+
+
+def test_a_pickle_that_torch_cannot_read_safely_is_refused(tmp_path, layer):
+    torch.save(layer.state_dict(), tmp_path / "w.pt", pickle_protocol=4)
+    with pytest.raises(ConfigError, match=r"is refused, because .* it holds what torch cannot read safely\. Where"):
+        read_file(tmp_path / "w.pt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*TorchScript archive:UserWarning")
+def test_a_torchscript_program_is_refused_with_the_way_out(tmp_path, layer):
+    torch.jit.script(layer).save(tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match=r"is refused, .* it holds a program of TorchScript\. Where .*save_file"):
+        read_file(tmp_path / "w.pt")
+
+
+def test_a_digest_tells_files_apart(tmp_path):
+    (tmp_path / "w").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-2
+    for given in (digest, f"sha256:{digest}", f"sha256:{digest.upper()}", None):
+        check_digest(tmp_path / "w", given, "here")
+    (tmp_path / "w").write_bytes(b"abd")
+    with pytest.raises(ConfigError, match=rf"^here: .*w' is not the file that was meant.*{digest} is given"):
+        check_digest(tmp_path / "w", digest, "here")
+    with pytest.raises(ConfigError, match=r"is a folder, which has no digest"):
+        check_digest(tmp_path, digest, "here")
+
+
+def test_a_missing_file_is_named_with_the_folder_it_was_looked_up_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^here: there is no file 'no.pt' \\(looked up from '{tmp_path}'\\)"):
+        read_file("no.pt", "here")
+
+
+@pytest.mark.parametrize("name", ["broken.safetensors", "broken.pt"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"just text"], ids=["empty", "cut", "text"])
+def test_a_broken_file_is_a_config_error(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^here: '.*{name}' (cannot be read|is refused|is neither)"):
+        read_file(tmp_path / name, "here")
+
+
+def test_a_file_that_holds_no_names_is_refused(tmp_path):
+    torch.save([torch.ones(1)], tmp_path / "list.pt")
+    with pytest.raises(ConfigError, match="holds a list, not named tensors"):
+        read_file(tmp_path / "list.pt")
+
+
+def test_tied_and_strided_tensors_are_written_as_they_are(tmp_path):
+    table = torch.arange(12.0).reshape(3, 4)
+    tensors = {"a": table, "tied": table, "transposed": table.T, "column": table[:, 1]}
+    save_weights(tensors, tmp_path / "new" / "w.safetensors")
+    written = load_file(tmp_path / "new" / "w.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["w.safetensors"]
