@@ -173,7 +173,7 @@ def test_the_checks_see_every_kind_of_import():
 def test_the_plain_torch_layer_works_without_lightning():
     code = (
         "import sys, hybrid_lightning as h, hybrid_lightning.network.hybrid_network\n"
-        "h.named_param_groups, h.GroupRates, h.UnfreezingSchedule, h.Part\n"
+        "h.named_param_groups, h.GroupRates, h.UnfreezingSchedule, h.Part, h.shard\n"
         "assert not {'lightning', 'pytorch_lightning', 'torchmetrics'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=600)

@@ -18,7 +18,6 @@ from hybrid_lightning import ConfigError, named_param_groups, shard
 from hybrid_lightning.distributed.sharding import sharded_like, whole, wrap_units
 from hybrid_lightning.weights.safe_files import read_file
 from hybrid_lightning.weights.sharded_files import read_folder, write_folder
-from tests.processes import succeed
 
 
 @pytest.fixture
@@ -147,8 +146,3 @@ def test_a_folder_without_a_shard_is_refused(folder: Path) -> None:
     (folder / "__0_0.distcp").unlink()
     with pytest.raises(ConfigError, match="a shard is missing or damaged"):
         read_file(folder)
-
-
-def test_sharding_needs_no_lightning() -> None:
-    code = "import sys, hybrid_lightning as h; h.shard; assert 'lightning' not in sys.modules"
-    succeed("-c", code, fresh=True)
