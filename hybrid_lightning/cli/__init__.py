@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 import hybrid_lightning
-from hybrid_lightning.errors import ConfigError, shortened
+from hybrid_lightning.errors import ConfigError, listing, shortened
 
 COMMANDS = {
     "fit": "Trains a model, and writes config, metrics and checkpoints to a run folder.",
@@ -52,11 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 if a fit was told to end by SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    first = words[0] if words else ""
-    if first in ("", "-h", "--help"):
+    if not words:
         print(overview())
-        return 0 if first else 2
-    if first == "--version":
+        print(f"error: no command was given. Possible: {listing(COMMANDS)}.", file=sys.stderr)
+        return 2
+    if words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
         print(f"hybrid_lightning {hybrid_lightning.__version__}")
         return 0
     return _run(words)

@@ -493,7 +493,7 @@ def test_a_file_that_is_no_config_is_refused(text, words, folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["subcommand", "fit"]),
+        ([], ["no command", "'fit'"]),
         (["fitt"], ["'fitt'", "'fit'"]),
         (["fit", "--config"], ["--config"]),
         (["fit", "--config=no.yaml"], ["'no.yaml'"]),
