@@ -82,18 +82,19 @@ class Running:
 
     def __init__(self, *words: str, cwd: Path = ROOT, fresh: bool = False, **environment: str) -> None:
         self.words = [str(word) for word in words]
-        self.stack = contextlib.ExitStack()
-        self.files = [self.stack.enter_context(tempfile.TemporaryFile()) for _ in ("out", "err")]  # noqa: SIM115
         everything = {**os.environ, **ALONE, **environment}
-        if fresh:
-            out, err = self.files
-            command = [sys.executable, *self.words]
-            self.process: Any = subprocess.Popen(
-                command, cwd=cwd, env=everything, stdout=out, stderr=err, start_new_session=True
-            )
-        else:
-            numbers = [file.fileno() for file in self.files]
-            self.process = Forked(self.words, Path(cwd).absolute(), everything, numbers)
+        with contextlib.ExitStack() as stack:
+            self.files = [stack.enter_context(tempfile.TemporaryFile()) for _ in ("out", "err")]
+            if fresh:
+                out, err = self.files
+                command = [sys.executable, *self.words]
+                self.process: Any = subprocess.Popen(
+                    command, cwd=cwd, env=everything, stdout=out, stderr=err, start_new_session=True
+                )
+            else:
+                numbers = [file.fileno() for file in self.files]
+                self.process = Forked(self.words, Path(cwd).absolute(), everything, numbers)
+            self.stack = stack.pop_all()
 
     def __enter__(self) -> "Running":
         return self

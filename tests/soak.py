@@ -5,11 +5,9 @@
 
 import argparse
 import csv
-import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -23,8 +21,8 @@ from hybrid_lightning.cli.run_folder import last_whole_checkpoint
 from hybrid_lightning.files import TEMPORARY
 from hybrid_lightning.network.modules.convolution import ConvExtractor
 from hybrid_lightning.weights.safe_files import save_weights
+from tests.processes import LIMIT, Running
 
-ROOT = Path(__file__).parents[1]
 PARTS = {
     "stem": {
         "module": "ConvExtractor",
@@ -81,11 +79,8 @@ def prepare(folder: Path, epochs: int) -> Path:
     return folder
 
 
-def start(folder: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "hybrid_lightning", "fit", "--config", "soak.yaml", "--resume", "auto"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+def start(folder: Path) -> Running:
+    return Running("-m", "hybrid_lightning", "fit", "--config", "soak.yaml", "--resume", "auto", cwd=folder)
 
 
 def run_folder(folder: Path) -> Path:
@@ -94,9 +89,9 @@ def run_folder(folder: Path) -> Path:
     return run
 
 
-def check_end(process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    if process.wait(timeout=600):
-        raise AssertionError((folder / "output.txt").read_text()[-4000:])
+def check_end(running: Running) -> None:
+    if running.process.wait(LIMIT):
+        raise AssertionError("".join(running.texts())[-4000:])
 
 
 def reference(folder: Path) -> tuple[float, float]:
@@ -106,12 +101,13 @@ def reference(folder: Path) -> tuple[float, float]:
         Seconds until the first checkpoint, and until the end.
     """
     began = time.monotonic()
-    process, first = start(folder), 0.0
-    while process.poll() is None:
-        if not first and list(folder.glob("runs/soak/*/checkpoints/*.ckpt")):
-            first = time.monotonic() - began
-        time.sleep(0.02)
-    check_end(process, folder)
+    first = 0.0
+    with start(folder) as running:
+        while running.process.poll() is None:
+            if not first and list(folder.glob("runs/soak/*/checkpoints/*.ckpt")):
+                first = time.monotonic() - began
+            time.sleep(0.02)
+        check_end(running)
     return first, time.monotonic() - began
 
 
@@ -120,24 +116,31 @@ def fit_with_kills(folder: Path, kills: Kills, chance: random.Random) -> None:
     kills.runs += 1
     steps = 0
     while not kills.enough():
-        process = start(folder)
-        try:
-            process.wait(timeout=chance.uniform(0, kills.latest))
-            check_end(process, folder)
-            kills.latest *= 0.8  # the machine is faster than it was for the run that was left alone
+        if ended_before_its_kill(folder, kills, chance.uniform(0, kills.latest)):
             return
-        except subprocess.TimeoutExpired:
-            process.send_signal(kills.signal)
-        if process.wait(timeout=600) == 0:
-            return
-        if process.returncode not in (-kills.signal, 128 + kills.signal):
-            check_end(process, folder)
         kills.hit += 1
         kills.during_save += bool(list(folder.rglob(f"*{TEMPORARY}")))
         steps, before = steps_saved(folder), steps
         kills.after_progress += steps > before
         print(f"kill {kills.hit}: step {before} → {steps}", flush=True)
-    check_end(start(folder), folder)
+    with start(folder) as running:
+        check_end(running)
+
+
+def ended_before_its_kill(folder: Path, kills: Kills, moment: float) -> bool:
+    """Starts a fit and ends it at a moment, in seconds, unless it ends by itself."""
+    with start(folder) as running:
+        process = running.process
+        try:
+            process.wait(moment)
+            check_end(running)
+            kills.latest *= 0.8  # the machine is faster than it was for the run that was left alone
+            return True
+        except subprocess.TimeoutExpired:
+            process.send_signal(kills.signal)
+        if process.wait(LIMIT) not in (-kills.signal, 128 + kills.signal):
+            check_end(running)
+        return process.returncode == 0
 
 
 def steps_saved(folder: Path) -> int:

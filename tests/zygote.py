@@ -140,13 +140,13 @@ class Server:
 
 
 def import_all() -> None:
-    """Imports the libraries and every module of the package."""
-    for name in LIBRARIES:
-        importlib.import_module(name)
+    """Imports the libraries and every module of the package, as far as they are installed."""
     package = importlib.import_module("hybrid_lightning")
-    for module in pkgutil.walk_packages(package.__path__, "hybrid_lightning."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    modules = [module.name for module in pkgutil.walk_packages(package.__path__, "hybrid_lightning.")]
+    for name in (*LIBRARIES, *modules):
+        if not name.endswith("__main__"):
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(name)
 
 
 def become(request: Request) -> None:

@@ -57,7 +57,7 @@ def fits(runs: Path) -> dict[str, Path]:
 def rebuilt(fits: dict[str, Path], runs: Path) -> dict[str, torch.Tensor]:
     """What each model answers in another process, where no network can be reached."""
     torch.save(batch(), runs / "batch.pt")
-    succeed("-m", "tests.backbones.rebuild", str(runs / "batch.pt"), *map(str, fits.values()))
+    succeed("-m", "tests.backbones.rebuild", str(runs / "batch.pt"), *map(str, fits.values()), fresh=True)
     return {name: torch.load(f"{path}.outputs", weights_only=True) for name, path in fits.items()}
 
 

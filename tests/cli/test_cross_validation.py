@@ -2,7 +2,9 @@
 
 import csv
 import statistics
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import cross_validation, main
 from hybrid_lightning.cli.cross_validation import in_order, mean_and_std, score_lines
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
-from tests.processes import succeed
+from tests.processes import Running, succeed
 from tests.small import changed, table, write
 
 COUNT = 23
@@ -87,9 +89,26 @@ def check(folder: Path, folds: int) -> None:
     assert float(scores[folds + 1]["test/loss"]) == pytest.approx(statistics.stdev(values))
 
 
-def test_each_fold_is_a_process_and_each_sample_is_predicted_once(folder):
-    words = ["-m", "hybrid_lightning", "cross_validate", "--folds", "2", "--config", config()]
-    done = succeed(*words, cwd=folder)
+class Fork(Running):
+    """In place of a new interpreter."""
+
+    def __init__(self, words):
+        assert words[0] == sys.executable
+        super().__init__(*words[1:], cwd=Path.cwd())
+
+    def wait(self):
+        return self.process.wait()
+
+
+def test_each_fold_is_a_process_and_each_sample_is_predicted_once(folder, monkeypatch):
+    monkeypatch.setattr(cross_validation, "subprocess", SimpleNamespace(Popen=Fork))
+    assert main(["cross_validate", "--folds", "2", "--config", config()]) == 0
+    check(folder, 2)
+
+
+@pytest.mark.exhaustive
+def test_each_fold_is_an_interpreter_and_its_predictions_are_told(folder):
+    done = succeed("-m", "hybrid_lightning", "cross_validate", "--folds", "2", "--config", config(), cwd=folder)
     check(folder, 2)
     assert "test/accuracy" in done.stdout
     assert "±" in done.stdout

@@ -23,6 +23,7 @@ ROOT = Path(hybrid_lightning.__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 pytestmark = pytest.mark.usefixtures("folder")
 FAST = [c for c in CONFIGS if not c.stem.startswith(("quickstart", "pretrain"))]
+SMALLER = {"elpv": ["--data.init_args.size", "64"]}
 
 
 def run_of(folder: Path, version: int = 0, name: str = "small") -> Path:
@@ -60,6 +61,16 @@ def test_every_config_plans(config, capsys):
 
 @pytest.mark.parametrize("config", FAST, ids=lambda path: path.stem)
 def test_every_fast_config_fits_within_limits(config, folder):
+    fit_within_limits(config, folder, *SMALLER.get(config.stem, []))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c not in FAST or c.stem in SMALLER], ids=lambda c: c.stem)
+def test_every_config_fits_within_limits(config, folder):
+    fit_within_limits(config, folder)
+
+
+def fit_within_limits(config, folder, *words):
     limits = ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
     quiet = [
         "--trainer.enable_progress_bar",
@@ -69,7 +80,7 @@ def test_every_fast_config_fits_within_limits(config, folder):
         "--trainer.accelerator",
         "cpu",
     ]
-    assert main(["fit", "--config", str(config), "--test_after_fit", "null", *limits, *quiet]) == 0
+    assert main(["fit", "--config", str(config), "--test_after_fit", "null", *limits, *quiet, *words]) == 0
     assert (run_of(folder, name=config.stem) / "checkpoints" / "last.ckpt").is_file()
 
 

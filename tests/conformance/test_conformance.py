@@ -17,7 +17,6 @@ from tests.conformance.tools import TOOLS, RateZero, Tool
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other tools; elsewhere ours are errors
 
-SLOW = ("two ranks agree", "two ranks equal one process", "resume from every step is bit-equal")
 LIGHTNING = {
     "frozen parameters and buffers are bit-equal": r"✗ first\.1\.running_var moved by 2",
     "dropout of a frozen part is off": "✗ features off by 3",
@@ -73,12 +72,8 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def cases() -> list[Any]:
-    marks = {title: [pytest.mark.exhaustive] if title in SLOW else [] for title in CHECKS}
-    return [pytest.param(t, title, id=f"{t.name}-{title}", marks=marks[title]) for t in TOOLS for title in CHECKS]
-
-
-@pytest.mark.parametrize(("tool", "title"), cases())
+@pytest.mark.parametrize("title", CHECKS)
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
 def test_a_tool_holds_what_it_is_known_to_hold(tool: Tool, title: str, tmp_path: Path) -> None:
     if not tool.installed():
         pytest.skip(f"{tool.name} comes with the extra 'conformance'")

@@ -508,6 +508,7 @@ def test_sharded_ranks_predict_the_same_number_of_batches(tmp_path):
     assert set(ids) == set(range(5))
 
 
+@pytest.mark.exhaustive  # otherwise, as above, what is sent to them
 def test_workers_can_be_spawned(tmp_path):
     code = (
         "import os, sys, torch; os.chdir(sys.argv[1])\n"

@@ -49,9 +49,12 @@ def assert_resumed_exactly(folder: Path, steps: list[int]) -> None:
             assert whole["logged"][-1] == resumed["logged"][-1]
 
 
+@pytest.mark.parametrize("steps", [[3, 4], pytest.param([*range(1, 12)], marks=pytest.mark.exhaustive)], ids=str)
 @pytest.mark.parametrize(("kind", "sharded_files"), [("task", False), ("foreign", True)])
-def test_two_sharded_ranks_equal_one_process_and_resume_exactly(kind: str, sharded_files: bool, tmp_path: Path) -> None:
-    steps = [2, 3, 4, 5, 6, 9]  # before, at and after an unfreezing; 3, 6 and 9 end an epoch
+def test_two_sharded_ranks_equal_one_process_and_resume_exactly(
+    kind: str, sharded_files: bool, steps: list[int], tmp_path: Path
+) -> None:
+    """From the end of an epoch, 3, 6 or 9, and from within one, some of them just before or after an unfreezing."""
     fits("one", tmp_path, kind=kind, ranks=1)
     fits("two", tmp_path, kind=kind, ranks=2, save=True, sharded_files=sharded_files, resume=steps)
     one, first, second = (load(tmp_path / f"{name}.pt") for name in ("one-0", "two-0", "two-1"))
@@ -67,9 +70,10 @@ def test_two_sharded_ranks_equal_one_process_and_resume_exactly(kind: str, shard
     assert_resumed_exactly(tmp_path, steps)
 
 
-def test_batch_statistics_resume_exactly_on_each_rank(tmp_path: Path) -> None:
-    fits("two", tmp_path, kind="batch statistics", ranks=2, save=True, resume=[3, 5, 8])
-    assert_resumed_exactly(tmp_path, [3, 5, 8])
+@pytest.mark.parametrize("steps", [[5], pytest.param([*range(1, 12)], marks=pytest.mark.exhaustive)], ids=str)
+def test_batch_statistics_resume_exactly_on_each_rank(steps: list[int], tmp_path: Path) -> None:
+    fits("two", tmp_path, kind="batch statistics", ranks=2, save=True, resume=steps)
+    assert_resumed_exactly(tmp_path, steps)
 
 
 def command(folder: Path, verb: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -113,6 +113,7 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "workers": lambda: plain(**WORKERS),
     "persistent": lambda: plain(**PERSISTENT),
     "spawned": lambda: plain(multiprocessing_context="spawn", **PERSISTENT),
+    "from_server": lambda: plain(multiprocessing_context="forkserver", **PERSISTENT),
     "weighted": lambda: plain(sampler=weighted()),
     "weighted_workers": lambda: plain(sampler=weighted(), **WORKERS),
     "lazy": lambda: plain(sampler=Lazy(), **WORKERS),
