@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hybrid_lightning
 from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import main
-from hybrid_lightning.cli.commands import HybridTrainer
+from hybrid_lightning.cli.hybrid_trainer import HybridTrainer
 from hybrid_lightning.cli.lightning_cli import HybridCLI, explained
 from hybrid_lightning.errors import shortened
 from tests.processes import LIMIT, Running, succeed
