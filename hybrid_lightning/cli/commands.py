@@ -1,100 +1,116 @@
-"""Our own commands: what each does with a model and its data."""
+"""The commands that there are, and ``main``. Lightning is imported only when a command runs."""
 
-import math
-from typing import Any, Literal
+import os
+import sys
+import warnings
+from collections.abc import Sequence
 
-import lightning.pytorch as pl
+import hybrid_lightning
+from hybrid_lightning.errors import ConfigError, listing, shortened
 
-from hybrid_lightning.cli.export import export_network
-from hybrid_lightning.data.loaders import first_batch, number_of_batches
-from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.tasks import HybridTask
-from hybrid_lightning.tasks.checkpoint import read_checkpoint, refuse_other_model
-from hybrid_lightning.trainer import length_of
+COMMANDS = {
+    "fit": "Trains a model, and writes config, metrics and checkpoints to a run folder.",
+    "validate": "Measures a checkpoint on the validation data.",
+    "test": "Measures a checkpoint on the test data.",
+    "predict": "Writes a table with the predictions of a checkpoint.",
+    "plan": "Prints what would train when and at which rate; trains nothing.",
+    "check": "Reads all files of the data, and lists what is wrong with them.",
+    "prefetch": "Fetches pretrained weights, for machines without a network.",
+    "export": "Writes the plain network of a checkpoint for other programs.",
+    "export_part": "Writes the weights of one part of a checkpoint.",
+    "cross_validate": "Fits, tests and predicts on each fold of the data.",
+}
+"""Name → what it does, in one line."""
 
 
-def built_from_data(model: HybridTask, datamodule: pl.LightningDataModule, load: bool = True) -> Any:
-    """Builds a task's network from two training samples of its data; returns the loader of these data."""
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    loader = datamodule.train_dataloader()
-    model.build_for(datamodule, lambda: first_batch(loader), load)
-    return loader
+def overview() -> str:
+    """The help that is printed without a command."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m hybrid_lightning COMMAND --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]",
+            "",
+            "Trains models that are part pretrained and part new.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "'COMMAND --help' lists the keys of a command, 'fit --model.help HybridClassifier' those of a model.",
+        ]
+    )
 
 
-class HybridTrainer(pl.Trainer):
-    """Lightning's Trainer with ``plan``, ``check``, ``prefetch`` and ``export``."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
 
-    def plan(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
-        """Prints what would train when and at which rate; trains nothing.
+    Args:
+        arguments: Words after the program's name; None takes those of the process.
 
-        Args:
-            model: The task.
-            datamodule: Its first two samples decide the sizes, its length the moments.
-        """
-        loader = built_from_data(model, datamodule)
-        limit = self.limit_train_batches
-        batches = number_of_batches(loader) / self.world_size
-        if isinstance(limit, int):
-            batches = min(batches, limit)
-        elif not math.isinf(batches):
-            batches = int(math.ceil(batches) * limit)
-        length = length_of(self, batches)
-        optimization = model.optimization()
-        optimization["lr_scheduler"]["scheduler"].bind(length)
-        print(model.plan(optimization["optimizer"].param_groups, self, length))
+    Returns:
+        0; 2 if an input was wrong (the reason is on standard error) or no command was given; 130 after an interrupt;
+        143 if a fit was told to end by SIGTERM.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words:
+        print(overview())
+        print(f"error: no command was given. Possible: {listing(COMMANDS)}.", file=sys.stderr)
+        return 2
+    if words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(f"hybrid_lightning {hybrid_lightning.__version__}")
+        return 0
+    return _run(words)
 
-    def check(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
-        """Checks the data, reading each file as a whole; trains nothing.
 
-        Args:
-            model: The task; it is not built.
-            datamodule: Of a class that checks its data, such as ``ManifestDataModule``.
+def _run(words: list[str]) -> int:
+    """Runs a command; for what it returns see `main`."""
+    # not at the top of the file: importing Lightning takes seconds, and help needs none of it
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-        Raises:
-            ConfigError: If it has no checks, or finds something wrong.
-        """
-        check = getattr(datamodule, "check", None)
-        if not callable(check):
-            raise ConfigError(f"check: {type(datamodule).__name__} has no checks; ManifestDataModule has.")
-        datamodule.prepare_data()
-        check(decode=True)
-        print("check: nothing is wrong")
+    _mute_warnings()
+    try:
+        _dispatch(words)
+    except (ConfigError, MisconfigurationException) as error:
+        if os.environ.get("HYBRID_LIGHTNING_TRACEBACK"):
+            raise
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
+        return 2
+    except SIGTERMException as error:
+        return int(error.code or 0)
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns an interrupt of a fit into sys.exit(1)
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
 
-    def prefetch(self, model: HybridTask, datamodule: pl.LightningDataModule) -> None:
-        """Reads all pretrained weights once, so that they are in the caches of a machine without a network.
 
-        Args:
-            model: The task.
-            datamodule: Its first two samples decide the sizes.
-        """
-        for line in getattr(datamodule, "prefetch", list)():
-            print(line)
-        built_from_data(model, datamodule)
-        for name, part in model.built().facts.items():
-            if part.weights is not None:
-                print(f"{name}: the weights of {part.module!r} are here")
+def _mute_warnings() -> None:
+    # the data of this package are in memory; worker processes would cost more than they bring
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # a repeated sample counts once, see tasks/evaluation.py
+    warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
+    # of a stream, whose order is taken as it comes
+    warnings.filterwarnings("ignore", "Couldn't infer the batch indices fetched")
+    # lightning 2.6.6 calls a function that torch 2.13 deprecates
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
 
-    def export(
-        self,
-        model: HybridTask,
-        datamodule: pl.LightningDataModule,
-        output: str,
-        format: Literal["torch_export", "safetensors"] = "torch_export",
-        ckpt_path: str | None = None,
-    ) -> None:
-        """Writes the plain network of a checkpoint, with adapters merged, and prints the file's sha256.
 
-        Args:
-            model: The task.
-            datamodule: A batch of its training data is what the exported program is checked on.
-            output: The file to write: .pt2 for torch_export, .safetensors for safetensors.
-            format: A program of torch.export for a batch of any number of samples, or the tensors alone.
-            ckpt_path: best, last (of the newest run of this name) or a path.
-        """
-        loader = built_from_data(model, datamodule, load=False)
-        _, state = read_checkpoint(ckpt_path, "--ckpt_path")
-        model.follow_part_heads(state)
-        refuse_other_model(model.state_dict(), state)
-        model.load_state_dict(state)
-        export_network(model.built(), next(iter(loader)), output, format, model.program_facts())
+def _dispatch(words: list[str]) -> None:
+    if words[0] == "export_part":
+        from hybrid_lightning.cli.export import export_part
+
+        export_part(words[1:])
+    elif words[0] == "cross_validate":
+        from hybrid_lightning.cli.cross_validation import cross_validate
+
+        cross_validate(words[1:])
+    else:
+        from hybrid_lightning.cli.lightning_cli import run_cli
+
+        run_cli(words)

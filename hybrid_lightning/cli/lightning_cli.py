@@ -14,9 +14,9 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
 from hybrid_lightning.callbacks import LastCheckpoint
-from hybrid_lightning.cli.commands import HybridTrainer
 from hybrid_lightning.cli.config_files import merged_arguments
 from hybrid_lightning.cli.export import ExportedProgram, is_program, require_trust
+from hybrid_lightning.cli.hybrid_trainer import HybridTrainer
 from hybrid_lightning.cli.metrics_table import RunLogger
 from hybrid_lightning.cli.parser_errors import cause_of, explained, parser_error
 from hybrid_lightning.cli.predictions import CollectPredictions, check_output, prediction_table, write_table

@@ -15,7 +15,8 @@ from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.trainer import fit_length, is_log_step, log_values, named_groups, window_is_open
 from hybrid_lightning.unfreezing.freezing import NORM_MODES, apply_modes, module_modes, set_trainable
-from hybrid_lightning.unfreezing.schedule import Plateau, Span, UnfreezingSchedule
+from hybrid_lightning.unfreezing.plateau import Plateau
+from hybrid_lightning.unfreezing.schedule import Span, UnfreezingSchedule
 from hybrid_lightning.unfreezing.timeline import (
     ALWAYS,
     group_spans,

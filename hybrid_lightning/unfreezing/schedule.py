@@ -7,75 +7,9 @@ from typing import Any, NamedTuple
 from hybrid_lightning.duration import Duration, FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.optim.groups import matches
+from hybrid_lightning.unfreezing.plateau import EXAMPLE, Plateau
 
-_LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "perplexity")
-_HIGHER_IS_BETTER = ("accuracy", "acc", "f1", "auroc", "auc", "r2", "precision", "recall", "iou", "map")
-_EXAMPLE = "{plateau: val/loss, patience: 2 validations}"
 _KEYS = ("start", "every", "freeze", "restore_best", "stages")
-
-
-@dataclass(frozen=True)
-class Plateau:
-    """A moment that a metric decides: the validation at which it has stopped to get better.
-
-    Args:
-        metric: Name of a logged metric.
-        patience: Validations in a row without a better value; counted from the moment on which this one follows.
-        mode: ``min`` if lower is better, ``max`` if higher is.
-        min_delta: By how much a value has to be better to count, 0 or more.
-    """
-
-    metric: str
-    patience: int
-    mode: str
-    min_delta: float = 0.0
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any], where: str) -> "Plateau":
-        """Reads ``{plateau: val/loss, patience: 2 validations, mode: min, min_delta: 0}``.
-
-        Mode and min_delta may be left out; the mode then follows from the last word of the metric's name.
-
-        Raises:
-            ConfigError: If a value is impossible, or the mode does not follow from the name.
-        """
-        for key in value:
-            if key not in ("plateau", "patience", "mode", "min_delta"):
-                raise unknown(where, "key", str(key), ("plateau", "patience", "mode", "min_delta"))
-        metric, delta = value["plateau"], value.get("min_delta", 0.0)
-        if not isinstance(metric, str) or not metric:
-            raise ConfigError(f"{where}.plateau: {metric!r} is not the name of a metric, such as val/loss.")
-        if "patience" not in value:
-            raise ConfigError(f"{where}: 'patience' is missing. Write {_EXAMPLE}.")
-        patience = Duration.parse(value["patience"], f"{where}.patience")
-        if patience.unit != "validations" or patience.value < 1 or patience.value % 1:
-            raise ConfigError(f"{where}.patience: '{patience}' is not a whole number of validations, 1 or more.")
-        if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 <= delta < float("inf"):
-            raise ConfigError(f"{where}.min_delta: {delta!r} is not a number of at least 0.")
-        mode = value.get("mode", _mode_of(metric))
-        if mode not in ("min", "max"):
-            given = f"{mode!r} is given" if mode else f"whether {metric!r} is better when low or high is not known"
-            raise ConfigError(f"{where}.mode: {given}. Write 'mode: min' (lower is better) or 'mode: max'.")
-        return cls(metric, int(patience.value), mode, float(delta))
-
-    def is_better(self, value: float, best: float) -> bool:
-        """Whether a value counts as better than the best one so far; nan never does."""
-        return value < best - self.min_delta if self.mode == "min" else value > best + self.min_delta
-
-    @property
-    def worst(self) -> float:
-        """What any value is better than."""
-        return float("inf") if self.mode == "min" else float("-inf")
-
-    def __str__(self) -> str:
-        return f"{self.metric} no better for {Duration(self.patience, 'validations')}"
-
-
-def _mode_of(metric: str) -> str | None:
-    word = metric.replace("_", "/").rsplit("/", 1)[-1].lower()
-    return "min" if word in _LOWER_IS_BETTER else "max" if word in _HIGHER_IS_BETTER else None
-
-
 Trigger = Duration | Plateau
 """What starts something: a duration, or the plateau of a metric."""
 
@@ -88,11 +22,11 @@ def parse_trigger(value: object, where: str) -> Trigger:
     """
     if isinstance(value, Mapping):
         if "plateau" not in value:
-            raise ConfigError(f"{where}: {dict(value)!r} is no moment. Write a duration such as 10%, or {_EXAMPLE}.")
+            raise ConfigError(f"{where}: {dict(value)!r} is no moment. Write a duration such as 10%, or {EXAMPLE}.")
         return Plateau.parse(value, where)
     duration = Duration.parse(value, where)
     if duration.unit == "validations":
-        raise ConfigError(f"{where}: '{duration}' cannot be turned into steps. Write epochs, steps, % or {_EXAMPLE}.")
+        raise ConfigError(f"{where}: '{duration}' cannot be turned into steps. Write epochs, steps, % or {EXAMPLE}.")
     return duration
 
 
@@ -166,7 +100,7 @@ class UnfreezingSchedule:
             try:
                 return cls(parse_trigger(value, where))
             except ConfigError as error:
-                raise ConfigError(f"{error} Or: always, never, {{start: 10%, every: 1 epochs}}, {_EXAMPLE}.") from None
+                raise ConfigError(f"{error} Or: always, never, {{start: 10%, every: 1 epochs}}, {EXAMPLE}.") from None
         if "plateau" in value:
             rest = {key: value[key] for key in ("freeze", "restore_best") if key in value}
             start = Plateau.parse({key: entry for key, entry in value.items() if key not in rest}, where)

@@ -5,7 +5,8 @@ from typing import Any
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.unfreezing.schedule import Plateau, Span, UnfreezingSchedule
+from hybrid_lightning.unfreezing.plateau import Plateau
+from hybrid_lightning.unfreezing.schedule import Span, UnfreezingSchedule
 
 Group = Mapping[str, Any]
 ALWAYS = UnfreezingSchedule.parse("always")

@@ -18,10 +18,10 @@ ANSWERS = {"": ["--help"], "_version": ["--version"], "_without_arguments": []}
 
 
 def seconds(words: list[str]) -> float:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     before = time.perf_counter()
-    subprocess.run(
-        [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, **quiet)
     return time.perf_counter() - before
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hybrid_lightning
 from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import main
-from hybrid_lightning.cli.commands import HybridTrainer
+from hybrid_lightning.cli.hybrid_trainer import HybridTrainer
 from hybrid_lightning.cli.lightning_cli import HybridCLI, explained
 from hybrid_lightning.errors import shortened
 from tests.processes import LIMIT, Running, succeed
@@ -504,7 +504,7 @@ def test_a_file_that_is_no_config_is_refused(text, words, folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["subcommand", "fit"]),
+        ([], ["no command", "'fit'"]),
         (["fitt"], ["'fitt'", "'fit'"]),
         (["fit", "--config"], ["--config"]),
         (["fit", "--config=no.yaml"], ["'no.yaml'"]),

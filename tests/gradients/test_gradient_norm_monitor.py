@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
-from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing, HybridTask, gradients
+from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing, HybridTask
 from hybrid_lightning.cli.metrics_table import RunLogger, read_rows
-from hybrid_lightning.gradients import gradient_norm_monitor
+from hybrid_lightning.gradients import gradient_norm_monitor, norms
 from tests.gradients.by_hand import ByHand, Rows, compare
 from tests.processes import succeed_on
 from tests.tiny import Foreign, batches, hybrid, trainer
@@ -170,8 +170,8 @@ def test_a_task_that_measures_itself_is_not_measured_again(tmp_path: Any, monkey
         calls.append(1)
         return original(parameters)
 
-    original = gradients.gradient_norms
-    for module in (gradients, gradient_norm_monitor):
+    original = norms.gradient_norms
+    for module in (norms, gradient_norm_monitor):
         monkeypatch.setattr(module, "gradient_norms", counted)
     runner = trainer(logger=CSVLogger(tmp_path), log_every_n_steps=10, gradient_clip_val=1.0, max_epochs=1)
     runner.fit(hybrid("6 steps", dropout=0.0), batches(samples=160))

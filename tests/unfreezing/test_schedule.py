@@ -2,7 +2,8 @@ import pytest
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.unfreezing.schedule import Plateau, UnfreezingSchedule
+from hybrid_lightning.unfreezing.plateau import Plateau
+from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
 LENGTH = FitLength(steps_per_epoch=10, total_steps=100)
 STAGES = ["low", "mid", "top"]

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import hybrid_lightning
-from hybrid_lightning.cli import COMMANDS, main, overview
+from hybrid_lightning.cli.commands import COMMANDS, main, overview
 from hybrid_lightning.cli.lightning_cli import HybridCLI
 
 
