@@ -72,11 +72,12 @@ def test_every_fast_config_fits_within_limits(config, folder):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("config", [config for config in CONFIGS if config not in FAST], ids=lambda path: path.stem)
 def test_every_config_fits_within_limits(config, folder):
-    fit_within_limits(config, folder)
+    fit_within_limits(config, folder, batches=5)
 
 
-def fit_within_limits(config, folder):
-    limits = ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+def fit_within_limits(config, folder, batches=2):
+    limits = ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", str(batches)]
+    limits += ["--trainer.limit_val_batches", "1"]
     quiet = [
         "--trainer.enable_progress_bar",
         "false",
