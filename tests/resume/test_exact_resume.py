@@ -254,7 +254,6 @@ def test_a_checkpoint_without_it_or_of_other_batches_is_continued_with_a_warning
         Run(Dropping, lambda: plain(batch_size=2), tmp_path / "with/batch-0-2.ckpt", max_epochs=2)
 
 
-@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
 @pytest.mark.parametrize("stride", [0, 1])
 def test_gradients_of_a_checkpoint_get_memory_of_their_own(stride: int, folder: Path) -> None:
     """Compiled steps read as many values as the parameter has, whatever lies behind those that the file holds."""
@@ -278,6 +277,7 @@ def test_gradients_of_a_checkpoint_get_memory_of_their_own(stride: int, folder: 
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
 def test_a_module_that_reads_its_batches_itself_cannot_continue_within_an_epoch(tmp_path: Path) -> None:
     class Reading(Dropping):
         def training_step(self, dataloader_iter: Any) -> torch.Tensor:  # type: ignore[override]
