@@ -31,30 +31,30 @@ def rebuild_paths(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
         checkpoint: Changed in place.
 
     Raises:
-        ConfigError: If the states are no dicts.
+        ConfigError: If the states are no dicts, or hold themselves.
     """
     states = checkpoint.get("callbacks")
     if states is None:
         return
     if not isinstance(states, Mapping):
-        raise _damaged("the states of callbacks", states)
+        raise _damaged(f"the states of callbacks should be a dict, not a {type(states).__name__}.")
     checkpoint["callbacks"] = rebuilt = {key: state for key, state in states.items() if isinstance(key, str)}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         key = callback.state_key
         state = rebuilt.get(key, {})
         if not isinstance(state, Mapping):
-            raise _damaged(f"the state of the callback {key!r}", state)
-        if isinstance(callback, ModelCheckpoint) and key in rebuilt:
-            rebuilt[key] = _of_model_checkpoint(trainer, callback, state)
-        elif key in rebuilt:
-            rebuilt[key] = _of_other(trainer, callback, state)
+            kind = type(state).__name__
+            raise _damaged(f"the state of the callback {key!r} should be a dict, not a {kind}.")
+        if key in rebuilt:
+            rebuild = _of_model_checkpoint if isinstance(callback, ModelCheckpoint) else _of_other
+            try:
+                rebuilt[key] = rebuild(trainer, callback, state)
+            except RecursionError as error:
+                raise _damaged(f"the state of the callback {key!r} is nested without end.") from error
 
 
-def _damaged(what: str, found: Any) -> ConfigError:
-    return ConfigError(
-        f"--ckpt_path: the checkpoint is damaged: {what} should be a dict, not a {type(found).__name__}. Use another "
-        f"checkpoint of the run."
-    )
+def _damaged(problem: str) -> ConfigError:
+    return ConfigError(f"--ckpt_path: the checkpoint is damaged: {problem} Use another checkpoint of the run.")
 
 
 # States
@@ -112,11 +112,11 @@ def _of_other(trainer: pl.Trainer, callback: pl.Callback, state: Mapping[str, An
 
 
 def _with_paths(value: Any, change: Callable[[Any, Any], Any], key: Any = None, is_path: bool = False) -> Any:
-    """A state in which each text under the name of a path is what `change` makes of the name and the text."""
+    """A state in which each text under the name of a path, at any depth, is what `change` makes of name and text."""
     if isinstance(value, Mapping):
-        return {name: _with_paths(entry, change, name, _is_path_name(name)) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_paths(entry, change, key, is_path) for entry in value] if is_path else value
+        return {n: _with_paths(entry, change, n, is_path or _is_path_name(n)) for n, entry in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(_with_paths(entry, change, key, is_path) for entry in value)
     return change(key, value) if is_path and isinstance(value, str | bytes) else value
 
 
