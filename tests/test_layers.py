@@ -1,14 +1,13 @@
 """Imports only point down; no files import each other in a circle; plain torch needs no Lightning."""
 
 import ast
-import subprocess
-import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import hybrid_lightning
+from tests.processes import succeed
 
 ROOT = Path(hybrid_lightning.__file__).parent
 TOOL = "hybrid_lightning"
@@ -176,7 +175,7 @@ def test_the_plain_torch_layer_works_without_lightning():
         "h.named_param_groups, h.GroupRates, h.UnfreezingSchedule, h.Part, h.shard\n"
         "assert not {'lightning', 'pytorch_lightning', 'torchmetrics'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+    succeed("-c", code, fresh=True)
 
 
 def test_every_public_name_is_there():

@@ -54,6 +54,10 @@ class HybridCLI(SubcommandCLI):
     saved: Mapping[str, Any] | None = None
     """What a task added to the checkpoint of ``--ckpt_path``."""
 
+    def __init__(self, *classes: type, args: list[str], **options: Any) -> None:
+        self._words = args
+        super().__init__(*classes, args=args, **options)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the keys of this program beside model, data and trainer."""
         parser.add_argument(
@@ -101,7 +105,9 @@ class HybridCLI(SubcommandCLI):
         return {**LightningCLI.subcommands(), **ours}
 
     def prepare_subcommand_parser(self, trainer_class: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Adds the keys of a subcommand of its own."""
+        """Adds the keys of a subcommand of its own; a subcommand that is not asked for needs no keys."""
+        if self._words and self._words[0] in self.subcommands().keys() - {subcommand}:
+            return self.init_parser(**kwargs)  # the keys of all would take two thirds of the start
         parser = super().prepare_subcommand_parser(trainer_class, subcommand, **kwargs)
         if subcommand not in _WITHOUT_RUN:
             parser.set_defaults({"weights_only": True})

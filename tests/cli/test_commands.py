@@ -1,13 +1,11 @@
 """What the command line answers by itself, before it runs a command."""
 
-import subprocess
-import sys
-
 import pytest
 
 import hybrid_lightning
 from hybrid_lightning.cli.commands import COMMANDS, main, overview
 from hybrid_lightning.cli.lightning_cli import HybridCLI
+from tests.processes import succeed
 
 
 def test_help_and_version_import_neither_torch_nor_lightning():
@@ -18,8 +16,7 @@ def test_help_and_version_import_neither_torch_nor_lightning():
         "    main(words)\n"
         "assert not {'torch', 'numpy', 'lightning', 'yaml'} & sys.modules.keys()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    done = succeed("-c", code, fresh=True)
     assert done.stdout == f"{overview()}\n" * 3 + f"hybrid_lightning {hybrid_lightning.__version__}\n"
 
 

@@ -75,28 +75,29 @@ class ForeignSharded(Foreign):
 
 
 class Watch(pl.Callback):
-    """Asserts that what is frozen stands still, keeps what was logged, and saves a checkpoint after every step."""
+    """Asserts that what is frozen stands still, keeps what was logged, and saves checkpoints after some steps."""
 
-    def __init__(self, folder: Path, save: bool) -> None:
-        self.folder, self.save = folder, save
+    def __init__(self, folder: Path, steps: list[int]) -> None:
+        self.folder, self.steps = folder, steps
         self.logged: list[dict[str, float]] = []
         self.step = 0
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        groups = trainer.optimizers[0].param_groups
-        self.before = [(group, [whole(p.detach()).clone() for p in group["params"]]) for group in groups]
+        groups = [group for group in trainer.optimizers[0].param_groups if group["unfrozen_at"] is None]
+        self.frozen = [(group, [whole(p.detach()).clone() for p in group["params"]]) for group in groups]
 
     def keep(self, trainer: pl.Trainer) -> None:
         self.logged.append({key: float(value) for key, value in trainer.callback_metrics.items()})
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        for group, values in self.before:
+        for group in trainer.optimizers[0].param_groups:
             trains = group["unfrozen_at"] is not None
-            for parameter, before in zip(group["params"], values, strict=True):
-                assert parameter.requires_grad is trains
-                assert trains or torch.equal(whole(parameter.detach()), before), group["name"]
+            assert all(parameter.requires_grad is trains for parameter in group["params"]), group["name"]
+        for group, values in self.frozen:
+            now = [] if group["unfrozen_at"] is not None else [whole(p.detach()) for p in group["params"]]
+            assert all(map(torch.equal, now, values)), group["name"]
         self.keep(trainer)
-        if self.save and trainer.global_step > self.step:
+        if trainer.global_step in self.steps and trainer.global_step > self.step:
             self.step = trainer.global_step
             trainer.save_checkpoint(self.folder / f"step{self.step}.ckpt")
 
@@ -154,7 +155,7 @@ def fit(name: str, facts: dict[str, Any], resume: int = 0) -> None:
     """Fits from the start, or from the checkpoint of a step."""
     folder, ranks = Path(facts["folder"]), facts["ranks"]
     model, callbacks = make(facts["kind"])
-    watch = Watch(folder, facts.get("save", False) and not resume)
+    watch = Watch(folder, [] if resume else facts.get("resume", []))
     strategy = FSDP2Strategy(facts.get("sharded_files", False)) if ranks > 1 else "auto"
     options = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2, "use_distributed_sampler": False}
     runner = trainer(devices=ranks, strategy=strategy, callbacks=[*callbacks, watch], log_every_n_steps=1, **options)

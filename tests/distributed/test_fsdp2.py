@@ -56,7 +56,7 @@ def test_two_sharded_ranks_equal_one_process_and_resume_exactly(
 ) -> None:
     """From the end of an epoch, 3, 6 or 9, and from within one, some of them just before or after an unfreezing."""
     fits("one", tmp_path, kind=kind, ranks=1)
-    fits("two", tmp_path, kind=kind, ranks=2, save=True, sharded_files=sharded_files, resume=steps)
+    fits("two", tmp_path, kind=kind, ranks=2, sharded_files=sharded_files, resume=steps)
     one, first, second = (load(tmp_path / f"{name}.pt") for name in ("one-0", "two-0", "two-1"))
     assert (tmp_path / "step3.ckpt").is_dir() is sharded_files
     assert distance(first["tensors"], second["tensors"]) == 0
@@ -72,7 +72,7 @@ def test_two_sharded_ranks_equal_one_process_and_resume_exactly(
 
 @pytest.mark.parametrize("steps", [[5], pytest.param([*range(1, 12)], marks=pytest.mark.exhaustive)], ids=str)
 def test_batch_statistics_resume_exactly_on_each_rank(steps: list[int], tmp_path: Path) -> None:
-    fits("two", tmp_path, kind="batch statistics", ranks=2, save=True, resume=steps)
+    fits("two", tmp_path, kind="batch statistics", ranks=2, resume=steps)
     assert_resumed_exactly(tmp_path, steps)
 
 

@@ -33,12 +33,12 @@ pytestmark = [
 
 
 EVERY = [9, pytest.param(1, marks=pytest.mark.exhaustive)]
-"""Continues from each so many-th checkpoint; 9 meets the first, the last and two within an epoch."""
+"""Continues from each so many-th checkpoint; 9 meets the first, the last and one or two within a later epoch."""
 
 
 def assert_exact(model: str, loader: str, folder: Path, every: int, **options: Any) -> None:
     number, found = differences(MODELS[model], loader, folder, every=every, **options)
-    assert number >= 20 // every
+    assert number >= (15 if every == 1 else 2)
     assert not found
 
 
@@ -60,13 +60,14 @@ def test_a_fit_continues_exactly_from_any_checkpoint(
 @pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("loader", [name for name in LOADERS if name not in ("spawned", "from_server")])
 def test_it_does_with_any_loader(loader: str, every: int, tmp_path: Path) -> None:
-    assert_exact("foreign", loader, tmp_path, every)
+    short = every > 1 and loader != "shortest"  # whose two epochs would end before the last unfreezing
+    assert_exact("foreign", loader, tmp_path, every, max_epochs=2 if short else 3)
 
 
 @pytest.mark.parametrize("loader", ["from_server", pytest.param("spawned", marks=pytest.mark.exhaustive)])
 def test_it_does_with_workers_that_share_nothing_with_their_parent(loader: str, tmp_path: Path) -> None:
     torch.multiprocessing.set_forkserver_preload(["tests.resume.resuming"])  # imported once, for all workers
-    assert_exact("foreign", loader, tmp_path, every=10, max_epochs=2)
+    assert_exact("foreign", loader, tmp_path, every=9, max_epochs=2)
 
 
 @pytest.mark.parametrize("every", EVERY)
@@ -101,7 +102,8 @@ def test_it_does_with_any_scheduler(model: str, options: dict[str, Any], every: 
 @pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
 @pytest.mark.parametrize("loader", ["samples", "workers"])
 def test_it_does_with_random_validation_data(loader: str, every: int, tmp_path: Path) -> None:
-    assert_exact("plateau", "samples", tmp_path, every, val_check_interval=3, validation=loader)
+    options: dict[str, Any] = {"val_check_interval": 3, "validation": loader, "max_epochs": 2 if every > 1 else 3}
+    assert_exact("plateau", "samples", tmp_path, every, **options)
 
 
 def test_it_does_with_a_number_of_steps_except_for_the_hooks_after_the_last(tmp_path: Path) -> None:
