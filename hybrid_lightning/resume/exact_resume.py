@@ -297,7 +297,8 @@ def restore_window(trainer: pl.Trainer, module: pl.LightningModule, window: dict
     rank = trainer.global_rank
     for name, parameter in module.named_parameters():
         if name in window["gradients"]:
-            parameter.grad = window["gradients"][name][rank].to(parameter.device, parameter.dtype)
+            gradient = window["gradients"][name][rank].to(parameter.device, parameter.dtype)
+            parameter.grad = gradient.contiguous()  # compiled optimizers trust that its values do not overlap
     for name, buffer in module.named_buffers():
         if name in window["buffers"]:
             buffer.copy_(window["buffers"][name][rank])

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -31,30 +31,30 @@ def rebuild_paths(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
         checkpoint: Changed in place.
 
     Raises:
-        ConfigError: If the states are no dicts.
+        ConfigError: If the states are no dicts, or hold themselves.
     """
     states = checkpoint.get("callbacks")
     if states is None:
         return
     if not isinstance(states, Mapping):
-        raise _damaged("the states of callbacks", states)
+        raise _damaged(f"the states of callbacks should be a dict, not a {type(states).__name__}.")
     checkpoint["callbacks"] = rebuilt = {key: state for key, state in states.items() if isinstance(key, str)}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         key = callback.state_key
         state = rebuilt.get(key, {})
         if not isinstance(state, Mapping):
-            raise _damaged(f"the state of the callback {key!r}", state)
-        if isinstance(callback, ModelCheckpoint) and key in rebuilt:
-            rebuilt[key] = _of_model_checkpoint(trainer, callback, state)
-        elif key in rebuilt:
-            rebuilt[key] = _of_other(trainer, callback, state)
+            kind = type(state).__name__
+            raise _damaged(f"the state of the callback {key!r} should be a dict, not a {kind}.")
+        if key in rebuilt:
+            rebuild = _of_model_checkpoint if isinstance(callback, ModelCheckpoint) else _of_other
+            try:
+                rebuilt[key] = rebuild(trainer, callback, state)
+            except RecursionError as error:
+                raise _damaged(f"the state of the callback {key!r} is nested without end.") from error
 
 
-def _damaged(what: str, found: Any) -> ConfigError:
-    return ConfigError(
-        f"--ckpt_path: the checkpoint is damaged: {what} should be a dict, not a {type(found).__name__}. Use another "
-        f"checkpoint of the run."
-    )
+def _damaged(problem: str) -> ConfigError:
+    return ConfigError(f"--ckpt_path: the checkpoint is damaged: {problem} Use another checkpoint of the run.")
 
 
 # States
@@ -100,36 +100,28 @@ def _score(value: Any) -> Tensor | None:
 
 def _of_other(trainer: pl.Trainer, callback: pl.Callback, state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of any callback; what stands under the name of a path is one of our files, or what it has itself."""
-    texts = list(_path_texts(state))
+    texts: list[str | bytes] = []
+    _with_paths(state, lambda _, text: texts.append(text))
     own = _own_paths(trainer, callback, texts, state.get("dirpath")) if texts else {}
 
-    def rebuilt(value: Any, key: Any, is_path: bool) -> Any:
-        if isinstance(value, Mapping):
-            return {name: rebuilt(entry, name, _is_path_name(name)) for name, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [rebuilt(entry, key, is_path) for entry in value] if is_path else value
-        if not (is_path and isinstance(value, str | bytes)):
-            return value
+    def rebuilt(key: Any, text: Any) -> str | Path:
         of_callback = vars(callback).get(key)
-        return own.get(value, of_callback if isinstance(of_callback, str | Path) else "")  # type: ignore[arg-type]
+        return own.get(text, of_callback if isinstance(of_callback, str | Path) else "")
 
-    return {name: rebuilt(entry, name, _is_path_name(name)) for name, entry in state.items()}
+    return _with_paths(state, rebuilt)  # type: ignore[no-any-return]  # a dict, as it was
+
+
+def _with_paths(value: Any, change: Callable[[Any, Any], Any], key: Any = None, is_path: bool = False) -> Any:
+    """A state in which each text under the name of a path, at any depth, is what `change` makes of name and text."""
+    if isinstance(value, Mapping):
+        return {n: _with_paths(entry, change, n, is_path or _is_path_name(n)) for n, entry in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(_with_paths(entry, change, key, is_path) for entry in value)
+    return change(key, value) if is_path and isinstance(value, str | bytes) else value
 
 
 def _is_path_name(key: Any) -> bool:
     return isinstance(key, str) and _NAMES_A_PATH.fullmatch(key) is not None
-
-
-def _path_texts(value: Any, is_path: bool = False) -> Iterator[str]:
-    """The texts in a state that stand under the name of a path."""
-    if isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield from _path_texts(entry, _is_path_name(key))
-    elif isinstance(value, list | tuple) and is_path:
-        for entry in value:
-            yield from _path_texts(entry, is_path)
-    elif isinstance(value, str) and is_path:
-        yield value
 
 
 # Files

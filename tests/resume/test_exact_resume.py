@@ -20,6 +20,7 @@ from tests.resume.resuming import (
     first_difference,
     plain,
 )
+from tests.small import changed, command
 from tests.tiny import batches, hybrid, trainer
 
 pytestmark = [
@@ -253,6 +254,29 @@ def test_a_checkpoint_without_it_or_of_other_batches_is_continued_with_a_warning
     Run(Dropping, "samples", folder=tmp_path / "with", max_epochs=2)
     with pytest.warns(UserWarning, match="batches: 7 → 14"):
         Run(Dropping, lambda: plain(batch_size=2), tmp_path / "with/batch-0-2.ckpt", max_epochs=2)
+
+
+@pytest.mark.parametrize("stride", [0, 1])
+def test_gradients_of_a_checkpoint_get_memory_of_their_own(stride: int, folder: Path) -> None:
+    """Compiled steps read as many values as the parameter has, whatever lies behind those that the file holds."""
+    changes = {"accumulate_grad_batches": 3, "limit_train_batches": 8, "val_check_interval": 0.5}
+    config = changed({f"trainer.{name}": value for name, value in changes.items()} | {"checkpoint.save_top_k": -1})
+    assert command("fit", config=config) == 0
+    content = torch.load(folder / "runs/small/version_0/checkpoints/best.ckpt", weights_only=True)
+    gradients = content["exact_resume"]["window"]["gradients"]
+    assert gradients
+    weights = []
+    for is_whole in (True, False):
+        for name, gradient in gradients.items():
+            steps = [stride] * gradient.ndim
+            held = 1 + stride * sum(size - 1 for size in gradient.shape)
+            overlapping = torch.zeros(held).as_strided(gradient.shape, steps)
+            gradients[name] = torch.zeros(gradient.shape) if is_whole else overlapping
+        torch.save(content, "e.ckpt")
+        assert command("fit", "--ckpt_path", "e.ckpt", config=config) == 0
+        last = folder / f"runs/small/version_{len(weights) + 1}/checkpoints/last.ckpt"
+        weights.append(torch.load(last, weights_only=True)["state_dict"])
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 @pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.small import command
+from tests.small import changed, command
 from tests.tasks.test_changed_config import fit, saved, task
 
 NAN = float("nan")
@@ -57,6 +57,26 @@ def test_a_state_that_does_not_fit_its_parameter_is_refused_by_name(key, value, 
     assert "--ckpt_path: the optimizer state of the checkpoint is damaged: " in error
     assert "of the parameter 'parts.stem" in error
     assert words in error
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "key"),
+    [("SGD", {"momentum": 0.9}, "momentum_buffer"), ("AdamW", {"amsgrad": True}, "max_exp_avg_sq")],
+)
+def test_an_option_in_a_file_brings_no_entry_of_another_shape(name, option, key, folder, capsys):
+    """Compiled steps write such an entry as if it were as large as the parameter."""
+    config = changed({"init.optimizer": name})
+    assert command("fit", config=config) == 0
+    [path] = Path("runs").rglob("last.ckpt")
+    content = torch.load(path, weights_only=True)
+    [optimizer] = content["optimizer_states"]
+    for group in optimizer["param_groups"]:
+        group.update(option, fused=True)
+        for index in group["params"]:
+            optimizer["state"].setdefault(index, {})[key] = torch.tensor(0.0)
+    torch.save(content, "e.ckpt")
+    assert command("fit", "--ckpt_path", "e.ckpt", "--trainer.max_epochs", "2", config=config) == 2
+    assert f"{key!r} has shape (), not (4, 3, 3, 3)" in capsys.readouterr().err
 
 
 def without_a_moment(optimizer: dict) -> None:

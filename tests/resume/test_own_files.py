@@ -177,7 +177,9 @@ class Writer(pl.Callback):
         self.output_dir, self.best_path, self.count = "own", "", 0
 
     def state_dict(self):
-        return {"output_dir": "/elsewhere", "best_path": "/elsewhere/a.ckpt", "count": 3, "more": {"files": ["/etc"]}}
+        plain = {"output_dir": "/elsewhere", "best_path": "/elsewhere/a.ckpt", "count": 3, "names": ["a", ("b", {"c"})]}
+        by_name = {"best": "/elsewhere/a.ckpt", "others": ({"/etc"}, {"why": "/etc"})}
+        return {**plain, "more": {"files": ["/etc"]}, "paths": by_name, "history": [{"count": 3, "path": "/etc"}]}
 
     def load_state_dict(self, state):
         self.state = state
@@ -186,5 +188,17 @@ class Writer(pl.Callback):
 def test_no_callback_takes_a_folder_from_a_checkpoint(folder):
     fit([Writer(), best_of(folder, filename="a")], classifier())
     fit([writer := Writer(), best_of(folder, filename="a")], classifier(), folder / "a.ckpt", epochs=2)
-    rest = {"count": 3, "more": {"files": [""]}}
-    assert writer.state == {"output_dir": "own", "best_path": str(folder / "a.ckpt"), **rest}
+    best = str(folder / "a.ckpt")
+    plain = {"output_dir": "own", "best_path": best, "count": 3, "names": ["a", ("b", {"c"})]}
+    by_name = {"best": best, "others": ({""}, {"why": ""})}
+    nested = {"more": {"files": [""]}, "paths": by_name, "history": [{"count": 3, "path": ""}]}
+    assert writer.state == {**plain, **nested}
+
+
+def test_a_state_that_holds_itself_is_refused(copied, capsys):
+    content = torch.load(RUN / "last.ckpt", weights_only=True)
+    for state in content["callbacks"].values():
+        state["self"] = state
+    torch.save(content, "e.ckpt")
+    assert command("fit", "--ckpt_path", "e.ckpt", "--trainer.max_epochs", "3") == 2
+    assert "--ckpt_path: the checkpoint is damaged: the state of the callback" in capsys.readouterr().err
