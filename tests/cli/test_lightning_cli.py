@@ -72,11 +72,11 @@ def test_every_fast_config_fits_within_limits(config, folder):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("config", [config for config in CONFIGS if config not in FAST], ids=lambda path: path.stem)
 def test_every_config_fits_within_limits(config, folder):
-    fit_within_limits(config, folder, batches=5)
+    fit_within_limits(config, folder, epochs=9 if config.stem.startswith("quickstart") else 3)
 
 
-def fit_within_limits(config, folder, batches=2):
-    limits = ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", str(batches)]
+def fit_within_limits(config, folder, epochs=3):
+    limits = ["--trainer.max_epochs", str(epochs), "--trainer.limit_train_batches", "2"]
     limits += ["--trainer.limit_val_batches", "1"]
     quiet = [
         "--trainer.enable_progress_bar",
