@@ -54,9 +54,9 @@ class HybridCLI(SubcommandCLI):
     saved: Mapping[str, Any] | None = None
     """What a task added to the checkpoint of ``--ckpt_path``."""
 
-    def __init__(self, *classes: type, args: list[str], **options: Any) -> None:
-        self._words = args
-        super().__init__(*classes, args=args, **options)
+    def __init__(self, model_class: type, datamodule_class: type, args: list[str], **options: Any) -> None:
+        self._words = args  # asked for while the base class makes its parsers
+        super().__init__(model_class, datamodule_class, args=args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the keys of this program beside model, data and trainer."""
