@@ -1,4 +1,4 @@
-"""The one error of this package that is meant to be read by a user."""
+"""The one error of this package that is meant to be read by a user, and the text around it."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""When to log, and how long a fit is: what several callbacks ask the Trainer."""
+"""What callbacks ask the Trainer: when to log, how long a fit is, its named groups, whether gradients wait."""
 
 import math
 from collections.abc import Mapping

@@ -145,8 +145,11 @@ def import_all() -> None:
     modules = [module.name for module in pkgutil.walk_packages(package.__path__, "hybrid_lightning.")]
     for name in (*LIBRARIES, *modules):
         if not name.endswith("__main__"):
-            with contextlib.suppress(ModuleNotFoundError):
+            try:
                 importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if (error.name or "").startswith("hybrid_lightning"):
+                    raise
 
 
 def become(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""The command line: LightningCLI with ``plan``, merged configs, run folders and short errors."""
+"""LightningCLI with merged configs, run folders and short errors."""
 
 import warnings
 from collections.abc import Mapping, Sequence

@@ -37,9 +37,10 @@ def read_checkpoint(
     if not isinstance(saved, dict) or not wanted <= saved.keys() or "state_dict" not in checkpoint:
         raise ConfigError(f"{where}: {str(path)!r} was not written by a task of this program.")
     if saved["version"] != CHECKPOINT_VERSION:
+        is_old = saved["version"] in (1, 2)
+        remedy = "It is of before the first release; train anew." if is_old else "Install a newer hybrid_lightning."
         raise ConfigError(
-            f"{where}: {str(path)!r} has format {saved['version']}; this program reads {CHECKPOINT_VERSION}. "
-            f"Install a newer hybrid_lightning."
+            f"{where}: {str(path)!r} has format {saved['version']}; this program reads {CHECKPOINT_VERSION}. {remedy}"
         )
     return with_names(saved), checkpoint["state_dict"]
 

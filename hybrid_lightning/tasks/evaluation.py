@@ -1,4 +1,4 @@
-"""What all tasks do with the outputs: validation, test and prediction, of the model and of single parts."""
+"""What tasks do with outputs: validation, test, prediction; repeated samples; schedulers that follow a metric."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Frozen means frozen: no gradient, no update, no moving statistics, no dropout."""
+"""Frozen means frozen: no gradient, update or dropout; running statistics fixed, kept, or estimated anew."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -24,9 +24,11 @@ def states(tool: Tool, count: int, strategy: str) -> list[States]:
             done = ranks(count, *words)
         except AssertionError:
             raise Violation(f"still running after {LIMIT} s") from None
-        for one in done:
-            if one.returncode:
-                raise Violation("crash: " + one.stderr.strip().splitlines()[-1].split(". ")[0])
+        failed = [one for one in done if one.returncode]
+        if failed:
+            cause = max(failed, key=lambda one: one.returncode)  # the others were killed: below 0
+            last = (cause.stderr.strip().splitlines() or [f"exit status {cause.returncode}"])[-1]
+            raise Violation("crash: " + last.split(". ")[0])
         paths = [[Path(folder) / f"{rank}-{epoch}.pt" for epoch in range(EPOCHS)] for rank in range(count)]
         found = [[torch.load(path, weights_only=True) for path in of_rank] for of_rank in paths]
     still = [name for name in found[0][0] if all(torch.equal(found[0][0][name], state[name]) for state in found[0])]

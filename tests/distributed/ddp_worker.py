@@ -1,4 +1,4 @@
-"""One rank of `test_distributed.py`: fits the tiny model and saves what the rank holds."""
+"""One rank of `test_ddp.py`: fits the tiny model and saves what the rank holds."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""One rank of `test_strategies.py`: fits a small model under a strategy and saves what the rank holds, made whole."""
+"""One rank of `test_fsdp2.py`: fits a small model under a strategy and saves what the rank holds, made whole."""
 
 import json
 import sys

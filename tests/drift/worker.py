@@ -1,4 +1,4 @@
-"""One rank of `test_reference.py`: fits with `PretrainedDrift` and `L2SP` and saves what the rank logged and holds."""
+"""One rank of `test_start_weights.py`: fits with `PretrainedDrift` and `L2SP`; saves what it logged and holds."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""One rank of `test_lacking.py`: fits two parts of which samples lack some; one rank has batches that lack a part."""
+"""One rank of `test_missing_on_ranks.py`: fits two parts that samples lack; one rank has batches without one."""
 
 import sys
 import warnings

@@ -1,4 +1,4 @@
-"""Residual convolution nets for series, images and volumes."""
+"""Untrained convolution nets, residual and plain, for series, images and volumes."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Plain untrained networks for images and vectors, and a linear head."""
+"""A plain untrained network for vectors, and a linear head."""
 
 import math
 from collections.abc import Sequence
