@@ -112,7 +112,7 @@ def _complete_names(config: Mapping[str, Any]) -> None:
     if isinstance(loss, dict) and isinstance(loss.get("class_path"), str) and "." not in loss["class_path"]:
         if loss["class_path"] not in LOSSES:
             raise unknown("model.loss_function.class_path", "loss", loss["class_path"], LOSSES)
-        loss["class_path"] = f"{LOSSES[loss['class_path']].__module__}.{loss['class_path']}"
+        loss["class_path"] = f"hybrid_lightning.{loss['class_path']}"
 
 
 def _overlay_of(flag: str, value: str) -> dict[str, Any] | None:

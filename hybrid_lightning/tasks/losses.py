@@ -85,7 +85,8 @@ def loss_facts(spec: Any, where: str = "model.loss_function") -> dict[str, Any] 
             raise unknown(where, "key", str(key), ("class_path", "init_args"))
     path = spec["class_path"]
     path = f"{path.__module__}.{path.__qualname__}" if isinstance(path, type) else path
-    own = path.removeprefix("hybrid_lightning.tasks.losses.").removeprefix("hybrid_lightning.")
+    # where a loss of ours lives has changed before, and is in the saved configs of older runs
+    own = path.rpartition(".")[2] if path.startswith("hybrid_lightning.") else path
     return {"class_path": own if own in LOSSES else path, "init_args": dict(spec.get("init_args") or {})}
 
 

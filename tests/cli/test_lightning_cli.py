@@ -13,7 +13,8 @@ import hybrid_lightning
 from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import main
 from hybrid_lightning.cli.hybrid_trainer import HybridTrainer
-from hybrid_lightning.cli.lightning_cli import HybridCLI, explained
+from hybrid_lightning.cli.lightning_cli import HybridCLI
+from hybrid_lightning.cli.parser_errors import explained
 from hybrid_lightning.errors import shortened
 from tests.processes import LIMIT, Running, succeed
 from tests.small import CONFIG, DELETE, changed, classifier, command, write

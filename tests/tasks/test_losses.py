@@ -51,7 +51,14 @@ def test_gradients_of_a_model_that_is_sure_are_finite(target, gamma):
 
 
 @pytest.mark.parametrize(
-    "spec", ["FocalLoss", "hybrid_lightning.FocalLoss", "hybrid_lightning.tasks.losses.FocalLoss", FocalLoss]
+    "spec",
+    [
+        "FocalLoss",
+        "hybrid_lightning.FocalLoss",
+        "hybrid_lightning.losses.FocalLoss",
+        "hybrid_lightning.tasks.losses.FocalLoss",
+        FocalLoss,
+    ],
 )
 def test_our_loss_has_many_names_and_one_fact(spec):
     assert loss_facts(spec) == {"class_path": "FocalLoss", "init_args": {}}
