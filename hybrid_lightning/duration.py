@@ -35,12 +35,12 @@ class Duration:
     unit: str
 
     @classmethod
-    def parse(cls, text: object, where: str = "duration") -> "Duration":
+    def parse(cls, text: object, place: str = "") -> "Duration":
         """Reads a duration.
 
         Args:
             text: For example ``"3 epochs"``. A bare number is refused, because its unit would be a guess.
-            where: Config path named in the error.
+            place: Path of the setting, within the places that `at` adds.
 
         Raises:
             ConfigError: If `text` is not a number with a unit, or is more than 100%.
@@ -48,15 +48,16 @@ class Duration:
         match = _PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise ConfigError(
-                f"{where}: {text!r} is not a duration. Write a number and its unit, such as "
-                f"'3 epochs', '500 steps', '10%' (of the fit) or '2 validations'."
+                f"{text!r} is not a duration. Write a number and its unit, such as '3 epochs', '500 steps', '10%' (of "
+                f"the fit) or '2 validations'.",
+                place,
             )
         value, unit = float(match["value"]), match["unit"]
         if unit == "%" and value > 100:
-            raise ConfigError(f"{where}: {text!r} is more than the whole fit; give at most '100%'.")
+            raise ConfigError(f"{text!r} is more than the whole fit; give at most '100%'.", place)
         return cls(value, unit if unit == "%" or unit.endswith("s") else unit + "s")
 
-    def steps(self, length: FitLength, where: str = "duration") -> int:
+    def steps(self, length: FitLength, place: str = "") -> int:
         """The duration in optimizer steps, rounded up.
 
         Raises:
@@ -72,7 +73,7 @@ class Duration:
             "epochs": "the training data have no length",
             "%": "the fit has no end (set trainer.max_epochs or trainer.max_steps)",
         }.get(self.unit, "validations can only be counted where a metric is waited for")
-        raise ConfigError(f"{where}: '{self}' cannot be turned into steps: {reason}. Write it in 'steps'.")
+        raise ConfigError(f"'{self}' cannot be turned into steps: {reason}. Write it in 'steps'.", place)
 
     def __str__(self) -> str:
         if self.unit == "%":

@@ -1,16 +1,52 @@
 """The one error of this package that is meant to be read by a user, and the text around it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
+
+RENAMED = {
+    "norm": "batch_norm",
+    "eval": "frozen",
+    "stats": "recalibrate",
+    "normalise": "normalize",
+    "standardise": "standardize",
+}
+"""Former name of an option or of a choice → its name now, for messages and for older checkpoints."""
 
 
 class ConfigError(ValueError):
     """A setting is wrong; the message says where, what was given, what is possible and what to do.
 
     The command line prints it without a traceback.
+
+    Args:
+        message: What is wrong and what to do.
+        place: Path of the setting, such as ``lr_scale``, within the places that `at` adds.
     """
+
+    def __init__(self, message: str, place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{self.place}: {message}" if self.place else message
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Puts `place` before the place of every `ConfigError` that is raised inside.
+
+    Blocks within blocks make a path: ``model.parts.image``, then ``unfreeze``, then ``every``. So what parses a value
+    does not have to know where in the config it stands.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        error.place = ".".join(name for name in (place, error.place) if name)
+        raise
 
 
 def listing(names: Iterable[str], limit: int = 12) -> str:
@@ -25,32 +61,50 @@ def reason(error: BaseException, limit: int = 300) -> str:
     return (str(error).strip() or type(error).__name__)[:limit].rstrip(".") + "."
 
 
-def unknown(where: str, kind: str, given: str, known: Iterable[str]) -> ConfigError:
+def unknown(place: str, kind: str, given: str, known: Iterable[str]) -> ConfigError:
     """An error for a name that is not among `known`, with the closest one suggested.
 
     Args:
-        where: Config path of the setting.
+        place: Path of the setting, within the places that `at` adds.
         kind: What the name stands for ("key", "part").
         given: The name that was given.
         known: The names that are possible.
     """
     known = list(known)
+    renamed = RENAMED.get(given)
+    if renamed in known:
+        return ConfigError(f"{kind} {given!r} is called {renamed!r} now; write {renamed!r}.", place)
     close = get_close_matches(given, known, n=6)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     if close and len(known) > 50:  # the first ones would say nothing
         possible = listing(sorted(known, key=lambda name: name not in close), len(close))
     else:
         possible = listing(known)
-    return ConfigError(f"{where}: unknown {kind} {given!r}.{hint} Possible: {possible}.")
+    return ConfigError(f"unknown {kind} {given!r}.{hint} Possible: {possible}.", place)
 
 
-def check_number(value: Any, where: str, low: float, high: float | None = None, above_low: bool = False) -> None:
+def check_keys(given: Iterable[Any], known: Iterable[str], place: str = "", kind: str = "key") -> None:
+    """Raises `ConfigError` for the first name of `given` that is not among `known`."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise unknown(place, kind, str(name), known)
+
+
+def check_choice(value: Any, place: str, choices: Sequence[Any], kind: str = "value") -> Any:
+    """The value; raises `ConfigError` unless it is one of `choices`, of the same type: 1 is not true."""
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
+        raise unknown(place, kind, str(value), map(str, choices))
+    return value
+
+
+def check_number(value: Any, place: str, low: float, high: float | None = None, above_low: bool = False) -> None:
     """Raises `ConfigError` unless `value` is a finite number of at least `low` (above it: `above_low`)."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not numeric or value < low or (above_low and value == low) or (high is not None and value > high):
         bounds = f"{'above' if above_low else 'at least'} {low}" + (f" and at most {high}" if high is not None else "")
         hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) else ""
-        raise ConfigError(f"{where}: {value!r} is not a number {bounds}{hint}.")
+        raise ConfigError(f"{value!r} is not a number {bounds}{hint}.", place)
 
 
 def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], right: Iterable[str] = ()) -> str:

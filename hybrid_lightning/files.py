@@ -1,8 +1,9 @@
 """Files that appear whole or not at all."""
 
+import csv
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_csv(path: str | Path, names: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a table as UTF-8 text, with the names of its columns in the first line; None becomes an empty cell."""
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(list(names))
+        writer.writerows(rows)
 
 
 def remove_leftovers(folder: Path) -> None:

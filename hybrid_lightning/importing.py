@@ -3,11 +3,52 @@
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError, check_keys, listing, unknown
 
 INSTALLABLE = {"timm", "torchvision", "transformers"}
+
+
+@dataclass(frozen=True)
+class ClassSpec:
+    """A class or function and its arguments, as configs write them.
+
+    Args:
+        class_path: A name, or the dotted path of a class or function.
+        init_args: Its keyword arguments.
+    """
+
+    class_path: str
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, given: object, example: str) -> Self:
+        """Reads ``Adam``, a class, or ``{class_path: ..., init_args: {...}}``.
+
+        Args:
+            given: What the config says.
+            example: A name that would be right here, for the error.
+
+        Raises:
+            ConfigError: If it is none of these.
+        """
+        if isinstance(given, str | type):
+            given = {"class_path": given}
+        if not isinstance(given, Mapping) or not isinstance(given.get("class_path"), str | type):
+            raise ConfigError(f"write {{class_path: {example}, init_args: {{...}}}} or a class name, not {given!r}.")
+        check_keys(given, ("class_path", "init_args"))
+        path, args = given["class_path"], given.get("init_args") or {}
+        if isinstance(path, type):
+            path = f"{path.__module__}.{path.__qualname__}"
+        if not isinstance(args, Mapping):
+            raise ConfigError(f"{args!r} are not names and values.", "init_args")
+        return cls(path, dict(args))
+
+    def plain(self) -> dict[str, Any]:
+        """The long form, for checkpoints and configs."""
+        return {"class_path": self.class_path, "init_args": dict(self.init_args)}
 
 
 def trusted(path: str, trust: Collection[str]) -> bool:

@@ -1,8 +1,8 @@
-"""What callbacks ask the Trainer: when to log, how long a fit is, its named groups, whether gradients wait."""
+"""What callbacks share: their base class, and the questions that they ask the Trainer."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -10,8 +10,44 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 
 from hybrid_lightning.duration import FitLength
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.lightning_private import accumulates, logged_steps
+
+
+class FitCallback(pl.Callback):
+    """Base of the callbacks that remember something of a fit, or need its named groups."""
+
+    gradient_order: ClassVar[int | None] = None
+    """Place among the callbacks that work on the gradients of a step: 0 adds to them, 1 measures, limits or drops them.
+    Those with a lower number have to stand before those with a higher one. None: does nothing with gradients."""
+
+    def forget(self) -> None:
+        """Forgets what belongs to one fit. Called at the start of each, before a checkpoint is read."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """A fit starts without the memory of an earlier one."""
+        if stage == "fit":
+            check_gradient_order(trainer.callbacks)  # type: ignore[attr-defined]
+            self.forget()
+
+    def groups(self, trainer: pl.Trainer) -> list[dict[str, Any]]:
+        """The named groups of the one optimizer, see `named_groups`."""
+        return named_groups(trainer, type(self).__name__)
+
+
+def check_gradient_order(callbacks: Sequence[pl.Callback]) -> None:
+    """Raises `ConfigError` if a callback works on gradients before another one has added to them."""
+    ordered = [callback for callback in callbacks if getattr(callback, "gradient_order", None) is not None]
+    for index, callback in enumerate(ordered):
+        own = callback.gradient_order  # type: ignore[attr-defined]
+        early = [type(c).__name__ for c in ordered[:index] if c.gradient_order > own]  # type: ignore[attr-defined]
+        if early:
+            name = type(callback).__name__
+            raise ConfigError(
+                f"{listing(early)} stands before {name} and would not see what {name} adds to the gradients. List "
+                f"{name} first.",
+                "trainer.callbacks",
+            )
 
 
 def is_log_step(trainer: pl.Trainer) -> bool:

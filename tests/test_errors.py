@@ -1,4 +1,6 @@
-from hybrid_lightning.errors import ConfigError, listing, unknown
+import pytest
+
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number, listing, unknown
 
 
 def test_an_unknown_name_is_reported_with_place_the_closest_and_all_possible_ones():
@@ -19,3 +21,32 @@ def test_of_many_names_only_the_closest_are_shown():
 def test_a_listing_is_short_and_counts_the_rest():
     assert listing("abc", limit=2) == "'a', 'b' and 1 more"
     assert listing([]) == "none"
+
+
+def test_places_within_places_make_a_path():
+    with pytest.raises(ConfigError) as caught, at("model.parts.image"), at("unfreeze"):
+        check_number(-1, "every", low=0)
+    assert str(caught.value) == "model.parts.image.unfreeze.every: -1 is not a number at least 0."
+
+
+def test_an_error_without_a_place_gets_that_of_its_surroundings():
+    with pytest.raises(ConfigError, match=r"^data: no rows\.$"), at("data"):
+        raise ConfigError("no rows.")
+
+
+def test_errors_that_are_not_of_the_config_pass_unchanged():
+    with pytest.raises(KeyError, match="'x'"), at("data"):
+        raise KeyError("x")
+
+
+def test_an_unknown_key_is_an_error_and_a_former_name_says_the_new_one():
+    with pytest.raises(ConfigError, match=r"^part: key 'norm' is called 'batch_norm' now; write 'batch_norm'\.$"):
+        check_keys({"lr_scale": 1, "norm": 2}, ["lr_scale", "batch_norm"], "part")
+    with pytest.raises(ConfigError, match=r"^unknown key 'a'\. Possible: 'b'\.$"):
+        check_keys({"a": 1}, ["b"])
+
+
+def test_a_choice_is_one_of_the_same_type():
+    assert check_choice(True, "x", (True, False)) is True
+    with pytest.raises(ConfigError, match=r"^x: unknown value '1'\. Possible: 'True', 'False'\.$"):
+        check_choice(1, "x", (True, False))

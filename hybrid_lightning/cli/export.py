@@ -61,7 +61,7 @@ def export_network(
                 temporary.write_bytes(program)
             print("inputs: " + ", ".join(described(key, value) for key, value in inputs.items()))
         if task_facts and "mean" in task_facts:
-            print(f"outputs are standardised: number = output × {task_facts['std']} + {task_facts['mean']}")
+            print(f"outputs are standardized: number = output × {task_facts['std']} + {task_facts['mean']}")
     except OSError as error:
         raise ConfigError(f"output: {output!r} cannot be written: {error.strerror}.") from error
     _print_digest(output)

@@ -185,11 +185,11 @@ def _try_one(findings: FileFindings, rows: Array) -> None:
 
 
 def without_statistics(entry: FileEntry) -> FileEntry:
-    """The input as it can be read before it is fitted: a series that is not standardised."""
-    if not isinstance(entry, SeriesEntry) or not entry.standardise:
+    """The input as it can be read before it is fitted: a series that is not standardized."""
+    if not isinstance(entry, SeriesEntry) or not entry.standardize:
         return entry
     plain = copy.copy(entry)
-    plain.standardise = False
+    plain.standardize = False
     return plain
 
 

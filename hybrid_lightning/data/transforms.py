@@ -99,8 +99,8 @@ class RandomResizedCrop:
         return 0, 0, height, width
 
 
-class Normalise:
-    """``(value - mean) / std``, per channel; a part's own ``normalise`` does this for pretrained weights.
+class Normalize:
+    """``(value - mean) / std``, per channel; a part's own ``normalize`` does this for pretrained weights.
 
     Args:
         mean: One value per channel.
@@ -109,7 +109,7 @@ class Normalise:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         for value in std:
-            check_number(value, "Normalise.std", 0, above_low=True)
+            check_number(value, "Normalize.std", 0, above_low=True)
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
 
     def __call__(self, value: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
     "RandomFlip": RandomFlip,
     "RandomCrop": RandomCrop,
     "RandomResizedCrop": RandomResizedCrop,
-    "Normalise": Normalise,
+    "Normalize": Normalize,
 }
 """Names that an item of a list of transforms may take without a dot."""
 

@@ -1,4 +1,4 @@
-"""Scikit-learn's bundled handwritten digits as small colour images."""
+"""Scikit-learn's bundled handwritten digits as small color images."""
 
 import torch
 from torch.nn import functional

@@ -13,7 +13,7 @@ class ElpvDataModule(InMemoryDataModule):
     """2,624 electroluminescence images of solar cells with the type of the cell (Deitsch et al., Solar Energy 2019).
 
     A cell counts as defective (class 1, 31 % of all) if experts gave it a probability above one half. Batches have
-    ``image`` `(B, 3, size, size)` float32 in [0, 1], the grey image on three channels; ``type`` `(B, 2)` float32, one
+    ``image`` `(B, 3, size, size)` float32 in [0, 1], the gray image on three channels; ``type`` `(B, 2)` float32, one
     for monocrystalline or polycrystalline; ``target`` `(B,)` int64. A quarter of the cells of each class and type is
     the test split, chosen once for all seeds.
 

@@ -22,7 +22,7 @@ class PlaidDataModule(InMemoryDataModule):
     - ``trace``: ``values`` `(context,)` scaled to [0, 1] and padded on the left, ``mask`` `(context,)` bool;
     - ``wave``: `(1, wave_length)`, the trace relative to its mean magnitude, peaks compressed, padded on the right;
     - ``stats``: `(4,)`, logarithms of length, standard deviation and peak, and the mean, which ``trace`` and ``wave``
-      no longer show; standardised with the training split;
+      no longer show; standardized with the training split;
     - ``target``: the class, 0 to 10.
 
     Args:

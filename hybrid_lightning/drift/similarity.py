@@ -8,11 +8,11 @@ FEWEST_SAMPLES = 4
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float:
-    """Linear centred kernel alignment of two sets of features (Kornblith et al., arXiv 1905.00414), debiased.
+    """Linear centered kernel alignment of two sets of features (Kornblith et al., arXiv 1905.00414), debiased.
 
     Rotating either set, or scaling it by one number, changes nothing. The plain estimate is near 1 for any features
     when they are many and the samples are few; here each HSIC is the unbiased estimate (Song et al., 2012; Nguyen et
-    al., arXiv 2010.15327): the product of kernels that are centred without their diagonals (U-centring, Székely and
+    al., arXiv 2010.15327): the product of kernels that are centered without their diagonals (U-centring, Székely and
     Rizzo, 2014).
 
     Args:
@@ -23,20 +23,20 @@ def linear_cka(one: Tensor, other: Tensor) -> float:
         1 for the same features; about 0, also slightly below it, for unrelated ones. 0 if either are the same for all
         samples; nan if either are not finite.
     """
-    first, second = _centred_kernel(one), _centred_kernel(other)
+    first, second = _centered_kernel(one), _centered_kernel(other)
     scale = ((first * first).sum() * (second * second).sum()).sqrt()
     return float((first * second).sum() / scale) if scale != 0 else 0.0
 
 
-def _centred_kernel(features: Tensor) -> Tensor:
-    """The U-centred linear kernel `(samples, samples)`, float64 with zeros on the diagonal."""
+def _centered_kernel(features: Tensor) -> Tensor:
+    """The U-centered linear kernel `(samples, samples)`, float64 with zeros on the diagonal."""
     features = features.to("cpu", torch.float64)
-    centred = features - features.mean(0)  # changes nothing but the rounding
-    spread, samples = centred.abs().max(), len(features)
+    centered = features - features.mean(0)  # changes nothing but the rounding
+    spread, samples = centered.abs().max(), len(features)
     if spread <= 1e-12 * features.abs().max():
-        return centred.new_zeros(samples, samples)
-    centred = centred / spread
-    kernel = (centred @ centred.T).fill_diagonal_(0)
+        return centered.new_zeros(samples, samples)
+    centered = centered / spread
+    kernel = (centered @ centered.T).fill_diagonal_(0)
     rows = kernel.sum(0) / (samples - 2)
     kernel = kernel - rows[:, None] - rows + rows.sum() / (samples - 1)
     return kernel.fill_diagonal_(0)

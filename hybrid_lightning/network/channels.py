@@ -15,7 +15,7 @@ _Convolution = nn.modules.conv._ConvNd
 def adapt_channels(module: nn.Module, channels: int, where: str) -> None:
     """Gives a module's first convolution another number of input channels, made from the weights it has.
 
-    For one channel the filters are summed over their channels, which is the same as showing a grey image on all of
+    For one channel the filters are summed over their channels, which is the same as showing a gray image on all of
     them. For others they are repeated in turn and scaled by old ÷ new, so that the outputs keep their size. Both as in
     timm's ``adapt_input_conv`` (R. Wightman, PyTorch Image Models, 2019).
 
@@ -80,7 +80,7 @@ def require_channels(mean: Sequence[float], image: Any, where: str) -> None:
         raise _wrong_channels(len(mean), image, where)
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """Images in [0, 1] on the scale that a part's weights were trained on: ``(image - mean) / std``, per channel.
 
     Args:
@@ -102,8 +102,8 @@ class Normalise(nn.Module):
         return (image - self.mean.to(image.dtype).view(shape)) / self.std.to(image.dtype).view(shape)
 
 
-def normalisation(given: Any, facts: Mapping[str, Any], channels: int | None, where: str) -> dict[str, list[float]]:
-    """Mean and standard deviation for `Normalise`, from a part's ``normalise`` and what its model says.
+def normalization(given: Any, facts: Mapping[str, Any], channels: int | None, where: str) -> dict[str, list[float]]:
+    """Mean and standard deviation for `Normalize`, from a part's ``normalize`` and what its model says.
 
     Args:
         given: True takes the model's own; a dict states ``mean`` and ``std``.
@@ -117,12 +117,12 @@ def normalisation(given: Any, facts: Mapping[str, Any], channels: int | None, wh
     source = given if isinstance(given, Mapping) else facts
     if set(source) & {"mean", "std"} != {"mean", "std"}:
         raise ConfigError(
-            f"{where}.normalise: the model does not say on which scale it was trained. Write "
+            f"{where}.normalize: the model does not say on which scale it was trained. Write "
             f"{{mean: [...], std: [...]}}, one value per channel for images in [0, 1]; or leave it out."
         )
     mean, std = ([float(v) for v in source[key]] for key in ("mean", "std"))
     if not mean or len(mean) != len(std) or min(std) <= 0:
-        raise ConfigError(f"{where}.normalise: {given!r} does not hold as many values above 0 in std as in mean.")
+        raise ConfigError(f"{where}.normalize: {given!r} does not hold as many values above 0 in std as in mean.")
     if channels is not None and channels != len(mean):
         mean, std = ([sum(values) / len(values)] * channels for values in (mean, std))
     return {"mean": mean, "std": std}

@@ -25,7 +25,7 @@ class SampleNorm(nn.BatchNorm1d):
         super().__init__(num_features, affine=False)
 
     def forward(self, features: Tensor, present: Tensor | None = None) -> Tensor:
-        """Standardises each feature over the samples, `(B, num_features)`.
+        """Standardizes each feature over the samples, `(B, num_features)`.
 
         Args:
             features: `(B, num_features)`.
@@ -57,19 +57,19 @@ class SampleNorm(nn.BatchNorm1d):
         return torch.where(enough, mean, self.running_mean), torch.where(enough, variance, self.running_var)
 
 
-def sample_norm(size: int, standardise: str) -> nn.Module:
-    """The layer that ``standardise`` names, for features `(B, size)`."""
+def sample_norm(size: int, standardize: str) -> nn.Module:
+    """The layer that ``standardize`` names, for features `(B, size)`."""
     norms: dict[str, Callable[[int], nn.Module]] = {
         "samples": SampleNorm,
         "features": partial(nn.LayerNorm, elementwise_affine=False),
         "none": nn.Identity,
     }
-    if standardise not in norms:
-        raise unknown("model.fusion.args.standardise", "choice", str(standardise), norms)
-    return norms[standardise](size)
+    if standardize not in norms:
+        raise unknown("model.fusion.args.standardize", "choice", str(standardize), norms)
+    return norms[standardize](size)
 
 
-def standardised(norm: nn.Module, features: Tensor, present: Tensor | None) -> Tensor:
+def standardized(norm: nn.Module, features: Tensor, present: Tensor | None) -> Tensor:
     """Features after a norm from `sample_norm`; those of absent samples have no meaning."""
     normed: Tensor = norm(features, present) if isinstance(norm, SampleNorm) else norm(features)
     return normed
@@ -92,16 +92,16 @@ class StandIn(nn.Module):
 
 
 class Fusion(nn.Module):
-    """What the fusions share: each part's features are standardised, projected to one width, and go through a ReLU.
+    """What the fusions share: each part's features are standardized, projected to one width, and go through a ReLU.
 
     Where a part is absent, its learned vector stands in; in a model that has never seen it absent, what features of 0
-    after standardising give, those of an average sample if `standardise` is ``samples``.
+    after standardizing give, those of an average sample if `standardize` is ``samples``.
 
     Args:
         in_features: Part name → number of features; filled in by the dry run.
         width: Features that each part keeps.
         dropout: Share of the fused features that is dropped while training, in [0, 1).
-        standardise: ``samples`` (each feature over the samples of a batch, as BatchNorm does, with running statistics
+        standardize: ``samples`` (each feature over the samples of a batch, as BatchNorm does, with running statistics
             in evaluation), ``features`` (each sample over its features, as LayerNorm does, which needs no statistics),
             or ``none`` (features as they are, so that a part on a larger scale drowns the others).
         modality_dropout: Probability of leaving a part out of a sample while training, in [0, 1); never all of them.
@@ -116,7 +116,7 @@ class Fusion(nn.Module):
         in_features: Mapping[str, int],
         width: int = 64,
         dropout: float = 0.0,
-        standardise: str = "samples",
+        standardize: str = "samples",
         modality_dropout: float = 0.0,
         absent: Collection[str] = (),
     ) -> None:
@@ -127,7 +127,7 @@ class Fusion(nn.Module):
         self.width = width
         self.projections = nn.ModuleDict(
             {
-                part: nn.Sequential(sample_norm(size, standardise), nn.Linear(size, width))
+                part: nn.Sequential(sample_norm(size, standardize), nn.Linear(size, width))
                 for part, size in in_features.items()
             }
         )
@@ -144,7 +144,7 @@ class Fusion(nn.Module):
         for part, layers in self.projections.items():
             norm, linear = layers.children()
             mask = (present or {}).get(part)
-            vectors = linear(standardised(norm, features[part], mask)).relu()
+            vectors = linear(standardized(norm, features[part], mask)).relu()
             if part in self.stand_ins:
                 everybody = vectors.new_ones(vectors.shape[0], dtype=torch.bool)
                 vectors = self.stand_ins[part](vectors, everybody if mask is None else mask)
@@ -177,7 +177,7 @@ def masked_softmax(scores: Tensor, there: Tensor, dim: int) -> Tensor:
 
 
 class ConcatFusion(Fusion):
-    """Concatenates projections of standardised features, so that no part dominates by its scale or its width."""
+    """Concatenates projections of standardized features, so that no part dominates by its scale or its width."""
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → `(B, parts × width)`."""
@@ -214,7 +214,7 @@ class AttentionFusion(Fusion):
         in_features: Part name → number of features; filled in by the dry run.
         width: Features of each part and of the result; a multiple of `heads`.
         dropout: Share of the features that is dropped while training, in [0, 1).
-        standardise: As in `Fusion`.
+        standardize: As in `Fusion`.
         modality_dropout: Probability of leaving a part out of a sample while training, in [0, 1); never all of them.
         absent: Parts that samples may lack; filled in by the dry run.
         heads: Number of attention heads.
@@ -228,12 +228,12 @@ class AttentionFusion(Fusion):
         in_features: Mapping[str, int],
         width: int = 64,
         dropout: float = 0.0,
-        standardise: str = "samples",
+        standardize: str = "samples",
         modality_dropout: float = 0.0,
         absent: Collection[str] = (),
         heads: int = 4,
     ) -> None:
-        super().__init__(in_features, width, dropout, standardise, modality_dropout, absent)
+        super().__init__(in_features, width, dropout, standardize, modality_dropout, absent)
         if heads < 1 or width % heads:
             raise ConfigError(f"model.fusion.args.heads: {heads} heads do not divide the width {width}.")
         self.marks = nn.Parameter(torch.randn(1 + len(in_features), width) * width**-0.5)
@@ -263,7 +263,7 @@ class LogitFusion(nn.Module):
         in_features: Part name → number of features; filled in by the dry run.
         out_features: Number of outputs of the model; filled in by the dry run.
         dropout: Share of each part's features that is dropped while training, in [0, 1).
-        standardise: ``samples``, ``features`` or ``none``, as in `Fusion`.
+        standardize: ``samples``, ``features`` or ``none``, as in `Fusion`.
         modality_dropout: Probability of leaving a part out of a sample while training, in [0, 1); never all of them.
 
     Raises:
@@ -278,12 +278,12 @@ class LogitFusion(nn.Module):
         in_features: Mapping[str, int],
         out_features: int,
         dropout: float = 0.0,
-        standardise: str = "samples",
+        standardize: str = "samples",
         modality_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.modality_dropout = checked_rate(modality_dropout)
-        self.heads = PartHeads(in_features, out_features, standardise, dropout)
+        self.heads = PartHeads(in_features, out_features, standardize, dropout)
         self.scores = nn.Parameter(torch.zeros(len(in_features)))
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
@@ -295,22 +295,22 @@ class LogitFusion(nn.Module):
 
 
 class PartHeads(nn.Module):
-    """A linear head on the standardised features of each part, to see what that part knows alone.
+    """A linear head on the standardized features of each part, to see what that part knows alone.
 
     Args:
         in_features: Part name → number of features.
         out_features: Number of outputs of the model.
-        standardise: As in `Fusion`.
+        standardize: As in `Fusion`.
         dropout: Share of the features that is dropped while training, in [0, 1).
     """
 
     def __init__(
-        self, in_features: Mapping[str, int], out_features: int, standardise: str = "samples", dropout: float = 0.0
+        self, in_features: Mapping[str, int], out_features: int, standardize: str = "samples", dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.heads = nn.ModuleDict(
             {
-                part: nn.Sequential(sample_norm(size, standardise), nn.Dropout(dropout), nn.Linear(size, out_features))
+                part: nn.Sequential(sample_norm(size, standardize), nn.Dropout(dropout), nn.Linear(size, out_features))
                 for part, size in in_features.items()
             }
         )
@@ -320,5 +320,5 @@ class PartHeads(nn.Module):
         outputs = {}
         for part, layers in self.heads.items():
             norm, dropout, linear = layers.children()
-            outputs[part] = linear(dropout(standardised(norm, features[part], (present or {}).get(part))))
+            outputs[part] = linear(dropout(standardized(norm, features[part], (present or {}).get(part))))
         return outputs

@@ -13,9 +13,9 @@ from hybrid_lightning.errors import ConfigError, listing, reason
 from hybrid_lightning.importing import check_arguments, parameters_of, trusted
 from hybrid_lightning.network.adapters import add_adapter
 from hybrid_lightning.network.channels import (
-    Normalise,
+    Normalize,
     adapt_channels,
-    normalisation,
+    normalization,
     refuse_wrong_channels,
     require_channels,
 )
@@ -62,7 +62,7 @@ class HybridNetwork(nn.Module):
         record: Sizes and stages of an earlier network with the same facts, see `record`; needs no data.
         load: Whether the parts' weights are read; False where a checkpoint follows.
         trust: None, or the packages that a file's dotted paths may name, see `resolve`.
-        initialised: Parts whose weights come from elsewhere later, so that their own are not read.
+        initialized: Parts whose weights come from elsewhere later, so that their own are not read.
         part_heads: Whether each part that feeds the fusion has a head of its own, to see what it knows alone.
         part_weight: 0: these heads only look on, and nothing else changes by them. More: their losses, times this,
             train the parts too.
@@ -82,7 +82,7 @@ class HybridNetwork(nn.Module):
         record: Mapping[str, Any] | None = None,
         load: bool = True,
         trust: Collection[str] | None = None,
-        initialised: Collection[str] = (),
+        initialized: Collection[str] = (),
         part_heads: bool = False,
         part_weight: float = 0.0,
         hints: Mapping[str, Mapping[str, Any]] | None = None,
@@ -113,7 +113,7 @@ class HybridNetwork(nn.Module):
         self._scales: dict[str, dict[str, Any]] = known["scales"]
         self.parts = nn.ModuleDict()
         self.scales = nn.ModuleDict()
-        self._load, self._trust, self._initialised = load, trust, initialised
+        self._load, self._trust, self._initialized = load, trust, initialized
         self._rebuilt = record is not None
         self.weight_reports: dict[str, str] = {}
         """Part → what was loaded into it from a file."""
@@ -361,7 +361,7 @@ class HybridNetwork(nn.Module):
 
     def _add_scale(self, name: str) -> None:
         if name in self._scales:
-            self.scales[name] = Normalise(**self._scales[name])
+            self.scales[name] = Normalize(**self._scales[name])
 
     def _build_along(self, example: Batch) -> None:
         """Makes each part with the sizes that the parts before it produce."""
@@ -387,7 +387,7 @@ class HybridNetwork(nn.Module):
             )
         if "part_heads" in self.facts:
             sizes = {"in_features": _widths(features), "out_features": self.outputs}
-            self.sizes["part_heads"] = sizes | {"standardise": self.facts["fusion"].args.get("standardise", "samples")}
+            self.sizes["part_heads"] = sizes | {"standardize": self.facts["fusion"].args.get("standardize", "samples")}
             with torch.random.fork_rng(devices=[]):  # whatever is drawn later is drawn as without them
                 self.parts["part_heads"] = self._make("part_heads", self.sizes["part_heads"])
             self.stages["part_heads"] = {"all": ["*"]}
@@ -478,7 +478,7 @@ class HybridNetwork(nn.Module):
     def _make(self, name: str, sizes: Mapping[str, Any]) -> nn.Module:
         """The part's module, with its weights, its channels and its adapters."""
         part, where = self.facts[name], self._where(name)
-        factory, load = None, self._load and name not in self._initialised
+        factory, load = None, self._load and name not in self._initialized
         if isinstance(part.module, nn.Module):
             module, has_weights = part.module, part.weights == "pretrained"
         else:
@@ -501,8 +501,8 @@ class HybridNetwork(nn.Module):
             self.weight_reports |= {name: report} if report else {}
         if name not in self.preprocessing:
             self.preprocessing[name] = facts = preprocessing_of(part.module, module, factory)
-            if part.normalise:
-                self._scales[name] = normalisation(part.normalise, facts, part.channels, where)
+            if part.normalize:
+                self._scales[name] = normalization(part.normalize, facts, part.channels, where)
         if part.channels:
             adapt_channels(module, part.channels, where)
         if part.adapter:

@@ -62,7 +62,7 @@ def encode_present(
     """What a part makes of the samples that have its input; zeros for the others, which cost nothing.
 
     A part that nobody has is still called, on one sample, so that on several ranks each takes part in every step of
-    each part; its normalisations then stay as they are.
+    each part; its normalizations then stay as they are.
 
     Args:
         call: The part, from its inputs to its output `(B, ...)`.
@@ -89,7 +89,7 @@ def _take(value: Any, rows: Tensor) -> Any:
 
 @contextmanager
 def kept_statistics(module: nn.Module, few: bool) -> Iterator[None]:
-    """With `few` samples, normalisations use their running statistics and keep them.
+    """With `few` samples, normalizations use their running statistics and keep them.
 
     Those that join the statistics of all ranks stay as they are: the others would wait for them.
     """

@@ -14,7 +14,7 @@ from hybrid_lightning.network.adapters import parse_adapter
 from hybrid_lightning.network.outputs import POOLS
 from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.optim.groups import PartRates
-from hybrid_lightning.unfreezing.freezing import NORM_MODES
+from hybrid_lightning.unfreezing.freezing import BATCH_NORM_MODES
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 from hybrid_lightning.weights.loading import WeightSource
 
@@ -49,7 +49,7 @@ class Part:
             the module's last layer left the channels.
         channels: Input channels, for a module whose first convolution was made for another number: its weights are
             summed or repeated, see `adapt_channels`. None leaves it.
-        normalise: Whether images in [0, 1] are put on the scale that the weights were trained on, as the model states
+        normalize: Whether images in [0, 1] are put on the scale that the weights were trained on, as the model states
             it, or ``{mean: [...], std: [...]}``.
         stages: Patterns of parameter names from input to output; None cuts the part by execution order.
         lr_scale: Factor on the base rate.
@@ -59,9 +59,10 @@ class Part:
         l2sp: Strength of the pull towards the weights the part started from, see `L2SP`; None or 0 pulls nothing.
         unfreeze: ``always``, ``never``, a duration, ``{start: 10%, every: 1 epochs}`` (top-down by stage), a plateau
             such as ``{plateau: val/loss, patience: 2 validations}``, and more, see `GradualUnfreezing`.
-        norm: Normalisations with running statistics: ``eval`` uses the stored statistics also once the part trains;
-            ``stats`` re-estimates them from training data before each validation; ``train`` uses those of the batch
-            also while the part is frozen. None uses the stored ones while it is frozen, those of the batch later.
+        batch_norm: Normalizations with running statistics: ``frozen`` uses the stored statistics also once the part
+            trains; ``recalibrate`` estimates them anew from training data before each validation; ``train`` uses those
+            of the batch also while the part is frozen. None uses the stored ones while it is frozen, those of the batch
+            later.
         clip: Limit of the part's gradients, before the Trainer's ``gradient_clip_val``: ``{norm: 1.0}``,
             ``{value: 0.5}``, ``agc`` (by the norm of the weights; never the head) or ``zclip`` (by their own history),
             see `GradientClipping`; None limits nothing.
@@ -78,7 +79,7 @@ class Part:
     output: str | int | None = None
     pool: str | None = None
     channels: int | None = None
-    normalise: Any = False
+    normalize: Any = False
     stages: list[str] | None = None
     lr_scale: float | None = None
     layer_decay: float | None = None
@@ -86,7 +87,7 @@ class Part:
     decay_all: bool | None = None
     l2sp: float | None = None
     unfreeze: Any = None
-    norm: str | None = None
+    batch_norm: str | None = None
     clip: Any = None
     adapter: Any = None
     compile: Any = False
@@ -117,7 +118,7 @@ class OriginDefaults:
     decay_all: bool = False
     l2sp: float | None = None
     unfreeze: Any = "always"
-    norm: str | None = None
+    batch_norm: str | None = None
     clip: Any = None
 
 
@@ -191,9 +192,9 @@ def _check_values(part: Part, where: str) -> None:
         raise ConfigError(f"{where}.output: {part.output!r} is neither a key nor a position.")
     if part.channels is not None and (type(part.channels) is not int or part.channels < 1):
         raise ConfigError(f"{where}.channels: {part.channels!r} is not a number of channels, 1 or more.")
-    if not isinstance(part.normalise, bool | Mapping):
+    if not isinstance(part.normalize, bool | Mapping):
         raise ConfigError(
-            f"{where}.normalise: {part.normalise!r} is neither true, nor false, nor {{mean: ..., std: ...}}."
+            f"{where}.normalize: {part.normalize!r} is neither true, nor false, nor {{mean: ..., std: ...}}."
         )
     if part.weights not in (None, "pretrained"):
         WeightSource.parse(part.weights, f"{where}.weights")
@@ -201,8 +202,8 @@ def _check_values(part: Part, where: str) -> None:
         raise ConfigError(f"{where}.input: {part.input!r} is neither a key, nor a part, nor a list of keys.")
     if not (part.stages is None or _is_list_of_names(part.stages)):
         raise ConfigError(f"{where}.stages: {part.stages!r} is not a list of patterns such as [stem, layer1, layer2].")
-    if part.norm is not None and part.norm not in NORM_MODES:
-        raise unknown(f"{where}.norm", "mode", str(part.norm), NORM_MODES)
+    if part.batch_norm is not None and part.batch_norm not in BATCH_NORM_MODES:
+        raise unknown(f"{where}.batch_norm", "mode", str(part.batch_norm), BATCH_NORM_MODES)
     if part.clip is not None:
         ClippingRule.parse(part.clip, f"{where}.clip")
     if part.adapter is not None:

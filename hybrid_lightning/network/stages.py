@@ -50,7 +50,7 @@ def discover_stages(module: nn.Module, called: list[nn.Module], opened: Collecti
     """Cuts a module into stages by execution order.
 
     Blocks are the children that have parameters (a wrapper around one child, and lists of blocks, are opened first). A
-    block that holds only 1-d parameters, such as a normalisation, joins the stage before it; so does an embedding that
+    block that holds only 1-d parameters, such as a normalization, joins the stage before it; so does an embedding that
     follows an embedding. Parameters that belong to no block, such as a class token, join the first stage.
 
     Args:

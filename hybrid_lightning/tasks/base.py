@@ -32,12 +32,12 @@ from hybrid_lightning.tasks.checkpoint import (
     require_all_facts,
     require_plain,
     task_name,
+    translated,
     with_live_modules,
-    with_names,
 )
 from hybrid_lightning.tasks.default_callbacks import default_callbacks, follow_facts, schedules_of, take_places
 from hybrid_lightning.tasks.evaluation import Evaluation
-from hybrid_lightning.tasks.init_from import initialise, parse_init_from, read_parts
+from hybrid_lightning.tasks.init_from import initialize, parse_init_from, read_parts
 from hybrid_lightning.tasks.part_heads import better_alone, makes_outputs, part_weight, refuse_empty_samples
 from hybrid_lightning.trainer import fit_length, is_log_step, log_values
 from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing, check_moments
@@ -64,7 +64,7 @@ class HybridTask(Evaluation, ABC):
         lr: Base learning rate, the only one; each group's own rate is a multiple of it.
         weight_decay: Weight decay of parameters with two or more dimensions.
         pretrained: Defaults of all pretrained parts: ``lr_scale`` (0.1), ``layer_decay`` (1), ``weight_decay``,
-            ``decay_all`` (false), ``l2sp`` (null), ``unfreeze`` (10%), ``norm`` (null).
+            ``decay_all`` (false), ``l2sp`` (null), ``unfreeze`` (10%), ``batch_norm`` (null).
         untrained: Defaults of all untrained parts; ``lr_scale`` is 1 and ``unfreeze`` is ``always``.
         fusion: Facts of the fusion of several parts, such as ``{module: ConcatFusion, args: {width: 64}}``.
         optimizer: A class of `torch.optim`, by name or as ``{class_path: ..., init_args: {...}}``; null is AdamW.
@@ -178,7 +178,7 @@ class HybridTask(Evaluation, ABC):
             record=record,
             load=load,
             trust=self._trust,
-            initialised=start,
+            initialized=start,
             part_heads=self.facts["part_heads"] is not False,
             part_weight=self._part_weight,
             hints=hints,
@@ -186,7 +186,7 @@ class HybridTask(Evaluation, ABC):
         self.measure_parts(self.network.feeding if "part_heads" in self.network.parts else ())
         if given is not None:
             start = {name: tensors for name, tensors in start.items() if name in self.network.parts}
-            self.network.weight_reports["init_from"] = initialise(self.network, given, start)
+            self.network.weight_reports["init_from"] = initialize(self.network, given, start)
         self.on_built(None if given is None else parse_init_from(given))
         return self
 
@@ -448,7 +448,7 @@ class HybridTask(Evaluation, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
         if CHECKPOINT_KEY in checkpoint:
-            checkpoint[CHECKPOINT_KEY] = with_names(checkpoint[CHECKPOINT_KEY])
+            checkpoint[CHECKPOINT_KEY] = translated(checkpoint[CHECKPOINT_KEY])
         rebuild_paths(self.trainer, checkpoint)
         fits = self.trainer.state.fn == "fit"
         if not (fits and self._part_weight):  # heads that train the parts were asked for; their lack is a change

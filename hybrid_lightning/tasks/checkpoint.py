@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import RENAMED, ConfigError, listing, unknown
 from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.weights.safe_files import read_file
 
 CHECKPOINT_KEY = "hybrid_lightning"
-CHECKPOINT_VERSION = 3
-"""Formats 1 and 2 were never released."""
+CHECKPOINT_VERSION = 4
+"""Format 3 is translated, see `translated`; 1 and 2 were never released."""
 _PACKAGE = __name__.partition(".")[0]
 Task = TypeVar("Task")
 
@@ -36,13 +36,13 @@ def read_checkpoint(
     wanted = {"version", "task", "facts", "parts", "fusion", "network"}
     if not isinstance(saved, dict) or not wanted <= saved.keys() or "state_dict" not in checkpoint:
         raise ConfigError(f"{where}: {str(path)!r} was not written by a task of this program.")
-    if saved["version"] != CHECKPOINT_VERSION:
+    if saved["version"] not in (3, CHECKPOINT_VERSION):
         is_old = saved["version"] in (1, 2)
         remedy = "It is of before the first release; train anew." if is_old else "Install a newer hybrid_lightning."
         raise ConfigError(
             f"{where}: {str(path)!r} has format {saved['version']}; this program reads {CHECKPOINT_VERSION}. {remedy}"
         )
-    return with_names(saved), checkpoint["state_dict"]
+    return translated(saved), checkpoint["state_dict"]
 
 
 def task_name(task: type) -> str:
@@ -52,8 +52,10 @@ def task_name(task: type) -> str:
     return f"{task.__module__}.{task.__qualname__}"
 
 
-def with_names(saved: dict[str, Any]) -> dict[str, Any]:
-    """What a task added to a checkpoint, with names where an earlier version wrote module paths of this package.
+def translated(saved: dict[str, Any]) -> dict[str, Any]:
+    """What a task added to a checkpoint, in the words of this version.
+
+    Format 3 had other names of options (`RENAMED`), and module paths where there are registered names now.
 
     Args:
         saved: Not changed in place; what is damaged is left to whoever reads it.
@@ -63,17 +65,35 @@ def with_names(saved: dict[str, Any]) -> dict[str, Any]:
     if isinstance(task, str) and task.startswith(f"{_PACKAGE}."):
         named["task"] = task.rpartition(".")[2]
     if isinstance(parts, Mapping):
-        named["parts"] = {name: _with_name(facts) for name, facts in parts.items()}
-    if "fusion" in saved:
-        named["fusion"] = _with_name(saved["fusion"])
+        named["parts"] = {name: _part(facts) for name, facts in parts.items()}
+    named["fusion"] = _part(saved.get("fusion"))
+    named["facts"] = _with_new_keys(saved.get("facts"))
+    network = saved.get("network")
+    if isinstance(network, Mapping) and isinstance(network.get("sizes"), Mapping):
+        sizes = {name: _with_new_keys(of_part) for name, of_part in network["sizes"].items()}
+        named["network"] = {**network, "sizes": sizes}
     return named
 
 
-def _with_name(facts: Any) -> Any:
-    """The facts of a part, with the registered name of its module if it is one of ours."""
-    if not isinstance(facts, Mapping) or not isinstance(facts.get("module"), str):
+def _part(facts: Any) -> Any:
+    """The options of a part by their names of today; anything that is damaged as it is."""
+    if not isinstance(facts, Mapping):
         return facts
-    return {**facts, "module": registered_name(facts["module"])}
+    part = dict(_with_new_keys(facts))
+    if isinstance(part.get("module"), str):
+        part["module"] = registered_name(part["module"])
+    if "norm" in part:
+        mode = part.pop("norm")
+        part["batch_norm"] = RENAMED.get(mode, mode) if isinstance(mode, str) else mode
+    part["args"] = _with_new_keys(part.get("args"))
+    return part
+
+
+def _with_new_keys(options: Any) -> Any:
+    """A dict whose keys are spelled as today; anything else as it is. ``norm`` is also an argument of modules."""
+    if not isinstance(options, Mapping):
+        return options
+    return {key if key == "norm" else RENAMED.get(key, key): value for key, value in options.items()}
 
 
 def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str = "--ckpt_path") -> None:

@@ -30,21 +30,21 @@ def default_callbacks(facts: Iterable[Part], unfreezing: Mapping[str, Any]) -> l
     callbacks += [GradualUnfreezing({}, **unfreezing), NonFiniteGradients()]
     callbacks += [GradientClipping({})] if any(part.clip for part in facts) else []
     callbacks += [GradientNormMonitor(), ExactResume()]
-    return [*callbacks, *([ReestimateStatistics()] if any(part.norm == "stats" for part in facts) else [])]
+    return [*callbacks, *([ReestimateStatistics()] if any(part.batch_norm == "recalibrate" for part in facts) else [])]
 
 
 def follow_facts(callbacks: Iterable[pl.Callback], facts: Mapping[str, Part]) -> None:
     """Tells callbacks of `default_callbacks` what the facts say, now that it is known which parts have parameters."""
-    norm = {name: part.norm for name, part in facts.items() if part.norm}
+    batch_norm = {name: part.batch_norm for name, part in facts.items() if part.batch_norm}
     for callback in callbacks:
         if isinstance(callback, GradualUnfreezing):
-            callback.schedules, callback.norm = schedules_of(facts), norm
+            callback.schedules, callback.batch_norm = schedules_of(facts), batch_norm
         if isinstance(callback, GradientClipping):
             callback.use({name: part.clip for name, part in facts.items() if part.clip})
         if isinstance(callback, L2SP):
             callback.strength = {name: part.l2sp for name, part in facts.items() if part.l2sp}
         if isinstance(callback, ReestimateStatistics):
-            callback.parts = [name for name, mode in norm.items() if mode == "stats"]
+            callback.parts = [name for name, mode in batch_norm.items() if mode == "recalibrate"]
 
 
 def schedules_of(facts: Mapping[str, Part]) -> dict[str, UnfreezingSchedule]:

@@ -61,7 +61,7 @@ def read_parts(given: Any, known: Mapping[str, Any], where: str = "model.init_fr
     return {name: found[old] for name, old in sources.items() if old in found}
 
 
-def initialise(network: HybridNetwork, given: Any, parts: Mapping[str, Tensors], where: str = "model.init_from") -> str:
+def initialize(network: HybridNetwork, given: Any, parts: Mapping[str, Tensors], where: str = "model.init_from") -> str:
     """Loads what fits of each part; the rest keeps its fresh weights.
 
     Args:

@@ -27,12 +27,12 @@ class HybridRegressor(HybridTask):
     """Predicts one or several numbers with pretrained and untrained parts under one head.
 
     Logged after each validation and test, over all samples: ``mae``, ``rmse`` and ``r2``, in the units of the targets.
-    The losses, ``train/loss``, ``val/loss`` and ``test/loss``, are those of standardised targets.
+    The losses, ``train/loss``, ``val/loss`` and ``test/loss``, are those of standardized targets.
 
     Args:
         num_outputs: Numbers per sample; targets are `(B, num_outputs)`, or `(B,)` if it is 1.
-        loss_function: ``mse``, ``mae`` or ``huber``, of standardised targets.
-        standardise: Whether the network learns targets less their mean over their standard deviation, of each output
+        loss_function: ``mse``, ``mae`` or ``huber``, of standardized targets.
+        standardize: Whether the network learns targets less their mean over their standard deviation, of each output
             over the training data, if these show their ``targets``; one that is constant is only shifted. Predictions
             and metrics are in the units of the targets all the same, and a checkpoint keeps the scale. False learns the
             targets as they are.
@@ -43,16 +43,16 @@ class HybridRegressor(HybridTask):
     """
 
     def __init__(
-        self, num_outputs: int = 1, loss_function: str = "mse", standardise: bool = True, **common: Any
+        self, num_outputs: int = 1, loss_function: str = "mse", standardize: bool = True, **common: Any
     ) -> None:
         if loss_function not in _LOSSES:
             raise unknown("model.loss_function", "loss", loss_function, _LOSSES)
         if num_outputs < 1:
             raise ConfigError(f"model.num_outputs: {num_outputs} is less than 1.")
-        self.num_outputs, self.loss_function, self.standardise = num_outputs, loss_function, standardise
+        self.num_outputs, self.loss_function, self.standardize = num_outputs, loss_function, standardize
         super().__init__(**common)
         self.scale = TargetScale(num_outputs)
-        self.facts |= {"num_outputs": num_outputs, "loss_function": loss_function, "standardise": standardise}
+        self.facts |= {"num_outputs": num_outputs, "loss_function": loss_function, "standardize": standardize}
 
     @property
     def outputs(self) -> int:
@@ -76,7 +76,7 @@ class HybridRegressor(HybridTask):
         super().configure_model()
         if self.trainer.state.fn != "fit" or self.scale.known:
             return
-        targets = training_targets(self.trainer) if self.standardise else None
+        targets = training_targets(self.trainer) if self.standardize else None
         mean, std = [0.0] * self.num_outputs, [1.0] * self.num_outputs
         if targets is not None:
             self.check_target(targets, "data: train targets")
@@ -84,18 +84,18 @@ class HybridRegressor(HybridTask):
         self.scale.set(*self.trainer.strategy.broadcast((mean, std)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the scale of the checkpoint, whatever ``standardise`` says now; else see `HybridTask`."""
+        """Keeps the scale of the checkpoint, whatever ``standardize`` says now; else see `HybridTask`."""
         facts = checkpoint.get(CHECKPOINT_KEY, {}).get("facts")
-        was = self.standardise if facts is None else facts.get("standardise", False)
-        if was != self.standardise:
-            self.standardise = self.facts["standardise"] = was
-            rank_zero_info(f"standardise: {was}, because the network of the checkpoint was trained like that.")
+        was = self.standardize if facts is None else facts.get("standardize", False)
+        if was != self.standardize:
+            self.standardize = self.facts["standardize"] = was
+            rank_zero_info(f"standardize: {was}, because the network of the checkpoint was trained like that.")
         super().on_load_checkpoint(checkpoint)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Mean over samples and outputs, of standardised targets."""
+        """Mean over samples and outputs, of standardized targets."""
         function = _LOSSES[self.loss_function]
-        return function(self._numbers(outputs), self.scale.standardised(target).to(outputs.dtype))
+        return function(self._numbers(outputs), self.scale.standardized(target).to(outputs.dtype))
 
     def _numbers(self, outputs: Tensor) -> Tensor:
         """Outputs in the shape of the targets."""

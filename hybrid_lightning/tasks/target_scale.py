@@ -1,4 +1,4 @@
-"""The scale of a regression's targets: the network learns standardised numbers, users see their own."""
+"""The scale of a regression's targets: the network learns standardized numbers, users see their own."""
 
 from collections.abc import Callable
 from typing import Self
@@ -32,7 +32,7 @@ class TargetScale(nn.Module):
         self.std.copy_(torch.tensor(std))
         self.known.fill_(1)
 
-    def standardised(self, target: Tensor) -> Tensor:
+    def standardized(self, target: Tensor) -> Tensor:
         """Targets `(B,)` or `(B, outputs)` as the network learns them."""
         return (target - self.mean) / self.std
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-NORM_MODES = ("eval", "stats", "train")
-"""What a part can do with its normalisations, see `Part`."""
+BATCH_NORM_MODES = ("frozen", "recalibrate", "train")
+"""What a part can do with normalizations that have running statistics, see `Part`."""
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
@@ -24,19 +24,20 @@ def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
 
 
 def module_modes(
-    root: nn.Module, parts: Mapping[nn.Parameter, str], norm: Mapping[str, str] | None = None
+    root: nn.Module, parts: Mapping[nn.Parameter, str], batch_norm: Mapping[str, str] | None = None
 ) -> dict[nn.Module, bool]:
     """Which modules have to be in train mode (True) or in eval mode (False) while `root` trains.
 
-    A module trains if one of its parameters does. A module without parameters of its own (dropout, a normalisation with
+    A module trains if one of its parameters does. A module without parameters of its own (dropout, a normalization with
     ``affine=False``) follows its nearest ancestor that has some, except `root` itself. Modules that follow nobody are
     left out and keep their mode.
 
     Args:
         root: The module whose descendants are judged.
         parts: Parameter → name of its part; only these parameters' ``requires_grad`` decides.
-        norm: Part → mode of its normalisations with running statistics, whether the part trains or not: ``eval`` uses
-            and keeps the stored statistics, ``train`` those of the batch. ``stats`` makes no difference here.
+        batch_norm: Part → mode of its normalizations with running statistics, whether the part trains or not:
+            ``frozen`` uses and keeps the stored statistics, ``train`` those of the batch. ``recalibrate`` makes no
+            difference here.
     """
     by_id = {id(parameter): part for parameter, part in parts.items()}
     modes: dict[nn.Module, bool] = {}
@@ -46,8 +47,8 @@ def module_modes(
         if own:
             trains, owners = any(p.requires_grad for p in own), {by_id[id(p)] for p in own}
             part = owners.pop() if len(owners) == 1 else None
-        forced = (norm or {}).get(part or "") if has_statistics(module) else None
-        if forced in ("eval", "train"):
+        forced = (batch_norm or {}).get(part or "") if has_statistics(module) else None
+        if forced in ("frozen", "train"):
             modes[module] = forced == "train"
         elif trains is not None:
             modes[module] = modes.get(module, False) or trains
@@ -83,7 +84,7 @@ def dry_run(module: nn.Module) -> Iterator[None]:
 
 
 def has_statistics(module: nn.Module) -> bool:
-    """Whether a module keeps running statistics: batch and instance normalisation, in any number of dimensions."""
+    """Whether a module keeps running statistics: batch and instance normalization, in any number of dimensions."""
     return getattr(module, "running_mean", None) is not None
 
 
@@ -91,7 +92,7 @@ class KeptStatistics:
     """A copy of the running statistics that a forward pass will change, for a step that then is not made.
 
     Args:
-        root: Its normalisations in train mode are kept.
+        root: Its normalizations in train mode are kept.
         copies: What was kept by another process that this one continues; None copies what is there now.
     """
 

@@ -14,7 +14,7 @@ from hybrid_lightning.distributed.sharding import reshard
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.trainer import fit_length, is_log_step, log_values, named_groups, window_is_open
-from hybrid_lightning.unfreezing.freezing import NORM_MODES, apply_modes, module_modes, set_trainable
+from hybrid_lightning.unfreezing.freezing import BATCH_NORM_MODES, apply_modes, module_modes, set_trainable
 from hybrid_lightning.unfreezing.plateau import Plateau
 from hybrid_lightning.unfreezing.schedule import Span, UnfreezingSchedule
 from hybrid_lightning.unfreezing.timeline import (
@@ -35,7 +35,7 @@ Group = dict[str, Any]
 class GradualUnfreezing(pl.Callback):
     """Trains each part from its own moment on; until then, and after it is frozen again, the part is frozen.
 
-    Frozen means: no gradient, no update, no weight decay, normalisation and dropout in eval mode. What trains is a
+    Frozen means: no gradient, no update, no weight decay, normalization and dropout in eval mode. What trains is a
     function of the schedule, the step and the moments that metrics or `postpone` have decided; the latter are in the
     checkpoint. So a resumed run trains what an uninterrupted one would. Works in any LightningModule whose one
     optimizer has groups from `named_param_groups`.
@@ -57,9 +57,10 @@ class GradualUnfreezing(pl.Callback):
               the input to the output; ``restore_best: val/loss`` goes back to the weights with the best value so far
               before each unfreezing of the part (``true`` takes the plateau's metric);
             - ``{stages: {layer4: 10%, "*": never}}``: each stage by its name.
-        norm: Part → mode of its normalisations with running statistics: ``eval`` uses the stored statistics also once
-            the part trains; ``train`` uses those of the batch also while it is frozen; ``stats`` makes no difference
-            here, see `ReestimateStatistics`. A part that is not named uses the stored ones while it is frozen.
+        batch_norm: Part → mode of its normalizations with running statistics: ``frozen`` uses the stored statistics
+            also once the part trains; ``train`` uses those of the batch also while it is frozen; ``recalibrate`` makes
+            no difference here, see `ReestimateStatistics`. A part that is not named uses the stored ones while it is
+            frozen.
         restart_early_stopping: Whether the patience of `EarlyStopping` starts anew at each unfreezing.
         check_ranks: When ranks are compared: after the first step of each phase (``phases``), or after each epoch as
             well (``epochs``).
@@ -72,16 +73,16 @@ class GradualUnfreezing(pl.Callback):
     def __init__(
         self,
         unfreeze: dict[str, Any],
-        norm: dict[str, str] | None = None,
+        batch_norm: dict[str, str] | None = None,
         restart_early_stopping: bool = False,
         check_ranks: str = "phases",
     ) -> None:
         super().__init__()
         self.schedules = {part: UnfreezingSchedule.parse(value, f"unfreeze.{part}") for part, value in unfreeze.items()}
-        self.norm = norm or {}
-        for part, mode in self.norm.items():
-            if mode not in NORM_MODES:
-                raise unknown(f"norm.{part}", "mode", str(mode), NORM_MODES)
+        self.batch_norm = batch_norm or {}
+        for part, mode in self.batch_norm.items():
+            if mode not in BATCH_NORM_MODES:
+                raise unknown(f"batch_norm.{part}", "mode", str(mode), BATCH_NORM_MODES)
         if check_ranks not in ("phases", "epochs"):
             raise unknown("unfreezing.check_ranks", "value", str(check_ranks), ("phases", "epochs"))
         self.restart_early_stopping, self.check_ranks = restart_early_stopping, check_ranks
@@ -140,8 +141,8 @@ class GradualUnfreezing(pl.Callback):
         self._fixed = {group["name"] for group in groups if group["fixed"]}
         at_start = training_at_start(groups, self.schedules)
         parts = {group["part"] for group in groups}
-        for part in self.norm.keys() - parts:
-            raise unknown("norm", "part", part, parts)
+        for part in self.batch_norm.keys() - parts:
+            raise unknown("batch_norm", "part", part, parts)
         if any(schedule != ALWAYS for schedule in self.schedules.values()):
             refuse_other_strategies(trainer)
         if self._restoring(groups) and isinstance(trainer.strategy, FSDP2Strategy):
@@ -271,7 +272,7 @@ class GradualUnfreezing(pl.Callback):
             rewrap(trainer)
             self._uncompared = True
         self._training = [name for name, training in trains.items() if training]
-        self._modes = module_modes(pl_module, {p: g["part"] for g in everything for p in g["params"]}, self.norm)
+        self._modes = module_modes(pl_module, {p: g["part"] for g in everything for p in g["params"]}, self.batch_norm)
         self._shares = trainable_shares(groups)
         moments = {moment for span in self.spans.values() for moment in span if moment is not None}
         self._next = min((moment for moment in moments if moment > step), default=float("inf"))

@@ -15,7 +15,7 @@ from hybrid_lightning.unfreezing.freezing import apply_modes, has_statistics, mo
 
 
 class ReestimateStatistics(pl.Callback):
-    """Estimates the running statistics of normalisations anew before each validation, from training data.
+    """Estimates the running statistics of normalizations anew before each validation, from training data.
 
     So validation, the saved checkpoints and the trained model have statistics that fit the weights. Where an epoch ends
     without validation, it is done there. Frozen stages keep theirs. Works in any LightningModule whose ``forward``
@@ -41,7 +41,7 @@ class ReestimateStatistics(pl.Callback):
         known = {group["part"] for group in named_groups(trainer, type(self).__name__)}
         for part in self.parts or ():
             if part not in known:
-                raise unknown("norm", "part", part, known)
+                raise unknown("batch_norm", "part", part, known)
         readable(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,8 +106,8 @@ def readable(trainer: pl.Trainer) -> DataLoader[Any]:
     size = getattr(sampler, "batch_size", None)
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or size is None:
         raise ConfigError(
-            "norm: statistics can be estimated anew only from one DataLoader with a batch size and a dataset that is "
-            "read by index. Leave out 'norm: stats', or give such a loader."
+            "batch_norm: statistics can be estimated anew only from one DataLoader with a batch size and a dataset "
+            "that is read by index. Leave out 'batch_norm: recalibrate', or give such a loader."
         )
     samples = len(loader.dataset)  # type: ignore[arg-type]
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).tolist()

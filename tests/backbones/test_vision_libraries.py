@@ -76,7 +76,7 @@ def test_a_model_function_of_timm_is_as_good_as_its_name():
     ],
 )
 def test_a_model_brings_the_facts_about_its_images_and_can_apply_them(part, mean, size):
-    net = network({**part, "normalise": True}, size=size)
+    net = network({**part, "normalize": True}, size=size)
     facts = net.preprocessing["image"]
     assert (facts["mean"], facts["size"], facts["channels"]) == (mean, [size, size], 3)
     image = torch.rand(2, 3, size, size)
@@ -85,10 +85,10 @@ def test_a_model_brings_the_facts_about_its_images_and_can_apply_them(part, mean
     torch.testing.assert_close(net.features({"image": image})["image"], net.parts["image"](scaled))
 
 
-def test_a_grey_image_needs_a_word_and_then_works():
+def test_a_gray_image_needs_a_word_and_then_works():
     with pytest.raises(ConfigError, match=r"^model\.parts\.image: the part expects 3 channels, and .* has 1\."):
         network(timm("resnet10t"), channels=1)
-    net = network(timm("resnet10t", channels=1, normalise=True), channels=1)
+    net = network(timm("resnet10t", channels=1, normalize=True), channels=1)
     assert net.features({"image": torch.rand(2, 1, 64, 64)})["image"].shape == (2, 512)
 
 

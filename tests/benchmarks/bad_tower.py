@@ -1,4 +1,4 @@
-"""Does a badly initialised tower destroy the pretrained tower beside it?
+"""Does a badly initialized tower destroy the pretrained tower beside it?
 
 Runs ``configs/bad_tower.yaml`` (ours), ``configs/bad_tower_one_rate.yaml`` (one global rate, everything trains from the
 start) and variations of the two, each as ``python -m hybrid_lightning fit`` in a temporary folder, once per seed. After
@@ -47,8 +47,8 @@ WAYS: dict[str, tuple[Path, list[str]]] = {
             *("--trainer.gradient_clip_val", "null"),
         ],
     ),
-    "one_rate_standardised": (ONE_RATE, ["--model.fusion.args.standardise", "samples"]),
-    "ours_standardised": (OURS, ["--model.fusion.args.standardise", "samples"]),
+    "one_rate_standardized": (ONE_RATE, ["--model.fusion.args.standardize", "samples"]),
+    "ours_standardized": (OURS, ["--model.fusion.args.standardize", "samples"]),
 }
 COMPARED = ["ours", "one_rate", "one_rate_good_init"]
 
@@ -93,7 +93,7 @@ def relative_distance(module: nn.Module, origin: nn.Module) -> float:
 
 
 def probe_accuracy(encoder: FracastEncoder) -> float:
-    """Test accuracy of a logistic regression on the encoder's features, standardised with the training split."""
+    """Test accuracy of a logistic regression on the encoder's features, standardized with the training split."""
     from sklearn.linear_model import LogisticRegression
 
     data = PlaidDataModule(context=encoder.context)

@@ -45,7 +45,7 @@ Entries = dict[str, Tensor]
 
 
 def encoded_splits() -> tuple[dict[str, Entries], Tensor]:
-    """PLAID with the encoder's features in the place of the traces, standardised; and those of a trace of zeros."""
+    """PLAID with the encoder's features in the place of the traces, standardized; and those of a trace of zeros."""
     data = PlaidDataModule(batch_size=32)
     data.setup()
     encoder = FracastEncoder(context=data.context).eval()

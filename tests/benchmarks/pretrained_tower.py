@@ -1,4 +1,4 @@
-"""What ImageNet weights are worth: one tower, pretrained and randomly initialised, on solar cells.
+"""What ImageNet weights are worth: one tower, pretrained and randomly initialized, on solar cells.
 
 Both fits are those of ``configs/elpv.yaml`` with the part ``cell`` (EfficientNet-Lite0) alone, on images of ``--size``
 pixels, each started as a user would. The random tower is an untrained part: it trains from the first step on at the

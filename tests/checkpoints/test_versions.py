@@ -6,7 +6,6 @@ import torch
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.network.fusion import GatedFusion
 from hybrid_lightning.network.registry import REGISTRY
-from hybrid_lightning.tasks.checkpoint import CHECKPOINT_VERSION
 from tests import small
 from tests.checkpoints.make import PARTS
 
@@ -18,13 +17,35 @@ def test_a_checkpoint_of_before_the_files_moved_is_read(name):
     batch = torch.load(HERE / f"{name}_batch.pt", weights_only=True)
     path = HERE / f"{name}.ckpt"
     saved = torch.load(path, weights_only=True)["hybrid_lightning"]
-    assert (saved["version"], saved["task"]) == (
-        CHECKPOINT_VERSION,
-        "hybrid_lightning.tasks.classifier.HybridClassifier",
-    )
+    assert (saved["version"], saved["task"]) == (3, "hybrid_lightning.tasks.classifier.HybridClassifier")
     model = HybridClassifier.load_from_checkpoint(path)
     with torch.no_grad():
         torch.testing.assert_close(model(batch), batch["outputs"])
+
+
+def test_options_of_format_3_get_their_names_of_today(tmp_path):
+    parts = {
+        "image": PARTS["image"] | {"batch_norm": "recalibrate", "normalize": {"mean": [0.5] * 2, "std": [1.0] * 2}}
+    }
+    parts |= {"x": PARTS["x"]}
+    model = HybridClassifier(num_classes=3, parts=parts, fusion={"args": {"standardize": "features"}})
+    batch = {"image": torch.randn(4, 2, 8, 8), "x": torch.randn(4, 4)}
+    checkpoint = {"state_dict": model.build(batch).eval().state_dict()}
+    model.on_save_checkpoint(checkpoint)
+    saved = checkpoint["hybrid_lightning"]
+    saved["version"] = 3
+    image = saved["parts"]["image"]
+    image["norm"], image["normalise"] = "stats", image.pop("normalize")
+    del image["batch_norm"]
+    saved["fusion"]["args"] = {"standardise": "features"}
+    heads = saved["network"]["sizes"]["part_heads"]
+    heads["standardise"] = heads.pop("standardize")
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    again = HybridClassifier.load_from_checkpoint(tmp_path / "old.ckpt")
+    assert {name: part.plain() for name, part in again.parts.items()} == {n: p.plain() for n, p in model.parts.items()}
+    assert again.fusion.plain() == model.fusion.plain()
+    with torch.no_grad():
+        assert torch.equal(again(batch), model(batch))
 
 
 def test_a_fit_goes_on_from_a_checkpoint_that_names_modules_by_their_former_paths(tmp_path, capsys):

@@ -116,4 +116,4 @@ def test_a_schedule_of_another_form_replaces_the_old_one(old, new, merged):
 
 def test_a_limit_of_another_form_replaces_the_old_one_and_other_keys_of_that_name_do_not():
     assert merge({"clip": {"norm": 1.0}}, {"clip": {"value": 0.5}}) == {"clip": {"value": 0.5}}
-    assert merge({"norm": "eval"}, {"stages": ["a"]}) == {"norm": "eval", "stages": ["a"]}
+    assert merge({"batch_norm": "frozen"}, {"stages": ["a"]}) == {"batch_norm": "frozen", "stages": ["a"]}

@@ -45,7 +45,7 @@ def block(inputs: int, norm: nn.Module, dropout: float) -> nn.Sequential:
 
 
 class Backbone(nn.Sequential):
-    """Three stages; with `batch_norm` the second one's normalisation has no parameters."""
+    """Three stages; with `batch_norm` the second one's normalization has no parameters."""
 
     def __init__(self, batch_norm: bool, dropout: float) -> None:
         super().__init__()

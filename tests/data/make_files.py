@@ -5,7 +5,7 @@ Each patient has one of three labels, and two or three rows. Every input tells s
 | column | files or cells | what the label changes |
 | --- | --- | --- |
 | photo | PNG with 8 bits, and JPEG in every other row; RGB, 24 x 20 | how red it is |
-| xray | PNG with 16 bits, grey, 16 x 20 | how bright its middle is |
+| xray | PNG with 16 bits, gray, 16 x 20 | how bright its middle is |
 | scan | ``.nii.gz``, and ``.npy`` in every fourth row; 10 x 8 x 6 | how bright one corner is |
 | emb | ``.npy``, 6 numbers | their mean |
 | spectrum | ``.npz``, 12 numbers under the name ``values`` | where the peak is |

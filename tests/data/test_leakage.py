@@ -49,7 +49,7 @@ def accuracy(name: str, **split: object) -> float:
     return float([row["val/accuracy"] for row in read_rows(table) if row["val/accuracy"]][-1])
 
 
-def test_a_split_by_rows_lets_a_model_recognise_patients_and_split_by_does_not(study):
+def test_a_split_by_rows_lets_a_model_recognize_patients_and_split_by_does_not(study):
     halves = {"fractions": {"val": 0.5, "test": 0.0}}
     by_rows, by_patients = accuracy("rows", **halves), accuracy("patients", **halves, split_by="patient")
     print(f"accuracy of validation: split by rows {by_rows:.2f}, by patients {by_patients:.2f}")

@@ -85,7 +85,7 @@ def test_a_batch_holds_the_rows_that_its_ids_name(folder):
     train = np.array([float(rows[index]["age"]) for index in seen])
     ages = torch.cat([batch["ages"][:, 0] for batch in data.val_dataloader()]) * train.std() + train.mean()
     wanted = [float(rows[index]["age"]) for index in data.datasets["val"].rows.tolist()]
-    assert ages.tolist() == pytest.approx(wanted, abs=1e-4), "standardised with the training rows"
+    assert ages.tolist() == pytest.approx(wanted, abs=1e-4), "standardized with the training rows"
     assert torch.equal(data.datasets["train"].targets, torch.tensor([r % 3 for r in data.datasets["train"].rows]))
 
 

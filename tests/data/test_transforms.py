@@ -101,8 +101,8 @@ def test_a_resized_crop_keeps_its_bounds():
     assert crop._window(1, 100) == (0, 0, 1, 100)  # nothing fits
 
 
-def test_normalise_subtracts_the_mean_and_divides_by_the_deviation():
-    found = make("Normalise", mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])(IMAGE)
+def test_normalize_subtracts_the_mean_and_divides_by_the_deviation():
+    found = make("Normalize", mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])(IMAGE)
     torch.testing.assert_close(found[2], (IMAGE[2] - 0.3) / 0.7)
     torch.testing.assert_close(found[0], (IMAGE[0] - 0.1) / 0.5)
 

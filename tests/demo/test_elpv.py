@@ -46,7 +46,7 @@ def test_impossible_arguments_are_refused(arguments, message):
         ElpvDataModule(**arguments)
 
 
-def test_without_the_data_the_error_names_the_extra_and_the_licence(monkeypatch):
+def test_without_the_data_the_error_names_the_extra_and_the_license(monkeypatch):
     monkeypatch.setitem(sys.modules, "elpv_dataset", None)
     monkeypatch.setitem(sys.modules, "elpv_dataset.utils", None)
     with pytest.raises(ConfigError, match=r"not for commercial use.*'hybrid_lightning\[elpv\]'"):

@@ -28,7 +28,7 @@ def test_a_batch_has_the_promised_shapes(plaid):
     assert all(torch.isfinite(x).all() for x in (batch["trace"]["values"], batch["wave"], batch["stats"]))
 
 
-def test_statistics_are_standardised_with_the_training_split_alone(plaid):
+def test_statistics_are_standardized_with_the_training_split_alone(plaid):
     std, mean = torch.std_mean(plaid.splits["train"].entries["stats"], dim=0)
     torch.testing.assert_close((std, mean), (torch.ones(4), torch.zeros(4)), atol=1e-4, rtol=1e-4)
     assert plaid.splits["test"].entries["stats"].mean(0).abs().max() > 1e-3

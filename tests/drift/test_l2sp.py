@@ -24,7 +24,7 @@ from tests.small import changed, write
 from tests.tiny import Foreign, Tower, batches, hybrid, trainer
 
 
-class Penalised(Foreign):
+class Penalized(Foreign):
     """Somebody's module that writes the penalty into its loss; 0 leaves it to the callback."""
 
     def __init__(self, optimizer: Any, strength: float = 0.0, **options: Any) -> None:
@@ -67,7 +67,7 @@ def test_it_equals_the_penalty_written_into_the_loss(optimizer: Any, options: An
     options_of_fit = {"accumulate_grad_batches": 2, "precision": "64-true"}
     results = []
     for by_hand in (True, False):
-        model = Penalised(optimizer, 3.0 if by_hand else 0.0, **options)
+        model = Penalized(optimizer, 3.0 if by_hand else 0.0, **options)
         unfreezing = GradualUnfreezing({"backbone": {"start": "2 steps", "every": "2 steps"}})
         own = [] if by_hand else [L2SP(["backbone"], strength=3.0, on_cpu=on_cpu)]
         rows = Rows()
@@ -84,7 +84,7 @@ def test_it_equals_the_penalty_written_into_the_loss(optimizer: Any, options: An
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-7), step
         assert penalty == pytest.approx(model.penalties[2 * step], rel=1e-4, abs=1e-9)
     assert penalty > 1e-4
-    plain = Penalised(optimizer, **options)
+    plain = Penalized(optimizer, **options)
     unfreezing = GradualUnfreezing({"backbone": {"start": "2 steps", "every": "2 steps"}})
     trainer(callbacks=[unfreezing], **options_of_fit, **clip).fit(plain, batches(samples=32))
     apart = plain.backbone.third.weight.detach() - ours["backbone.third.weight"]
@@ -169,7 +169,7 @@ def test_what_is_impossible_is_an_error_before_the_first_step() -> None:
     precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     runner = trainer(callbacks=[L2SP(["backbone"])], plugins=[precision])
     with pytest.raises(ConfigError, match="a fused optimizer removes the loss scale"):
-        runner.fit(Penalised(torch.optim.AdamW, fused=True), batches())
+        runner.fit(Penalized(torch.optim.AdamW, fused=True), batches())
 
 
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*before.*optimizer.step")
@@ -177,7 +177,7 @@ def test_a_loss_scale_does_not_change_it() -> None:
     results = []
     for scale in (2.0**3, 2.0**12):
         precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
-        model = Penalised(torch.optim.SGD)
+        model = Penalized(torch.optim.SGD)
         trainer(callbacks=[L2SP(["backbone"], 0.5)], plugins=[precision]).fit(model, batches())
         results.append(model.state_dict())
     for name, value in results[0].items():

@@ -53,7 +53,7 @@ def main(kind: str, ranks: int, folder: Path) -> None:
         "a": {"module": "MLP", "args": {"hidden": [6, 5]}, "unfreeze": "3 steps"},
         "b": {"module": "MLP", "args": {"hidden": [5]}},
     }
-    fusion = {"module": "GatedFusion", "args": {"width": 8, "standardise": "features"}}
+    fusion = {"module": "GatedFusion", "args": {"width": 8, "standardize": "features"}}
     model = HybridClassifier(num_classes=2, parts=parts, fusion=fusion, lr=0.01)
     strategies: dict[str, Any] = {"ddp": DDPStrategy(process_group_backend="gloo"), "fsdp2": FSDP2Strategy()}
     strategy = strategies[kind] if ranks > 1 else "auto"

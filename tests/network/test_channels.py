@@ -13,12 +13,12 @@ def small_net() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 5, 3, bias=True), nn.ReLU(), nn.Conv2d(5, 6, 3))
 
 
-def test_one_channel_answers_as_a_grey_image_on_all_channels():
+def test_one_channel_answers_as_a_gray_image_on_all_channels():
     original, adapted = small_net(), small_net()
     adapted.load_state_dict(original.state_dict())
     adapt_channels(adapted, 1, "x")
-    grey = torch.randn(2, 1, 8, 8)
-    torch.testing.assert_close(adapted(grey), original(grey.expand(-1, 3, -1, -1)))
+    gray = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(adapted(gray), original(gray.expand(-1, 3, -1, -1)))
 
 
 def test_more_channels_repeat_the_filters_and_keep_the_size_of_the_outputs():
@@ -58,7 +58,7 @@ def test_wrong_channels_are_told_where_the_model_itself_refuses_them_first():
 
 
 def test_a_scale_does_not_spread_an_image_over_more_channels():
-    parts = parse_parts({"image": {"module": small_net(), "normalise": {"mean": [0.5] * 3, "std": [0.5] * 3}}})
+    parts = parse_parts({"image": {"module": small_net(), "normalize": {"mean": [0.5] * 3, "std": [0.5] * 3}}})
     with pytest.raises(ConfigError, match=r"^model\.parts\.image: the part expects 3 channels, .* has 1\."):
         HybridNetwork(parts, 2, example={"image": torch.rand(2, 1, 16, 16)})
 
@@ -83,8 +83,8 @@ def test_a_part_with_other_channels_trains_and_loads(folder):
     assert command("test", "--ckpt_path", "last", config=changed({"init.parts": {"stem": part}})) == 0
 
 
-def build(normalise: object, **facts: object) -> HybridNetwork:
-    parts = parse_parts({"image": {"module": nn.Conv2d(2, 3, 1), "normalise": normalise, **facts}})
+def build(normalize: object, **facts: object) -> HybridNetwork:
+    parts = parse_parts({"image": {"module": nn.Conv2d(2, 3, 1), "normalize": normalize, **facts}})
     return HybridNetwork(parts, 2, example={"image": torch.rand(2, 2, 4, 4)})
 
 
@@ -101,14 +101,14 @@ def test_images_arrive_on_the_stated_scale_and_the_state_stays_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("normalise", "message"),
+    ("normalize", "message"),
     [
-        (True, r"^model\.parts\.image\.normalise: the model does not say on which scale"),
+        (True, r"^model\.parts\.image\.normalize: the model does not say on which scale"),
         ({"mean": [0.5, 0.5], "std": [0.1]}, r"does not hold as many"),
         ({"mean": [0.5, 0.5], "std": [0.1, 0.0]}, r"above 0 in std"),
         ("yes", r"'yes' is neither true"),
     ],
 )
-def test_a_scale_that_is_not_known_is_an_error(normalise, message):
+def test_a_scale_that_is_not_known_is_an_error(normalize, message):
     with pytest.raises(ConfigError, match=message):
-        build(normalise)
+        build(normalize)

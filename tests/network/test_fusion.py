@@ -11,9 +11,9 @@ def test_each_part_keeps_its_width_in_the_order_of_the_facts():
     assert list(fusion.projections) == ["a", "b"]
 
 
-@pytest.mark.parametrize(("standardise", "dimension"), [("samples", 0), ("features", 1)])
-def test_the_output_equals_projections_of_standardised_features(standardise, dimension):
-    fusion = ConcatFusion({"a": 3, "b": 7}, width=5, standardise=standardise)
+@pytest.mark.parametrize(("standardize", "dimension"), [("samples", 0), ("features", 1)])
+def test_the_output_equals_projections_of_standardized_features(standardize, dimension):
+    fusion = ConcatFusion({"a": 3, "b": 7}, width=5, standardize=standardize)
     features = {"a": torch.randn(4, 3), "b": torch.randn(4, 7)}
     expected = []
     for name in ("a", "b"):
@@ -24,8 +24,8 @@ def test_the_output_equals_projections_of_standardised_features(standardise, dim
     torch.testing.assert_close(fusion(features), torch.cat(expected, dim=1))
 
 
-def test_without_standardisation_the_output_is_the_plain_projections():
-    fusion = ConcatFusion({"a": 3, "b": 7}, width=5, standardise="none")
+def test_without_standardization_the_output_is_the_plain_projections():
+    fusion = ConcatFusion({"a": 3, "b": 7}, width=5, standardize="none")
     features = {"a": torch.randn(4, 3), "b": 100 * torch.randn(4, 7)}
     layers = [projection[1] for projection in fusion.projections.values()]
     expected = [layer(given).relu() for layer, given in zip(layers, features.values(), strict=True)]
@@ -49,9 +49,9 @@ def test_a_batch_of_one_sample_takes_the_running_statistics():
     torch.testing.assert_close(trained, fusion.eval()({"a": one}))
 
 
-def test_an_unknown_way_to_standardise_is_an_error():
-    with pytest.raises(ConfigError, match=r"standardise: unknown choice 'sample'. Did you mean 'samples'"):
-        ConcatFusion({"a": 3}, standardise="sample")
+def test_an_unknown_way_to_standardize_is_an_error():
+    with pytest.raises(ConfigError, match=r"standardize: unknown choice 'sample'. Did you mean 'samples'"):
+        ConcatFusion({"a": 3}, standardize="sample")
 
 
 def test_dropout_acts_only_while_training():

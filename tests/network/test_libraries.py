@@ -96,12 +96,12 @@ def test_an_image_model_brings_the_scale_that_was_published_with_it(tmp_path):
     net = HybridNetwork(parse_parts({"image": part}), 3, example=images)
     assert net.preprocessing["image"] == {"size": [32, 32]}
     scale = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}
-    for normalised in (True, False):
-        content = {**scale, "do_normalize": normalised, "image_processor_type": "ViTImageProcessor"}
+    for normalized in (True, False):
+        content = {**scale, "do_normalize": normalized, "image_processor_type": "ViTImageProcessor"}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
         net = HybridNetwork(parse_parts({"image": part}), 3, example=images)
         expected = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "size": [32, 32], "channels": 3}
-        assert net.preprocessing["image"] == (expected if normalised else {"size": [32, 32]})
+        assert net.preprocessing["image"] == (expected if normalized else {"size": [32, 32]})
 
 
 def test_a_model_that_arrives_in_eval_mode_trains_once_it_is_unfrozen(published):

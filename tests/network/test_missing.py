@@ -96,7 +96,7 @@ def test_batch_statistics_are_those_of_the_samples_that_are_there() -> None:
     assert (features[~there] == 0).all()
 
 
-def test_the_fusion_standardises_over_the_samples_that_are_there() -> None:
+def test_the_fusion_standardizes_over_the_samples_that_are_there() -> None:
     batch = a_batch()
     network = a_network(batch)
     norm = network.parts["fusion"].projections["a"][0]  # type: ignore[index, union-attr]
@@ -250,7 +250,7 @@ def test_features_are_zeros_where_nobody_has_a_part() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_samples_are_standardised_in_every_precision(dtype: torch.dtype) -> None:
+def test_samples_are_standardized_in_every_precision(dtype: torch.dtype) -> None:
     norm, features = SampleNorm(3).to(dtype), torch.randn(6, 3, dtype=dtype)
     there = torch.tensor([True] * 4 + [False] * 2)
     expected = nn.BatchNorm1d(3, affine=False).to(dtype)

@@ -57,7 +57,7 @@ def test_a_block_that_is_called_again_keeps_its_first_place():
     assert blocks(Wired(children, ["a", "b", "a"])) == ["a", "b"]
 
 
-def test_a_normalisation_joins_the_stage_before_it_and_an_early_one_the_first():
+def test_a_normalization_joins_the_stage_before_it_and_an_early_one_the_first():
     children = {"norm0": nn.LayerNorm(4), "a": linear(1)[0], "norm1": nn.LayerNorm(4), "b": linear(1)[0]}
     found = stages_of(Wired(children, list(children)))
     assert list(found) == ["a", "b"]

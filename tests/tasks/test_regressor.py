@@ -101,8 +101,8 @@ def test_the_scale_is_that_of_the_training_targets_and_a_constant_is_only_shifte
     torch.testing.assert_close(model.scale.std, torch.stack([numbers().std(correction=0), torch.tensor(1.0)]))
 
 
-def test_without_standardising_the_targets_are_learned_as_they_are():
-    model, found = fitted(numbers() * 3, standardise=False)
+def test_without_standardizing_the_targets_are_learned_as_they_are():
+    model, found = fitted(numbers() * 3, standardize=False)
     with torch.no_grad():
         errors = model.eval()({"x": table()})[:, 0] - numbers() * 3
     assert found["val/loss"] == pytest.approx(float(errors.square().mean()), rel=1e-4)
@@ -197,7 +197,7 @@ def test_an_exported_program_predicts_in_the_units_of_the_targets(folder, capsys
     assert main(["fit", "--config", path]) == 0
     assert main(["export", "--config", path, "--ckpt_path", "last", "--output", "net.pt2"]) == 0
     out = capsys.readouterr().out
-    assert "outputs are standardised: number = output × [" in out
+    assert "outputs are standardized: number = output × [" in out
     digest = out[out.index("sha256:") :].strip()
     words = ["predict", "--config", path, "--output"]
     assert main([*words, "a.csv", "--ckpt_path", "net.pt2", "--trust_program", digest]) == 0

@@ -6,7 +6,7 @@ from hybrid_lightning.unfreezing.freezing import apply_modes, module_modes, set_
 
 
 class Model(nn.Module):
-    """A body with normalisation and dropout, a head, and a module that nobody's parameters govern."""
+    """A body with normalization and dropout, a head, and a module that nobody's parameters govern."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def test_modes_are_set_without_their_children():
 
 
 class Norms(nn.Module):
-    """Normalisations of every kind with statistics, between layers of two parts."""
+    """Normalizations of every kind with statistics, between layers of two parts."""
 
     def __init__(self):
         super().__init__()
@@ -120,23 +120,23 @@ class Norms(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("norm", "frozen", "trains"),
+    ("mode", "frozen", "trains"),
     [
         (None, True, False),
         (None, False, True),
-        ("eval", True, False),
-        ("eval", False, False),
-        ("stats", True, False),
-        ("stats", False, True),
+        ("frozen", True, False),
+        ("frozen", False, False),
+        ("recalibrate", True, False),
+        ("recalibrate", False, True),
         ("train", True, True),
         ("train", False, True),
     ],
 )
-def test_normalisations_with_statistics_have_the_mode_that_their_part_is_given(norm, frozen, trains):
+def test_normalizations_with_statistics_have_the_mode_that_their_part_is_given(mode, frozen, trains):
     model = Norms()
     set_trainable(model.old.parameters(), not frozen)
     parts = {**dict.fromkeys(model.old.parameters(), "old"), **dict.fromkeys(model.new.parameters(), "new")}
-    modes = module_modes(model, parts, {"old": norm} if norm else {})
+    modes = module_modes(model, parts, {"old": mode} if mode else {})
     assert [modes[module] for module in model.old[1:7]] == [trains] * 6
     assert [modes[module] for module in model.old[7:]] == [not frozen] * 2, "dropout and LayerNorm follow the part"
     assert modes[model.new[1]]

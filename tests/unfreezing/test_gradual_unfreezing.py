@@ -416,10 +416,10 @@ def test_an_impossible_freezing_is_an_error_before_the_first_step(unfreeze: Any,
         trainer(callbacks=[GradualUnfreezing(unfreeze)]).fit(Foreign(), batches())
 
 
-@pytest.mark.parametrize(("norm", "moves"), [("eval", []), (None, [2, 3]), ("train", [0, 1, 2, 3])])
-def test_statistics_move_when_the_mode_of_the_part_says_so(norm: str | None, moves: list[int]) -> None:
+@pytest.mark.parametrize(("mode", "moves"), [("frozen", []), (None, [2, 3]), ("train", [0, 1, 2, 3])])
+def test_statistics_move_when_the_mode_of_the_part_says_so(mode: str | None, moves: list[int]) -> None:
     model = Judged([1.0] * 5)
-    callback = GradualUnfreezing({"backbone": "3 epochs"}, norm={"backbone": norm} if norm else None)
+    callback = GradualUnfreezing({"backbone": "3 epochs"}, batch_norm={"backbone": mode} if mode else None)
     trainer(callbacks=[callback], max_epochs=5).fit(model, batches(), batches(samples=12))
     means = [weights["backbone.first.1.running_mean"] for weights in model.weights]
     assert [i for i, (a, b) in enumerate(itertools.pairwise(means)) if not torch.equal(a, b)] == moves
@@ -495,7 +495,10 @@ def test_a_stage_of_its_own_schedule_can_restore_the_best_weights_too() -> None:
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        ([GradualUnfreezing({}, norm={"bakbone": "eval"})], r"norm: unknown part 'bakbone'\. Did you mean 'backbone'"),
+        (
+            [GradualUnfreezing({}, batch_norm={"bakbone": "frozen"})],
+            r"batch_norm: unknown part 'bakbone'\. Did you mean 'backbone'",
+        ),
         (
             [GradualUnfreezing({"backbone": "2 epochs"}), pl.callbacks.GradientAccumulationScheduler({0: 4})],
             r"with GradientAccumulationScheduler the number of steps in an epoch changes",

@@ -20,7 +20,7 @@ class Takes(Foreign):
 
 
 def by_hand(model: Takes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of the batches' means and variances of what the first normalisation reads, with the weights as they are."""
+    """Mean of the batches' means and variances of what the first normalization reads, with the weights as they are."""
     read = next(iter(batches(batch_size=40)))["old"]
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     outputs = [model.backbone.first[0](read[rows]).detach() for rows in order.split(8)]
@@ -59,7 +59,7 @@ def test_training_is_the_same_and_frozen_stages_keep_their_statistics() -> None:
 
 def test_a_part_that_says_stats_is_estimated_without_further_words() -> None:
     plain = hybrid("always")
-    facts = {name: {**part.plain(), "norm": "stats"} for name, part in plain.parts.items() if name == "old"}
+    facts = {name: {**part.plain(), "batch_norm": "recalibrate"} for name, part in plain.parts.items() if name == "old"}
     model = HybridClassifier(num_classes=2, parts=facts)
     runner = trainer(max_epochs=1)
     runner.fit(model, batches(), batches(samples=12))
@@ -70,7 +70,7 @@ def test_a_part_that_says_stats_is_estimated_without_further_words() -> None:
 
 def test_a_part_without_parameters_may_have_a_mode_like_the_others() -> None:
     parts = {"old": {"module": "MLP"}, "new": {"module": torch.nn.Identity}}
-    model = HybridClassifier(num_classes=2, parts=parts, untrained={"norm": "stats"})
+    model = HybridClassifier(num_classes=2, parts=parts, untrained={"batch_norm": "recalibrate"})
     trainer(max_epochs=1).fit(model, batches(), batches(samples=12))
 
 

@@ -22,8 +22,8 @@ _MODES = {1: "L", 3: "RGB"}
 class ImageEntry(FileEntry):
     """An image per sample, read with Pillow and turned as its EXIF data say.
 
-    Grey, RGB and palette images with 8 bits are divided by 255, grey ones with 16 bits by 65535; transparency is
-    dropped; floating images (TIFF) have to lie in [0, 1]. Pillow reads colour with 16 bits per channel as 8 bits, or
+    Gray, RGB and palette images with 8 bits are divided by 255, gray ones with 16 bits by 65535; transparency is
+    dropped; floating images (TIFF) have to lie in [0, 1]. Pillow reads color with 16 bits per channel as 8 bits, or
     refuses it; store it as an array. Resized with Pillow's antialiased bilinear filter.
 
     Args:
@@ -32,7 +32,7 @@ class ImageEntry(FileEntry):
         image: Name of the column of paths.
         size: Height and width in pixels; one number stands for both. None leaves images as they are, which then have
             to be equally large within a batch.
-        channels: 3, where grey becomes three equal channels, or 1, where colours become their luma (ITU-R 601-2).
+        channels: 3, where gray becomes three equal channels, or 1, where colors become their luma (ITU-R 601-2).
         resize: How other shapes become `size`. ``crop``: scaled until it covers it, and cut at the centre, which keeps
             the aspect; ``pad``: scaled until it fits into it, with black beside it, which loses nothing; ``stretch``:
             scaled to it, which changes the aspect.
@@ -90,11 +90,11 @@ class ImageEntry(FileEntry):
         return _unit(joined)
 
     def _converted(self, image: "Image.Image") -> "Image.Image":
-        """An image of mode ``L``, ``RGB``, or ``F`` in [0, 1]; grey stays grey until it is resized."""
+        """An image of mode ``L``, ``RGB``, or ``F`` in [0, 1]; gray stays gray until it is resized."""
         if image.mode == "F" or image.mode.startswith("I"):
             return _plane(image)
-        grey = image.mode in ("1", "L", "LA", "La") or self.channels == 1
-        wanted = "L" if grey else "RGB"
+        gray = image.mode in ("1", "L", "LA", "La") or self.channels == 1
+        wanted = "L" if gray else "RGB"
         return image if image.mode == wanted else image.convert(wanted)
 
     def _resized(self, image: "Image.Image") -> "Image.Image":
@@ -130,7 +130,7 @@ def _unit(value: Tensor) -> Tensor:
 
 
 def _plane(image: "Image.Image") -> "Image.Image":
-    """A grey image of more than 8 bits as a floating one in [0, 1]."""
+    """A gray image of more than 8 bits as a floating one in [0, 1]."""
     from PIL import Image
 
     array = np.asarray(image)

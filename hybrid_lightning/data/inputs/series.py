@@ -25,8 +25,8 @@ _MOST_FITTED = 1000
 class SeriesEntry(FileEntry):
     """A series per sample: ``.npy`` or ``.npz`` `(T,)` or `(T, C)`, or text with a step a line, with or without names.
 
-    Each channel is standardised with mean and standard deviation over the steps of the training series; of more than
-    1000 series, of 1000 at equal distances in the manifest. A channel that is constant there is only centred.
+    Each channel is standardized with mean and standard deviation over the steps of the training series; of more than
+    1000 series, of 1000 at equal distances in the manifest. A channel that is constant there is only centered.
 
     Args:
         key: The key of the batch.
@@ -39,10 +39,10 @@ class SeriesEntry(FileEntry):
             ``ResidualConv1d``, `(B, C, length)`, padded with 0 at the end.
         crop: Which part of a longer series is kept: ``start``, ``end``, or ``random``, which is the middle unless
             training.
-        standardise: Whether to standardise.
+        standardize: Whether to standardize.
         name: Which array of ``.npz`` files; None if they hold one.
         gaps: What nan, and an empty field of text, becomes: ``refuse`` stops with an error, ``zero`` makes it 0 after
-            standardising, which is the mean.
+            standardizing, which is the mean.
         train: Transforms of each training sample, `(T, C)` or `(C, length)`, see `make_transforms`.
         eval: Transforms of each sample otherwise.
     """
@@ -55,7 +55,7 @@ class SeriesEntry(FileEntry):
         length: Any = None,
         layout: Any = "steps",
         crop: Any = "start",
-        standardise: Any = True,
+        standardize: Any = True,
         name: Any = None,
         gaps: Any = "refuse",
         train: Any = (),
@@ -65,7 +65,7 @@ class SeriesEntry(FileEntry):
         self.length = None if length is None else check_count(length, f"{where}.length")
         self.layout = check_choice(layout, f"{where}.layout", ("steps", "channels"))
         self.crop = check_choice(crop, f"{where}.crop", ("start", "end", "random"))
-        self.standardise = check_choice(standardise, f"{where}.standardise", (False, True))
+        self.standardize = check_choice(standardize, f"{where}.standardize", (False, True))
         self.name = None if name is None else check_column(name, f"{where}.name")
         self.gaps = check_choice(gaps, f"{where}.gaps", GAPS)
         if self.layout == "channels" and self.length is None:
@@ -73,7 +73,7 @@ class SeriesEntry(FileEntry):
 
     def fit(self, table: Table, rows: np.ndarray[Any, Any]) -> dict[str, Any]:
         """``mean`` and ``std`` of each channel; files are looked up from `folder`."""
-        if not self.standardise:
+        if not self.standardize:
             return {}
         self.bind(table, self.folder)
         return self._moments(spread(rows[~self.empty(table)[rows]], _MOST_FITTED))
@@ -109,7 +109,7 @@ class SeriesEntry(FileEntry):
     def load(self, path: Path, training: bool) -> Tensor:
         """`(T, C)`, or `(C, length)`."""
         steps = self._steps(path)
-        if self.standardise:
+        if self.standardize:
             mean, std = (np.asarray(self.statistics[name]) for name in ("mean", "std"))
             if len(mean) != steps.shape[1]:
                 raise ValueError(f"it has {steps.shape[1]} channels, and the training series have {len(mean)}")

@@ -84,9 +84,9 @@ def _weights(rate: int, wanted: int) -> Tensor:
 def log_mel(sound: Tensor, sample_rate: int, mels: int) -> Tensor:
     """Logarithm of the energy in bands of equal width on the mel scale.
 
-    Windows of 25 ms (Hann) every 10 ms, centred on their time, with zeros beyond the ends; the spectrum's length is the
-    smallest power of 2 of at least two windows. Energies are those of a window with sum 1, with 1e-6 added, so silence
-    is -13.8.
+    Windows of 25 ms (Hann) every 10 ms, centered on their time, with zeros beyond the ends; the spectrum's length is
+    the smallest power of 2 of at least two windows. Energies are those of a window with sum 1, with 1e-6 added, so
+    silence is -13.8.
 
     Args:
         sound: `(C, L)`.
@@ -116,7 +116,7 @@ def _spectrum_length(sample_rate: int) -> int:
 
 @lru_cache(maxsize=8)
 def mel_filters(sample_rate: int, mels: int) -> Tensor:
-    """`(mels, frequencies)`: triangles of height 1 between neighbours of `mels` + 2 equally spaced mels.
+    """`(mels, frequencies)`: triangles of height 1 between neighbors of `mels` + 2 equally spaced mels.
 
     The scale is that of HTK: 2595 log10(1 + f / 700) (Young et al., The HTK Book, 2006, section 5.6).
     """

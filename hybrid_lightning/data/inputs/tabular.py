@@ -20,9 +20,9 @@ Rows = np.ndarray[Any, Any]
 
 
 class NumericEntry(Entry):
-    """Columns of numbers, standardised with mean and standard deviation of the training rows: `(B, n)` float32.
+    """Columns of numbers, standardized with mean and standard deviation of the training rows: `(B, n)` float32.
 
-    A column that is constant there is only centred.
+    A column that is constant there is only centered.
 
     Args:
         key: The key of the batch.
@@ -47,8 +47,8 @@ class NumericEntry(Entry):
         return fit_numbers(table, self.columns, rows, self.where)
 
     def bind(self, table: Table, folder: str) -> None:
-        """Standardises all rows."""
-        values = standardised(table, self.columns, self.statistics, self.where)
+        """Standardizes all rows."""
+        values = standardized(table, self.columns, self.statistics, self.where)
         missing = values.isnan()
         if self.gaps != "keep":
             values = values.nan_to_num_(0.0)
@@ -111,7 +111,7 @@ class CategoricalEntry(Entry):
 class TableEntry(Entry):
     """Columns of numbers and of categories, as ``TabularMLP`` takes them, gaps included.
 
-    A batch has ``numeric`` `(B, n)` float32, standardised as in `NumericEntry`, nan in gaps, and ``categorical``
+    A batch has ``numeric`` `(B, n)` float32, standardized as in `NumericEntry`, nan in gaps, and ``categorical``
     `(B, m)` int64, numbered as in `CategoricalEntry`, -1 for missing and unknown categories. Without columns of a kind
     its entry is left out. Rows in which all cells are empty are zeros.
 
@@ -140,11 +140,11 @@ class TableEntry(Entry):
         return {"categories": [len(self.statistics["categories"][column]) for column in self.categorical]}
 
     def bind(self, table: Table, folder: str) -> None:
-        """Standardises and numbers all rows."""
+        """Standardizes and numbers all rows."""
         absent = torch.from_numpy(self.empty(table))[:, None]
         self._values: dict[str, Tensor] = {}
         if self.numeric:
-            numbers = standardised(table, self.numeric, self.statistics, self.where)
+            numbers = standardized(table, self.numeric, self.statistics, self.where)
             self._values["numeric"] = numbers.masked_fill_(absent, 0.0)
         if self.categorical:
             codes = coded(table, self.categorical, self.statistics, self.where)
@@ -171,7 +171,7 @@ def fit_numbers(table: Table, columns: list[str], rows: Rows, where: str) -> dic
     return found
 
 
-def standardised(table: Table, columns: list[str], statistics: dict[str, Any], where: str) -> Tensor:
+def standardized(table: Table, columns: list[str], statistics: dict[str, Any], where: str) -> Tensor:
     """`(rows, n)` float32 of all rows, nan in gaps."""
     values = np.empty((len(table), len(columns)), dtype=np.float32)
     for index, column in enumerate(columns):

@@ -16,7 +16,7 @@ _NORM_NAMES = ("batch", "group")
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions beside a shortcut; the first one divides every side by `stride`.
+    """Two normalized convolutions beside a shortcut; the first one divides every side by `stride`.
 
     Args:
         dimensions: 1 for series, 2 for images, 3 for volumes.
@@ -76,7 +76,7 @@ class _ResidualConv(nn.Module):
         if kernel_size % 2 == 0:
             raise ConfigError(f"kernel_size: {kernel_size} is even; residual blocks need an odd one, such as 7.")
         if norm not in _NORM_NAMES:
-            raise unknown("norm", "normalisation", str(norm), _NORM_NAMES)
+            raise unknown("norm", "normalization", str(norm), _NORM_NAMES)
         stem = _convolution(self.dimensions, in_channels, channels[0], 2 * kernel_size + 1, 2, norm)
         self.stem = nn.Sequential(stem, nn.ReLU())
         for index, (before, after) in enumerate(zip([channels[0], *channels], channels, strict=False)):
@@ -87,8 +87,8 @@ class _ResidualConv(nn.Module):
 class ResidualConv1d(_ResidualConv):
     """A residual convolution net for series (He et al., arXiv 1512.03385, in one dimension).
 
-    The length is halved by the stem and divided by `stride` in each block. A normalisation follows every convolution,
-    so the scale of the initial weights does not matter; they are torch's (Kaiming uniform), the normalisations start
+    The length is halved by the stem and divided by `stride` in each block. A normalization follows every convolution,
+    so the scale of the initial weights does not matter; they are torch's (Kaiming uniform), the normalizations start
     as the identity.
 
     Args:
@@ -193,7 +193,7 @@ class ResidualConv3d(_ResidualConv):
 
 
 def _convolution(dimensions: int, before: int, after: int, kernel_size: int, stride: int, norm: str) -> nn.Sequential:
-    """A convolution with its normalisation; every side L becomes ceil(L / stride)."""
+    """A convolution with its normalization; every side L becomes ceil(L / stride)."""
     layer = _CONVOLUTIONS[dimensions](before, after, kernel_size, stride, padding=kernel_size // 2, bias=False)
     if norm == "group":
         groups = next(count for count in (8, 4, 2, 1) if count == 1 or (after % count == 0 and after >= 8 * count))
@@ -209,7 +209,7 @@ class ConvExtractor(nn.Module):
         channels: Output channels of each block; the number of blocks is its length.
         kernel_size: Side of the square filters, in pixels; the padding keeps height and width.
         pool_size: Side of the pooling window, in pixels; each block divides height and width by it. 1 pools nothing.
-        norm: Whether each block normalises with BatchNorm.
+        norm: Whether each block normalizes with BatchNorm.
     """
 
     def __init__(

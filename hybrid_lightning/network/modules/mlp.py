@@ -18,7 +18,7 @@ class MLP(nn.Module):
         out_features: Features of the plain layer at the end; None leaves it out.
         dropout: Probability of zeroing a feature after each ReLU while training.
         init_gain: Factor on the initial weights of every layer, above 0; biases stay as they are. 1 keeps torch's usual
-            scale; far from 1 is a bad initialisation.
+            scale; far from 1 is a bad initialization.
     """
 
     def __init__(

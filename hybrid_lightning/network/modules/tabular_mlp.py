@@ -60,7 +60,7 @@ class TabularMLP(nn.Module):
     alone. The layers start with torch's weights (Kaiming uniform).
 
     Args:
-        in_features: Number of numeric columns; best standardised, because initial weights assume it.
+        in_features: Number of numeric columns; best standardized, because initial weights assume it.
         categories: Number of categories of each categorical column.
         hidden: Features of each layer with ReLU.
         embedding: Size of the vector of a column, see `ColumnEmbedding`.

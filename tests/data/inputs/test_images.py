@@ -12,8 +12,8 @@ from hybrid_lightning.errors import ConfigError
 from tests.data.inputs.bound import bound
 
 RANDOM = np.random.default_rng(0)
-COLOUR = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)
-GREY = RANDOM.integers(0, 256, (6, 9), dtype=np.uint8)
+COLOR = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+GRAY = RANDOM.integers(0, 256, (6, 9), dtype=np.uint8)
 DEEP = RANDOM.integers(0, 65536, (6, 9)).astype(np.uint16)
 
 
@@ -34,22 +34,22 @@ def channels_first(array):
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def test_colours_of_8_bits_become_shares_of_255(tmp_path):
-    assert torch.equal(read(tmp_path, COLOUR), channels_first(COLOUR).float() / 255)
+def test_colors_of_8_bits_become_shares_of_255(tmp_path):
+    assert torch.equal(read(tmp_path, COLOR), channels_first(COLOR).float() / 255)
 
 
-def test_grey_becomes_three_equal_channels_or_one(tmp_path):
-    expected = torch.from_numpy(GREY).float() / 255
-    assert torch.equal(read(tmp_path, GREY), expected.expand(3, 6, 9))
-    assert torch.equal(read(tmp_path, GREY, channels=1), expected[None])
+def test_gray_becomes_three_equal_channels_or_one(tmp_path):
+    expected = torch.from_numpy(GRAY).float() / 255
+    assert torch.equal(read(tmp_path, GRAY), expected.expand(3, 6, 9))
+    assert torch.equal(read(tmp_path, GRAY, channels=1), expected[None])
 
 
-def test_one_channel_of_colours_is_their_luma(tmp_path):
-    luma = torch.einsum("chw,c->hw", channels_first(COLOUR).float() / 255, torch.tensor([0.299, 0.587, 0.114]))
-    torch.testing.assert_close(read(tmp_path, COLOUR, channels=1)[0], luma, atol=0.6 / 255, rtol=0)
+def test_one_channel_of_colors_is_their_luma(tmp_path):
+    luma = torch.einsum("chw,c->hw", channels_first(COLOR).float() / 255, torch.tensor([0.299, 0.587, 0.114]))
+    torch.testing.assert_close(read(tmp_path, COLOR, channels=1)[0], luma, atol=0.6 / 255, rtol=0)
 
 
-def test_grey_of_16_bits_becomes_shares_of_65535(tmp_path):
+def test_gray_of_16_bits_becomes_shares_of_65535(tmp_path):
     expected = torch.from_numpy(DEEP.astype(np.float32)) / 65535
     torch.testing.assert_close(read(tmp_path, DEEP, channels=1)[0], expected)
     torch.testing.assert_close(read(tmp_path, DEEP.astype(np.int32), "a.tiff")[2], expected)
@@ -87,31 +87,31 @@ def test_an_image_of_one_pixel_and_a_line_of_them_can_be_resized(tmp_path, resiz
         assert found.max() == 1
 
 
-def test_a_palette_becomes_its_colours_and_transparency_is_dropped(tmp_path):
-    few = (COLOUR // 128 * 255).astype(np.uint8)
+def test_a_palette_becomes_its_colors_and_transparency_is_dropped(tmp_path):
+    few = (COLOR // 128 * 255).astype(np.uint8)
     expected = channels_first(few).float() / 255
     palette = Image.fromarray(few).quantize(8)
     assert palette.mode == "P"
     assert torch.equal(read(tmp_path, palette), expected)
-    clear = np.concatenate([few, GREY[..., None]], axis=2)
+    clear = np.concatenate([few, GRAY[..., None]], axis=2)
     assert torch.equal(read(tmp_path, clear), expected)
-    bits = Image.fromarray(GREY).convert("1")
+    bits = Image.fromarray(GRAY).convert("1")
     assert set(read(tmp_path, bits).unique().tolist()) == {0.0, 1.0}
 
 
 def test_an_image_is_turned_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
-    Image.fromarray(COLOUR).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(COLOR).save(tmp_path / "a.png", exif=exif)
     entry = bound(tmp_path, {"file": ["a.png"]}, image="file")
     value = entry.read(0, False)
-    turned = np.rot90(COLOUR, -1).copy()
+    turned = np.rot90(COLOR, -1).copy()
     assert torch.equal(entry.collate([value], value)[0], channels_first(turned).float() / 255)
 
 
 def test_images_of_8_and_of_16_bits_meet_in_one_batch(tmp_path):
-    Image.fromarray(GREY).save(tmp_path / "a.png")
-    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "b.png")
+    Image.fromarray(GRAY).save(tmp_path / "a.png")
+    Image.fromarray(GRAY.astype(np.uint16) * 257).save(tmp_path / "b.png")
     entry = bound(tmp_path, {"file": ["a.png", "b.png"]}, image="file", channels=1)
     values = [entry.read(row, True) for row in range(2)]
     batch = entry.collate([values[0], None, values[1]], values[0])
@@ -121,7 +121,7 @@ def test_images_of_8_and_of_16_bits_meet_in_one_batch(tmp_path):
 
 
 def test_floating_images_have_to_lie_in_0_to_1(tmp_path):
-    floating = (GREY / 255).astype(np.float32)
+    floating = (GRAY / 255).astype(np.float32)
     torch.testing.assert_close(read(tmp_path, floating, "a.tiff", channels=1)[0], torch.from_numpy(floating))
     for wrong in (floating * 255, floating - 1, np.full((2, 2), np.nan, np.float32)):
         with pytest.raises(ConfigError, match=r"row 0: 'a\.tiff': cannot be read: its pixels go from .* to .* 'array'"):
@@ -129,17 +129,17 @@ def test_floating_images_have_to_lie_in_0_to_1(tmp_path):
 
 
 def test_transforms_are_those_of_the_split_and_get_shares_of_1(tmp_path):
-    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    Image.fromarray(COLOR).save(tmp_path / "a.png")
     flip = {"class_path": "RandomFlip", "init_args": {"p": 1.0}}
-    scale = {"class_path": "Normalise", "init_args": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    scale = {"class_path": "Normalize", "init_args": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     entry = bound(tmp_path, {"file": ["a.png"]}, image="file", train=[flip], eval=[scale])
-    plain = channels_first(COLOUR).float() / 255
+    plain = channels_first(COLOR).float() / 255
     torch.testing.assert_close(entry.read(0, True), plain.flip(-1))
     torch.testing.assert_close(entry.read(0, False), 2 * plain - 1)
 
 
 def test_a_transform_that_fails_is_told_with_the_row(tmp_path):
-    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    Image.fromarray(COLOR).save(tmp_path / "a.png")
     crop = {"class_path": "RandomCrop", "init_args": {"size": 7}}
     entry = bound(tmp_path, {"file": ["a.png"]}, image="file", train=[crop])
     with pytest.raises(
@@ -149,8 +149,8 @@ def test_a_transform_that_fails_is_told_with_the_row(tmp_path):
 
 
 def test_images_of_different_sizes_need_a_size(tmp_path):
-    Image.fromarray(COLOUR).save(tmp_path / "a.png")
-    Image.fromarray(COLOUR[:4]).save(tmp_path / "b.png")
+    Image.fromarray(COLOR).save(tmp_path / "a.png")
+    Image.fromarray(COLOR[:4]).save(tmp_path / "b.png")
     entry = bound(tmp_path, {"file": ["a.png", "b.png"]}, image="file")
     values = [entry.read(row, True) for row in range(2)]
     with pytest.raises(ConfigError, match=r"different shapes: \[\(3, 4, 9\), \(3, 6, 9\)\]\. Give them one size"):
@@ -158,7 +158,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
 
 
 def test_what_cannot_be_read_is_told_with_row_file_and_reason(tmp_path):
-    Image.fromarray(np.tile(COLOUR, (30, 30, 1))).save(tmp_path / "whole.jpg")
+    Image.fromarray(np.tile(COLOR, (30, 30, 1))).save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("no image")
@@ -193,7 +193,7 @@ def test_an_image_that_would_fill_the_memory_is_refused(tmp_path):
 
 
 def test_an_entry_can_be_sent_to_another_process(tmp_path):
-    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    Image.fromarray(COLOR).save(tmp_path / "a.png")
     entry = bound(tmp_path, {"file": ["a.png", "a.png"]}, image="file", train=["RandomFlip"])
     sent = pickle.loads(pickle.dumps(entry))
     assert torch.equal(sent.read(1, False), entry.read(1, False))

@@ -23,7 +23,7 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_channels_are_standardised_over_the_steps_of_the_training_series(files):
+def test_channels_are_standardized_over_the_steps_of_the_training_series(files):
     entry = bound(files, {"file": NAMES}, fit_rows=[0, 1, 2], series="file")
     steps = np.concatenate(SERIES[:3])
     assert json.loads(json.dumps(entry.statistics)) == entry.statistics
@@ -32,7 +32,7 @@ def test_channels_are_standardised_over_the_steps_of_the_training_series(files):
     found = entry.read(3, False)["values"]
     expected = torch.from_numpy((SERIES[3] - steps.mean(0)) / steps.std(0)).float()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    plain = bound(files, {"file": NAMES}, series="file", standardise=False)
+    plain = bound(files, {"file": NAMES}, series="file", standardize=False)
     assert plain.statistics == {}
     torch.testing.assert_close(plain.read(3, False)["values"], torch.from_numpy(SERIES[3]).float())
 
@@ -72,7 +72,7 @@ def test_channels_of_one_length_are_what_a_convolution_takes(files):
 
 def test_a_longer_series_is_cut_where_the_option_says(files):
     for crop, start in (("start", 0), ("end", 5), ("random", 2)):
-        entry = bound(files, {"file": NAMES}, series="file", length=4, crop=crop, standardise=False)
+        entry = bound(files, {"file": NAMES}, series="file", length=4, crop=crop, standardize=False)
         expected = torch.from_numpy(SERIES[1][start : start + 4]).float()
         assert torch.equal(entry.read(1, False)["values"], expected)
     starts = {float(entry.read(1, True)["values"][0, 0]) for _ in range(60)}
@@ -92,7 +92,7 @@ def test_a_longer_series_is_cut_where_the_option_says(files):
 )
 def test_text_is_read_with_and_without_names(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    entry = bound(tmp_path, {"file": [name]}, series="file", standardise=False)
+    entry = bound(tmp_path, {"file": [name]}, series="file", standardize=False)
     assert entry.read(0, False)["values"].tolist() == [[1.0, 2.0], [3.0, 4.5]]
     assert entry.probe(0) == ()
 
@@ -100,7 +100,7 @@ def test_text_is_read_with_and_without_names(tmp_path, name, text):
 def test_a_series_without_channels_gets_one(tmp_path):
     (tmp_path / "a.csv").write_text("volt\n1\n2\n4\n")
     np.save(tmp_path / "b.npy", np.array([1, 2, 4]))
-    entry = bound(tmp_path, {"file": ["a.csv", "b.npy"]}, series="file", standardise=False)
+    entry = bound(tmp_path, {"file": ["a.csv", "b.npy"]}, series="file", standardize=False)
     assert torch.equal(entry.read(0, True)["values"], torch.tensor([[1.0], [2.0], [4.0]]))
     assert torch.equal(entry.read(0, True)["values"], entry.read(1, True)["values"])
 
@@ -114,7 +114,7 @@ def test_gaps_of_a_series_are_refused_or_the_mean(tmp_path):
     assert entry.read(0, False)["values"].tolist() == [[-1.0, 0.0], [1.0, -1.0], [0.0, 1.0]]
 
 
-def test_a_constant_channel_is_only_centred(tmp_path):
+def test_a_constant_channel_is_only_centered(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[0.1, 1], [0.1, 3], [0.1, 5]]))
     entry = bound(tmp_path, {"file": ["a.npy"]}, series="file")
     assert entry.statistics["std"][0] == 1.0
@@ -134,14 +134,14 @@ def test_what_cannot_be_read_is_told_with_row_file_and_reason(tmp_path):
         (tmp_path / name).write_text(text)
     np.save(tmp_path / "volume.npy", np.zeros((2, 2, 2)))
     for name in [*contents, "volume.npy", "gone.csv"]:
-        entry = bound(tmp_path, {"file": [name]}, series="file", standardise=False)
+        entry = bound(tmp_path, {"file": [name]}, series="file", standardize=False)
         with pytest.raises(ConfigError, match=rf"^data\.inputs\.x: row 0: '{name}': (cannot be read|there is no)"):
             entry.read(0, True)
         with pytest.raises(ConfigError, match=rf"^data\.inputs\.x: row 0: '{name}': (cannot be read|there is no)"):
             bound(tmp_path, {"file": [name]}, series="file")
     for name in ("nothing.csv", "gone.csv"):
         with pytest.raises(ConfigError, match=rf"row 0: '{name}'"):
-            bound(tmp_path, {"file": [name]}, series="file", standardise=False).probe(0)
+            bound(tmp_path, {"file": [name]}, series="file", standardize=False).probe(0)
 
 
 def test_another_number_of_channels_is_refused(files):
@@ -151,7 +151,7 @@ def test_another_number_of_channels_is_refused(files):
     entry = bound(files, {"file": NAMES}, fit_rows=[1, 2], series="file")
     with pytest.raises(ConfigError, match=r"row 0: '0\.npy': .* 5 channels, and the training series have 2"):
         entry.read(0, True)
-    entry = bound(files, {"file": NAMES}, series="file", standardise=False)
+    entry = bound(files, {"file": NAMES}, series="file", standardize=False)
     values = [entry.read(row, True) for row in range(2)]
     with pytest.raises(ConfigError, match=r"series of one batch have \[2, 5\] channels"):
         entry.collate(values, values[0])

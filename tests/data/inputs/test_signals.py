@@ -49,4 +49,4 @@ def test_bands_cover_the_spectrum():
     filters = mel_filters(16000, 64)
     assert filters.any(1).all()
     inner = (mel_filters(16000, 64).sum(0))[20:-60]
-    assert ((inner > 0.95) & (inner < 1.05)).all()  # neighbouring triangles add up to 1 on the mel scale
+    assert ((inner > 0.95) & (inner < 1.05)).all()  # neighboring triangles add up to 1 on the mel scale

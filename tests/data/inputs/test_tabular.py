@@ -18,14 +18,14 @@ DOSES = [1, 1, 1, 5, None]
 SITES = ["b", None, "a", "c", "b"]
 
 
-def test_numbers_are_standardised_with_the_training_rows_alone(tmp_path):
+def test_numbers_are_standardized_with_the_training_rows_alone(tmp_path):
     entry = bound(tmp_path, {"age": AGES}, fit_rows=[0, 1, 2], numeric="age")
     assert entry.statistics == {"mean": {"age": 25.0}, "std": {"age": 5.0}}
     assert entry.batch(torch.tensor([4, 0, 3])).tolist() == [[13.0], [-1.0], [9.0]]
     assert entry.batch(torch.tensor([0])).dtype == torch.float32
 
 
-def test_a_constant_column_is_only_centred(tmp_path):
+def test_a_constant_column_is_only_centered(tmp_path):
     entry = bound(tmp_path, {"dose": DOSES, "tenth": [0.1] * 5}, fit_rows=[0, 1, 2], numeric=["dose", "tenth"])
     assert entry.statistics["std"] == {"dose": 1.0, "tenth": 1.0}
     torch.testing.assert_close(entry.batch(torch.tensor([3])), torch.tensor([[4.0, 0.0]]))

@@ -56,7 +56,7 @@ def test_the_scale_of_initial_weights_does_not_matter():
     [
         ({"channels": ()}, r"channels: \[\] is empty"),
         ({"kernel_size": 4}, "kernel_size: 4 is even; residual blocks need an odd one"),
-        ({"norm": "layer"}, "norm: unknown normalisation 'layer'.*'batch', 'group'"),
+        ({"norm": "layer"}, "norm: unknown normalization 'layer'.*'batch', 'group'"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

@@ -19,7 +19,7 @@ def test_conv_extractor_divides_the_sides_by_pool_in_each_block(options, shape):
     assert ConvExtractor(3, **options)(torch.randn(2, 3, 16, 16)).shape == shape
 
 
-def test_conv_extractor_normalises_only_if_asked():
+def test_conv_extractor_normalizes_only_if_asked():
     kinds = {norm: {type(m) for m in ConvExtractor(3, norm=norm).modules()} for norm in (True, False)}
     assert nn.BatchNorm2d in kinds[True]
     assert nn.BatchNorm2d not in kinds[False]
