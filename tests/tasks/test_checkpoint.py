@@ -298,7 +298,7 @@ def test_the_command_line_takes_no_class_from_a_checkpoint(verb, tmp_path, monke
         (lambda path: path.unlink(), "there is no file"),
         (lambda path: torch.save({"state_dict": {}}, path), "was not written by a task"),
         (lambda path: torch.save([1, 2], path), "holds a list"),
-        (lambda path: forged(path, version=99), r"has format 99; this program reads 3"),
+        (lambda path: forged(path, version=99), r"has format 99; this program reads 4"),
         (lambda path: forged(path, task="elsewhere.Task"), "'elsewhere.Task'.*Import it first"),
         (lambda path: forged(path, task=["elsewhere"]), "Import it first"),
         (lambda path: forged(path, parts=[1]), "the facts in .* are damaged"),
