@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, listing
 from hybrid_lightning.importing import ClassSpec, check_arguments, parameters_of, resolve
-from hybrid_lightning.optim.lr_schedules import SHAPES, GroupScheduler
+from hybrid_lightning.optim.lr_schedules import GroupScheduler
+from hybrid_lightning.optim.shapes import SHAPES
 
 _STEPWISE = ("OneCycleLR", "CyclicLR")
 _PER_GROUP = ("max_lr", "base_lr", "min_lr", "eta_min", "max_momentum", "base_momentum", "lr_lambda")
@@ -105,7 +106,6 @@ def make_optimizer(
         raise ConfigError(f"{optimizer_class.__name__} refuses its arguments: {error}") from error
 
 
-@at("model.scheduler")
 def make_scheduler(
     spec: str | Mapping[str, Any],
     optimizer: Optimizer,
@@ -125,13 +125,16 @@ def make_scheduler(
     Raises:
         ConfigError: If the class or an argument is unknown or impossible.
     """
+    place = "model.scheduler"
     given = {"class_path": spec} if isinstance(spec, str) else dict(spec)
-    check_keys(given, (*_SPEC_KEYS, *_OWN_KEYS))
     of_torch = {key: given[key] for key in _SPEC_KEYS if key in given}
-    scheduler_class, _ = _find(of_torch, LRScheduler, trust)
-    interval = given.get("interval", "step" if scheduler_class.__name__ in _STEPWISE else "epoch")
-    check_choice(interval, "interval", ("epoch", "step"), "interval")
+    with at(place):
+        check_keys(given, (*_SPEC_KEYS, *_OWN_KEYS))
+        scheduler_class, _ = _find(of_torch, LRScheduler, trust)
+        interval = given.get("interval", "step" if scheduler_class.__name__ in _STEPWISE else "epoch")
+        check_choice(interval, "interval", ("epoch", "step"), "interval")
 
+    @at(place)  # is called again on restarts
     def make(one: Optimizer) -> LRScheduler:
         return _torch_scheduler(of_torch, one, trust)
 
@@ -142,7 +145,8 @@ def make_scheduler(
     if not monitor.startswith("val/") or interval != "epoch":
         raise ConfigError(
             f"ReduceLROnPlateau is stepped at each validation, with a metric of it. Remove interval and set monitor to "
-            f"val/loss or another val/ metric, not {monitor!r}."
+            f"val/loss or another val/ metric, not {monitor!r}.",
+            place,
         )
     return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor}
 
