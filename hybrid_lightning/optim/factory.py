@@ -52,6 +52,7 @@ def _find(spec: object, base: type[_Base], trust: Collection[str] | None) -> tup
     """Class and arguments of ``Adam``, ``torch.optim.Adam`` or ``{class_path: ..., init_args: {...}}``."""
     namespace, example, kind = _KINDS[base]
     given = ClassSpec.parse(spec, example)
+    # a checkpoint of somebody else may name classes of torch.optim without being trusted
     path = given.class_path.removeprefix(f"{namespace.__name__}.")
     with at("class_path"):
         found = resolve(path, torch_classes(namespace), trust, kind="class")
@@ -90,6 +91,7 @@ def make_optimizer(
                 f"init_args.{rate}",
             )
     check_arguments(optimizer_class, {"params": groups, **args}, "init_args")
+    # Lightning leaves the unscaling to the step of a fused optimizer
     if scaled and args.get("fused"):
         raise ConfigError(
             "under precision 16-mixed a fused optimizer unscales the gradients by itself, so they could be neither "
@@ -125,14 +127,15 @@ def make_scheduler(
     Raises:
         ConfigError: If the class or an argument is unknown or impossible.
     """
+    # not a decorator: `GroupScheduler` calls `make` and states the place of its own errors
     place = "model.scheduler"
     given = {"class_path": spec} if isinstance(spec, str) else dict(spec)
     of_torch = {key: given[key] for key in _SPEC_KEYS if key in given}
     with at(place):
         check_keys(given, (*_SPEC_KEYS, *_OWN_KEYS))
         scheduler_class, _ = _find(of_torch, LRScheduler, trust)
-        interval = given.get("interval", "step" if scheduler_class.__name__ in _STEPWISE else "epoch")
-        check_choice(interval, "interval", ("epoch", "step"), "interval")
+        usual = "step" if scheduler_class.__name__ in _STEPWISE else "epoch"
+        interval = check_choice(given.get("interval", usual), "interval", ("epoch", "step"), "interval")
 
     @at(place)  # is called again on restarts
     def make(one: Optimizer) -> LRScheduler:

@@ -1,7 +1,7 @@
 """Named optimizer param groups: every parameter in exactly one, by part, stage and decay."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -115,12 +115,12 @@ def named_param_groups(
     Raises:
         ConfigError: If a part is unknown, a pattern matches nothing, or a parameter is in two groups or in none.
     """
-    rates, stages = rates or {}, stages or {}
-    check_keys(rates, parts, "rates", "part")
-    check_keys(stages, parts, "stages", "part")
+    check_keys(rates or {}, parts, "rates", "part")
+    check_keys(stages or {}, parts, "stages", "part")
     parameters = dict(module.named_parameters())
     every_name = dict(module.named_parameters(remove_duplicate=False))
     check_keys(fixed, every_name, "fixed", "parameter")
+    # a tied parameter is in the group of its first name; its other names still count for the patterns
     tied = every_name.keys() - parameters.keys()
     fixed_ids = {id(every_name[name]) for name in fixed}
 
@@ -128,30 +128,23 @@ def named_param_groups(
     with at("parts"):
         names_of_part = partition(parameters, parts, tied)
     for part, names in names_of_part.items():
-        rate = _part_rates(part, rates.get(part, PartRates()))
-        names_of_stage = _stages_of(part, names, stages.get(part), parts[part], tied)
+        rate = _part_rates(part, (rates or {}).get(part, PartRates()))
+        decay = weight_decay if rate.weight_decay is None else rate.weight_decay
+        names_of_stage = _stages_of(part, names, (stages or {}).get(part), parts[part], tied)
         for index, (stage, stage_names) in enumerate(names_of_stage.items()):
+            # the last stage, at the output, takes the part's full rate
             factor = rate.lr_scale * rate.layer_decay ** (len(names_of_stage) - 1 - index)
             common = {"part": part, "stage": index, "lr": lr * factor, "lr_factor": factor}
             label = part if len(names_of_stage) == 1 else f"{part}.{stage}"
-            for kind, params in _by_kind(stage_names, parameters, rate.decay_all, fixed_ids).items():
-                own_decay = weight_decay if rate.weight_decay is None else rate.weight_decay
-                group = {
-                    "params": params,
-                    "name": label if kind == "decay" else f"{label}/{kind}",
-                    "weight_decay": own_decay if kind == "decay" else 0.0,
-                    "fixed": kind == "fixed",
-                    **common,
-                    "unfrozen_at": None if kind == "fixed" else 0,
-                }
-                groups.append(group)
+            chosen = {name: parameters[name] for name in stage_names}
+            groups += _by_kind(label, chosen, common, decay, rate.decay_all, fixed_ids)
     return groups
 
 
 def _part_rates(part: str, given: PartRates | Mapping[str, Any]) -> PartRates:
     if isinstance(given, PartRates):
         return given
-    check_keys(given, [field.name for field in fields(PartRates)], f"rates.{part}")
+    check_keys(given, PartRates.__dataclass_fields__, f"rates.{part}")
     return PartRates(**given)
 
 
@@ -167,18 +160,23 @@ def _stages_of(
         return {part: names}
     if not isinstance(stages, Mapping):
         prefix = f"{patterns}." if isinstance(patterns, str) else ""
+        # `backbone.layer4` of the part `backbone` is its stage `layer4`
         stages = {pattern.removeprefix(prefix): pattern for pattern in stages}
     with at(f"parts.{part}.stages"):
         return partition(names, stages, tied)
 
 
 def _by_kind(
-    names: list[str], parameters: Mapping[str, nn.Parameter], decay_all: bool, fixed_ids: Collection[int]
-) -> dict[str, list[nn.Parameter]]:
-    """``decay``, ``no_decay``, ``fixed`` → parameters, in this order; kinds without parameters are left out."""
-    found: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "fixed": []}
-    for name in names:
-        parameter = parameters[name]
+    label: str,
+    parameters: Mapping[str, nn.Parameter],
+    common: Mapping[str, Any],
+    weight_decay: float,
+    decay_all: bool,
+    fixed_ids: Collection[int],
+) -> list[dict[str, Any]]:
+    """The groups of one stage that have parameters: those that decay, that do not, and that never train."""
+    decaying, others, fixed = [], [], []
+    for name, parameter in parameters.items():
         if parameter.is_complex():
             raise ConfigError(
                 f"parameter {name!r} is complex-valued; norms and limits of gradients need real ones. Register "
@@ -186,16 +184,22 @@ def _by_kind(
             )
         # parameters of integers, such as quantized weights, have no gradient
         if id(parameter) in fixed_ids or not parameter.is_floating_point():
-            found["fixed"].append(parameter)
+            fixed.append(parameter)
         elif decay_all or parameter.ndim > 1:
-            found["decay"].append(parameter)
+            decaying.append(parameter)
         else:
-            found["no_decay"].append(parameter)
-    return {kind: of_kind for kind, of_kind in found.items() if of_kind}
+            others.append(parameter)
+    groups = [
+        {"params": decaying, "name": label, "weight_decay": weight_decay, "fixed": False, "unfrozen_at": 0},
+        {"params": others, "name": f"{label}/no_decay", "weight_decay": 0.0, "fixed": False, "unfrozen_at": 0},
+        {"params": fixed, "name": f"{label}/fixed", "weight_decay": 0.0, "fixed": True, "unfrozen_at": None},
+    ]
+    return [{**group, **common} for group in groups if group["params"]]
 
 
 def refuse_one_rate(groups: Sequence[Mapping[str, Any]]) -> None:
     """Raises `ConfigError` if a scheduler has given groups with different shares one and the same rate."""
+    # torch's schedulers note the rate that they start from as initial_lr
     rates = {group.get("initial_lr", group["lr"]) for group in groups}
     shares = {group["lr_factor"] for group in groups}
     if len(rates) == 1 and len(shares) > 1:

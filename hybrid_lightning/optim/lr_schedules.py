@@ -91,9 +91,10 @@ class GroupLR(LRScheduler):
         return rates
 
     def _write(self) -> None:
-        self._last_lr = self.get_lr()
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+        rates = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
+        self._last_lr = [*rates]
 
     def state_dict(self) -> dict[str, Any]:
         """The step that has been reached, and what it counts; everything else is configuration."""

@@ -24,6 +24,7 @@ from hybrid_lightning.unfreezing.timeline import (
     group_spans,
     label,
     next_change,
+    part_of_parameters,
     refuse_impossible,
     stage_name,
     trainable_shares,
@@ -109,7 +110,7 @@ class GradualUnfreezing(FitCallback):
         self._fixed: set[str] = set()
         self._uncompared = False
 
-    # State
+    # State: an older checkpoint may have further keys, such as "holds", windows of an option that is gone
 
     def state_dict(self) -> dict[str, Any]:
         """What metrics decided and what is needed to decide on; and the names of the groups that train."""
@@ -162,7 +163,7 @@ class GradualUnfreezing(FitCallback):
             group["fixed"] = group["name"] in self._fixed  # and not what it was in the checkpoint
             if group["fixed"]:
                 group["unfrozen_at"] = None
-        refuse_one_rate(groups)
+        refuse_one_rate(groups)  # a scheduler has set its rates by now
         self._refuse_without_validation(trainer)
         self._find_spans(groups, self._length)
         check_moments(trainer, groups, self.schedules, self._length)
@@ -226,17 +227,15 @@ class GradualUnfreezing(FitCallback):
         groups = self.groups(trainer)
         free = [group for group in groups if not group["fixed"]]
         self._training = [group["name"] for group in free if self.spans[group["name"]].trains(step)]
+        # at step 0 nothing is better than the weights that are there
         begun = [group for group in free if group["name"] in self._training and group["unfrozen_at"] is None]
         if begun and step:
             self._before_unfreezing(trainer, pl_module, begun)
         self._record(free, step)
         if self._set_flags(free):
-            rewrap(trainer)
+            rewrap(trainer)  # DDP reduces what had a gradient when it was made
             self._uncompared = True
-        part_of = {}
-        for group in groups:
-            part_of.update(dict.fromkeys(group["params"], group["part"]))
-        self._modes = module_modes(pl_module, part_of, self.batch_norm)
+        self._modes = module_modes(pl_module, part_of_parameters(groups), self.batch_norm)
         self._shares = trainable_shares(free)
         self._next = next_change(self.spans, step)
 

@@ -47,6 +47,7 @@ def plan_rows(
             "origin": origins.get(part, "untrained"),
             "stage": stage,
             "parameters": _parameters(of_stage),
+            # the configured rate, also while a scheduler changes it
             "lr": f"{shown.get('initial_lr', shown['lr']):.3g}",
             "weight decay": _weight_decays(of_stage, shown["fixed"]),
             "unfreezes at": moment + _steps(span),

@@ -44,6 +44,7 @@ class Plateau:
         if "patience" not in value:
             raise ConfigError(f"'patience' is missing. Write {EXAMPLE}.")
         patience = Duration.parse(value["patience"], "patience")
+        # a metric is only known after a validation, so no other unit has a meaning
         if patience.unit != "validations" or patience.value < 1 or patience.value % 1:
             raise ConfigError(f"'{patience}' is not a whole number of validations, 1 or more.", "patience")
         min_delta = value.get("min_delta", 0.0)
@@ -100,6 +101,7 @@ class PlateauWatch:
 
 
 def _mode_of(metric: str) -> str | None:
+    # val/macro_f1 and val_auroc too
     last_word = metric.replace("_", "/").rsplit("/", 1)[-1].lower()
     if last_word in _LOWER_IS_BETTER:
         return "min"

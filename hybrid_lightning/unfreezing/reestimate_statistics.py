@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from hybrid_lightning.errors import ConfigError, check_keys, check_number
 from hybrid_lightning.trainer import FitCallback
 from hybrid_lightning.unfreezing.freezing import apply_modes, has_statistics, module_modes, reestimate_statistics
+from hybrid_lightning.unfreezing.timeline import part_of_parameters
 
 
 class ReestimateStatistics(FitCallback):
@@ -72,11 +73,9 @@ class ReestimateStatistics(FitCallback):
 
     def _reestimate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._estimated_at = trainer.global_step
-        part_of = {}
-        for group in self.groups(trainer):
-            if self.parts is None or group["part"] in self.parts:
-                part_of.update(dict.fromkeys(group["params"], group["part"]))
-        modes = module_modes(pl_module, part_of)
+        groups = [group for group in self.groups(trainer) if self.parts is None or group["part"] in self.parts]
+        # of parts that train: the statistics of a frozen stage are those that its weights were trained with
+        modes = module_modes(pl_module, part_of_parameters(groups))
         norms = [module for module, trains in modes.items() if trains and has_statistics(module)]
         if not norms:
             return
@@ -85,7 +84,7 @@ class ReestimateStatistics(FitCallback):
             with trainer.precision_plugin.forward_context():
                 pl_module(batch)
 
-        with torch.random.fork_rng():
+        with torch.random.fork_rng():  # dropout and transforms must not move the random numbers of the fit
             reestimate_statistics(norms, self._read(trainer), forward)
         if trainer.world_size > 1:  # random transforms may have given each rank other samples
             for norm in norms:
@@ -108,6 +107,8 @@ def readable(trainer: pl.Trainer) -> DataLoader[Any]:
             "index. Leave out 'batch_norm: recalibrate', or give such a loader.",
             "batch_norm",
         )
+    # the loader's own sampler has a position that belongs to the fit
     samples = len(loader.dataset)  # type: ignore[arg-type]
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).tolist()
+    # a smaller last batch would count as much as the others
     return DataLoader(loader.dataset, size, sampler=order, collate_fn=loader.collate_fn, drop_last=samples >= size)

@@ -98,6 +98,7 @@ class UnfreezingSchedule:
         """Raises `ConfigError` if a pattern fits no stage, or a stage has no schedule."""
         if not self.stages:
             return
+        # a stage without a schedule would have to be guessed, so all of them are named
         forgotten = list(stages)
         for pattern, _ in self.stages:
             if not any(matches(pattern, stage) for stage in stages):
@@ -147,6 +148,7 @@ class UnfreezingSchedule:
             ConfigError: If a unit cannot be turned into steps.
         """
         spans: dict[str, Span] = {}
+        # in the order of `triggers`, so that the stage above has its start already
         for stage, (trigger, above) in self.triggers(stages).items():
             since = 0 if above is None else spans[above].start
             start = None
@@ -176,6 +178,7 @@ class UnfreezingSchedule:
         found = {}
         for stage, (trigger, above) in self.triggers(stages).items():
             since = 0 if above is None else spans[above].start
+            # patience counts from the start of the stage above
             may_wait = Span(since, spans[stage].stop).trains(step)
             if isinstance(trigger, Plateau) and stage not in decided and may_wait:
                 found[stage] = trigger

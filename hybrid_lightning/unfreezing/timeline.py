@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, at, check_keys, listing
 from hybrid_lightning.unfreezing.plateau import Plateau
@@ -26,6 +28,7 @@ def stage_name(group: Group) -> str:
 
 def stages_by_part(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Part → names of its stages, from input to output."""
+    # several groups are of one stage, and a stage whose parameters are all tied to another part has none
     numbered: dict[str, dict[int, str]] = {}
     for group in groups:
         numbered.setdefault(group["part"], {})[group["stage"]] = stage_name(group)
@@ -123,6 +126,7 @@ def refuse_impossible(spans: Mapping[str, Span], length: FitLength) -> None:
             at which nothing trains.
     """
     total = float("inf") if length.total_steps is None else length.total_steps
+    # a start that a metric decides is not known yet, and never late
     late = [f"{name} at step {span.start}" for name, span in spans.items() if (span.start or 0) >= total]
     if late:
         raise ConfigError(
@@ -139,6 +143,14 @@ def refuse_impossible(spans: Mapping[str, Span], length: FitLength) -> None:
     for stop in sorted(span.stop for span in spans.values() if span.stop is not None):
         if stop < total and not any(span.trains(stop) for span in spans.values()):
             raise ConfigError(f"from step {stop} on nothing trains. Leave out 'freeze' for one part.")
+
+
+def part_of_parameters(groups: Sequence[Group]) -> dict[nn.Parameter, str]:
+    """Parameter → its part."""
+    found = {}
+    for group in groups:
+        found.update(dict.fromkeys(group["params"], str(group["part"])))
+    return found
 
 
 def next_change(spans: Mapping[str, Span], step: int) -> float:

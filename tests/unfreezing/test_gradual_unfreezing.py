@@ -449,6 +449,18 @@ def test_what_is_frozen_today_counts_and_not_what_was_frozen_when_the_checkpoint
     assert {(g["fixed"], g["unfrozen_at"]) for g in runner.optimizers[0].param_groups} == {(False, 0), (False, 6)}
 
 
+def test_windows_in_an_older_checkpoint_are_ignored() -> None:
+    callback = GradualUnfreezing({"backbone": "3 steps"})
+    callback.load_state_dict({"recorded": {"backbone.first": 4}, "holds": [[3, 9]], "training": ["head"]})
+    assert callback.decided_steps == {"backbone.first": 4}
+    assert callback.state_dict().keys() == {"recorded", "watches", "best", "training"}
+
+
+def test_a_former_name_of_a_mode_is_refused_with_the_name_of_today() -> None:
+    with pytest.raises(ConfigError, match=r"^batch_norm\.backbone: mode 'eval' is called 'frozen' now"):
+        GradualUnfreezing({}).configure({}, {"backbone": "eval"})
+
+
 def test_a_plateau_needs_no_sanity_check() -> None:
     model = judged([3.0, 3.0, 3.0], {"backbone": {**PLATEAU, "patience": "1 validations"}}, num_sanity_val_steps=0)
     assert model.first_step("first") == 10
