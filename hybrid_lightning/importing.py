@@ -78,7 +78,7 @@ def resolve(
     if not isinstance(target, str):
         return target  # type: ignore[no-any-return]
     if "." not in target or not all(name.isidentifier() for name in target.split(".")):
-        raise unknown("", kind, path, names)
+        raise unknown("", kind, path, names or ["package.module.name"])
     is_free = path in names or trust is None
     if not is_free and not _may_be_imported(path, trust or ()):
         raise _refused(path)

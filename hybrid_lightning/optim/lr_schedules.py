@@ -21,7 +21,7 @@ class GroupLR(LRScheduler):
     """Sets the rate of each group by its own clock; what the rate is comes from a shape or from a torch scheduler.
 
     A group's clock starts at its ``unfrozen_at``; while that is None the group holds the rate that it will start with,
-    and one without that key trains from step 0. A restored state says only how far the course has come; rates and
+    and one without that key trains from step 0. A restored state holds only how far the course has come; rates and
     settings are those given now.
     """
 

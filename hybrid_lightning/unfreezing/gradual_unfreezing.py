@@ -227,9 +227,8 @@ class GradualUnfreezing(FitCallback):
         groups = self.groups(trainer)
         free = [group for group in groups if not group["fixed"]]
         self._training = [group["name"] for group in free if self.spans[group["name"]].trains(step)]
-        # at step 0 nothing is better than the weights that are there
         begun = [group for group in free if group["name"] in self._training and group["unfrozen_at"] is None]
-        if begun and step:
+        if begun and step:  # at step 0 no weights are better than those that are there
             self._before_unfreezing(trainer, pl_module, begun)
         self._record(free, step)
         if self._set_flags(free):

@@ -105,7 +105,7 @@ class UnfreezingSchedule:
                 raise unknown("stages", "stage", pattern, stages)
             forgotten = [stage for stage in forgotten if not matches(pattern, stage)]
         if forgotten:
-            raise ConfigError(f"nothing is said about {listing(forgotten, 5)}. Name them, or add '*'.", "stages")
+            raise ConfigError(f"{listing(forgotten, 5)} without a schedule. Name each stage, or add '*'.", "stages")
 
     @property
     def metrics(self) -> set[str]:

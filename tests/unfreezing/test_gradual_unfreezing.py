@@ -408,7 +408,7 @@ def test_waiting_for_a_metric_that_is_not_logged_or_without_validation_is_an_err
     [
         ({"backbone": {"start": "8 steps", "freeze": "5 steps"}}, "frozen again at step 5, before it trains at step 8"),
         ({p: {"freeze": "50%"} for p in ("backbone", "head")}, "from step 10 on nothing trains"),
-        ({"backbone": {"stages": {"third": "1%"}}}, r"nothing is said about 'first', 'second'"),
+        ({"backbone": {"stages": {"third": "1%"}}}, r"'first', 'second' without a schedule"),
     ],
 )
 def test_an_impossible_freezing_is_an_error_before_the_first_step(unfreeze: Any, message: str) -> None:

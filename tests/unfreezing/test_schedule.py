@@ -145,7 +145,7 @@ def test_anything_else_is_refused(value, message):
     ("stages", "message"),
     [
         ({"topp": "1%", "*": "never"}, r"^u\.stages: unknown stage 'topp'. Did you mean 'top'"),
-        ({"top": "1%"}, r"^u\.stages: nothing is said about 'low', 'mid'. Name them, or add"),
+        ({"top": "1%"}, r"^u\.stages: 'low', 'mid' without a schedule. Name each stage, or add"),
     ],
 )
 def test_stage_names_have_to_fit_and_to_be_complete(stages, message):
