@@ -52,10 +52,11 @@ def _find(spec: object, base: type[_Base], trust: Collection[str] | None) -> tup
     """Class and arguments of ``Adam``, ``torch.optim.Adam`` or ``{class_path: ..., init_args: {...}}``."""
     namespace, example, kind = _KINDS[base]
     given = ClassSpec.parse(spec, example)
-    # a checkpoint of somebody else may name classes of torch.optim without being trusted
-    path = given.class_path.removeprefix(f"{namespace.__name__}.")
+    classes = torch_classes(namespace)
+    # by its short name a class of torch is allowed in a file too
+    short = given.class_path.removeprefix(f"{namespace.__name__}.")
     with at("class_path"):
-        found = resolve(path, torch_classes(namespace), trust, kind="class")
+        found = resolve(short if short in classes else given.class_path, classes, trust, kind="class")
         if not isinstance(found, type) or not issubclass(found, base):
             raise ConfigError(f"{given.class_path!r} is not {kind}, such as {example}.")
     return found, dict(given.init_args)

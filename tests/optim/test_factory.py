@@ -88,6 +88,8 @@ def test_adamw_is_fused_unless_a_scaler_scales_gradients(precision, fused):
         ("lr_scheduler", "unknown class"),
         ("torch.nn.Linear", r"^model\.optimizer\.class_path: 'torch\.nn\.Linear' is not an optimizer"),
         ("math.sqrt", "'math.sqrt' is not an optimizer"),
+        ("torch.optim.Adamm", "'torch.optim.Adamm': unknown name 'Adamm'. Did you mean 'Adam'"),
+        ("torch.optim.lr_scheduler.StepLR", "'torch.optim.lr_scheduler.StepLR' is not an optimizer, such as AdamW"),
     ],
 )
 def test_an_impossible_optimizer_is_refused(spec, match):
