@@ -66,6 +66,7 @@ class Duration:
         if self.unit == "steps":
             return ceil(self.value)
         if self.unit == "epochs" and length.steps_per_epoch is not None:
+            # 1.1 * 50 is above 55 in floating point, and would become 56 steps
             return ceil(round(self.value * length.steps_per_epoch, 6))
         if self.unit == "%" and length.total_steps is not None:
             return ceil(round(self.value * length.total_steps / 100, 6))

@@ -1,13 +1,13 @@
 """Named optimizer param groups: every parameter in exactly one, by part, stage and decay."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError, at, check_keys, listing
 
 Patterns = str | Sequence[str]
 
@@ -41,51 +41,45 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def partition(
-    names: Iterable[str],
-    patterns: Mapping[str, Patterns],
-    where: str = "parts",
-    demand_all: bool = True,
-    tied: Collection[str] = (),
+    names: Iterable[str], patterns: Mapping[str, Patterns], tied: Collection[str] = ()
 ) -> dict[str, list[str]]:
-    """Distributes names over labels, each to exactly one.
+    """Distributes dotted parameter names over labels, each to exactly one, in the order of `names`.
 
     Args:
-        names: Dotted parameter names.
+        names: All of them have to be covered.
         patterns: Label → pattern or patterns, see `matches`.
-        where: Config path named in errors.
-        demand_all: Whether a name that no pattern covers is an error.
         tied: Further names of the same parameters; a pattern may match only these, but they are not distributed.
-
-    Returns:
-        Label → its names, in the order of `names`.
 
     Raises:
         ConfigError: If a pattern matches nothing, or a name belongs to two labels or to none.
     """
     names = list(names)
-    found: dict[str, list[str]] = {label: [] for label in patterns}
-    owner: dict[str, str] = {}
+    label_of: dict[str, str] = {}
     for label, wanted in patterns.items():
         for pattern in [wanted] if isinstance(wanted, str) else wanted:
             covered = [name for name in names if matches(pattern, name)]
             if not covered and not any(matches(pattern, name) for name in tied):
-                tops = dict.fromkeys(".".join(name.split(".")[: pattern.count(".") + 1]) for name in names)
-                raise ConfigError(
-                    f"{where}.{label}: pattern {pattern!r} matches no parameter. Names start with: {listing(tops)}."
-                )
+                raise _matches_nothing(label, pattern, names)
             for name in covered:
-                if owner.setdefault(name, label) != label:
+                if label_of.setdefault(name, label) != label:
                     raise ConfigError(
-                        f"{where}: parameter {name!r} is in two, {owner[name]!r} and {label!r}. "
-                        f"Narrow the patterns of one of them."
+                        f"parameter {name!r} is in two, {label_of[name]!r} and {label!r}. Narrow the patterns of one "
+                        f"of them."
                     )
+    forgotten = [name for name in names if name not in label_of]
+    if forgotten:
+        raise ConfigError(f"no pattern covers {listing(forgotten, 5)}. Add it to one of: {listing(patterns)}.")
+    found: dict[str, list[str]] = {label: [] for label in patterns}
     for name in names:
-        if name in owner:
-            found[owner[name]].append(name)
-    forgotten = [name for name in names if name not in owner]
-    if forgotten and demand_all:
-        raise ConfigError(f"{where}: no pattern covers {listing(forgotten, 5)}. Add it to one of: {listing(patterns)}.")
+        found[label_of[name]].append(name)
     return found
+
+
+def _matches_nothing(label: str, pattern: str, names: Iterable[str]) -> ConfigError:
+    # names cut to as many segments as the pattern has, so that they show what it could be
+    segments = pattern.count(".") + 1
+    starts = dict.fromkeys(".".join(name.split(".")[:segments]) for name in names)
+    return ConfigError(f"pattern {pattern!r} matches no parameter. Names start with: {listing(starts)}.", label)
 
 
 def named_param_groups(
@@ -121,40 +115,36 @@ def named_param_groups(
     Raises:
         ConfigError: If a part is unknown, a pattern matches nothing, or a parameter is in two groups or in none.
     """
+    check_keys(rates or {}, parts, "rates", "part")
+    check_keys(stages or {}, parts, "stages", "part")
     parameters = dict(module.named_parameters())
     every_name = dict(module.named_parameters(remove_duplicate=False))
+    check_keys(fixed, every_name, "fixed", "parameter")
+    # a tied parameter is in the group of its first name; its other names still count for the patterns
     tied = every_name.keys() - parameters.keys()
-    for name in fixed:
-        if name not in every_name:
-            raise unknown("fixed", "parameter", name, parameters)
     fixed_ids = {id(every_name[name]) for name in fixed}
-    for option, given in (("rates", rates), ("stages", stages)):
-        for part in given or {}:
-            if part not in parts:
-                raise unknown(option, "part", part, parts)
+
     groups: list[dict[str, Any]] = []
-    for part, names in partition(parameters, parts, tied=tied).items():
-        fact = (rates or {}).get(part, PartRates())
-        fact = fact if isinstance(fact, PartRates) else _part_rates(part, fact)
-        by_stage = _stages_of(part, names, (stages or {}).get(part), parts[part], tied)
-        for index, (stage, stage_names) in enumerate(by_stage.items()):
-            factor = fact.lr_scale * fact.layer_decay ** (len(by_stage) - 1 - index)
-            decay = weight_decay if fact.weight_decay is None else fact.weight_decay
+    with at("parts"):
+        names_of_part = partition(parameters, parts, tied)
+    for part, names in names_of_part.items():
+        rate = _part_rates(part, (rates or {}).get(part, PartRates()))
+        decay = weight_decay if rate.weight_decay is None else rate.weight_decay
+        names_of_stage = _stages_of(part, names, (stages or {}).get(part), parts[part], tied)
+        for index, (stage, stage_names) in enumerate(names_of_stage.items()):
+            # the last stage, at the output, takes the part's full rate
+            factor = rate.lr_scale * rate.layer_decay ** (len(names_of_stage) - 1 - index)
             common = {"part": part, "stage": index, "lr": lr * factor, "lr_factor": factor}
-            label = part if len(by_stage) == 1 else f"{part}.{stage}"
-            for suffix, chosen in _by_decay(stage_names, parameters, fact.decay_all, fixed_ids).items():
-                chosen_decay = decay if suffix == "" else 0.0
-                own = {"name": label + suffix, "weight_decay": chosen_decay, "fixed": suffix == "/fixed"}
-                params = [parameters[name] for name in chosen]
-                groups.append({"params": params, **own, **common, "unfrozen_at": None if own["fixed"] else 0})
+            label = part if len(names_of_stage) == 1 else f"{part}.{stage}"
+            chosen = {name: parameters[name] for name in stage_names}
+            groups += _by_kind(label, chosen, common, decay, rate.decay_all, fixed_ids)
     return groups
 
 
-def _part_rates(part: str, given: Mapping[str, Any]) -> PartRates:
-    known = [field.name for field in fields(PartRates)]
-    for key in given:
-        if key not in known:
-            raise unknown(f"rates.{part}", "key", str(key), known)
+def _part_rates(part: str, given: PartRates | Mapping[str, Any]) -> PartRates:
+    if isinstance(given, PartRates):
+        return given
+    check_keys(given, PartRates.__dataclass_fields__, f"rates.{part}")
     return PartRates(**given)
 
 
@@ -165,23 +155,57 @@ def _stages_of(
     patterns: Patterns,
     tied: Collection[str],
 ) -> dict[str, list[str]]:
+    """Stage → names, from input to output; a part without stages is one."""
     if stages is None:
         return {part: names}
     if not isinstance(stages, Mapping):
         prefix = f"{patterns}." if isinstance(patterns, str) else ""
+        # `backbone.layer4` of the part `backbone` is its stage `layer4`
         stages = {pattern.removeprefix(prefix): pattern for pattern in stages}
-    return partition(names, stages, where=f"parts.{part}.stages", tied=tied)
+    with at(f"parts.{part}.stages"):
+        return partition(names, stages, tied)
 
 
-def _by_decay(
-    names: list[str], parameters: Mapping[str, nn.Parameter], decay_all: bool, fixed_ids: Collection[int]
-) -> dict[str, list[str]]:
-    """Names under the suffix of their group; suffixes without names are left out."""
-    chosen: dict[str, list[str]] = {"": [], "/no_decay": [], "/fixed": []}
-    for name in names:
-        parameter = parameters[name]
-        if id(parameter) in fixed_ids or not (parameter.is_floating_point() or parameter.is_complex()):
-            chosen["/fixed"].append(name)
+def _by_kind(
+    label: str,
+    parameters: Mapping[str, nn.Parameter],
+    common: Mapping[str, Any],
+    weight_decay: float,
+    decay_all: bool,
+    fixed_ids: Collection[int],
+) -> list[dict[str, Any]]:
+    """The groups of one stage that have parameters: those that decay, that do not, and that never train."""
+    decaying, others, fixed = [], [], []
+    for name, parameter in parameters.items():
+        if parameter.is_complex():
+            raise ConfigError(
+                f"parameter {name!r} is complex-valued; norms and limits of gradients need real ones. Register "
+                f"torch.view_as_real of it, and view it as complex in forward."
+            )
+        # parameters of integers, such as quantized weights, have no gradient
+        if id(parameter) in fixed_ids or not parameter.is_floating_point():
+            fixed.append(parameter)
+        elif decay_all or parameter.ndim > 1:
+            decaying.append(parameter)
         else:
-            chosen["" if decay_all or parameter.ndim > 1 else "/no_decay"].append(name)
-    return {suffix: of_suffix for suffix, of_suffix in chosen.items() if of_suffix}
+            others.append(parameter)
+    groups = [
+        {"params": decaying, "name": label, "weight_decay": weight_decay, "fixed": False, "unfrozen_at": 0},
+        {"params": others, "name": f"{label}/no_decay", "weight_decay": 0.0, "fixed": False, "unfrozen_at": 0},
+        {"params": fixed, "name": f"{label}/fixed", "weight_decay": 0.0, "fixed": True, "unfrozen_at": None},
+    ]
+    return [{**group, **common} for group in groups if group["params"]]
+
+
+def refuse_one_rate(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `ConfigError` if a scheduler has given groups with different shares one and the same rate."""
+    # torch's schedulers note the rate that they start from as initial_lr
+    rates = {group.get("initial_lr", group["lr"]) for group in groups}
+    shares = {group["lr_factor"] for group in groups}
+    if len(rates) == 1 and len(shares) > 1:
+        raise ConfigError(
+            f"the scheduler starts all groups at one rate ({rates.pop():g}), although their shares differ. Use "
+            f"hybrid_lightning.GroupScheduler(optimizer, lambda one: OneCycleLR(one, max_lr=...)), which keeps them, "
+            f"or give the scheduler a list of rates.",
+            "configure_optimizers",
+        )

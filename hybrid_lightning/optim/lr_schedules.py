@@ -3,86 +3,45 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hybrid_lightning.duration import Duration, FitLength
-from hybrid_lightning.errors import ConfigError, unknown
-
-
-def _one_cycle(progress: float) -> float:
-    """1/25 up to 1 over the first 30 %, down to 1/250000, both along a cosine (Smith, arXiv 1708.07120)."""
-    low, rise = (1 / 25, 1 - progress / 0.3) if progress < 0.3 else (1 / 250_000, (progress - 0.3) / 0.7)
-    return low + (1 - low) * (1 + math.cos(math.pi * rise)) / 2
-
-
-def _slanted_triangular(progress: float) -> float:
-    """Up over the first 10 %, down over the rest, from and to 1/32 (ULMFiT, arXiv 1801.06146, section 3.2)."""
-    height = progress / 0.1 if progress < 0.1 else 1 - (progress - 0.1) / 0.9
-    return (1 + height * 31) / 32
-
-
-SHAPES: dict[str, Callable[[float], float]] = {
-    "constant": lambda _: 1.0,
-    "linear": lambda progress: 1 - progress,
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    "one_cycle": _one_cycle,
-    "slanted_triangular": _slanted_triangular,
-}
-"""Shape name → multiplier in [0, 1] as a function of progress in [0, 1]."""
+from hybrid_lightning.errors import ConfigError, check_choice
+from hybrid_lightning.optim.shapes import SHAPES, multiplier, rise
+from hybrid_lightning.optim.torch_course import TorchCourse
 
 Clock = Literal["step", "epoch", "validation"]
 _WITH_OWN_RISE = ("one_cycle", "slanted_triangular")
 
 
-def rise(clock: int, warm_up: int) -> float:
-    """The factor of a warm-up: linear over `warm_up` steps from ``1 / (warm_up + 1)``, then 1."""
-    return (clock + 1) / (warm_up + 1) if clock < warm_up else 1.0
-
-
-def multiplier(shape: str, clock: int, span: int, warm_up: int = 0) -> float:
-    """The factor on a group's own rate.
-
-    Args:
-        shape: A key of `SHAPES`.
-        clock: Steps since the group started to train.
-        span: Steps from there to the end of the fit.
-        warm_up: Steps of linear rise before the shape begins; the first one takes ``1 / (warm_up + 1)``.
-    """
-    if clock < warm_up:
-        return rise(clock, warm_up)
-    progress = (clock - warm_up) / max(span - warm_up, 1)
-    return SHAPES[shape](min(progress, 1.0))
-
-
 class GroupLR(LRScheduler):
-    """What all courses of group rates share: each group's own clock and warm-up, and settings that beat checkpoints.
+    """Sets the rate of each group by its own clock; what the rate is comes from a shape or from a torch scheduler.
 
     A group's clock starts at its ``unfrozen_at``; while that is None the group holds the rate that it will start with,
-    and one without that key trains from step 0. A restored state says only how far the course has come; rates and
+    and one without that key trains from step 0. A restored state holds only how far the course has come; rates and
     settings are those given now.
-
-    Args:
-        optimizer: Its groups' rates at this moment are their own rates.
-        where: Config path named in errors.
-        warm_up: Duration of a linear rise after each group's unfreezing.
-        length: Length of the fit in steps; may be given later by `bind`.
     """
 
-    def __init__(self, optimizer: Optimizer, where: str, warm_up: str, length: FitLength | None) -> None:
-        self._where = where
-        self.warm_up = Duration.parse(warm_up, f"{where}.warm_up")
+    place: ClassVar[str]
+    """Config path named in errors."""
+
+    def __init__(self, optimizer: Optimizer, warm_up: str, length: FitLength | None) -> None:
+        self.optimizer = optimizer  # torch's constructor, which sets it too, already computes rates
+        self.warm_up = Duration.parse(warm_up, f"{self.place}.warm_up")
         self.restored_clock: str | None = None
         """What the steps of a restored state count; None before one is restored."""
         self._warm_up_steps = 0
-        if length is None and self._needs_no_length():
-            length = FitLength(None, None)
-        self._bound = length is not None
-        if length is not None:
-            self._measure(length)
+        self._bound = False
+        try:
+            # without a length only what does not depend on it passes, such as a warm-up in steps
+            self._measure(length or FitLength(None, None))
+            self._bound = True
+        except ConfigError:
+            if length is not None:
+                raise
         super().__init__(optimizer)
 
     @property
@@ -90,12 +49,13 @@ class GroupLR(LRScheduler):
         """After what `step` has to be called: ``step`` (of the optimizer), ``epoch`` or ``validation``."""
         return "step"
 
-    def _needs_no_length(self) -> bool:
-        return self.warm_up.unit == "steps"
-
     def _measure(self, length: FitLength) -> None:
-        """Turns durations into steps."""
-        self._warm_up_steps = self.warm_up.steps(length, f"{self._where}.warm_up")
+        """Turns durations into steps; raises `ConfigError` if the length does not allow it."""
+        self._warm_up_steps = self.warm_up.steps(length, f"{self.place}.warm_up")
+
+    def _rate(self, own: float, start: int) -> float:
+        """The rate now of a group whose configured rate is `own` and whose clock counts from the step `start`."""
+        raise NotImplementedError
 
     def bind(self, length: FitLength) -> None:
         """Sets the length of the fit and brings every group's rate up to date."""
@@ -111,23 +71,30 @@ class GroupLR(LRScheduler):
         """
         if self._step_count and not self._bound:
             raise ConfigError(
-                f"{self._where}: the length of the fit is not known. Pass length=FitLength(steps_per_epoch, "
-                f"total_steps), or call bind(length) before the first step."
+                "the length of the fit is not known. Pass length=FitLength(steps_per_epoch, total_steps), or call "
+                "bind(length) before the first step.",
+                self.place,
             )
         with warnings.catch_warnings():
             # a gradient scaler may skip the first step, which counts nevertheless
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             super().step()
 
-    def _write(self) -> None:
-        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-            group["lr"] = lr
-        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """Each group's rate at the current step."""
+        rates = []
+        for own, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True):
+            start = group.get("unfrozen_at", 0)
+            # a frozen group's clock stands at 0; a record from a longer fit must not make it negative
+            start = self.last_epoch if start is None else min(start, self.last_epoch)
+            rates.append(self._rate(float(own), start))
+        return rates
 
-    def _start(self, group: dict[str, Any]) -> int:
-        """The step from which a group's clock counts."""
-        unfrozen_at = group.get("unfrozen_at", 0)
-        return self.last_epoch if unfrozen_at is None else min(unfrozen_at, self.last_epoch)
+    def _write(self) -> None:
+        rates = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr
+        self._last_lr = [*rates]
 
     def state_dict(self) -> dict[str, Any]:
         """The step that has been reached, and what it counts; everything else is configuration."""
@@ -158,6 +125,8 @@ class GroupRates(GroupLR):
         ConfigError: If the shape is unknown, or has a rise of its own and `warm_up` is given.
     """
 
+    place = "rates"
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -165,45 +134,24 @@ class GroupRates(GroupLR):
         warm_up: str = "0 steps",
         length: FitLength | None = None,
     ) -> None:
-        if shape not in SHAPES:
-            raise unknown("rates.shape", "shape", str(shape), SHAPES)
-        self.shape = shape
+        self.shape = check_choice(shape, "rates.shape", [*SHAPES], "shape")
         self._total_steps = 1
-        super().__init__(optimizer, "rates", warm_up, length)
+        super().__init__(optimizer, warm_up, length)
         if self.warm_up.value and shape in _WITH_OWN_RISE:
             raise ConfigError(
-                f"rates.warm_up: {shape!r} rises by itself; remove warm_up or choose 'linear' or 'cosine'."
+                f"{shape!r} rises by itself; remove warm_up or choose 'linear' or 'cosine'.", "rates.warm_up"
             )
 
     def _measure(self, length: FitLength) -> None:
-        super()._measure(length)
         if length.total_steps is None and self.shape != "constant":
             raise ConfigError(
-                f"rates.shape: {self.shape!r} needs a fit with an end; set trainer.max_epochs or trainer.max_steps."
+                f"{self.shape!r} needs a fit with an end; set trainer.max_epochs or trainer.max_steps.", "rates.shape"
             )
         self._total_steps = length.total_steps or 1
+        super()._measure(length)
 
-    def _needs_no_length(self) -> bool:
-        return self.shape == "constant" and super()._needs_no_length()
-
-    def get_lr(self) -> list[float]:  # type: ignore[override]
-        """Each group's rate at the current step."""
-        own = zip(self.base_lrs, self.optimizer.param_groups, strict=True)
-        return [float(lr) * self._multiplier(group) for lr, group in own]
-
-    def _multiplier(self, group: dict[str, Any]) -> float:
-        start = self._start(group)
-        return multiplier(self.shape, self.last_epoch - start, self._total_steps - start, self._warm_up_steps)
-
-
-class _OneGroup(Optimizer):
-    """An optimizer of one group that trains nothing: the place where a torch scheduler writes."""
-
-    def __init__(self, lr: float, like: Optimizer) -> None:
-        super().__init__([torch.zeros(())], {**like.defaults, "lr": lr})
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Does nothing."""
+    def _rate(self, own: float, start: int) -> float:
+        return own * multiplier(self.shape, self.last_epoch - start, self._total_steps - start, self._warm_up_steps)
 
 
 class GroupScheduler(GroupLR):
@@ -239,6 +187,8 @@ class GroupScheduler(GroupLR):
             soon as the length is known, if the torch scheduler fails before the fit ends.
     """
 
+    place = "scheduler"
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -251,83 +201,69 @@ class GroupScheduler(GroupLR):
         self._make, self.interval = make, interval
         self.base_lr = _base_lr(optimizer) if base_lr is None else base_lr
         if not self.base_lr > 0:
-            raise ConfigError(f"scheduler: the base rate is {self.base_lr}; it has to be above 0.")
-        self._calls_per_step = 1
+            raise ConfigError(f"the base rate is {self.base_lr}; it has to be above 0.", "scheduler")
+        self._steps_per_call = 1
         self.measured_after = -1
         """Number of batches before the last metric: a validation that a restart repeats is not counted twice."""
-        self._start_over(optimizer)
+        self._course = TorchCourse(make, self.base_lr, optimizer)
         self.by_metric = isinstance(self.scheduler, ReduceLROnPlateau)
-        super().__init__(optimizer, "scheduler", warm_up, length)
+        super().__init__(optimizer, warm_up, length)
         if self.by_metric and self.warm_up.value:
             raise ConfigError(
-                "scheduler.warm_up: ReduceLROnPlateau waits for a metric and does not count steps, so it cannot have a "
-                "warm-up. Remove warm_up, or use rates: {shape: cosine, warm_up: ...} instead of scheduler."
+                "ReduceLROnPlateau waits for a metric and does not count steps, so it cannot have a warm-up. Remove "
+                "warm_up, or use rates: {shape: cosine, warm_up: ...} instead of scheduler.",
+                "scheduler.warm_up",
             )
-
-    def _needs_no_length(self) -> bool:
-        return (self.interval == "step" or not self.warm_up.value) and super()._needs_no_length()
 
     @property
     def clock(self) -> Clock:
         """After what `step` has to be called: ``step`` (of the optimizer), ``epoch`` or ``validation``."""
-        return "validation" if self.by_metric else "step" if self.warm_up.value else self.interval
+        if self.by_metric:
+            return "validation"
+        return "step" if self.warm_up.value else self.interval
 
-    def _start_over(self, optimizer: Optimizer) -> None:
-        self._one = _OneGroup(self.base_lr, optimizer)
-        self.scheduler, self._steps = self._make(self._one), 0
-        self._one.step()  # torch warns of a scheduler whose optimizer has made no step
+    @property
+    def scheduler(self) -> LRScheduler:
+        """The torch scheduler."""
+        return self._course.scheduler
 
     def _measure(self, length: FitLength) -> None:
-        super()._measure(length)
         if self.clock == "step" and self.interval == "epoch":
             if length.steps_per_epoch is None:
                 raise ConfigError(
-                    "scheduler.warm_up: the scheduler counts epochs, but the training data have no length. Set "
-                    "scheduler.interval to 'step', or remove warm_up."
+                    "the scheduler counts epochs, but the training data have no length. Set scheduler.interval to "
+                    "'step', or remove warm_up.",
+                    "scheduler.warm_up",
                 )
-            self._calls_per_step = length.steps_per_epoch
-        self._try_out(length)
-
-    def _try_out(self, length: FitLength) -> None:
-        """Runs through the whole course once, so that a scheduler that fails does so at the start."""
-        per_step = 1 if self.interval == "step" else length.steps_per_epoch
-        if self.by_metric or length.total_steps is None or per_step is None:
+            self._steps_per_call = length.steps_per_epoch
+        super()._measure(length)
+        steps_per_call = 1 if self.interval == "step" else length.steps_per_epoch
+        if self.by_metric or length.total_steps is None or steps_per_call is None:
             return
-        one = _OneGroup(self.base_lr, self._one)
-        scheduler, steps = self._make(one), math.ceil(length.total_steps / per_step)
-        one.step()
-        for step in range(steps):
-            self._advance(scheduler, step)
-
-    def _advance(self, scheduler: LRScheduler, done: int) -> None:
-        try:
-            scheduler.step()
-        except (ValueError, ArithmeticError, LookupError) as error:
-            name = type(scheduler).__name__
-            raise ConfigError(
-                f"scheduler: {name} fails after {done} {self.interval}s, before the fit ends: {error}"
-            ) from error
+        # runs through the whole course once, so that a scheduler that fails does so at the start
+        trial = TorchCourse(self._make, self.base_lr, self.optimizer)
+        trial.advance(math.ceil(length.total_steps / steps_per_call), self.interval)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Each group's rate at the current step."""
-        self._follow()
-        lr = self._one.param_groups[0]["lr"]
-        return [
-            float(own) / self.base_lr * lr * rise(self.last_epoch - self._start(group), self._warm_up_steps)
-            for own, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
-        ]
-
-    def _follow(self) -> None:
-        """Brings the torch scheduler to the step that has been reached, and its momentum to the groups."""
-        wanted = self.last_epoch // self._calls_per_step
         if not self.by_metric:
-            if wanted < self._steps:
-                self._start_over(self.optimizer)
-            while self._steps < wanted:
-                self._advance(self.scheduler, self._steps)
-                self._steps += 1
-        one = self._one.param_groups[0]
-        for group in self.optimizer.param_groups if "max_momentum" in one else ():
+            calls = self.last_epoch // self._steps_per_call
+            if calls < self._course.calls:
+                self._course = TorchCourse(self._make, self.base_lr, self.optimizer)
+            self._course.advance(calls, self.interval)
+        self._write_momentum()
+        return super().get_lr()
+
+    def _rate(self, own: float, start: int) -> float:
+        lr: float = self._course.group["lr"]
+        return own / self.base_lr * lr * rise(self.last_epoch - start, self._warm_up_steps)
+
+    def _write_momentum(self) -> None:
+        """Copies a momentum (or first beta) that the torch scheduler cycles to every group."""
+        one = self._course.group
+        if "max_momentum" not in one:
+            return
+        for group in self.optimizer.param_groups:
             if "betas" in group:
                 group["betas"] = (one["betas"][0], *group["betas"][1:])
             else:
@@ -342,26 +278,31 @@ class GroupScheduler(GroupLR):
         if self.by_metric and self._step_count:
             if metric is None:
                 raise ConfigError(
-                    "scheduler: ReduceLROnPlateau got no metric. Call step(metric); in a LightningModule return "
-                    "{'scheduler': ..., 'monitor': 'val_loss', 'reduce_on_plateau': True}."
+                    "ReduceLROnPlateau got no metric. Call step(metric); in a LightningModule return {'scheduler': "
+                    "..., 'monitor': 'val_loss', 'reduce_on_plateau': True}.",
+                    "scheduler",
                 )
             self.scheduler.step(metric)
         super().step()
 
     def state_dict(self) -> dict[str, Any]:
         """The step that has been reached, and what `ReduceLROnPlateau` has seen."""
-        seen = {name: getattr(self.scheduler, name) for name in _SEEN} if self.by_metric else {}
-        lr = {"lr": self._one.param_groups[0]["lr"], "base_lr": self.base_lr, "measured_after": self.measured_after}
-        return {**super().state_dict(), **({"plateau": {**seen, **lr}} if self.by_metric else {})}
+        state = super().state_dict()
+        if self.by_metric:
+            seen = {name: getattr(self.scheduler, name) for name in _SEEN}
+            lr = self._course.group["lr"]
+            state["plateau"] = {**seen, "lr": lr, "base_lr": self.base_lr, "measured_after": self.measured_after}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the step from `state_dict`; load the optimizer's state first."""
         saved = state_dict.get("plateau")
         if saved and self.by_metric:
-            self._one.param_groups[0]["lr"] = saved["lr"] * (self.base_lr / saved["base_lr"])
+            self._course.group["lr"] = saved["lr"] * (self.base_lr / saved["base_lr"])
             self.measured_after = saved["measured_after"]
-            for name in _SEEN if saved["mode"] == getattr(self.scheduler, "mode", None) else ():
-                setattr(self.scheduler, name, saved[name])
+            if saved["mode"] == getattr(self.scheduler, "mode", None):  # a best value of the other mode is none
+                for name in _SEEN:
+                    setattr(self.scheduler, name, saved[name])
         super().load_state_dict(state_dict)
 
 
@@ -373,8 +314,10 @@ def _base_lr(optimizer: Optimizer) -> float:
     groups = [group for group in optimizer.param_groups if group.get("lr_factor")]
     if not groups:
         raise ConfigError(
-            "scheduler: the base rate is unknown. Make the groups with named_param_groups, at least one of them with "
-            "an lr_scale above 0, or pass base_lr."
+            "the base rate is unknown. Make the groups with named_param_groups, at least one of them with an lr_scale "
+            "above 0, or pass base_lr.",
+            "scheduler",
         )
+    # the largest share loses the fewest digits
     group = max(groups, key=lambda group: float(group["lr_factor"]))
     return float(group["lr"] / group["lr_factor"])

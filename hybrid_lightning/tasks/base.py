@@ -373,7 +373,7 @@ class HybridTask(Evaluation, ABC):
         """
         callbacks = [c for c in trainer.callbacks if isinstance(c, GradualUnfreezing)]  # type: ignore[attr-defined]
         schedules = callbacks[0].schedules if callbacks else self.schedules()
-        recorded, holds = (callbacks[0].recorded, callbacks[0].holds) if callbacks else (None, ())
+        decided = callbacks[0].decided_steps if callbacks else None
         training_at_start(groups, schedules)
         check_moments(trainer, groups, schedules, length)
         origins = {name: part.origin for name, part in self.built().facts.items()}
@@ -381,7 +381,7 @@ class HybridTask(Evaluation, ABC):
             report if name == "init_from" else f"{name}: {report}"
             for name, report in self.built().weight_reports.items()
         ]
-        return "\n".join([*loaded, plan_table(groups, schedules, origins, length, recorded, holds)])
+        return "\n".join([*loaded, plan_table(groups, schedules, origins, length, decided)])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the mean training loss since the last log, and the rates of this step."""

@@ -38,13 +38,13 @@ def follow_facts(callbacks: Iterable[pl.Callback], facts: Mapping[str, Part]) ->
     batch_norm = {name: part.batch_norm for name, part in facts.items() if part.batch_norm}
     for callback in callbacks:
         if isinstance(callback, GradualUnfreezing):
-            callback.schedules, callback.batch_norm = schedules_of(facts), batch_norm
+            callback.configure(schedules_of(facts), batch_norm)
         if isinstance(callback, GradientClipping):
             callback.use({name: part.clip for name, part in facts.items() if part.clip})
         if isinstance(callback, L2SP):
             callback.strength = {name: part.l2sp for name, part in facts.items() if part.l2sp}
         if isinstance(callback, ReestimateStatistics):
-            callback.parts = [name for name, mode in batch_norm.items() if mode == "recalibrate"]
+            callback.configure([name for name, mode in batch_norm.items() if mode == "recalibrate"])
 
 
 def schedules_of(facts: Mapping[str, Part]) -> dict[str, UnfreezingSchedule]:

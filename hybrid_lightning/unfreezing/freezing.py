@@ -1,4 +1,4 @@
-"""Frozen means frozen: no gradient, update or dropout; running statistics fixed, kept, or estimated anew."""
+"""Frozen means frozen: no gradient, no update, no dropout; running statistics fixed, kept, or estimated anew."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,13 +13,11 @@ BATCH_NORM_MODES = ("frozen", "recalibrate", "train")
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
-    """Turns gradients on or off; a parameter that is turned off loses its gradient.
-
-    With ``.grad`` None an optimizer leaves the parameter alone, weight decay and momentum included.
-    """
+    """Turns gradients on or off; a parameter that is turned off loses its gradient, so that no optimizer moves it."""
     for parameter in parameters:
         parameter.requires_grad_(trainable)
         if not trainable:
+            # a gradient of zeros would still be decayed and moved by momentum
             parameter.grad = None
 
 
@@ -39,18 +37,19 @@ def module_modes(
             ``frozen`` uses and keeps the stored statistics, ``train`` those of the batch. ``recalibrate`` makes no
             difference here.
     """
-    by_id = {id(parameter): part for parameter, part in parts.items()}
     modes: dict[nn.Module, bool] = {}
 
     def visit(module: nn.Module, trains: bool | None, part: str | None) -> None:
-        own = [parameter for parameter in module.parameters() if id(parameter) in by_id]
+        own = [parameter for parameter in module.parameters() if parameter in parts]
         if own:
-            trains, owners = any(p.requires_grad for p in own), {by_id[id(p)] for p in own}
+            trains = any(parameter.requires_grad for parameter in own)
+            owners = {parts[parameter] for parameter in own}
             part = owners.pop() if len(owners) == 1 else None
-        forced = (batch_norm or {}).get(part or "") if has_statistics(module) else None
-        if forced in ("frozen", "train"):
-            modes[module] = forced == "train"
+        mode = (batch_norm or {}).get(part or "")
+        if has_statistics(module) and mode in ("frozen", "train"):
+            modes[module] = mode == "train"
         elif trains is not None:
+            # a module that stands in two places trains if one of them does
             modes[module] = modes.get(module, False) or trains
         for child in module.children():
             visit(child, trains, part)
@@ -70,8 +69,11 @@ def apply_modes(modes: dict[nn.Module, bool]) -> None:
 @contextmanager
 def dry_run(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; modes, buffers and the random state are as before afterwards."""
-    modes = {m: m.training for m in module.modules()}
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if not is_lazy(buffer)}
+    modes = {child: child.training for child in module.modules()}
+    buffers = {}
+    for name, buffer in module.named_buffers():
+        if not is_lazy(buffer):  # has no values yet
+            buffers[name] = buffer.clone()
     module.eval()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -97,8 +99,10 @@ class KeptStatistics:
     """
 
     def __init__(self, root: nn.Module, copies: Sequence[Tensor] | None = None) -> None:
-        moving = [module for module in root.modules() if has_statistics(module) and module.training]
-        self._buffers = [buffer for module in moving for buffer in module.buffers(recurse=False)]
+        self._buffers: list[Tensor] = []
+        for module in root.modules():
+            if has_statistics(module) and module.training:
+                self._buffers += module.buffers(recurse=False)
         self.copies = [buffer.clone() for buffer in self._buffers] if copies is None else list(copies)
         """The values to be restored."""
 
@@ -113,10 +117,8 @@ def reestimate_statistics(norms: Sequence[Any], batches: Iterable[Any], forward:
 
     Running statistics average over weights that are long gone; with a momentum of 0.01 and few steps they never arrive.
 
-    Args:
-        norms: The modules, which `has_statistics`; they are put into train mode and back.
-        batches: At least one batch.
-        forward: Runs the network on a batch; the mode of other modules is the caller's.
+    The `norms` have running statistics; they are put into train mode and back. `forward` runs the network on a batch,
+    with the other modules in the mode that they have. There has to be at least one batch.
     """
     before = [(norm.momentum, norm.training) for norm in norms]
     for norm in norms:
@@ -126,6 +128,7 @@ def reestimate_statistics(norms: Sequence[Any], batches: Iterable[Any], forward:
         with torch.no_grad():
             for number, batch in enumerate(batches, 1):
                 for norm in norms:
+                    # the weight of the newest batch in a plain average
                     norm.momentum = 1 / number
                 forward(batch)
     finally:

@@ -1,27 +1,30 @@
 """Gradual unfreezing: applies the unfreezing schedules to the optimizer's named groups."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.distributed.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
 from hybrid_lightning.distributed.sharding import reshard
 from hybrid_lightning.duration import FitLength
-from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.trainer import fit_length, is_log_step, log_values, named_groups, window_is_open
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, listing
+from hybrid_lightning.optim.groups import refuse_one_rate
+from hybrid_lightning.trainer import FitCallback, fit_length, is_log_step, log_values, window_is_open
+from hybrid_lightning.unfreezing.best_weights import BestWeights
 from hybrid_lightning.unfreezing.freezing import BATCH_NORM_MODES, apply_modes, module_modes, set_trainable
-from hybrid_lightning.unfreezing.plateau import Plateau
+from hybrid_lightning.unfreezing.plateau import Plateau, PlateauWatch
 from hybrid_lightning.unfreezing.schedule import Span, UnfreezingSchedule
 from hybrid_lightning.unfreezing.timeline import (
     ALWAYS,
     group_spans,
-    idle_from,
     label,
+    next_change,
+    part_of_parameters,
     refuse_impossible,
     stage_name,
     trainable_shares,
@@ -32,13 +35,13 @@ from hybrid_lightning.unfreezing.timeline import (
 Group = dict[str, Any]
 
 
-class GradualUnfreezing(pl.Callback):
+class GradualUnfreezing(FitCallback):
     """Trains each part from its own moment on; until then, and after it is frozen again, the part is frozen.
 
     Frozen means: no gradient, no update, no weight decay, normalization and dropout in eval mode. What trains is a
-    function of the schedule, the step and the moments that metrics or `postpone` have decided; the latter are in the
-    checkpoint. So a resumed run trains what an uninterrupted one would. Works in any LightningModule whose one
-    optimizer has groups from `named_param_groups`.
+    function of the schedule, the step and the steps that metrics have decided; the latter are in the checkpoint. So a
+    resumed run trains what an uninterrupted one would. Works in any LightningModule whose one optimizer has groups from
+    `named_param_groups`.
 
     Metrics are waited for after each validation (not the sanity check), on the mean over all ranks. On several ranks
     the parameters are compared bit by bit after the first step of each phase.
@@ -78,26 +81,28 @@ class GradualUnfreezing(pl.Callback):
         check_ranks: str = "phases",
     ) -> None:
         super().__init__()
-        self.schedules = {part: UnfreezingSchedule.parse(value, f"unfreeze.{part}") for part, value in unfreeze.items()}
-        self.batch_norm = batch_norm or {}
-        for part, mode in self.batch_norm.items():
-            if mode not in BATCH_NORM_MODES:
-                raise unknown(f"batch_norm.{part}", "mode", str(mode), BATCH_NORM_MODES)
-        if check_ranks not in ("phases", "epochs"):
-            raise unknown("unfreezing.check_ranks", "value", str(check_ranks), ("phases", "epochs"))
-        self.restart_early_stopping, self.check_ranks = restart_early_stopping, check_ranks
-        self._forget()
+        with at("unfreeze"):
+            schedules = {part: UnfreezingSchedule.parse(value, part) for part, value in unfreeze.items()}
+        self.configure(schedules, batch_norm or {})
+        self.restart_early_stopping = restart_early_stopping
+        self.check_ranks = check_choice(check_ranks, "unfreezing.check_ranks", ("phases", "epochs"))
+        self.forget()
 
-    def _forget(self) -> None:
-        self.recorded: dict[str, int] = {}
+    def configure(self, schedules: Mapping[str, UnfreezingSchedule], batch_norm: Mapping[str, str]) -> None:
+        """Sets when each part trains, and how its normalizations run; takes effect at the start of a fit."""
+        for part, mode in batch_norm.items():
+            check_choice(mode, f"batch_norm.{part}", BATCH_NORM_MODES, "mode")
+        self.schedules, self.batch_norm = dict(schedules), dict(batch_norm)
+
+    def forget(self) -> None:
+        """Forgets the decisions of an earlier fit."""
+        self.decided_steps: dict[str, int] = {}
         """Part and stage → step that a plateau decided."""
-        self.holds: list[list[int]] = []
-        """Windows in which nothing starts, see `postpone`."""
         self.spans: dict[str, Span] = {}
         """Group → steps between which it trains."""
-        self._watches: dict[str, dict[str, Any]] = {}
-        self._best: dict[str, dict[str, Any]] = {}
-        self._training: list[str] | None = None
+        self._watches: dict[str, PlateauWatch] = {}
+        self._best = BestWeights()
+        self._training: list[str] = []
         self._length: FitLength | None = None
         self._next: float = 0
         self._modes: dict[nn.Module, bool] = {}
@@ -105,50 +110,44 @@ class GradualUnfreezing(pl.Callback):
         self._fixed: set[str] = set()
         self._uncompared = False
 
-    # State
+    # State: an older checkpoint may have further keys, such as "holds", windows of an option that is gone
 
     def state_dict(self) -> dict[str, Any]:
         """What metrics decided and what is needed to decide on; and the names of the groups that train."""
         return {
-            "recorded": self.recorded,
-            "holds": [list(hold) for hold in self.holds],
-            "watches": self._watches,
-            "best": self._best,
-            "training": self._training or [],
+            "recorded": self.decided_steps,
+            "watches": {stage: asdict(watch) for stage, watch in self._watches.items()},
+            "best": self._best.kept,
+            "training": self._training,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the decisions of an earlier run."""
-        self.recorded = dict(state_dict.get("recorded", {}))
-        self.holds = [list(hold) for hold in state_dict.get("holds", [])]
-        self._watches = {stage: dict(watch) for stage, watch in state_dict.get("watches", {}).items()}
-        self._best = dict(state_dict.get("best", {}))
-        self._training = list(state_dict["training"]) if state_dict.get("training") else None
+        """Continues from the decisions of an earlier process."""
+        self.decided_steps = dict(state_dict.get("recorded", {}))
+        self._watches = {stage: PlateauWatch(**watch) for stage, watch in state_dict.get("watches", {}).items()}
+        self._best = BestWeights(state_dict.get("best"))
+        self._training = list(state_dict.get("training", []))
 
     # What trains
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """A fit starts without the memory of an earlier one; a checkpoint is read after this."""
-        if stage == "fit":
-            self._forget()
-
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freezes before the first batch, and before the optimizer's state is restored."""
-        groups = named_groups(trainer, type(self).__name__)
+        groups = self.groups(trainer)
         for group in groups:
-            if group["part"] not in self.schedules and not any(p.requires_grad for p in group["params"]):
-                group["fixed"], group["unfrozen_at"] = True, None  # frozen by somebody else, who did not name it here
+            is_frozen = not any(parameter.requires_grad for parameter in group["params"])
+            if is_frozen and group["part"] not in self.schedules:  # by the user, who did not name the part here
+                group["fixed"], group["unfrozen_at"] = True, None
         self._fixed = {group["name"] for group in groups if group["fixed"]}
         at_start = training_at_start(groups, self.schedules)
-        parts = {group["part"] for group in groups}
-        for part in self.batch_norm.keys() - parts:
-            raise unknown("batch_norm", "part", part, parts)
+        check_keys(self.batch_norm, {group["part"] for group in groups}, "batch_norm", "part")
         if any(schedule != ALWAYS for schedule in self.schedules.values()):
             refuse_other_strategies(trainer)
         if self._restoring(groups) and isinstance(trainer.strategy, FSDP2Strategy):
-            raise ConfigError("unfreeze: restore_best keeps whole weights, which fsdp2 has not. Leave it out.")
-        training = {group["name"] for group in groups} & set(self._training or ()) or at_start
-        self.spans = {g["name"]: Span(0 if g["name"] in training else None) for g in groups}
+            raise ConfigError("restore_best keeps whole weights, which fsdp2 does not have. Leave it out.", "unfreeze")
+        # a restart begins with the phase of the checkpoint, whose optimizer state is restored next
+        names = [group["name"] for group in groups]
+        training = set(names).intersection(self._training) or at_start
+        self.spans = {name: Span(0 if name in training else None) for name in names}
         self._apply(trainer, pl_module, step=0)
         # Lightning warns of modules in eval here; each batch start puts every module into its own mode
         apply_modes(dict.fromkeys(self._modes, True))
@@ -159,13 +158,14 @@ class GradualUnfreezing(pl.Callback):
         What is due is left to the first batch, because a restart may have to make a validation before it.
         """
         self._length = fit_length(trainer)
-        groups = named_groups(trainer, type(self).__name__)
+        groups = self.groups(trainer)
         for group in groups:
             group["fixed"] = group["name"] in self._fixed  # and not what it was in the checkpoint
-            group["unfrozen_at"] = None if group["fixed"] else group["unfrozen_at"]
-        refuse_one_rate(groups)
+            if group["fixed"]:
+                group["unfrozen_at"] = None
+        refuse_one_rate(groups)  # a scheduler has set its rates by now
         self._refuse_without_validation(trainer)
-        self._find_spans(trainer)
+        self._find_spans(groups, self._length)
         check_moments(trainer, groups, self.schedules, self._length)
         self._uncompared = True
 
@@ -197,7 +197,7 @@ class GradualUnfreezing(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Names the stages that never trained, because their metric never stopped getting better."""
-        for stage, plateau in self._waiting(trainer, trainer.global_step).items():
+        for stage, plateau in self._waiting(trainer).items():
             rank_zero_info(f"{stage} has not been unfrozen: it waited for {plateau}.")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -217,74 +217,46 @@ class GradualUnfreezing(pl.Callback):
                     set_trainable(group["params"], True)
         self.spans, self._modes = {}, {}
 
-    def postpone(self, trainer: pl.Trainer, until: int) -> list[str]:
-        """Lets nothing that is frozen now start before the step `until`; to be called the same on all ranks.
-
-        The window is recorded, so that what trains stays a function of the schedule, the step and what is recorded.
-        Stages that follow another one keep their distance from it. A window in which nothing at all would train is not
-        opened.
-
-        Args:
-            trainer: Its fit is under way.
-            until: Step from which on things may start again.
-
-        Returns:
-            Labels of the parts and stages that will start later than they would have.
-        """
-        assert self._length is not None
-        groups, since = named_groups(trainer, type(self).__name__), trainer.global_step
-        last = self.holds[-1] if self.holds else [-1, -1]
-        # windows that overlap are one, because nothing started within the first
-        holds = [*self.holds[:-1], [last[0], max(last[1], until)]] if since < last[1] else [*self.holds, [since, until]]
-        spans = group_spans(groups, self.schedules, self._length, self.recorded, holds)
-        if idle_from(spans, self._length) is not None:
-            rank_zero_warn("unfreeze: nothing is postponed, because then nothing would train for some steps.")
-            return []
-        moved = {label(g): spans[g["name"]] for g in groups if spans[g["name"]] != self.spans[g["name"]]}
-        end = self._length.total_steps or float("inf")
-        lost = [name for name, (start, stop) in moved.items() if (start or 0) >= (end if stop is None else stop)]
-        if lost:
-            rank_zero_warn(f"unfreeze: postponed beyond the end, so these will never train: {listing(lost)}.")
-        self.holds, self.spans, self._next = holds, spans, 0
-        return list(moved)
-
-    def _find_spans(self, trainer: pl.Trainer) -> None:
-        groups = named_groups(trainer, type(self).__name__)
-        assert self._length is not None
-        self.spans = group_spans(groups, self.schedules, self._length, self.recorded, self.holds)
-        self._next = 0
+    def _find_spans(self, groups: Sequence[Group], length: FitLength) -> None:
+        self.spans = group_spans(groups, self.schedules, length, self.decided_steps)
+        self._next = 0  # the next batch applies them
 
     def _apply(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Brings flags, records and modes to what the schedule says for `step`; does nothing the second time."""
-        reshard(pl_module)
-        everything = named_groups(trainer, type(self).__name__)
-        groups = [group for group in everything if not group["fixed"]]
-        trains = {group["name"]: self.spans[group["name"]].trains(step) for group in groups}
-        begun = [group for group in groups if trains[group["name"]] and group["unfrozen_at"] is None]
-        if begun and step:
+        reshard(pl_module)  # a flag set on gathered parameters would be lost
+        groups = self.groups(trainer)
+        free = [group for group in groups if not group["fixed"]]
+        self._training = [group["name"] for group in free if self.spans[group["name"]].trains(step)]
+        begun = [group for group in free if group["name"] in self._training and group["unfrozen_at"] is None]
+        if begun and step:  # at step 0 no weights are better than those that are there
             self._before_unfreezing(trainer, pl_module, begun)
-        self._record(groups, trains, step)
-        named = [group for group in groups if group["part"] in self.schedules]  # others stay as they arrived
-        changed = [g for g in named if any(p.requires_grad is not trains[g["name"]] for p in g["params"])]
-        for group in changed:
-            set_trainable(group["params"], trains[group["name"]])
-        if changed:
-            rewrap(trainer)
+        self._record(free, step)
+        if self._set_flags(free):
+            rewrap(trainer)  # DDP reduces what had a gradient when it was made
             self._uncompared = True
-        self._training = [name for name, training in trains.items() if training]
-        self._modes = module_modes(pl_module, {p: g["part"] for g in everything for p in g["params"]}, self.batch_norm)
-        self._shares = trainable_shares(groups)
-        moments = {moment for span in self.spans.values() for moment in span if moment is not None}
-        self._next = min((moment for moment in moments if moment > step), default=float("inf"))
+        self._modes = module_modes(pl_module, part_of_parameters(groups), self.batch_norm)
+        self._shares = trainable_shares(free)
+        self._next = next_change(self.spans, step)
 
-    def _record(self, groups: Sequence[Group], trains: Mapping[str, bool], step: int) -> None:
+    def _record(self, groups: Sequence[Group], step: int) -> None:
         """Writes into each group since when it trains; a group that is frozen again keeps it."""
         for group in groups:
             start = self.spans[group["name"]].start
             if start is None or step < start:
                 group["unfrozen_at"] = None
-            elif trains[group["name"]] and group["unfrozen_at"] is None:
+            elif group["name"] in self._training and group["unfrozen_at"] is None:
                 group["unfrozen_at"] = step
+
+    def _set_flags(self, groups: Sequence[Group]) -> bool:
+        """Sets ``requires_grad`` of the parts with a schedule, others stay as they arrived; whether one has changed."""
+        has_changed = False
+        for group in groups:
+            trains = group["name"] in self._training
+            is_set = all(parameter.requires_grad is trains for parameter in group["params"])
+            if group["part"] in self.schedules and not is_set:
+                set_trainable(group["params"], trains)
+                has_changed = True
+        return has_changed
 
     # Metrics
 
@@ -292,64 +264,61 @@ class GradualUnfreezing(pl.Callback):
         """Decides whether a metric has stopped getting better; the same on all ranks."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or self._length is None:
             return
-        for metric in set().union(*(schedule.metrics for schedule in self.schedules.values())):
-            if metric not in trainer.callback_metrics:
-                raise unknown("unfreeze", "metric", metric, sorted(trainer.callback_metrics))
-        self._keep_best(trainer, pl_module)
-        # in the middle of an accumulation the next step has begun already
+        for schedule in self.schedules.values():
+            check_keys(sorted(schedule.metrics), sorted(trainer.callback_metrics), "unfreeze", "metric")
+        groups = self.groups(trainer)
+        self._keep_best(trainer, pl_module, groups)
+        # in the middle of an accumulation window the next step has begun already
         step = trainer.global_step + window_is_open(trainer)
-        for stage, plateau in self._waiting(trainer, trainer.global_step).items():
-            value = reduced_metric(trainer, plateau.metric)
-            fresh = {"metric": plateau.metric, "mode": plateau.mode, "best": plateau.worst, "validations": 0}
-            watch = self._watches.setdefault(stage, fresh)
-            if [watch["metric"], watch["mode"]] != [plateau.metric, plateau.mode]:  # the schedule has changed
-                watch.update(fresh)
-            if plateau.is_better(value, watch["best"]):
-                watch.update(best=value, validations=0)
-            else:
-                watch["validations"] += 1
-            if watch["validations"] >= plateau.patience:
-                self.recorded[stage] = step
-                rank_zero_info(f"{plateau} (best: {watch['best']:.6g}): {stage} trains from step {step} on.")
-        self._find_spans(trainer)
+        for stage, plateau in self._waiting(trainer).items():
+            watch = self._watches.get(stage)
+            if watch is None or not watch.belongs_to(plateau):
+                watch = self._watches[stage] = PlateauWatch.start(plateau)
+            if watch.observe(plateau, reduced_metric(trainer, plateau.metric)):
+                self.decided_steps[stage] = step
+                rank_zero_info(f"{plateau} (best: {watch.best:.6g}): {stage} trains from step {step} on.")
+        self._find_spans(groups, self._length)
 
-    def _waiting(self, trainer: pl.Trainer, step: int) -> dict[str, Plateau]:
-        groups = named_groups(trainer, type(self).__name__)
+    def _waiting(self, trainer: pl.Trainer) -> dict[str, Plateau]:
+        """Part and stage → the plateau that it waits for now."""
         assert self._length is not None
-        return waiting_for(groups, self.schedules, self._length, self.recorded, step, self.holds)
+        groups = self.groups(trainer)
+        return waiting_for(groups, self.schedules, self._length, self.decided_steps, trainer.global_step)
 
     def _restoring(self, groups: Sequence[Group]) -> dict[str, Plateau]:
-        """Group → metric whose best weights are restored before it is unfrozen."""
-        own = {g["name"]: self.schedules.get(g["part"], ALWAYS).of_stage(stage_name(g)).restore_best for g in groups}
-        return {name: best for name, best in own.items() if best is not None}
+        """Metric → plateau, of those whose best weights are restored before one of these groups is unfrozen."""
+        found = {}
+        for group in groups:
+            schedule = self.schedules.get(group["part"], ALWAYS)
+            plateau = schedule.of_stage(stage_name(group)).restore_best
+            if plateau is not None:
+                found[plateau.metric] = plateau
+        return found
 
-    def _keep_best(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        groups = named_groups(trainer, type(self).__name__)
-        frozen = [g for g in groups if not g["fixed"] and g["unfrozen_at"] is None]
-        wanted = {best.metric: best for best in self._restoring(frozen).values()}
-        self._best = {metric: kept for metric, kept in self._best.items() if metric in wanted}
-        for metric, best in wanted.items():
-            value = reduced_metric(trainer, metric)
-            if best.is_better(value, self._best.get(metric, {"value": best.worst})["value"]):
-                state = pl_module.state_dict()
-                weights = {n: t.detach().cpu().clone() for n, t in state.items() if isinstance(t, Tensor)}
-                self._best[metric] = {"value": value, "weights": weights}
+    def _keep_best(self, trainer: pl.Trainer, pl_module: pl.LightningModule, groups: Sequence[Group]) -> None:
+        frozen = [group for group in groups if not group["fixed"] and group["unfrozen_at"] is None]
+        wanted = self._restoring(frozen)
+        for metric in self._best.kept.keys() - wanted.keys():
+            del self._best.kept[metric]  # a copy of all weights that nothing waits for any more
+        for metric, plateau in wanted.items():
+            self._best.observe(plateau, reduced_metric(trainer, metric), pl_module)
 
     def _before_unfreezing(self, trainer: pl.Trainer, pl_module: pl.LightningModule, begun: Sequence[Group]) -> None:
-        for metric in {best.metric for best in self._restoring(begun).values()} & self._best.keys():
-            pl_module.load_state_dict(self._best[metric]["weights"], strict=False)  # in place; extra state is not kept
-            rank_zero_info(f"before {listing(dict.fromkeys(map(label, begun)))}: the weights with the best {metric}.")
+        stages = dict.fromkeys(label(group) for group in begun)
+        for metric in self._restoring(begun):
+            if self._best.restore(metric, pl_module):
+                rank_zero_info(f"before {listing(stages)}: the weights with the best {metric}.")
         if self.restart_early_stopping:
             for callback in trainer.early_stopping_callbacks:
-                if isinstance(callback, EarlyStopping):
-                    callback.wait_count = 0
+                callback.wait_count = 0
 
     def _refuse_without_validation(self, trainer: pl.Trainer) -> None:
         watched = [part for part, schedule in self.schedules.items() if schedule.metrics]
         if watched and not trainer.enable_validation:
             raise ConfigError(
-                f"unfreeze: {listing(watched)} would wait for a metric, but nothing is validated. "
-                f"Give validation data, or write a duration."
+                f"{listing(watched)} would wait for a metric, but nothing is validated. Give validation data, or write "
+                f"a duration.",
+                "unfreeze",
             )
 
 
@@ -361,18 +330,7 @@ def check_moments(
         refuse_impossible(group_spans(groups, schedules, length), length)
 
 
-def refuse_one_rate(groups: Sequence[Group]) -> None:
-    """Raises `ConfigError` if a scheduler has given groups with different shares one and the same rate."""
-    rates = {group.get("initial_lr", group["lr"]) for group in groups}
-    if len(rates) == 1 and len(groups) > 1 and len({group["lr_factor"] for group in groups}) > 1:
-        raise ConfigError(
-            f"configure_optimizers: the scheduler starts all groups at one rate ({rates.pop():g}), although their "
-            f"shares differ. Use hybrid_lightning.GroupScheduler(optimizer, lambda one: OneCycleLR(one, max_lr=...)), "
-            f"which keeps them, or give the scheduler a list of rates."
-        )
-
-
 def reduced_metric(trainer: pl.Trainer, name: str) -> float:
-    """The last value of a logged metric: the mean over all ranks, the same number on each."""
+    """The last value of a logged metric: the mean over all ranks, the same number on each. Call it on all ranks."""
     value = trainer.callback_metrics[name].detach().to(trainer.strategy.root_device)
     return float(trainer.strategy.broadcast(trainer.strategy.reduce(value, reduce_op="mean")))

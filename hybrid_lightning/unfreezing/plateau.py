@@ -1,11 +1,11 @@
-"""The plateau of a metric: the validation at which it has stopped to get better."""
+"""The plateau of a metric: the validation at which it has stopped getting better."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hybrid_lightning.duration import Duration
-from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.errors import ConfigError, check_choice, check_keys, check_number
 
 _LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "perplexity")
 _HIGHER_IS_BETTER = ("accuracy", "acc", "f1", "auroc", "auc", "r2", "precision", "recall", "iou", "map")
@@ -14,7 +14,7 @@ EXAMPLE = "{plateau: val/loss, patience: 2 validations}"
 
 @dataclass(frozen=True)
 class Plateau:
-    """A moment that a metric decides: the validation at which it has stopped to get better.
+    """A moment that a metric decides: the validation at which it has stopped getting better.
 
     Args:
         metric: Name of a logged metric.
@@ -29,7 +29,7 @@ class Plateau:
     min_delta: float = 0.0
 
     @classmethod
-    def parse(cls, value: Mapping[str, Any], where: str) -> "Plateau":
+    def parse(cls, value: Mapping[str, Any]) -> "Plateau":
         """Reads ``{plateau: val/loss, patience: 2 validations, mode: min, min_delta: 0}``.
 
         Mode and min_delta may be left out; the mode then follows from the last word of the metric's name.
@@ -37,24 +37,27 @@ class Plateau:
         Raises:
             ConfigError: If a value is impossible, or the mode does not follow from the name.
         """
-        for key in value:
-            if key not in ("plateau", "patience", "mode", "min_delta"):
-                raise unknown(where, "key", str(key), ("plateau", "patience", "mode", "min_delta"))
-        metric, delta = value["plateau"], value.get("min_delta", 0.0)
+        check_keys(value, ("plateau", "patience", "mode", "min_delta"))
+        metric = value["plateau"]
         if not isinstance(metric, str) or not metric:
-            raise ConfigError(f"{where}.plateau: {metric!r} is not the name of a metric, such as val/loss.")
+            raise ConfigError(f"{metric!r} is not the name of a metric, such as val/loss.", "plateau")
         if "patience" not in value:
-            raise ConfigError(f"{where}: 'patience' is missing. Write {EXAMPLE}.")
-        patience = Duration.parse(value["patience"], f"{where}.patience")
+            raise ConfigError(f"'patience' is missing. Write {EXAMPLE}.")
+        patience = Duration.parse(value["patience"], "patience")
+        # a metric is only known after a validation, so no other unit has a meaning
         if patience.unit != "validations" or patience.value < 1 or patience.value % 1:
-            raise ConfigError(f"{where}.patience: '{patience}' is not a whole number of validations, 1 or more.")
-        if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 <= delta < float("inf"):
-            raise ConfigError(f"{where}.min_delta: {delta!r} is not a number of at least 0.")
+            raise ConfigError(f"'{patience}' is not a whole number of validations, 1 or more.", "patience")
+        min_delta = value.get("min_delta", 0.0)
+        check_number(min_delta, "min_delta", low=0)
         mode = value.get("mode", _mode_of(metric))
-        if mode not in ("min", "max"):
-            given = f"{mode!r} is given" if mode else f"whether {metric!r} is better when low or high is not known"
-            raise ConfigError(f"{where}.mode: {given}. Write 'mode: min' (lower is better) or 'mode: max'.")
-        return cls(metric, int(patience.value), mode, float(delta))
+        if mode is None:
+            raise ConfigError(
+                f"whether {metric!r} is better when low or high is not known. Write 'mode: min' (lower is better) or "
+                f"'mode: max'.",
+                "mode",
+            )
+        check_choice(mode, "mode", ("min", "max"), "mode")
+        return cls(metric, int(patience.value), mode, float(min_delta))
 
     def is_better(self, value: float, best: float) -> bool:
         """Whether a value counts as better than the best one so far; nan never does."""
@@ -62,13 +65,44 @@ class Plateau:
 
     @property
     def worst(self) -> float:
-        """What any value is better than."""
+        """Any value is better than this one."""
         return float("inf") if self.mode == "min" else float("-inf")
 
     def __str__(self) -> str:
         return f"{self.metric} no better for {Duration(self.patience, 'validations')}"
 
 
+@dataclass
+class PlateauWatch:
+    """What one stage that waits for a plateau has seen so far."""
+
+    metric: str
+    mode: str
+    best: float
+    validations: int = 0
+    """Validations in a row without a better value."""
+
+    @classmethod
+    def start(cls, plateau: Plateau) -> "PlateauWatch":
+        """Nothing has been seen yet."""
+        return cls(plateau.metric, plateau.mode, plateau.worst)
+
+    def belongs_to(self, plateau: Plateau) -> bool:
+        """False if the schedule has changed since a checkpoint, so that the best value is one of another metric."""
+        return (self.metric, self.mode) == (plateau.metric, plateau.mode)
+
+    def observe(self, plateau: Plateau, value: float) -> bool:
+        """Takes the value of one validation; returns whether the patience is over."""
+        if plateau.is_better(value, self.best):
+            self.best, self.validations = value, 0
+        else:
+            self.validations += 1
+        return self.validations >= plateau.patience
+
+
 def _mode_of(metric: str) -> str | None:
-    word = metric.replace("_", "/").rsplit("/", 1)[-1].lower()
-    return "min" if word in _LOWER_IS_BETTER else "max" if word in _HIGHER_IS_BETTER else None
+    # val/macro_f1 and val_auroc too
+    last_word = metric.replace("_", "/").rsplit("/", 1)[-1].lower()
+    if last_word in _LOWER_IS_BETTER:
+        return "min"
+    return "max" if last_word in _HIGHER_IS_BETTER else None

@@ -6,15 +6,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from hybrid_lightning.errors import ConfigError, unknown
-from hybrid_lightning.trainer import named_groups
+from hybrid_lightning.errors import ConfigError, check_keys, check_number
+from hybrid_lightning.trainer import FitCallback
 from hybrid_lightning.unfreezing.freezing import apply_modes, has_statistics, module_modes, reestimate_statistics
+from hybrid_lightning.unfreezing.timeline import part_of_parameters
 
 
-class ReestimateStatistics(pl.Callback):
+class ReestimateStatistics(FitCallback):
     """Estimates the running statistics of normalizations anew before each validation, from training data.
 
     So validation, the saved checkpoints and the trained model have statistics that fit the weights. Where an epoch ends
@@ -31,18 +31,18 @@ class ReestimateStatistics(pl.Callback):
 
     def __init__(self, parts: Collection[str] | None = None, batches: int = 50) -> None:
         super().__init__()
-        if batches < 1:
-            raise ConfigError(f"ReestimateStatistics.batches: {batches} is less than 1.")
-        self.parts, self.batches = parts, batches
-        self._estimated_at = -1
+        check_number(batches, "ReestimateStatistics.batches", low=1)
+        self.batches = batches
+        self.configure(parts)
+        self.forget()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Checks the names of the parts and the loader."""
-        known = {group["part"] for group in named_groups(trainer, type(self).__name__)}
-        for part in self.parts or ():
-            if part not in known:
-                raise unknown("batch_norm", "part", part, known)
-        readable(trainer)
+    def configure(self, parts: Collection[str] | None) -> None:
+        """Sets the parts whose statistics are estimated; None takes all."""
+        self.parts = parts
+
+    def forget(self) -> None:
+        """Forgets at which step an earlier fit estimated last."""
+        self._estimated_at = -1
 
     def state_dict(self) -> dict[str, Any]:
         """The step at which statistics were estimated last."""
@@ -52,10 +52,11 @@ class ReestimateStatistics(pl.Callback):
         """Takes up the step."""
         self._estimated_at = state_dict["estimated_at"]
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """A fit starts without the memory of an earlier one."""
-        if stage == "fit":
-            self._estimated_at = -1
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Checks the names of the parts and the loader."""
+        known = {group["part"] for group in self.groups(trainer)}
+        check_keys(self.parts or (), known, "batch_norm", "part")
+        readable(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Estimates the statistics, if this validation belongs to a fit."""
@@ -71,44 +72,43 @@ class ReestimateStatistics(pl.Callback):
             apply_modes(modes)
 
     def _reestimate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        groups = named_groups(trainer, type(self).__name__)
-        parts = {p: g["part"] for g in groups for p in g["params"] if self.parts is None or g["part"] in self.parts}
-        norms = [m for m, trains in module_modes(pl_module, parts).items() if trains and has_statistics(m)]
         self._estimated_at = trainer.global_step
-        if norms:
-            with torch.random.fork_rng():
-                reestimate_statistics(norms, self._read(trainer), self._forward(trainer, pl_module))
+        groups = [group for group in self.groups(trainer) if self.parts is None or group["part"] in self.parts]
+        # of parts that train: the statistics of a frozen stage are those that its weights were trained with
+        modes = module_modes(pl_module, part_of_parameters(groups))
+        norms = [module for module, trains in modes.items() if trains and has_statistics(module)]
+        if not norms:
+            return
+
+        def forward(batch: Any) -> None:
+            with trainer.precision_plugin.forward_context():
+                pl_module(batch)
+
+        with torch.random.fork_rng():  # dropout and transforms must not move the random numbers of the fit
+            reestimate_statistics(norms, self._read(trainer), forward)
         if trainer.world_size > 1:  # random transforms may have given each rank other samples
-            for buffer in (buffer for norm in norms for buffer in norm.buffers()):
-                torch.distributed.broadcast(buffer, 0)
+            for norm in norms:
+                for buffer in norm.buffers():
+                    torch.distributed.broadcast(buffer, 0)
 
     def _read(self, trainer: pl.Trainer) -> Iterator[Any]:
         for batch in islice(readable(trainer), self.batches):
             yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
 
-    @staticmethod
-    def _forward(trainer: pl.Trainer, module: nn.Module) -> Any:
-        def forward(batch: Any) -> None:
-            with trainer.precision_plugin.forward_context():
-                module(batch)
-
-        return forward
-
 
 def readable(trainer: pl.Trainer) -> DataLoader[Any]:
-    """The training data in whole batches and a fixed order, without touching the loader that trains.
-
-    Raises:
-        ConfigError: If the loader is not a `DataLoader` with batches of a dataset that is read by index.
-    """
+    """The training data in whole batches and a fixed order, without touching the loader that trains."""
     loader = trainer.train_dataloader
     sampler = getattr(loader, "batch_sampler", None)
     size = getattr(sampler, "batch_size", None)
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or size is None:
         raise ConfigError(
-            "batch_norm: statistics can be estimated anew only from one DataLoader with a batch size and a dataset "
-            "that is read by index. Leave out 'batch_norm: recalibrate', or give such a loader."
+            "statistics can be estimated anew only from one DataLoader with a batch size and a dataset that is read by "
+            "index. Leave out 'batch_norm: recalibrate', or give such a loader.",
+            "batch_norm",
         )
+    # the loader's own sampler has a position that belongs to the fit
     samples = len(loader.dataset)  # type: ignore[arg-type]
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).tolist()
+    # a smaller last batch would count as much as the others
     return DataLoader(loader.dataset, size, sampler=order, collate_fn=loader.collate_fn, drop_last=samples >= size)

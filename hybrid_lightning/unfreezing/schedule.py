@@ -1,33 +1,16 @@
 """Unfreezing schedules: when each stage of a part trains, as a function without memory."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from hybrid_lightning.duration import Duration, FitLength
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError, at, check_keys, listing, unknown
 from hybrid_lightning.optim.groups import matches
 from hybrid_lightning.unfreezing.plateau import EXAMPLE, Plateau
 
-_KEYS = ("start", "every", "freeze", "restore_best", "stages")
 Trigger = Duration | Plateau
 """What starts something: a duration, or the plateau of a metric."""
-
-
-def parse_trigger(value: object, where: str) -> Trigger:
-    """Reads a duration, or ``{plateau: val/loss, patience: 2 validations}``.
-
-    Raises:
-        ConfigError: If `value` is neither.
-    """
-    if isinstance(value, Mapping):
-        if "plateau" not in value:
-            raise ConfigError(f"{where}: {dict(value)!r} is no moment. Write a duration such as 10%, or {EXAMPLE}.")
-        return Plateau.parse(value, where)
-    duration = Duration.parse(value, where)
-    if duration.unit == "validations":
-        raise ConfigError(f"{where}: '{duration}' cannot be turned into steps. Write epochs, steps, % or {EXAMPLE}.")
-    return duration
 
 
 class Span(NamedTuple):
@@ -39,20 +22,6 @@ class Span(NamedTuple):
     def trains(self, step: int) -> bool:
         """Whether the stage trains at this step."""
         return self.start is not None and self.start <= step and (self.stop is None or step < self.stop)
-
-
-def held(start: int, holds: Sequence[Sequence[int]]) -> int:
-    """The step at which something starts that is due at `start`.
-
-    Args:
-        start: The step at which it is due.
-        holds: Pairs (since, until) in the order in which they were decided: what is due between them starts at `until`.
-            What had started by `since` is not touched.
-    """
-    for since, until in holds:
-        if since < start < until:
-            start = until
-    return start
 
 
 @dataclass(frozen=True)
@@ -67,6 +36,7 @@ class UnfreezingSchedule:
             the output; None freezes all together.
         restore_best: Metric whose best weights so far are restored before an unfreezing; None restores nothing.
         stages: Pattern of stage names → schedule of these stages alone; the first pattern that fits counts.
+        given: What `parse` read, for checkpoints and configs.
     """
 
     start: Trigger | None
@@ -75,9 +45,10 @@ class UnfreezingSchedule:
     freeze_every: Duration | None = None
     restore_best: Plateau | None = None
     stages: tuple[tuple[str, "UnfreezingSchedule"], ...] = ()
+    given: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def parse(cls, value: object, where: str = "unfreeze") -> "UnfreezingSchedule":
+    def parse(cls, value: object, place: str = "") -> "UnfreezingSchedule":
         """Reads a schedule.
 
         Args:
@@ -85,43 +56,36 @@ class UnfreezingSchedule:
                 ``{start: 10%, every: 1 epochs}``, top-down by stage, where both may be plateaus; with ``freeze: 80%``
                 or ``freeze: {start: 50%, every: 1 epochs}`` (from the input on) and ``restore_best: val/loss``; or
                 ``{stages: {layer4: 10%, "*": never}}``.
-            where: Config path named in errors.
+            place: Path of the setting, within the places that `at` adds.
 
         Raises:
             ConfigError: If `value` is none of these.
         """
         if isinstance(value, UnfreezingSchedule):
             return value
-        if value == "always":
-            return cls(Duration(0, "steps"))
-        if value == "never":
-            return cls(None)
-        if not isinstance(value, Mapping):
-            try:
-                return cls(parse_trigger(value, where))
-            except ConfigError as error:
-                raise ConfigError(f"{error} Or: always, never, {{start: 10%, every: 1 epochs}}, {EXAMPLE}.") from None
-        if "plateau" in value:
-            rest = {key: value[key] for key in ("freeze", "restore_best") if key in value}
-            start = Plateau.parse({key: entry for key, entry in value.items() if key not in rest}, where)
-            best = _parse_restore_best(rest.get("restore_best"), start, f"{where}.restore_best")
-            return cls(start, None, *_parse_freeze(rest.get("freeze"), f"{where}.freeze"), best)
-        for key in value:
-            if key not in _KEYS:
-                raise unknown(where, "key", str(key), _KEYS)
-        if "stages" in value:
-            return cls(None, stages=_parse_stages(value, where))
-        return cls._parse_whole(value, where)
+        with at(place):
+            if not isinstance(value, Mapping):
+                schedule = cls(_parse_word(value))
+            elif "stages" in value:
+                schedule = cls(None, stages=_parse_stages(value))
+            else:
+                schedule = cls._parse_mapping(value)
+        return replace(schedule, given=value)
 
     @classmethod
-    def _parse_whole(cls, value: Mapping[str, Any], where: str) -> "UnfreezingSchedule":
-        if not {"every", "freeze", "restore_best"} & value.keys():
-            raise ConfigError(f"{where}: 'every' is missing. Write {{start: 10%, every: 1 epochs}} or only a duration.")
-        start = parse_trigger(value.get("start", "0 steps"), f"{where}.start")
-        every = parse_trigger(value["every"], f"{where}.every") if "every" in value else None
-        freeze, freeze_every = _parse_freeze(value.get("freeze"), f"{where}.freeze")
-        best = _parse_restore_best(value.get("restore_best"), start, f"{where}.restore_best")
-        return cls(start, every, freeze, freeze_every, best)
+    def _parse_mapping(cls, value: Mapping[str, Any]) -> "UnfreezingSchedule":
+        start: Trigger
+        every = None
+        if "plateau" in value:
+            start = Plateau.parse({key: given for key, given in value.items() if key not in ("freeze", "restore_best")})
+        else:
+            check_keys(value, ("start", "every", "freeze", "restore_best", "stages"))
+            if value.keys() <= {"start"}:
+                raise ConfigError("'every' is missing. Write {start: 10%, every: 1 epochs} or only a duration.")
+            start = parse_trigger(value.get("start", "0 steps"), "start")
+            every = parse_trigger(value["every"], "every") if "every" in value else None
+        freeze, freeze_every = _parse_freeze(value.get("freeze"))
+        return cls(start, every, freeze, freeze_every, _parse_restore_best(value.get("restore_best"), start))
 
     def of_stage(self, stage: str) -> "UnfreezingSchedule":
         """The schedule of one stage; that of the part, unless stages have their own."""
@@ -130,84 +94,93 @@ class UnfreezingSchedule:
                 return schedule
         return self
 
-    def refuse_other_stages(self, stages: Sequence[str], where: str) -> None:
+    def refuse_other_stages(self, stages: Sequence[str]) -> None:
         """Raises `ConfigError` if a pattern fits no stage, or a stage has no schedule."""
+        if not self.stages:
+            return
+        # a stage without a schedule would have to be guessed, so all of them are named
+        forgotten = list(stages)
         for pattern, _ in self.stages:
             if not any(matches(pattern, stage) for stage in stages):
-                raise unknown(f"{where}.stages", "stage", pattern, stages)
-        forgotten = [s for s in stages if not any(matches(pattern, s) for pattern, _ in self.stages)]
-        if self.stages and forgotten:
-            raise ConfigError(f"{where}.stages: nothing is said about {listing(forgotten, 5)}. Name them, or add '*'.")
+                raise unknown("stages", "stage", pattern, stages)
+            forgotten = [stage for stage in forgotten if not matches(pattern, stage)]
+        if forgotten:
+            raise ConfigError(f"{listing(forgotten, 5)} without a schedule. Name each stage, or add '*'.", "stages")
 
     @property
     def metrics(self) -> set[str]:
         """Names of the metrics that have to be logged."""
-        watched = [entry for entry in (self.start, self.every, self.restore_best) if isinstance(entry, Plateau)]
-        return {plateau.metric for plateau in watched}.union(*(schedule.metrics for _, schedule in self.stages))
+        found = set()
+        for trigger in (self.start, self.every, self.restore_best):
+            if isinstance(trigger, Plateau):
+                found.add(trigger.metric)
+        for _, schedule in self.stages:
+            found |= schedule.metrics
+        return found
 
     def triggers(self, stages: Sequence[str]) -> dict[str, tuple[Trigger | None, str | None]]:
-        """Stage → what starts it, and the stage on whose start that follows (None: it is counted from step 0).
+        """Stage → what starts it, and the stage from whose start that counts (None: from step 0).
 
-        Args:
-            stages: Names of all stages of the part, from input to output.
+        From the output to the input, so that a stage comes after the one that it follows. The names of `stages` are
+        those of all stages of the part, from input to output; so they are in the methods below.
         """
-        if self.stages:
-            return {stage: (self.of_stage(stage).start, None) for stage in stages}
-        after = [*stages[1:], None] if self.every is not None else [None] * len(stages)
-        return {s: (self.start if a is None else self.every, a) for s, a in zip(stages, after, strict=True)}
+        found: dict[str, tuple[Trigger | None, str | None]] = {}
+        above = None
+        for stage in reversed(stages):
+            if above is None or self.every is None:
+                found[stage] = self.of_stage(stage).start, None
+            else:
+                found[stage] = self.every, above
+            above = stage
+        return found
 
     def spans(
-        self,
-        stages: Sequence[str],
-        length: FitLength,
-        recorded: Mapping[str, int] | None = None,
-        where: str = "unfreeze",
-        holds: Sequence[Sequence[int]] = (),
+        self, stages: Sequence[str], length: FitLength, decided: Mapping[str, int] | None = None
     ) -> dict[str, Span]:
-        """When each stage trains, in optimizer steps: a function of its arguments alone.
+        """Stage → the steps at which it trains, from the output to the input: a function of the arguments alone.
 
         Args:
             stages: Names of all stages of the part, from input to output.
             length: Length of the fit, which turns epochs and percentages into steps.
-            recorded: Stage → step that a plateau decided; a plateau that is missing has not come yet.
-            where: Config path named in errors.
-            holds: Windows in which nothing starts, see `held`; what follows a stage is counted from its real start.
+            decided: Stage → step that a plateau decided; a plateau that is missing has not come yet.
 
         Raises:
             ConfigError: If a unit cannot be turned into steps.
         """
         spans: dict[str, Span] = {}
-        for stage, (trigger, after) in reversed(self.triggers(stages).items()):
-            before = 0 if after is None else spans[after].start
+        # in the order of `triggers`, so that the stage above has its start already
+        for stage, (trigger, above) in self.triggers(stages).items():
+            since = 0 if above is None else spans[above].start
             start = None
             if isinstance(trigger, Plateau):
-                start = (recorded or {}).get(stage)
-            elif trigger is not None and before is not None:
-                start = before + trigger.steps(length, where)
-            start = None if start is None else held(start, holds)
-            spans[stage] = Span(start, self._stop(stages, stage, length, where))
+                start = (decided or {}).get(stage)
+            elif trigger is not None and since is not None:
+                start = since + trigger.steps(length)
+            spans[stage] = Span(start, self._stop(stages, stage, length))
         return spans
 
-    def _stop(self, stages: Sequence[str], stage: str, length: FitLength, where: str) -> int | None:
+    def _stop(self, stages: Sequence[str], stage: str, length: FitLength) -> int | None:
         own = self.of_stage(stage)
         if own.freeze is None:
             return None
-        every = own.freeze_every.steps(length, where) if own.freeze_every is not None else 0
-        return own.freeze.steps(length, f"{where}.freeze") + stages.index(stage) * every
+        stop = own.freeze.steps(length, "freeze")
+        if own.freeze_every is not None:
+            stop += stages.index(stage) * own.freeze_every.steps(length, "freeze")
+        return stop
 
     def waiting(
-        self, stages: Sequence[str], spans: Mapping[str, Span], recorded: Mapping[str, int], step: int
+        self, stages: Sequence[str], spans: Mapping[str, Span], decided: Mapping[str, int], step: int
     ) -> dict[str, Plateau]:
         """The stages that wait for a plateau at this step, and for which one.
 
         A stage that follows another one waits from the start of that one on, and none waits once it is frozen for good.
         """
         found = {}
-        for stage, (trigger, after) in self.triggers(stages).items():
-            start = 0 if after is None else spans[after].start
-            stop = spans[stage].stop
-            begun = start is not None and start <= step and (stop is None or step < stop)
-            if isinstance(trigger, Plateau) and stage not in recorded and begun:
+        for stage, (trigger, above) in self.triggers(stages).items():
+            since = 0 if above is None else spans[above].start
+            # patience counts from the start of the stage above
+            may_wait = Span(since, spans[stage].stop).trains(step)
+            if isinstance(trigger, Plateau) and stage not in decided and may_wait:
                 found[stage] = trigger
         return found
 
@@ -216,50 +189,90 @@ class UnfreezingSchedule:
         own = self.of_stage(stage)
         if own.start is None:
             return "never"
-        at_start = isinstance(own.start, Duration) and own.start.value == 0
-        text = "start" if at_start else str(own.start)
-        above = len(stages) - 1 - stages.index(stage)
+        below = stages.index(stage)
+        above = len(stages) - 1 - below
+        is_at_once = isinstance(own.start, Duration) and own.start.value == 0
+        text = "start" if is_at_once else str(own.start)
         if own.every is not None and above:
             text += f" + {above} × {own.every}" if isinstance(own.every, Duration) else f" + {above} × ({own.every})"
-        if own.freeze is None:
-            return text
-        below = stages.index(stage) if own.freeze_every is not None else 0
-        return f"{text}, until {own.freeze}" + (f" + {below} × {own.freeze_every}" if below else "")
+        if own.freeze is not None:
+            text += f", until {own.freeze}"
+        if own.freeze_every is not None and below:
+            text += f" + {below} × {own.freeze_every}"
+        return text
 
 
-def _parse_stages(value: Mapping[str, Any], where: str) -> tuple[tuple[str, UnfreezingSchedule], ...]:
+def parse_trigger(value: object, place: str = "") -> Trigger:
+    """Reads a duration, or ``{plateau: val/loss, patience: 2 validations}``."""
+    with at(place):
+        if isinstance(value, Mapping):
+            if "plateau" not in value:
+                raise ConfigError(f"{dict(value)!r} is not a moment. Write a duration such as 10%, or {EXAMPLE}.")
+            return Plateau.parse(value)
+        duration = Duration.parse(value)
+        if duration.unit == "validations":
+            raise ConfigError(f"'{duration}' cannot be turned into steps. Write epochs, steps, % or {EXAMPLE}.")
+        return duration
+
+
+def _parse_word(value: object) -> Trigger | None:
+    """``always``, ``never`` or a duration."""
+    if value == "always":
+        return Duration(0, "steps")
+    if value == "never":
+        return None
+    try:
+        return parse_trigger(value)
+    except ConfigError as error:
+        raise ConfigError(f"{error} Or: always, never, {{start: 10%, every: 1 epochs}}, {EXAMPLE}.") from None
+
+
+@at("stages")
+def _parse_stages(value: Mapping[str, Any]) -> tuple[tuple[str, UnfreezingSchedule], ...]:
     stages = value["stages"]
     if len(value) > 1 or not isinstance(stages, Mapping) or not stages:
-        raise ConfigError(f"{where}.stages: give each stage its schedule, and nothing beside: {{stages: {{a: 10%}}}}.")
-    schedules = {str(s): UnfreezingSchedule.parse(v, f"{where}.stages.{s}") for s, v in stages.items()}
-    for stage, schedule in schedules.items():
+        raise ConfigError("give each stage its schedule, and nothing beside: {stages: {a: 10%}}.")
+    schedules = []
+    for stage, given in stages.items():
+        schedule = UnfreezingSchedule.parse(given, str(stage))
         if schedule.stages or schedule.every is not None or schedule.freeze_every is not None:
-            raise ConfigError(f"{where}.stages.{stage}: a single stage has no 'stages' and no 'every'.")
-    return tuple(schedules.items())
+            raise ConfigError("a single stage has no 'stages' and no 'every'.", str(stage))
+        schedules.append((str(stage), schedule))
+    return tuple(schedules)
 
 
-def _parse_freeze(value: object, where: str) -> tuple[Duration | None, Duration | None]:
+@at("freeze")
+def _parse_freeze(value: object) -> tuple[Duration | None, Duration | None]:
+    """When the first stage is frozen again, and the time to the next: ``80%`` or ``{start: 50%, every: 1 epochs}``."""
     if value is None:
         return None, None
-    given: Mapping[str, Any] = value if isinstance(value, Mapping) else {"start": value}
-    for key in given:
-        if key not in ("start", "every"):
-            raise unknown(where, "key", str(key), ("start", "every"))
-    start = parse_trigger(given.get("start"), f"{where}.start" if value is given else where)
-    every = parse_trigger(given["every"], f"{where}.every") if "every" in given else None
+    every = None
+    if isinstance(value, Mapping):
+        check_keys(value, ("start", "every"))
+        start = parse_trigger(value.get("start"), "start")
+        every = parse_trigger(value["every"], "every") if "every" in value else None
+    else:
+        start = parse_trigger(value)
     if isinstance(start, Plateau) or isinstance(every, Plateau):
-        raise ConfigError(f"{where}: freezing waits for no metric. Write a duration such as 80%.")
+        raise ConfigError("freezing waits for no metric. Write a duration such as 80%.")
     if start.value == 0:
-        raise ConfigError(f"{where}: '{start}' would freeze before the first step. Write 'never' as the schedule.")
+        raise ConfigError(f"'{start}' would freeze before the first step. Write 'never' as the schedule.")
     return start, every
 
 
-def _parse_restore_best(value: object, start: Trigger, where: str) -> Plateau | None:
+@at("restore_best")
+def _parse_restore_best(value: object, start: Trigger) -> Plateau | None:
+    """``val/loss``, ``{metric: val/loss, mode: min, min_delta: 0}``, or true for the plateau that `start` waits for."""
     if value is None or value is False:
         return None
     if value is True and isinstance(start, Plateau):
         return start
-    if not isinstance(value, str | Mapping):
-        raise ConfigError(f"{where}: {value!r} names no metric. Write {where.rpartition('.')[2]}: val/loss.")
-    facts = {"plateau": value} if isinstance(value, str) else {"plateau": value.get("metric"), **value}
-    return Plateau.parse({"patience": "1 validations", **{k: v for k, v in facts.items() if k != "metric"}}, where)
+    if isinstance(value, str):
+        value = {"metric": value}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{value!r} does not name a metric. Write restore_best: val/loss.")
+    options = dict(value)
+    options.setdefault("plateau", options.pop("metric", None))
+    # the patience is not used: each better value is kept
+    options.setdefault("patience", "1 validations")
+    return Plateau.parse(options)

@@ -7,7 +7,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR,
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.optim.lr_schedules import SHAPES, GroupRates, GroupScheduler, multiplier
+from hybrid_lightning.optim.lr_schedules import GroupRates, GroupScheduler
+from hybrid_lightning.optim.shapes import SHAPES, multiplier
 
 STEPS = 20
 

@@ -408,7 +408,7 @@ def test_waiting_for_a_metric_that_is_not_logged_or_without_validation_is_an_err
     [
         ({"backbone": {"start": "8 steps", "freeze": "5 steps"}}, "frozen again at step 5, before it trains at step 8"),
         ({p: {"freeze": "50%"} for p in ("backbone", "head")}, "from step 10 on nothing trains"),
-        ({"backbone": {"stages": {"third": "1%"}}}, r"nothing is said about 'first', 'second'"),
+        ({"backbone": {"stages": {"third": "1%"}}}, r"'first', 'second' without a schedule"),
     ],
 )
 def test_an_impossible_freezing_is_an_error_before_the_first_step(unfreeze: Any, message: str) -> None:
@@ -447,6 +447,18 @@ def test_what_is_frozen_today_counts_and_not_what_was_frozen_when_the_checkpoint
     runner = trainer(callbacks=[GradualUnfreezing({"backbone": "6 steps"})], max_epochs=2)
     runner.fit(Foreign(), batches(), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
     assert {(g["fixed"], g["unfrozen_at"]) for g in runner.optimizers[0].param_groups} == {(False, 0), (False, 6)}
+
+
+def test_windows_in_an_older_checkpoint_are_ignored() -> None:
+    callback = GradualUnfreezing({"backbone": "3 steps"})
+    callback.load_state_dict({"recorded": {"backbone.first": 4}, "holds": [[3, 9]], "training": ["head"]})
+    assert callback.decided_steps == {"backbone.first": 4}
+    assert callback.state_dict().keys() == {"recorded", "watches", "best", "training"}
+
+
+def test_a_former_name_of_a_mode_is_refused_with_the_name_of_today() -> None:
+    with pytest.raises(ConfigError, match=r"^batch_norm\.backbone: mode 'eval' is called 'frozen' now"):
+        GradualUnfreezing({}).configure({}, {"backbone": "eval"})
 
 
 def test_a_plateau_needs_no_sanity_check() -> None:

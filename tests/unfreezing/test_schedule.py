@@ -1,7 +1,7 @@
 import pytest
 
 from hybrid_lightning.duration import FitLength
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, at
 from hybrid_lightning.unfreezing.plateau import Plateau
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
@@ -53,7 +53,7 @@ def test_stages_wait_for_a_plateau_one_after_the_other():
     assert waiting(40, {"mid": 40}) == ["low"]
     assert waiting(80, {"mid": 40, "low": 60}) == []
     everything = UnfreezingSchedule.parse(PLATEAU)
-    assert list(everything.waiting(STAGES, everything.spans(STAGES, LENGTH), {}, 0)) == STAGES
+    assert list(everything.waiting(STAGES, everything.spans(STAGES, LENGTH), {}, 0)) == STAGES[::-1]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_a_single_stage_needs_no_every():
     schedule = UnfreezingSchedule.parse({"start": "3 steps", "every": "1 epochs"})
     endless = FitLength(None, None)
     assert schedule.spans(["all"], endless)["all"].start == 3
-    with pytest.raises(ConfigError, match=r"^image: '1 epoch' cannot be turned into steps"):
-        schedule.spans(STAGES, endless, where="image")
+    with pytest.raises(ConfigError, match=r"^'1 epoch' cannot be turned into steps"):
+        schedule.spans(STAGES, endless)
 
 
 @pytest.mark.parametrize(
@@ -88,14 +88,14 @@ def test_a_single_stage_needs_no_every():
     ],
 )
 def test_the_direction_of_well_known_metrics_is_known(metric, mode):
-    assert Plateau.parse({**PLATEAU, "plateau": metric}, "u").mode == mode
+    assert Plateau.parse({**PLATEAU, "plateau": metric}).mode == mode
 
 
 def test_a_better_value_is_better_by_more_than_min_delta_and_nan_never_is():
-    plateau = Plateau.parse({**PLATEAU, "min_delta": 0.1}, "u")
+    plateau = Plateau.parse({**PLATEAU, "min_delta": 0.1})
     assert [plateau.is_better(value, 1.0) for value in (0.89, 0.95, 1.2, float("nan"))] == [True, False, False, False]
     assert plateau.is_better(1e9, plateau.worst)
-    up = Plateau.parse({**PLATEAU, "mode": "max"}, "u")
+    up = Plateau.parse({**PLATEAU, "mode": "max"})
     assert [up.is_better(value, 1.0) for value in (0.9, 1.0, 1.1)] == [False, False, True]
 
 
@@ -111,7 +111,7 @@ def test_a_better_value_is_better_by_more_than_min_delta_and_nan_never_is():
         ({"begin": "10%", "every": "1 epochs"}, "^u: unknown key 'begin'. Possible: 'start', 'every', 'freeze'"),
         ({"start": 3, "every": "1 epochs"}, r"^u\.start: 3 is not a duration"),
         ({"start": "10%", "every": 1}, r"^u\.every: 1 is not a duration"),
-        ({"start": {"metric": "val/loss"}, "every": "1%"}, r"^u\.start: \{'metric': 'val/loss'\} is no moment"),
+        ({"start": {"metric": "val/loss"}, "every": "1%"}, r"^u\.start: \{'metric': 'val/loss'\} is not a moment"),
         ({"plateau": "val/loss"}, "^u: 'patience' is missing"),
         ({"plateau": 3, "patience": "2 validations"}, r"^u\.plateau: 3 is not the name of a metric"),
         ({"plateau": "val/loss", "patience": 2}, r"^u\.patience: 2 is not a duration"),
@@ -121,14 +121,14 @@ def test_a_better_value_is_better_by_more_than_min_delta_and_nan_never_is():
             {"plateau": "val/joy", "patience": "2 validations"},
             r"^u\.mode: whether 'val/joy' is better when low or high",
         ),
-        ({**PLATEAU, "mode": "best"}, r"^u\.mode: 'best' is given. Write 'mode: min'"),
-        ({**PLATEAU, "min_delta": -1}, r"^u\.min_delta: -1 is not a number of at least 0"),
+        ({**PLATEAU, "mode": "best"}, r"^u\.mode: unknown mode 'best'. Possible: 'min', 'max'"),
+        ({**PLATEAU, "min_delta": -1}, r"^u\.min_delta: -1 is not a number at least 0"),
         ({**PLATEAU, "every": "1%"}, "^u: unknown key 'every'. Possible: 'plateau', 'patience', 'mode', 'min_delta'"),
         ({"freeze": 80}, r"^u\.freeze: 80 is not a duration"),
         ({"freeze": "0%"}, r"^u\.freeze: '0%' would freeze before the first step"),
         ({"freeze": {"start": PLATEAU}}, r"^u\.freeze: freezing waits for no metric"),
         ({"freeze": {"start": "50%", "each": "1%"}}, r"^u\.freeze: unknown key 'each'. Possible: 'start', 'every'"),
-        ({"start": "10%", "restore_best": True}, r"^u\.restore_best: True names no metric"),
+        ({"start": "10%", "restore_best": True}, r"^u\.restore_best: True does not name a metric"),
         ({"start": "10%", "restore_best": "val/joy"}, r"^u\.restore_best\.mode: whether 'val/joy' is better"),
         ({"stages": {}}, r"^u\.stages: give each stage its schedule"),
         ({"stages": {"a": "1%"}, "start": "1%"}, r"^u\.stages: give each stage its schedule, and nothing beside"),
@@ -141,12 +141,26 @@ def test_anything_else_is_refused(value, message):
         UnfreezingSchedule.parse(value, "u")
 
 
-def test_stage_names_have_to_fit_and_to_be_complete():
-    UnfreezingSchedule.parse({"stages": {"top": "1%", "*": "never"}}).refuse_other_stages(STAGES, "u")
-    with pytest.raises(ConfigError, match=r"^u\.stages: unknown stage 'topp'. Did you mean 'top'"):
-        UnfreezingSchedule.parse({"stages": {"topp": "1%", "*": "never"}}).refuse_other_stages(STAGES, "u")
-    with pytest.raises(ConfigError, match=r"^u\.stages: nothing is said about 'low', 'mid'. Name them, or add"):
-        UnfreezingSchedule.parse({"stages": {"top": "1%"}}).refuse_other_stages(STAGES, "u")
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({"topp": "1%", "*": "never"}, r"^u\.stages: unknown stage 'topp'. Did you mean 'top'"),
+        ({"top": "1%"}, r"^u\.stages: 'low', 'mid' without a schedule. Name each stage, or add"),
+    ],
+)
+def test_stage_names_have_to_fit_and_to_be_complete(stages, message):
+    UnfreezingSchedule.parse({"stages": {"top": "1%", "*": "never"}}).refuse_other_stages(STAGES)
+    with pytest.raises(ConfigError, match=message), at("u"):
+        UnfreezingSchedule.parse({"stages": stages}).refuse_other_stages(STAGES)
+
+
+@pytest.mark.parametrize(
+    "value", ["always", "10%", PLATEAU, {"start": "10%", "every": PLATEAU}, {"stages": {"*": "1%"}}]
+)
+def test_a_schedule_holds_what_it_was_read_from(value):
+    schedule = UnfreezingSchedule.parse(value)
+    assert schedule.given == value
+    assert UnfreezingSchedule.parse(schedule.given) == schedule
 
 
 @pytest.mark.parametrize(
