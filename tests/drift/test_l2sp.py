@@ -141,7 +141,7 @@ def test_a_fact_of_the_pretrained_parts_is_enough() -> None:
 
 
 def test_the_fact_acts_before_whatever_measures_gradients_and_the_users_own_callback_takes_its_place() -> None:
-    runner = trainer(callbacks=[GradientNormMonitor(), PretrainedDrift(["old"], probe=0)])
+    runner = trainer(callbacks=[GradientNormMonitor(), PretrainedDrift(["old"], reference_samples=0)])
     for _ in range(2):  # the second fit finds the callbacks of the first
         fitted(pretrained(pretrained={"l2sp": 0.5}), runner=runner)
         kinds = [type(c) for c in runner.callbacks]  # type: ignore[attr-defined]
@@ -168,7 +168,7 @@ def test_what_is_impossible_is_an_error_before_the_first_step() -> None:
         HybridClassifier(num_classes=2, parts={"old": {"module": "MLP", "l2sp": "much"}})
     precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     runner = trainer(callbacks=[L2SP(["backbone"])], plugins=[precision])
-    with pytest.raises(ConfigError, match="a fused optimizer removes the loss scale"):
+    with pytest.raises(ConfigError, match=r"L2SP: AdamW\(fused=True\) unscales gradients"):
         runner.fit(Penalized(torch.optim.AdamW, fused=True), batches())
 
 
