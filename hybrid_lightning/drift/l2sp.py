@@ -37,7 +37,6 @@ class L2SP(StartingWeightsCallback):
         parts: Names of the parts; null takes the pretrained ones, which only the groups of `HybridTask` name, or those
             of `strength`.
         strength: Strength of the pull, 0 or more; or a dict part → strength.
-        on_cpu: Whether w0 is kept on the CPU, to spare memory of the device, and is copied to it at each step.
 
     Raises:
         ConfigError: If a strength is not a number of at least 0; at the start of a fit, if a part is unknown, null is
@@ -46,11 +45,10 @@ class L2SP(StartingWeightsCallback):
     """
 
     gradient_order = 0
+    on_device = True  # a copy to the device at each step would take longer than the step
 
-    def __init__(
-        self, parts: list[str] | None = None, strength: float | dict[str, float] = 0.01, on_cpu: bool = False
-    ) -> None:
-        super().__init__(parts, on_device=not on_cpu)
+    def __init__(self, parts: list[str] | None = None, strength: float | dict[str, float] = 0.01) -> None:
+        super().__init__(parts)
         self.strength: float | Mapping[str, float] = 0.0
         if not isinstance(strength, Mapping):
             check_number(strength, "L2SP.strength", low=0)

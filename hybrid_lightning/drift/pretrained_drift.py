@@ -12,7 +12,7 @@ from hybrid_lightning.distributed.sharding import outermost, reshard
 from hybrid_lightning.drift.reference_batch import part_features, read_reference_batch
 from hybrid_lightning.drift.similarity import FEWEST_SAMPLES, linear_cka
 from hybrid_lightning.drift.start_weights import StartingWeights, StartingWeightsCallback
-from hybrid_lightning.errors import ConfigError, listing, reason
+from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.gradients.norms import norm_table, tensor_norms
 from hybrid_lightning.unfreezing.timeline import label
 
@@ -55,7 +55,7 @@ class PretrainedDrift(StartingWeightsCallback):
                 f"similarity.",
                 "PretrainedDrift.reference_samples",
             )
-        super().__init__(parts, on_device=False)
+        super().__init__(parts)
         self.reference_samples = reference_samples
         self.forget()
 
@@ -106,11 +106,7 @@ class PretrainedDrift(StartingWeightsCallback):
     def _start_similarity(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the parts that have features, and keeps those of the first start."""
         reshard(pl_module)
-        modules = {}
-        for part in self.watched:
-            module = self._module_of(trainer, pl_module, part)
-            if module is not None:
-                modules[part] = module
+        modules = self._modules_of_parts(trainer, pl_module)
         problem = ""
         now: dict[str, Tensor] = {}
         try:
@@ -120,7 +116,7 @@ class PretrainedDrift(StartingWeightsCallback):
             now = part_features(trainer, pl_module, modules, self._batch)
             now = {part: features for part, features in now.items() if len(features) == samples}
         except Exception as error:  # third-party datasets and forward passes may raise any exception
-            problem = f"{type(error).__name__}: {reason(error, 400)}"
+            problem = f"{type(error).__name__}: {error}"[:400]
         if not trainer.strategy.reduce_boolean_decision(not problem):  # all ranks or none
             problem = problem or "another rank could not compute it"
             now = {}
@@ -129,40 +125,36 @@ class PretrainedDrift(StartingWeightsCallback):
         if without:
             problem = problem or "they are not one module, or do not return one tensor (samples, channels, ...)"
             rank_zero_warn(
-                f"PretrainedDrift: similarity is not logged for {listing(without)}: {problem.rstrip('.')}. Set "
+                f"PretrainedDrift: similarity is not logged for {listing(without)}: {problem}. Set "
                 f"'reference_samples: 0' if you do not need it. Drift is logged."
             )
         self._compare_with(trainer, now)
 
-    def _module_of(self, trainer: pl.Trainer, pl_module: pl.LightningModule, part: str) -> nn.Module | None:
-        """The outermost module whose parameters are those of the part."""
-        wanted: set[int] = set()
-        for group in self.groups(trainer):
-            if group["part"] == part:
-                wanted.update(map(id, group["params"]))
-        modules = set(outermost(pl_module, wanted))
-        if len(modules) != 1:
-            return None
-        module = modules.pop()
-        return module if set(map(id, module.parameters())) == wanted else None
+    def _modules_of_parts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, nn.Module]:
+        """Part → the one module whose parameters are those of the part, for the parts that have one."""
+        wanted: dict[str, set[int]] = {}
+        for group in self.watched_groups(trainer):
+            wanted.setdefault(group["part"], set()).update(map(id, group["params"]))
+        found = {}
+        for part, own in wanted.items():
+            modules = list(dict.fromkeys(outermost(pl_module, own)))
+            # a parameter beside the module would be missed
+            if len(modules) == 1 and own == set(map(id, modules[0].parameters())):
+                found[part] = modules[0]
+        return found
 
     def _compare_with(self, trainer: pl.Trainer, now: dict[str, Tensor]) -> None:
         """Keeps the features of the first start, where a checkpoint holds them, and those of now elsewhere."""
-        first: dict[str, Tensor] = {}
-        new: list[str] = []
+        saved = {}
         for part, features in now.items():
-            saved = self._features.get(part)
-            if saved is not None and len(saved) == len(features):
-                first[part] = saved
-            else:
-                first[part] = features
-                new.append(part)
-        if trainer.ckpt_path and trainer.global_step and new:
+            if len(self._features.get(part, ())) == len(features):
+                saved[part] = self._features[part]
+        if trainer.ckpt_path and trainer.global_step and len(saved) < len(now):
             rank_zero_warn(
-                f"The checkpoint does not hold what {listing(new)} returned for these samples at the first start. "
-                f"Similarity is measured against this restart."
+                f"The checkpoint does not hold what {listing(now.keys() - saved.keys())} returned for these samples at "
+                f"the first start. Similarity is measured against this restart."
             )
-        self._features = first
+        self._features = {**now, **saved}
 
     def _similarity(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Tensor]:
         """Part → similarity; on all ranks that of the first one, whose buffers a checkpoint holds."""

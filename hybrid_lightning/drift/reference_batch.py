@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,8 +47,16 @@ def part_features(
     not called, or do not return one tensor `(samples, channels, ...)`, are left out. Modes, buffers and random states
     are as before afterwards. Collective if the module is sharded.
     """
+    names = {module: part for part, module in modules.items()}
     found: dict[str, Tensor] = {}
-    hooks = [module.register_forward_hook(_keeper(part, found)) for part, module in modules.items()]
+
+    def keep(module: nn.Module, _inputs: Any, output: Any) -> None:
+        part = names[module]
+        if part not in found and isinstance(output, Tensor) and output.ndim > 1:
+            channels = output.detach().float().unsqueeze(2).flatten(2)  # (B, C, positions), of (B, C) one
+            found[part] = channels.mean(2).to("cpu", copy=True)
+
+    hooks = [module.register_forward_hook(keep) for module in names]
     try:
         with _as_validation(trainer), _own_random_state(trainer), dry_run(pl_module):
             batch = _on_device(trainer, pl_module, reference)
@@ -81,17 +89,6 @@ def _on_device(trainer: pl.Trainer, pl_module: pl.LightningModule, reference: An
     """A copy of the reference batch on the device, through the hooks of batches."""
     batch = trainer.precision_plugin.convert_input(copy.deepcopy(reference))  # a module may work in place
     return trainer.strategy.batch_to_device(before_transfer(pl_module, batch))
-
-
-def _keeper(part: str, found: dict[str, Tensor]) -> Callable[..., None]:
-    """A forward hook that keeps the mean over positions of the first output of a part."""
-
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if part not in found and isinstance(output, Tensor) and output.ndim > 1:
-            channels = output.detach().float().unsqueeze(2).flatten(2)  # (B, C, positions), of (B, C) one
-            found[part] = channels.mean(2).to("cpu", copy=True)
-
-    return keep
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The weights that parts had when the fit began: one copy, which the callbacks that need it share."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -76,10 +77,9 @@ class StartingWeights:
         if self._announced or not self.weights:
             return
         self._announced = True
-        sizes: dict[str, int] = {}
+        sizes: Counter[torch.device] = Counter()
         for tensor in self.weights.values():
-            device = str(tensor.device)
-            sizes[device] = sizes.get(device, 0) + tensor.nbytes
+            sizes[tensor.device] += tensor.nbytes
         memory = " and ".join(f"{size / 1e6:.3g} MB on {device}" for device, size in sizes.items())
         per_rank = " per rank" if any_sharded(list(self.weights)) else ""
         rank_zero_info(f"starting weights of {listing(self._parts)}: {memory}{per_rank}; saved in checkpoints")
@@ -95,7 +95,7 @@ class StartingWeights:
             value = _sharded_as(shard, parameter)
             if not as_shards:
                 value = whole(value)  # one at a time, to spare memory
-            if as_shards or trainer.is_global_zero:
+            if as_shards or trainer.is_global_zero:  # only the first rank writes full tensors
                 saved[self._names[parameter]] = value
         checkpoint[STARTING_WEIGHTS_KEY] = saved
 
@@ -113,17 +113,14 @@ class StartingWeights:
 
 
 class StartingWeightsCallback(FitCallback):
-    """Base of the callbacks that compare parts with their starting weights.
+    """Base of the callbacks that compare parts, None for the pretrained ones, with their starting weights."""
 
-    Args:
-        parts: Names of the parts; None takes the pretrained ones.
-        on_device: Whether w0 is needed on the parameters' device.
-    """
+    on_device: ClassVar[bool] = False
+    """Whether w0 is needed on the parameters' device, and not only on the CPU."""
 
-    def __init__(self, parts: Collection[str] | None, on_device: bool) -> None:
+    def __init__(self, parts: Collection[str] | None) -> None:
         super().__init__()
         self.parts = parts
-        self.on_device = on_device
         self.watched: list[str] = []
         self.start = StartingWeights()
 
@@ -151,7 +148,7 @@ class StartingWeightsCallback(FitCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copies the weights, before the optimizer's state is restored, which replaces the groups' dicts."""
         groups = self.groups(trainer)
-        self.watched = chosen_parts(groups, self.parts, type(self).__name__)
+        self.watched = self._chosen_parts(groups)
         wanted = self.watched_groups(trainer)
         parameters = [parameter for group in wanted for parameter in group["params"]]
         mesh_of(parameters)  # refuses tensor parallelism before the first step
@@ -171,19 +168,19 @@ class StartingWeightsCallback(FitCallback):
         """The groups of the parts that are compared."""
         return [group for group in self.groups(trainer) if group["part"] in self.watched]
 
-
-def chosen_parts(groups: Sequence[Group], parts: Collection[str] | None, callback: str) -> list[str]:
-    """The parts that a callback compares: those that are named, or those whose groups have ``origin: pretrained``."""
-    place = f"{callback}.parts"
-    known = list(dict.fromkeys(group["part"] for group in groups))
-    if parts is not None:
-        check_keys(parts, known, place, kind="part")
-        return list(parts)
-    found = dict.fromkeys(group["part"] for group in groups if group.get("origin") == "pretrained")
-    if not found:
-        reason = "no part is pretrained" if "origin" in groups[0] else "the groups do not say what is pretrained"
-        raise ConfigError(f"{reason}. Name the parts that you mean, among: {listing(known)}.", place)
-    return list(found)
+    def _chosen_parts(self, groups: Sequence[Group]) -> list[str]:
+        """The parts that are named, or else those whose groups have ``origin: pretrained``."""
+        place = f"{type(self).__name__}.parts"
+        known = dict.fromkeys(group["part"] for group in groups)
+        if self.parts is not None:
+            check_keys(self.parts, known, place, kind="part")
+            return list(self.parts)
+        pretrained = dict.fromkeys(group["part"] for group in groups if group.get("origin") == "pretrained")
+        if not pretrained:
+            # groups of a foreign module have no origin
+            reason = "no part is pretrained" if "origin" in groups[0] else "the groups do not say what is pretrained"
+            raise ConfigError(f"{reason}. Name the parts that you mean, among: {listing(known)}.", place)
+        return list(pretrained)
 
 
 def _sharded_as(shard: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -1,6 +1,6 @@
 """How the gradients of one part are limited: by norm, by value, by its weights (AGC), or by its own history (ZClip)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,15 +92,11 @@ class ZScoreLimits:
     """
 
     def __init__(self, rules: Mapping[str, ClippingRule]) -> None:
-        self._rules = dict(rules)
-        settings = [(rule.limit, rule.alpha, rule.warm_up) for rule in self._rules.values()]
-        self._settings = torch.tensor(settings, dtype=torch.float64).reshape(-1, 3).T
-        self._history = torch.zeros(3, len(self._rules))  # mean, variance, number of norms
-
-    @property
-    def parts(self) -> Sequence[str]:
+        self.parts = tuple(rules)
         """Their names, in the order of the norms."""
-        return tuple(self._rules)
+        settings = [(rule.limit, rule.alpha, rule.warm_up) for rule in rules.values()]
+        self._settings = torch.tensor(settings, dtype=torch.float64).reshape(-1, 3).T
+        self._history = torch.zeros(3, len(rules))  # mean, variance, number of norms
 
     def factors(self, norms: Tensor) -> Tensor:
         """Factor on each part's gradients, `(parts,)` in (0, 1], from its norm, `(parts,)`, which enters the history.
@@ -113,6 +109,7 @@ class ZScoreLimits:
         mean, variance, seen = history
         deviation = variance.sqrt()
         z = (norms - mean) / (deviation + _SMALL)
+        # as tensors, without a branch: a branch would wait for the device
         spikes = (seen >= warm_up) & (z > limit) & norms.isfinite()
         limited = torch.where(spikes, mean + limit.square() / z * deviation, norms)
 
@@ -128,9 +125,9 @@ class ZScoreLimits:
 
     def state_dict(self) -> dict[str, list[float]]:
         """Part → mean, variance and number of its norms."""
-        return dict(zip(self._rules, self._history.T.tolist(), strict=True))
+        return dict(zip(self.parts, self._history.T.tolist(), strict=True))
 
     def load_state_dict(self, state_dict: Mapping[str, list[float]]) -> None:
         """Continues the histories of the parts that are still there."""
-        rows = [state_dict.get(part, [0.0, 0.0, 0.0]) for part in self._rules]
+        rows = [state_dict.get(part, [0.0, 0.0, 0.0]) for part in self.parts]
         self._history = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).T

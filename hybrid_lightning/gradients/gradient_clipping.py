@@ -77,7 +77,7 @@ class GradientClipping(FitCallback):
         """Limits the gradients that the optimizer will get."""
         gradients = shared_pass(trainer, type(self).__name__)
         if gradients.skipped:
-            return
+            return  # and no history must include this step
         for part, rule in self.rules.items():
             if rule.method == "norm":
                 gradients.clip_norm(rule.limit, part)

@@ -24,7 +24,8 @@ class GradientNormMonitor(FitCallback):
     pass over the gradients is the one that clips; without clipping there is one on log steps only. Between log steps
     nothing waits for the device. Works in any LightningModule whose one optimizer has groups from `named_param_groups`;
     there it makes passes of its own if the Trainer clips, two per step. Steps that a scaler or a callback skips have no
-    norms in the log.
+    norms in the log. On log steps the weights that train are copied for the duration of the optimizer's step, when the
+    memory of the activations is free.
 
     | key | meaning |
     |---|---|
@@ -37,16 +38,13 @@ class GradientNormMonitor(FitCallback):
 
     Args:
         stages: Whether the norms of each stage are logged too, as ``grad_norm/<part>.<stage>`` and so on.
-        update_ratio: Whether ``update_ratio`` is logged. On log steps it takes a copy of the weights that train for the
-            duration of the optimizer's step, when the memory of the activations is free.
     """
 
     gradient_order = 1
 
-    def __init__(self, stages: bool = False, update_ratio: bool = True) -> None:
+    def __init__(self, stages: bool = False) -> None:
         super().__init__()
         self.stages = stages
-        self.update_ratio = update_ratio
         self.forget()
 
     def forget(self) -> None:
@@ -65,7 +63,7 @@ class GradientNormMonitor(FitCallback):
         if not (self._due or trainer.gradient_clip_val):
             return
         gradients = shared_pass(trainer, type(self).__name__)
-        if self._due and self.update_ratio and gradients.parameters:
+        if self._due and gradients.parameters:
             with torch.no_grad():
                 self._negated = list(torch._foreach_neg(own_shares(gradients.parameters)))
 
@@ -94,17 +92,19 @@ class GradientNormMonitor(FitCallback):
 
     def _values(self, measured: GradientPass) -> dict[str, float]:
         """All values of a log step, which leave the device in one copy."""
-        norms = {"grad_norm": measured.before, "grad_norm_clipped": measured.norms}
+        combine = measured.rows.combine
+        before = combine(measured.before)
+        series = {
+            "grad_norm": before,
+            "grad_norm_clipped": combine(measured.norms),
+            "clip_rate": self._clips.shares(before),
+        }
         if self._negated:
-            norms["weights"] = tensor_norms(measured.parameters, self._negated)
+            weights = tensor_norms(measured.parameters, self._negated)
             with torch.no_grad():
                 torch._foreach_add_(self._negated, own_shares(measured.parameters))
-            norms["moved"] = tensor_norms(measured.parameters, self._negated)
-        stacked = torch.stack([of_parameters.to(measured.before) for of_parameters in norms.values()])
-        series = dict(zip(norms, measured.rows.combine(stacked), strict=True))
-        series["clip_rate"] = self._clips.shares(series["grad_norm"])
-        if self._negated:
-            series["update_ratio"] = series.pop("moved") / series.pop("weights")
+            moved = tensor_norms(measured.parameters, self._negated)
+            series["update_ratio"] = (combine(moved) / combine(weights)).to(before)  # weights may be float64
         table = torch.stack(list(series.values())).tolist()
         values = {}
         for key, row in zip(series, table, strict=True):

@@ -30,7 +30,7 @@ _REMEDIES = (
 class _Step(MeasuredStep):
     """The sum of a step's norms, and what a message needs if the sum is not finite."""
 
-    place: str
+    place: str  # step, epoch, batch and machine
     parts: Sequence[str]
     norms: Callable[[], Tensor]
     """Norm of each part's gradients, and further rows; computed only for a message."""
@@ -73,7 +73,7 @@ class NonFiniteGradients(SkippingCallback):
         super().forget()
         self.in_a_row = 0
         self._batches: deque[Any] = deque(maxlen=_KEPT_BATCHES)
-        self._ids: list[Any] = []
+        self._ids: list[Any] = []  # of all batches since the last step; they take little memory
 
     def state_dict(self) -> dict[str, Any]:
         """How many steps have been skipped, also in a row. Judges the last one first: no spoilt weights are saved."""
@@ -105,14 +105,14 @@ class NonFiniteGradients(SkippingCallback):
     def measure(self, trainer: pl.Trainer, gradients: GradientPass) -> MeasuredStep:
         """Sends the sum of all norms to the host: one number, because this is done at every step."""
         rows = gradients.rows
-        total = gradients.before.sum()
+        total = gradients.before.sum()  # not finite if one of them is not
         norms = partial(rows.combine, gradients.before)
         if self.skips:
             worst = worst_of_ranks(trainer, norms())
             total = worst.sum()
             norms = partial(Tensor.clone, worst)
         scaled = has_scaler(trainer)
-        if scaled:
+        if scaled:  # the scaler skips a step because of an observer's gradients, too
             total = total + gradients.observers()
         batch = f"epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx}"
         machine = f"precision {trainer.precision}, rank {trainer.global_rank}"
@@ -142,11 +142,6 @@ class NonFiniteGradients(SkippingCallback):
     def logged(self, trainer: pl.Trainer) -> dict[str, float]:
         """The count, where steps can be skipped."""
         return {"skipped_steps/non_finite": self.skipped} if self.skips or has_scaler(trainer) else {}
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Judges the last step, and gives the memory of its batches back."""
-        super().on_train_end(trainer, pl_module)
-        self._batches.clear()
 
 
 def _message(step: _Step) -> str:

@@ -42,6 +42,7 @@ def tensor_norms(tensors: Sequence[Tensor], shards: list[Tensor] | None = None) 
         shards = own_shares(tensors)
     dtypes = {shard.dtype for shard in shards}
     refuse_complex(dtypes)
+    # in bfloat16 and float16 the sum of squares would overflow or lose its digits
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     norms = torch.stack(torch._foreach_norm(shards, 2, dtype=dtype)).to(tensors[0].device)
     if mesh is None:
@@ -81,7 +82,7 @@ def refuse_complex(dtypes: Iterable[torch.dtype]) -> None:
 
 def clip_coefficient(norms: Tensor, max_norm: float) -> Tensor:
     """The factor that brings the norm of everything down to `max_norm`, a scalar in (0, 1], as `clip_grad_norm_`."""
-    coefficient: Tensor = max_norm / (norms.norm() + 1e-6)
+    coefficient: Tensor = max_norm / (norms.norm() + 1e-6)  # 1e-6 as in clip_grad_norm_, for equal weights
     return coefficient.clamp(max=1.0)
 
 
@@ -101,19 +102,15 @@ def limit_units(parameters: Sequence[nn.Parameter], norms: Tensor, ratio: float)
         weight = own_share(parameter.detach())
         gradient = own_share(parameter.grad)
         if weight.ndim > 1:  # a shard holds whole rows, so that its units need no other rank
-            weight_norm = _unit_norms(weight)
-            norm = _unit_norms(gradient)
+            unit = tuple(range(1, weight.ndim))
+            weight_norm = torch.linalg.vector_norm(weight, dim=unit, keepdim=True, dtype=norms.dtype)
+            norm = torch.linalg.vector_norm(gradient, dim=unit, keepdim=True, dtype=norms.dtype)
         else:
+            # a sharded bias is one unit, whose norm the ranks have combined already
             weight_norm = weights[index]
             norm = norms[index]
         limit = ratio * weight_norm.clamp(min=_SMALLEST_WEIGHTS)
         gradient.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))
-
-
-def _unit_norms(tensor: Tensor) -> Tensor:
-    """Norm of each slice along the first dimension, `(units, 1, ...)`."""
-    norms: Tensor = torch.linalg.vector_norm(tensor.flatten(1).float(), dim=1)
-    return norms.view(-1, *[1] * (tensor.ndim - 1))
 
 
 def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -161,7 +158,7 @@ class GradientPass:
 
     def scale(self, coefficient: Tensor, part: str | None = None) -> None:
         """Multiplies all gradients, or those of one part, by a scalar."""
-        gradients = own_shares(_gradients(self._of(part)))
+        gradients = self._shards(part)
         if gradients:
             torch._foreach_mul_(gradients, coefficient)
             self._replace(part, self.norms_of(part) * coefficient)
@@ -172,12 +169,11 @@ class GradientPass:
 
     def clip_value(self, limit: float, part: str | None = None) -> None:
         """Brings every value, or those of one part, into [-limit, limit]."""
-        parameters = self._of(part)
-        gradients = own_shares(_gradients(parameters))
+        gradients = self._shards(part)
         if gradients:
             torch._foreach_clamp_min_(gradients, -limit)
             torch._foreach_clamp_max_(gradients, limit)
-            self._replace(part, gradient_norms(parameters))
+            self._replace(part, gradient_norms(self._of(part)))
 
     def clip_units(self, ratio: float, part: str) -> None:
         """Clips the units of one part, see `limit_units`."""
@@ -197,11 +193,16 @@ class GradientPass:
             return self.parameters
         return [self.parameters[index] for index in self.rows.members[part]]
 
+    def _shards(self, part: str | None) -> list[Tensor]:
+        """This rank's shards of the gradients, to be changed in place; none after a skip."""
+        return own_shares(_gradients(self._of(part)))
+
     def _replace(self, part: str | None, norms: Tensor) -> None:
         if part is None:
             self.norms = norms
             self.complete = True
         else:
+            # out of place, because `before` may be the same tensor
             self.norms = self.norms.index_copy(0, self.rows.positions[part], norms.to(self.norms.dtype))
 
 
@@ -214,27 +215,27 @@ class NormTable:
     """
 
     def __init__(self, groups: Sequence[tuple[str, str, int]], device: torch.device) -> None:
-        parts: dict[str, list[int]] = {}
-        stages: dict[str, list[int]] = {}
+        self.parts = tuple(dict.fromkeys(part for part, _, _ in groups))
+        members: dict[str, list[int]] = {part: [] for part in self.parts}
         count = 0
         for part, stage, number in groups:
             own = range(count, count + number)
-            parts.setdefault(part, []).extend(own)
-            stages.setdefault(stage, []).extend(own)
+            members[part] += own
+            if stage not in self.parts:
+                members.setdefault(stage, []).extend(own)
             count += number
-        self.members = parts
-        """Part → positions of its parameters."""
-        self.positions = {part: torch.tensor(own, dtype=torch.long, device=device) for part, own in parts.items()}
-        """The same as tensors on the device, made once because each copy to a device takes time."""
-        self.parts = tuple(parts)
-        self.stages = tuple(stage for stage in stages if stage not in parts)
+        self.members = members
+        """Part or stage → positions of its parameters."""
+        self.stages = tuple(members)[len(self.parts) :]
         """Labels ``<part>.<stage>`` of the parts that have several stages."""
-        self.names = (*self.parts, *self.stages, "total")
-        rows = {**stages, **parts, "total": list(range(count))}
+        self.names = (*members, "total")
         belongs = torch.zeros(len(self.names), count, dtype=torch.bool)
-        for row, name in enumerate(self.names):
-            belongs[row, rows[name]] = True
+        for row, own_positions in enumerate(members.values()):
+            belongs[row, own_positions] = True
+        belongs[-1] = True
+        # on the device once and for all: at each step a copy would take longer than the operation
         self._belongs = belongs.to(device)
+        self.positions = {part: torch.tensor(members[part], dtype=torch.long, device=device) for part in self.parts}
 
     def combine(self, norms: Tensor) -> Tensor:
         """Norm of each row, `(..., rows)`, from those of the parameters, `(..., parameters)`."""

@@ -121,8 +121,8 @@ class SkippingCallback(FitCallback, ABC):
         logs = is_log_step(trainer) and bool(self.logged(trainer))
         if (self.skips or logs) and self.flush_pending():
             gradients.skip()
-            if self._statistics is not None:
-                self._statistics.restore()
+            assert self._statistics is not None  # kept since the first batch of the step
+            self._statistics.restore()
         if logs:
             log_values(trainer, self.logged(trainer))
 

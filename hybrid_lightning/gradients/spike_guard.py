@@ -115,7 +115,7 @@ class SpikeGuard(SkippingCallback):
             "counts": dict(self.counts),
             "spiky_steps": self._spiky_steps,
             "skips_in_a_row": self._skips_in_a_row,
-            "events": list(self.events),
+            "events": list(self.events),  # a copy, because the list grows
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -185,14 +185,13 @@ class SpikeGuard(SkippingCallback):
         """Records spikes and what is done about them."""
         self._spiky_steps += 1
         actions = list(self.actions)
-        if self.skips:
-            # back to 0 after max_skips in a row: this step is made
-            self._skips_in_a_row = (self._skips_in_a_row + 1) % (self.max_skips + 1)
-            if self._skips_in_a_row:
-                self.skipped += 1
-            else:
-                actions[-1] = "accept"
-                self._accept(step, spikes)
+        if self.skips and self._skips_in_a_row < self.max_skips:
+            self._skips_in_a_row += 1
+            self.skipped += 1
+        elif self.skips:
+            self._skips_in_a_row = 0  # so that this step is made
+            actions[-1] = "accept"
+            self._accept(step, spikes)
         for spike in spikes:
             self.counts[spike.part] = self.counts.get(spike.part, 0) + 1
             event = {"step": step.number, "part": spike.part, "z": spike.z, "ratio": spike.ratio, "actions": actions}
@@ -213,8 +212,8 @@ class SpikeGuard(SkippingCallback):
                 "SpikeGuard.actions",
             )
         for spike in spikes:
-            self._histories[spike.part] = NormHistory(self.sensitivity, step.trains[spike.part])
-            self._histories[spike.part].add(spike.norm)
+            del self._histories[spike.part]
+            self._history(spike.part, step.trains[spike.part]).add(spike.norm)
         rank_zero_warn(
             f"SpikeGuard: step {step.number}: {self.max_skips} steps in a row were skipped, so the gradient norms "
             f"of {names} are accepted: their histories start anew."

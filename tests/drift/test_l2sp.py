@@ -62,14 +62,13 @@ class Rows(pl.Callback):
     [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.AdamW, {}), (torch.optim.AdamW, {"fused": True})],
     ids=["sgd", "adamw", "fused"],
 )
-@pytest.mark.parametrize("on_cpu", [True, False])
-def test_it_equals_the_penalty_written_into_the_loss(optimizer: Any, options: Any, on_cpu: bool) -> None:
+def test_it_equals_the_penalty_written_into_the_loss(optimizer: Any, options: Any) -> None:
     options_of_fit = {"accumulate_grad_batches": 2, "precision": "64-true"}
     results = []
     for by_hand in (True, False):
         model = Penalized(optimizer, 3.0 if by_hand else 0.0, **options)
         unfreezing = GradualUnfreezing({"backbone": {"start": "2 steps", "every": "2 steps"}})
-        own = [] if by_hand else [L2SP(["backbone"], strength=3.0, on_cpu=on_cpu)]
+        own = [] if by_hand else [L2SP(["backbone"], strength=3.0)]
         rows = Rows()
         callbacks = [unfreezing, *own, GradientNormMonitor(), rows]
         clip = {} if options.get("fused") else {"gradient_clip_val": 0.3}
