@@ -37,14 +37,15 @@ class FitCallback(pl.Callback):
 
 def check_gradient_order(callbacks: Sequence[pl.Callback]) -> None:
     """Raises `ConfigError` if a callback works on gradients before another one has added to them."""
-    ordered = [callback for callback in callbacks if getattr(callback, "gradient_order", None) is not None]
-    for index, callback in enumerate(ordered):
-        own = callback.gradient_order  # type: ignore[attr-defined]
-        early = [type(c).__name__ for c in ordered[:index] if c.gradient_order > own]  # type: ignore[attr-defined]
-        if early:
-            name = type(callback).__name__
+    measuring: list[str] = []
+    for callback in callbacks:
+        name = type(callback).__name__
+        order = getattr(callback, "gradient_order", None)
+        if order == 1:
+            measuring.append(name)
+        elif order == 0 and measuring:
             raise ConfigError(
-                f"{listing(early)} stands before {name} and would not see what {name} adds to the gradients. List "
+                f"{listing(measuring)} stands before {name} and would not see what {name} adds to the gradients. List "
                 f"{name} first.",
                 "trainer.callbacks",
             )

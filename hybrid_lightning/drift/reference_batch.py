@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,22 +15,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from hybrid_lightning.distributed.sharding import reshard
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import before_transfer
-from hybrid_lightning.network.outputs import pooled
 from hybrid_lightning.resume.seeded_loaders import seed_cpu
 from hybrid_lightning.unfreezing.freezing import dry_run
 
 
-def read_probe(trainer: pl.Trainer, samples: int) -> tuple[Any, int]:
-    """The first samples of the validation data, or of the training data if nothing is validated, as one batch.
+def read_reference_batch(trainer: pl.Trainer, samples: int) -> tuple[Any, int]:
+    """The first samples of the validation data, else of the training data, as one batch, and how many there are.
 
     They are read by index, in the dataset's order, with random numbers of their own; the loaders that the fit reads are
     not touched. Of several loaders the first is taken.
-
-    Returns:
-        The batch as the loader collates it, and its number of samples.
-
-    Raises:
-        ConfigError: If the loader is not a `DataLoader` with batches of a dataset that is read by index.
     """
     with _own_random_state(trainer):
         loader = _first(_loaders(trainer))
@@ -46,28 +39,28 @@ def read_probe(trainer: pl.Trainer, samples: int) -> tuple[Any, int]:
 
 
 def part_features(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, modules: Mapping[str, nn.Module], probe: Any
+    trainer: pl.Trainer, pl_module: pl.LightningModule, modules: Mapping[str, nn.Module], reference: Any
 ) -> dict[str, Tensor]:
-    """Runs the module on a batch, as a validation would, and keeps what parts return.
+    """Runs the module on the reference batch as a validation would: part → features `(samples, channels)`.
 
-    Modes, buffers and random states are as before afterwards; parts that are compiled run uncompiled, because compiled
-    code does not see hooks that come later. Under a strategy that shards, every rank has to ask.
-
-    Args:
-        trainer: Runs a fit.
-        pl_module: Its ``forward`` takes a batch.
-        modules: Part → its module.
-        probe: From `read_probe`.
-
-    Returns:
-        Part → features `(samples, channels)`, float32 on the CPU: the output of its first call, averaged over
-        positions. Parts that are not called, or do not return one tensor `(samples, channels, ...)`, are left out.
+    The features are the output of the part's first call, averaged over positions, float32 on the CPU; parts that are
+    not called, or do not return one tensor `(samples, channels, ...)`, are left out. Modes, buffers and random states
+    are as before afterwards. Collective if the module is sharded.
     """
+    names = {module: part for part, module in modules.items()}
     found: dict[str, Tensor] = {}
-    hooks = [module.register_forward_hook(_keeper(part, found)) for part, module in modules.items()]
+
+    def keep(module: nn.Module, _inputs: Any, output: Any) -> None:
+        part = names[module]
+        if part not in found and isinstance(output, Tensor) and output.ndim > 1:
+            channels = output.detach().float().unsqueeze(2).flatten(2)  # (B, C, positions), of (B, C) one
+            found[part] = channels.mean(2).to("cpu", copy=True)
+
+    hooks = [module.register_forward_hook(keep) for module in names]
     try:
         with _as_validation(trainer), _own_random_state(trainer), dry_run(pl_module):
-            batch = _on_device(trainer, pl_module, probe)
+            batch = _on_device(trainer, pl_module, reference)
+            # compiled code would not call hooks that were added after its compilation
             with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
                 pl_module(batch)
     finally:
@@ -92,23 +85,15 @@ def _first(loaders: Any) -> Any:
     return loaders
 
 
-def _on_device(trainer: pl.Trainer, pl_module: pl.LightningModule, probe: Any) -> Any:
-    """A copy of the probe, because a module may work in place, on the device, through the hooks of batches."""
-    batch = trainer.precision_plugin.convert_input(copy.deepcopy(probe))
+def _on_device(trainer: pl.Trainer, pl_module: pl.LightningModule, reference: Any) -> Any:
+    """A copy of the reference batch on the device, through the hooks of batches."""
+    batch = trainer.precision_plugin.convert_input(copy.deepcopy(reference))  # a module may work in place
     return trainer.strategy.batch_to_device(before_transfer(pl_module, batch))
-
-
-def _keeper(part: str, found: dict[str, Tensor]) -> Callable[..., None]:
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if part not in found and isinstance(output, Tensor) and output.ndim > 1:
-            found[part] = pooled(output.detach().float(), "mean").to("cpu", copy=True)
-
-    return keep
 
 
 @contextmanager
 def _as_validation(trainer: pl.Trainer) -> Iterator[None]:
-    """Hooks of batches, such as augmentation on the device, ask the Trainer for its stage."""
+    """Hooks of batches, such as augmentation on the device, depend on the Trainer's stage."""
     stage = trainer.state.stage
     trainer.validating = True
     try:

@@ -5,6 +5,8 @@ from torch import Tensor
 
 FEWEST_SAMPLES = 4
 """The debiased estimator needs so many samples."""
+_ROUNDING = 1e-12
+"""Features that vary less than this, relative to their size, are the same for all samples."""
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float:
@@ -23,17 +25,21 @@ def linear_cka(one: Tensor, other: Tensor) -> float:
         1 for the same features; about 0, also slightly below it, for unrelated ones. 0 if either are the same for all
         samples; nan if either are not finite.
     """
-    first, second = _centered_kernel(one), _centered_kernel(other)
-    scale = ((first * first).sum() * (second * second).sum()).sqrt()
-    return float((first * second).sum() / scale) if scale != 0 else 0.0
+    first = _centered_kernel(one)
+    second = _centered_kernel(other)
+    scale = (first.square().sum() * second.square().sum()).sqrt()
+    if scale == 0:
+        return 0.0
+    return float((first * second).sum() / scale)
 
 
 def _centered_kernel(features: Tensor) -> Tensor:
     """The U-centered linear kernel `(samples, samples)`, float64 with zeros on the diagonal."""
     features = features.to("cpu", torch.float64)
     centered = features - features.mean(0)  # changes nothing but the rounding
-    spread, samples = centered.abs().max(), len(features)
-    if spread <= 1e-12 * features.abs().max():
+    samples = len(features)
+    spread = centered.abs().max()
+    if spread <= _ROUNDING * features.abs().max():
         return centered.new_zeros(samples, samples)
     centered = centered / spread
     kernel = (centered @ centered.T).fill_diagonal_(0)

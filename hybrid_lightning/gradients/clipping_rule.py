@@ -1,16 +1,22 @@
 """How the gradients of one part are limited: by norm, by value, by its weights (AGC), or by its own history (ZClip)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybrid_lightning.duration import Duration
-from hybrid_lightning.errors import ConfigError, check_number, unknown
+from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
 
 METHODS = ("norm", "value", "agc", "zclip")
-_ZCLIP_KEYS = ("z", "alpha", "warm_up")
+_ZCLIP = {"z": 2.5, "alpha": 0.97, "warm_up": "25 steps"}
+"""Settings of ZClip and their defaults: the paper's (arXiv 2504.02507), and the warm-up of its authors' program."""
+_AGC = 0.01
+"""λ of the paper (arXiv 2102.06171)."""
+_SMALL = 1e-6
+"""Added to a deviation, so that a norm that never varied divides by no zero."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +36,8 @@ class ClippingRule:
     warm_up: int = 25
 
     @classmethod
-    def parse(cls, value: object, where: str = "clip") -> "ClippingRule":
+    def parse(cls, value: object) -> "ClippingRule":
         """Reads ``{norm: 1.0}``, ``{value: 0.5}``, ``agc``, ``{agc: 0.01}``, ``zclip`` or ``{zclip: {z: 2.5, ...}}``.
-
-        Defaults are those of the papers: λ 0.01 (AGC, arXiv 2102.06171); z 2.5, alpha 0.97 (ZClip, arXiv 2504.02507)
-        and 25 steps of warm-up, as its authors' program has them.
-
-        Args:
-            value: What the config says.
-            where: Its config path, for errors.
 
         Raises:
             ConfigError: If it is none of these, or a number is out of range.
@@ -47,32 +46,38 @@ class ClippingRule:
             value = {value: None}
         if not isinstance(value, Mapping) or len(value) != 1:
             raise ConfigError(
-                f"{where}: {value!r} is no limit. Write {{norm: 1.0}}, {{value: 0.5}}, agc, {{agc: 0.01}}, zclip or "
+                f"{value!r} is not a clipping rule. Write {{norm: 1.0}}, {{value: 0.5}}, agc, {{agc: 0.01}}, zclip or "
                 f"{{zclip: {{z: 2.5, alpha: 0.97, warm_up: 25 steps}}}}."
             )
-        [(method, setting)] = value.items()
-        if method not in METHODS:
-            raise unknown(where, "limit", str(method), METHODS)
+        check_keys(value, METHODS, kind="limit")
+        method = next(iter(value))
+        setting = value[method]
         if method == "zclip":
-            return cls._parse_zclip(setting or {}, f"{where}.zclip")
-        limit = 0.01 if method == "agc" and setting is None else setting
-        check_number(limit, f"{where}.{method}", low=0, above_low=True)
-        return cls(method, limit)
+            with at("zclip"):
+                return cls._parse_zclip(setting or {})
+        if method == "agc" and setting is None:
+            setting = _AGC
+        check_number(setting, method, low=0, above_low=True)
+        return cls(method, setting)
 
     @classmethod
-    def _parse_zclip(cls, settings: object, where: str) -> "ClippingRule":
-        if not isinstance(settings, Mapping):
-            raise ConfigError(f"{where}: {settings!r} are no settings such as {{z: 2.5, alpha: 0.97}}.")
-        for key in settings:
-            if key not in _ZCLIP_KEYS:
-                raise unknown(where, "key", str(key), _ZCLIP_KEYS)
-        z, alpha = settings.get("z", 2.5), settings.get("alpha", 0.97)
-        check_number(z, f"{where}.z", low=0, above_low=True)
-        check_number(alpha, f"{where}.alpha", low=0, high=1, above_low=True)
-        warm_up = Duration.parse(settings.get("warm_up", "25 steps"), f"{where}.warm_up")
+    def _parse_zclip(cls, given: object) -> "ClippingRule":
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{given!r} is not a dict of settings such as {{z: 2.5, alpha: 0.97}}.")
+        check_keys(given, _ZCLIP)
+        settings = {**_ZCLIP, **given}
+        check_number(settings["z"], "z", low=0, above_low=True)
+        check_number(settings["alpha"], "alpha", low=0, high=1, above_low=True)
+        warm_up = Duration.parse(settings["warm_up"], "warm_up")
         if warm_up.unit != "steps" or warm_up.value < 2:
-            raise ConfigError(f"{where}.warm_up: '{warm_up}' are not at least '2 steps'.")
-        return cls("zclip", z, alpha, int(warm_up.value))
+            raise ConfigError(f"'{warm_up}' is too short or not in steps. Write at least '2 steps'.", "warm_up")
+        return cls("zclip", settings["z"], settings["alpha"], int(warm_up.value))
+
+    def plain(self) -> dict[str, Any]:
+        """What `parse` reads as this rule."""
+        if self.method != "zclip":
+            return {self.method: self.limit}
+        return {"zclip": {"z": self.limit, "alpha": self.alpha, "warm_up": f"{self.warm_up} steps"}}
 
 
 class ZScoreLimits:
@@ -87,28 +92,24 @@ class ZScoreLimits:
     """
 
     def __init__(self, rules: Mapping[str, ClippingRule]) -> None:
-        self._rules = dict(rules)
-        self._constants: Tensor | None = None
-        self._history = torch.zeros(3, len(self._rules))  # mean, variance, number of norms
-
-    @property
-    def parts(self) -> Sequence[str]:
+        self.parts = tuple(rules)
         """Their names, in the order of the norms."""
-        return tuple(self._rules)
+        settings = [(rule.limit, rule.alpha, rule.warm_up) for rule in rules.values()]
+        self._settings = torch.tensor(settings, dtype=torch.float64).reshape(-1, 3).T
+        self._history = torch.zeros(3, len(rules))  # mean, variance, number of norms
 
     def factors(self, norms: Tensor) -> Tensor:
-        """What each part's gradients have to be multiplied by, `(parts,)`, in (0, 1]; takes the norms into account.
+        """Factor on each part's gradients, `(parts,)` in (0, 1], from its norm, `(parts,)`, which enters the history.
 
-        Args:
-            norms: Norm of each part, `(parts,)`; 0 for a part that has no gradients.
+        A part without gradients has the norm 0, which does not.
         """
-        if self._constants is None or self._constants.device != norms.device:
-            rows = [(rule.limit, rule.alpha, rule.warm_up) for rule in self._rules.values()]
-            self._constants = torch.tensor(rows, dtype=norms.dtype, device=norms.device).T
-        limit, alpha, warm_up = self._constants
-        mean, variance, seen = history = self._history.to(norms)
+        self._settings = self._settings.to(norms)  # moved to the device once; after that nothing is copied
+        limit, alpha, warm_up = self._settings
+        history = self._history.to(norms)
+        mean, variance, seen = history
         deviation = variance.sqrt()
-        z = (norms - mean) / (deviation + 1e-6)
+        z = (norms - mean) / (deviation + _SMALL)
+        # as tensors, without a branch: a branch would wait for the device
         spikes = (seen >= warm_up) & (z > limit) & norms.isfinite()
         limited = torch.where(spikes, mean + limit.square() / z * deviation, norms)
 
@@ -118,14 +119,15 @@ class ZScoreLimits:
         square = torch.where(starts, (1 - weight) * (limited - mean).square(), (limited - new_mean).square())
         new_variance = (1 - weight) * variance + weight * square
         counted = norms.isfinite() & (norms > 0)
-        self._history = torch.where(counted, torch.stack([new_mean, new_variance, seen + 1]), history)
+        new_history = torch.stack([new_mean, new_variance, seen + 1])
+        self._history = torch.where(counted, new_history, history)
         return torch.where(spikes, limited / norms, torch.ones_like(norms))
 
     def state_dict(self) -> dict[str, list[float]]:
         """Part → mean, variance and number of its norms."""
-        return dict(zip(self._rules, self._history.T.tolist(), strict=True))
+        return dict(zip(self.parts, self._history.T.tolist(), strict=True))
 
     def load_state_dict(self, state_dict: Mapping[str, list[float]]) -> None:
-        """Takes up the histories of the parts that are still there."""
-        rows = [state_dict.get(part, [0.0, 0.0, 0.0]) for part in self._rules]
+        """Continues the histories of the parts that are still there."""
+        rows = [state_dict.get(part, [0.0, 0.0, 0.0]) for part in self.parts]
         self._history = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).T

@@ -7,14 +7,14 @@ import lightning.pytorch as pl
 import torch
 from torch.optim import Optimizer
 
-from hybrid_lightning.errors import unknown
+from hybrid_lightning.errors import at, check_keys
 from hybrid_lightning.gradients.clipping_rule import ClippingRule, ZScoreLimits
 from hybrid_lightning.gradients.norms import GradientPass
 from hybrid_lightning.gradients.step import shared_pass
-from hybrid_lightning.trainer import named_groups
+from hybrid_lightning.trainer import FitCallback
 
 
-class GradientClipping(pl.Callback):
+class GradientClipping(FitCallback):
     """Limits the gradients of each part by a rule of its own, before the Trainer's ``gradient_clip_val``.
 
     A global limit lets the part with the largest gradients decide how far all others go; here a spike in one part
@@ -39,45 +39,45 @@ class GradientClipping(pl.Callback):
         ConfigError: On another limit; at the start of a fit, on an unknown part.
     """
 
+    gradient_order = 1
+
     def __init__(self, clip: dict[str, Any]) -> None:
         super().__init__()
-        self.use(clip)
+        rules = {}
+        for part, value in clip.items():
+            with at(f"clip.{part}"):
+                rules[part] = ClippingRule.parse(value)
+        self.configure(rules)
 
-    def use(self, clip: Mapping[str, Any]) -> None:
-        """Takes other limits than those it was made with; forgets their histories."""
-        self.rules = {part: ClippingRule.parse(value, f"clip.{part}") for part, value in clip.items()}
-        self._forget()
+    def configure(self, rules: Mapping[str, ClippingRule]) -> None:
+        """Replaces the rules by others, part → rule, and forgets their histories."""
+        self.rules = dict(rules)
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Forgets the histories of ZClip."""
         self._histories = ZScoreLimits({part: rule for part, rule in self.rules.items() if rule.method == "zclip"})
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """A fit starts without the memory of an earlier one; a checkpoint is read after this."""
-        if stage == "fit":
-            self._forget()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks the names of the parts."""
-        parts = {group["part"] for group in named_groups(trainer, type(self).__name__) if not group.get("observer")}
-        for part in self.rules:
-            if part not in parts:
-                raise unknown("clip", "part", part, parts)
+        parts = {group["part"]: None for group in self.groups(trainer) if not group.get("observer")}
+        check_keys(self.rules, parts, "clip", kind="part")
 
     def state_dict(self) -> dict[str, Any]:
-        """The histories that ZClip goes by."""
+        """The histories of ZClip."""
         return {"zclip": self._histories.state_dict()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes up the histories of an earlier run."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues the histories of an earlier run."""
         self._histories.load_state_dict(state_dict.get("zclip", {}))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Limits what the optimizer will see."""
+        """Limits the gradients that the optimizer will get."""
         gradients = shared_pass(trainer, type(self).__name__)
         if gradients.skipped:
-            return
+            return  # and no history must include this step
         for part, rule in self.rules.items():
             if rule.method == "norm":
                 gradients.clip_norm(rule.limit, part)
@@ -89,6 +89,8 @@ class GradientClipping(pl.Callback):
             self._limit_by_history(gradients)
 
     def _limit_by_history(self, gradients: GradientPass) -> None:
-        norms = torch.stack([gradients.norm_of(part) for part in self._histories.parts])
-        for part, factor in zip(self._histories.parts, self._histories.factors(norms), strict=True):
+        """Applies ZClip to all of its parts at once: many small operations would take longer than the limits."""
+        parts = self._histories.parts
+        norms = torch.stack([gradients.norms_of(part).norm() for part in parts])
+        for part, factor in zip(parts, self._histories.factors(norms), strict=True):
             gradients.scale(factor, part)

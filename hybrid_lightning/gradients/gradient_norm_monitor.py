@@ -9,22 +9,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hybrid_lightning.distributed.sharding import own_shares
-from hybrid_lightning.gradients.gradient_clipping import GradientClipping
-from hybrid_lightning.gradients.norms import GradientPass, Rows, gradient_norms, tensor_norms
-from hybrid_lightning.gradients.step import has_scaler, shared_pass
-from hybrid_lightning.trainer import is_log_step, log_values
+from hybrid_lightning.gradients.norms import GradientPass, NormTable, gradient_norms, tensor_norms
+from hybrid_lightning.gradients.step import has_scaler, made_pass, shared_pass
+from hybrid_lightning.trainer import FitCallback, is_log_step, log_values
 
 _KEPT_STEPS = 256
+"""Steps between two comparisons, if the log interval is longer: bounds the memory of their norms."""
 
 
-class GradientNormMonitor(pl.Callback):
-    """Logs the 2-norm of the gradients of each part, before and after clipping, and what becomes of them.
+class GradientNormMonitor(FitCallback):
+    """Logs the 2-norm of the gradients of each part, before and after clipping, and how far the step goes.
 
     Norms are of unscaled gradients, of optimizer parameters only, once per optimizer step, and equal on all ranks. The
     pass over the gradients is the one that clips; without clipping there is one on log steps only. Between log steps
     nothing waits for the device. Works in any LightningModule whose one optimizer has groups from `named_param_groups`;
     there it makes passes of its own if the Trainer clips, two per step. Steps that a scaler or a callback skips have no
-    norms in the log.
+    norms in the log. On log steps the weights that train are copied for the duration of the optimizer's step, when the
+    memory of the activations is free.
 
     | key | meaning |
     |---|---|
@@ -37,89 +38,96 @@ class GradientNormMonitor(pl.Callback):
 
     Args:
         stages: Whether the norms of each stage are logged too, as ``grad_norm/<part>.<stage>`` and so on.
-        update_ratio: Whether ``update_ratio`` is logged. On log steps it takes a copy of the weights that train for the
-            duration of the optimizer's step, when the memory of the activations is free.
     """
 
-    def __init__(self, stages: bool = False, update_ratio: bool = True) -> None:
+    gradient_order = 1
+
+    def __init__(self, stages: bool = False) -> None:
         super().__init__()
-        self.stages, self.update_ratio = stages, update_ratio
-        self._pass: GradientPass | None = None
+        self.stages = stages
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets the step under way and the steps since the last log."""
+        self._step: int | None = None  # only between gradients and the end of their batch
         self._due = False
         self._negated: list[Tensor] = []  # the weights before the step, times -1
         self._clips = _ClipCount()
-        self._clips_something = False
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """A fit starts without the memory of an earlier one."""
-        self._pass, self._due, self._negated, self._clips = None, False, [], _ClipCount()
-        per_part = any(isinstance(callback, GradientClipping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        self._clips_something = per_part or bool(trainer.gradient_clip_val)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Measures before clipping."""
+        """Measures before clipping, where this step is logged or the Trainer clips."""
+        self._step = trainer.global_step
         self._due = is_log_step(trainer)
-        self._pass = None
-        if self._due or self._clips_something:
-            self._pass = shared_pass(trainer, type(self).__name__)
-        if self._due and self.update_ratio and self._pass and self._pass.parameters:
+        if not (self._due or trainer.gradient_clip_val):
+            return
+        gradients = shared_pass(trainer, type(self).__name__)
+        if self._due and gradients.parameters:
             with torch.no_grad():
-                self._negated = list(torch._foreach_neg(own_shares(self._pass.parameters)))
+                self._negated = list(torch._foreach_neg(own_shares(gradients.parameters)))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measures after clipping and logs, if this batch ended in a step that is logged."""
-        if self._pass is None:
+        if self._step is None:
             return
-        measured, self._pass = self._pass, None
-        if not measured.skipped and trainer.gradient_clip_val and not measured.complete:
-            measured.norms = gradient_norms(measured.parameters)
+        # also one that only another callback, such as GradientClipping, has made
+        measured = made_pass(trainer, self._step)
+        self._step = None
+        if measured is None:
+            return
         if not measured.skipped:
+            if trainer.gradient_clip_val and not measured.complete:  # clipped by the Trainer itself
+                measured.norms = gradient_norms(measured.parameters)
             self._clips.add(measured)
         if self._due:
             values = self._values(measured)
-            if not (measured.skipped or (has_scaler(trainer) and not math.isfinite(values["grad_norm/total"]))):
+            overflown = has_scaler(trainer) and not math.isfinite(values["grad_norm/total"])
+            if not (measured.skipped or overflown):
                 log_values(trainer, values)
-            self._due, self._negated = False, []
+            self._due = False
+            self._negated = []
 
     def _values(self, measured: GradientPass) -> dict[str, float]:
         """All values of a log step, which leave the device in one copy."""
-        norms = {"grad_norm": measured.before, "grad_norm_clipped": measured.norms}
+        combine = measured.rows.combine
+        before = combine(measured.before)
+        series = {
+            "grad_norm": before,
+            "grad_norm_clipped": combine(measured.norms),
+            "clip_rate": self._clips.shares(before),
+        }
         if self._negated:
-            norms["weights"] = tensor_norms(measured.parameters, self._negated)
+            weights = tensor_norms(measured.parameters, self._negated)
             with torch.no_grad():
                 torch._foreach_add_(self._negated, own_shares(measured.parameters))
-            norms["moved"] = tensor_norms(measured.parameters, self._negated)
-        combined = measured.rows.norms(torch.stack([row.to(measured.before) for row in norms.values()]))
-        series = dict(zip(norms, combined, strict=True))
-        series["clip_rate"] = self._clips.shares(combined[0])
-        if self._negated:
-            series["update_ratio"] = series.pop("moved") / series.pop("weights")
+            moved = tensor_norms(measured.parameters, self._negated)
+            series["update_ratio"] = (combine(moved) / combine(weights)).to(before)  # weights may be float64
         table = torch.stack(list(series.values())).tolist()
-        shown = [i for i, name in enumerate(measured.rows.names) if self.stages or name not in measured.rows.stages]
-        values = {
-            f"{key}/{measured.rows.names[index]}": row[index]
-            for key, row in zip(series, table, strict=True)
-            for index in shown
-            # a part without gradients has no weights that were updated
-            if key != "update_ratio" or not math.isnan(row[index])
-        }
+        values = {}
+        for key, row in zip(series, table, strict=True):
+            for name, value in zip(measured.rows.names, row, strict=True):
+                hidden = name in measured.rows.stages and not self.stages
+                # a part without gradients has no weights that were updated: 0 / 0
+                if not hidden and not (key == "update_ratio" and math.isnan(value)):
+                    values[f"{key}/{name}"] = value
         total = values["grad_norm/total"]
-        return {**values, "clip_coef": values["grad_norm_clipped/total"] / total if total else 1.0}
+        values["clip_coef"] = values["grad_norm_clipped/total"] / total if total else 1.0
+        return values
 
 
 class _ClipCount:
     """In how many of the steps since the last log each row's norm became smaller.
 
-    A step is only remembered; the comparison is made for many steps at once, because a small net would notice it.
+    A step is only remembered; the comparison is made for many steps at once, because in a small net the time of its
+    operations would be noticed.
     """
 
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, Tensor]] = []
-        self._rows: Rows | None = None
+        self._rows: NormTable | None = None
         self._counted = 0
         self._clipped: Tensor | None = None
 
@@ -128,20 +136,24 @@ class _ClipCount:
         if measured.rows is not self._rows or len(self._steps) >= _KEPT_STEPS:
             self._compare()
         self._rows = measured.rows
-        self._steps.append((measured.before, measured.norms))
+        self._counted += 1
+        if measured.norms is not measured.before:  # else nothing was clipped
+            self._steps.append((measured.before, measured.norms))
 
     def shares(self, like: Tensor) -> Tensor:
-        """Share of the steps since the last call, `(rows,)`, each 0 to 1."""
+        """Share of the steps since the last call that clipped each row, `(rows,)`, 0 to 1."""
         self._compare()
-        clipped, counted = self._clipped, self._counted
-        self._clipped, self._counted = None, 0
+        clipped = self._clipped
+        counted = self._counted
+        self._clipped = None
+        self._counted = 0
         return torch.zeros_like(like) if clipped is None else clipped.to(like) / counted
 
     def _compare(self) -> None:
         if not self._steps or self._rows is None:
             return
-        before, after = (torch.stack(norms) for norms in zip(*self._steps, strict=True))
-        smaller = (self._rows.norms(after) < self._rows.norms(before)).sum(0)
+        before = torch.stack([norms for norms, _ in self._steps])
+        after = torch.stack([norms for _, norms in self._steps])
+        smaller = (self._rows.combine(after) < self._rows.combine(before)).sum(0)
         self._clipped = smaller if self._clipped is None else self._clipped + smaller
-        self._counted += len(self._steps)
         self._steps = []

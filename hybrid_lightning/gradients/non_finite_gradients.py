@@ -8,37 +8,37 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.gradients.step import LaterOnHost, has_scaler, refuse_unskippable, shared_pass
-from hybrid_lightning.trainer import is_log_step, log_values, window_is_open
-from hybrid_lightning.unfreezing.freezing import KeptStatistics
+from hybrid_lightning.errors import ConfigError, check_choice, check_number, listing
+from hybrid_lightning.gradients.norms import GradientPass
+from hybrid_lightning.gradients.skipping import LaterOnHost, MeasuredStep, SkippingCallback, worst_of_ranks
+from hybrid_lightning.gradients.step import has_scaler
 
 POLICIES = ("error", "skip", "ignore")
 _KEPT_BATCHES = 4
+_SHOWN_SAMPLES = 12
+_REMEDIES = (
+    "What helps: a look at these samples, a lower lr, trainer.gradient_clip_val, precision bf16-mixed instead of 16.\n"
+    "In trainer.callbacks, NonFiniteGradients with policy 'skip' goes on without such steps, 'ignore' with them."
+)
 
 
 @dataclass
-class _Step:
-    """What can be said about a step once it is known that its gradients are not finite."""
+class _Step(MeasuredStep):
+    """The sum of a step's norms, and what a message needs if the sum is not finite."""
 
-    place: tuple[int, int, int]
-    """Optimizer step, epoch and batch."""
-    scaled: bool
+    place: str  # step, epoch, batch and machine
     parts: Sequence[str]
     norms: Callable[[], Tensor]
-    """Norm of each part's gradients, and of all."""
-    sum: LaterOnHost
-    """Not finite if a norm is not; small, because it is looked at after every step."""
+    """Norm of each part's gradients, and further rows; computed only for a message."""
     batches: list[Any]
     ids: list[Any]
 
 
-class NonFiniteGradients(pl.Callback):
+class NonFiniteGradients(SkippingCallback):
     """Stops, or skips the step, when a gradient is nan or infinite.
 
     Under a gradient scaler (precision 16-mixed) the scaler skips such steps by itself; they are counted here, and so
@@ -50,8 +50,8 @@ class NonFiniteGradients(pl.Callback):
     | ``skipped_steps/non_finite`` | steps of the fit that were not made so far; with ``skip`` or a gradient scaler |
 
     Args:
-        policy: ``error`` ends the fit and names the parts, the step, the samples and the precision. It is told one
-            step later, or before a validation or a checkpoint, so that the device is never waited for; until then the
+        policy: ``error`` ends the fit and names the parts, the step, the samples and the precision. It is raised one
+            step later, or before a validation or a checkpoint, so that nothing waits for the device; until then the
             step's batches (the last four) stay in memory. ``skip`` makes no step, which leaves weights, optimizer state
             and running statistics as they are; it waits for the device once per step, and all ranks decide together.
             ``ignore`` does nothing.
@@ -62,162 +62,118 @@ class NonFiniteGradients(pl.Callback):
     """
 
     def __init__(self, policy: str = "error", max_in_a_row: int = 20) -> None:
-        super().__init__()
-        if policy not in POLICIES:
-            raise unknown("NonFiniteGradients.policy", "policy", str(policy), POLICIES)
-        if max_in_a_row < 1:
-            raise ConfigError(f"NonFiniteGradients.max_in_a_row: {max_in_a_row} is less than 1.")
-        self.policy, self.max_in_a_row = policy, max_in_a_row
-        self._forget()
+        check_choice(policy, "NonFiniteGradients.policy", POLICIES, "policy")
+        check_number(max_in_a_row, "NonFiniteGradients.max_in_a_row", low=1)
+        self.policy = policy
+        self.max_in_a_row = max_in_a_row
+        super().__init__(skips=policy == "skip")
 
-    def _forget(self) -> None:
-        self.skipped = self.in_a_row = 0
-        self._pending: _Step | None = None
+    def forget(self) -> None:
+        """Forgets the counts and the samples of earlier steps."""
+        super().forget()
+        self.in_a_row = 0
         self._batches: deque[Any] = deque(maxlen=_KEPT_BATCHES)
-        self._ids: list[Any] = []
-        self._due = False
-        self._statistics: KeptStatistics | None = None
-        self._saved_statistics: list[Tensor] | None = None
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """A fit starts without the memory of an earlier one."""
-        if stage == "fit":
-            self._forget()
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuses a Trainer whose clipping would fail."""
-        self._machine = f"precision {trainer.precision}, rank {trainer.global_rank}"
-        if self.policy == "skip":
-            refuse_unskippable(trainer, type(self).__name__)
+        self._ids: list[Any] = []  # of all batches since the last step; they take little memory
 
     def state_dict(self) -> dict[str, Any]:
-        """How many steps have been skipped, and within an accumulation window what a skip would restore.
+        """How many steps have been skipped, also in a row. Judges the last one first: no spoilt weights are saved."""
+        return {**super().state_dict(), "in_a_row": self.in_a_row}
 
-        Nothing is saved that has been spoilt.
-        """
-        self._settle()
-        statistics = None if self._statistics is None else self._statistics.copies
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "statistics": statistics}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes up the counts of an earlier run."""
-        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
-        self._saved_statistics = state_dict.get("statistics")
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues the counts of an earlier run."""
+        super().load_state_dict(state_dict)
+        self.in_a_row = state_dict["in_a_row"]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remembers whose gradients are summed, and what they may spoil."""
-        if self.policy == "skip" and self._statistics is None:
-            self._statistics = KeptStatistics(pl_module, self._saved_statistics)
-            self._saved_statistics = None
-        if self.policy != "ignore":
-            self._batches.append(batch)
-            if isinstance(batch, Mapping) and "id" in batch:
-                self._ids.append(batch["id"])
+        """Remembers the batches whose gradients are summed, and their samples."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self.policy == "ignore":
+            return
+        self._batches.append(batch)
+        if isinstance(batch, Mapping) and "id" in batch:
+            self._ids.append(batch["id"])
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Looks at the gradients; with ``skip`` decides at once, else one step later."""
-        self._settle()
-        if self.policy == "ignore":
-            return
-        gradients = shared_pass(trainer, type(self).__name__)
-        measure, total = partial(gradients.rows.norms, gradients.before), gradients.before.sum()
+        """Checks the gradients, unless they are ignored."""
+        if self.policy != "ignore":
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    def measure(self, trainer: pl.Trainer, gradients: GradientPass) -> MeasuredStep:
+        """Sends the sum of all norms to the host: one number, because this is done at every step."""
+        rows = gradients.rows
+        total = gradients.before.sum()  # not finite if one of them is not
+        norms = partial(rows.combine, gradients.before)
+        if self.skips:
+            worst = worst_of_ranks(trainer, norms())
+            total = worst.sum()
+            norms = partial(Tensor.clone, worst)
         scaled = has_scaler(trainer)
-        total = total + gradients.observers().to(total.device) if scaled else total
-        decides = self.policy == "skip" and not scaled
-        if decides and trainer.world_size > 1:
-            worst = _worst_of_all_ranks(measure())
-            measure, total = partial(torch.clone, worst), worst.sum()
-        place = trainer.global_step, trainer.current_epoch, trainer.fit_loop.batch_idx
-        later, batches = LaterOnHost(total.view(1)), list(self._batches)
-        self._pending = _Step(place, scaled, gradients.rows.parts, measure, later, batches, self._ids)
+        if scaled:  # the scaler skips a step because of an observer's gradients, too
+            total = total + gradients.observers()
+        batch = f"epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx}"
+        machine = f"precision {trainer.precision}, rank {trainer.global_rank}"
+        place = f"step {trainer.global_step} ({batch}), {machine}"
+        step = _Step(LaterOnHost(total.view(1)), scaled, place, rows.parts, norms, list(self._batches), self._ids)
         self._batches.clear()
         self._ids = []
-        if decides and self._settle():
-            gradients.skip()
-            assert self._statistics is not None
-            self._statistics.restore()
-        self._due = is_log_step(trainer) and (self.policy == "skip" or scaled)
+        return step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Logs the count."""
-        if not window_is_open(trainer):
-            self._statistics = None
-        if self._due:
-            self._due = False
-            self._settle()
-            log_values(trainer, {"skipped_steps/non_finite": float(self.skipped)})
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing is validated with weights that have been spoilt."""
-        self._settle()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last step counts, too."""
-        self._settle()
-        self._batches.clear()
-
-    def _settle(self) -> bool:
-        """Acts on the step that has been looked at; True if its gradients were not finite."""
-        step, self._pending = self._pending, None
-        if step is None:
-            return False
-        if math.isfinite(*step.sum.read()):
+    def judge(self, step: _Step) -> bool:
+        """Raises, or counts the step as skipped, if its gradients were not finite."""
+        [total] = step.values.read()
+        if math.isfinite(total):
             self.in_a_row = 0
             return False
-        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        message = _message(step, self._machine)
+        self.skipped += 1
+        self.in_a_row += 1
+        message = _message(step)
         if self.policy == "error" and not step.scaled:
             raise ConfigError(f"{message}\n{_REMEDIES}")
         if self.in_a_row > self.max_in_a_row:
             raise ConfigError(f"{message}\nSteps without finite gradients in a row: {self.in_a_row}.\n{_REMEDIES}")
         if not step.scaled and self.in_a_row == 1:
             rank_zero_warn(f"{message}\nThe step was not made.")
-        return True
+        return self.skips and not step.scaled
+
+    def logged(self, trainer: pl.Trainer) -> dict[str, float]:
+        """The count, where steps can be skipped."""
+        return {"skipped_steps/non_finite": self.skipped} if self.skips or has_scaler(trainer) else {}
 
 
-_REMEDIES = (
-    "What helps: a look at these samples, a lower lr, trainer.gradient_clip_val, precision bf16-mixed instead of 16.\n"
-    "In trainer.callbacks, NonFiniteGradients with policy 'skip' goes on without such steps, 'ignore' with them."
-)
-
-
-def _worst_of_all_ranks(norms: Tensor) -> Tensor:
-    """Each row's largest norm, infinite where one is not finite."""
-    worst = torch.where(norms.isfinite(), norms, float("inf"))
-    torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
-    return worst
-
-
-def _message(step: _Step, machine: str) -> str:
-    number, epoch, batch = step.place
-    bad = [part for part, norm in zip(step.parts, step.norms().tolist(), strict=False) if not math.isfinite(norm)]
-    lines = [f"gradients: step {number} (epoch {epoch}, batch {batch}), {machine}: not finite in {listing(bad, 6)}."]
-    ids = [str(value) for entry in step.ids for value in (entry.tolist() if isinstance(entry, Tensor) else entry)]
+def _message(step: _Step) -> str:
+    """Where the gradients were not finite, the samples of the step, and which inputs were to blame."""
+    norms = step.norms().tolist()
+    bad = [part for part, norm in zip(step.parts, norms, strict=False) if not math.isfinite(norm)]
+    lines = [f"gradients: {step.place}: not finite in {listing(bad, 6)}."]
+    ids: list[Any] = []
+    for of_batch in step.ids:
+        ids += of_batch.tolist() if isinstance(of_batch, Tensor) else of_batch
     if ids:
-        lines.append(f"Samples of the step: {', '.join(ids[:12])}{' ...' if len(ids) > 12 else ''}.")
-    lines += [line for batch in step.batches for line in _bad_inputs(batch)][:4]
-    return "\n".join(lines)
+        more = " ..." if len(ids) > _SHOWN_SAMPLES else ""
+        lines.append(f"Samples of the step: {', '.join(map(str, ids[:_SHOWN_SAMPLES]))}{more}.")
+    inputs: list[str] = []
+    for batch in step.batches:
+        if isinstance(batch, Mapping):
+            inputs += _bad_inputs(batch, batch.get("id"))
+    return "\n".join(lines + inputs[:4])
 
 
-def _bad_inputs(batch: Any) -> list[str]:
-    """A line for each entry of a batch that holds values that are not finite."""
-    if not isinstance(batch, Mapping):
-        return []
-    ids = batch.get("id")
+def _bad_inputs(batch: Mapping[str, Any], ids: Any) -> list[str]:
+    """A line for each entry of a batch that holds values that are not finite; `ids` name the samples, if given."""
     lines = []
     for key, value in batch.items():
         if isinstance(value, Mapping):
-            lines += _bad_inputs({**({} if ids is None else {"id": ids}), **value})
+            lines += _bad_inputs(value, ids)
         elif isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
-            rows = (~value.isfinite()).flatten(1).any(1) if value.ndim > 1 else ~value.isfinite()
-            bad = rows.nonzero().flatten().tolist()
+            samples = (~value.isfinite()).unsqueeze(1).flatten(1).any(1)  # (B,), also of an entry (B,)
+            bad = samples.nonzero().flatten().tolist()
             if bad:
-                named = [f"id {ids[i]}" if ids is not None else f"position {i}" for i in bad[:6]]
-                lines.append(f"Input {key!r} is not finite in {len(bad)} of {len(rows)} samples: {', '.join(named)}.")
+                named = [f"position {i}" if ids is None else f"id {ids[i]}" for i in bad[:6]]
+                lines.append(
+                    f"Input {key!r} is not finite in {len(bad)} of {len(samples)} samples: {', '.join(named)}."
+                )
     return lines

@@ -1,4 +1,4 @@
-"""Gradients of one optimizer step: norms in one pass, clipping that reuses them. Nothing here waits for the device."""
+"""Gradient norms per parameter, part and stage, and clipping that reuses them. No host-device synchronization."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -7,95 +7,86 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from hybrid_lightning.distributed.sharding import any_sharded, own_share, own_shares
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.unfreezing.timeline import label
 
+_SMALLEST_WEIGHTS = 1e-3
+"""ε of AGC: the norm that smaller weights are taken to have, so that what starts at zero can learn."""
+
 
 def gradient_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The 2-norm of each parameter's gradient, see `tensor_norms`.
-
-    Args:
-        parameters: Parameters with a gradient.
-    """
+    """The 2-norm of each parameter's gradient, `(number of parameters,)`; every parameter has one."""
     return tensor_norms(_gradients(parameters))
 
 
-def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [gradient for p in parameters if (gradient := p.grad) is not None]
+def tensor_norms(tensors: Sequence[Tensor], shards: list[Tensor] | None = None) -> Tensor:
+    """The 2-norm of each tensor, `(number of tensors,)`: float32, or float64 if one of the tensors is.
 
-
-def tensor_norms(tensors: Sequence[Tensor], shares: list[Tensor] | None = None) -> Tensor:
-    """The 2-norm of each tensor, `(number of tensors,)`, on the first one's device.
-
-    The result is float32, or float64 if one of the tensors is. If tensors are sharded, every rank has to ask, and all
-    get the norms of the whole tensors.
+    Collective if tensors are sharded: call it on every rank; all get the norms of the full tensors.
 
     Args:
-        tensors: Gradients or parameters.
-        shares: This rank's parts of what is asked for instead: tensors of the same kind, sharded in the same way.
+        tensors: Gradients or parameters on one device.
+        shards: This rank's shards to measure instead, one per tensor and sharded as it is, such as differences.
 
     Raises:
-        ConfigError: If a tensor is sharded in another way than `fully_shard` does over one group of ranks.
+        ConfigError: If a tensor is complex, or sharded in another way than `fully_shard` does over one group of ranks.
     """
     if not tensors:
         return torch.zeros(0)
-    shares = own_shares(tensors) if shares is None else shares
-    dtypes = {share.dtype for share in shares}
-    if any(dtype.is_complex for dtype in dtypes):
-        shares = [_real(share) for share in shares]
-    dtype = torch.float32 if dtypes.isdisjoint({torch.float64, torch.complex128}) else torch.float64
-    norms = list(torch._foreach_norm(shares, 2, dtype=dtype))
-    if len({norm.device for norm in norms}) > 1:
-        norms = [norm.to(norms[0].device, non_blocking=True) for norm in norms]
-    return _over_ranks(torch.stack(norms), tensors)
-
-
-def _over_ranks(norms: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Combines the norms of the ranks' shares to those of the whole tensors."""
-    if not any_sharded(tensors):
+    mesh = mesh_of(tensors)
+    if shards is None:
+        shards = own_shares(tensors)
+    dtypes = {shard.dtype for shard in shards}
+    refuse_complex(dtypes)
+    # in bfloat16 and float16 the sum of squares would overflow or lose its digits
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    norms = torch.stack(torch._foreach_norm(shards, 2, dtype=dtype)).to(tensors[0].device)
+    if mesh is None:
         return norms
-    shards = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
-    meshes = {tensor.device_mesh for tensor in shards}
-    placements = {placement for tensor in shards for placement in tensor.placements}
-    if len(meshes) > 1 or any(mesh.ndim > 1 for mesh in meshes) or not all(p.is_shard() for p in placements):
-        raise ConfigError(
-            "gradient norms: gradients can be sharded over one group of ranks, as the strategy 'fsdp2' does, but not "
-            "by tensor parallelism. Remove GradientNormMonitor, or use 'fsdp2'."
-        )
+    # a whole tensor beside sharded ones is the same on every rank and must not be summed over them
     sharded = torch.tensor([isinstance(tensor, DTensor) for tensor in tensors], device=norms.device)
     squares = torch.where(sharded, norms.square(), 0)
-    dist.all_reduce(squares, group=meshes.pop().get_group())
+    dist.all_reduce(squares, group=mesh.get_group())
     return torch.where(sharded, squares.sqrt(), norms)
 
 
-def _real(tensor: Tensor) -> Tensor:
-    """A complex tensor as pairs of real numbers, which have the same 2-norm."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+def mesh_of(tensors: Sequence[Tensor]) -> DeviceMesh | None:
+    """The ranks over which tensors are sharded, None if all are whole; refuses tensor parallelism."""
+    if not any_sharded(tensors):
+        return None
+    shards = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
+    mesh = shards[0].device_mesh
+    for shard in shards:
+        if mesh.ndim > 1 or shard.device_mesh != mesh or not shard.placements[0].is_shard():
+            raise ConfigError(
+                "norms of weights and gradients need tensors that are whole, or sharded over one group of ranks as "
+                "'fsdp2' does, not tensor parallelism. Use 'ddp' or 'fsdp2', or leave out the callbacks that measure.",
+                "trainer.strategy",
+            )
+    return mesh
+
+
+def refuse_complex(dtypes: Iterable[torch.dtype]) -> None:
+    """Raises `ConfigError` if one of the dtypes is complex."""
+    for dtype in dtypes:
+        if dtype.is_complex:
+            raise ConfigError(
+                f"norms of {dtype} parameters are not supported. Store such parameters as pairs of real numbers and "
+                f"use torch.view_as_complex in the forward pass."
+            )
 
 
 def clip_coefficient(norms: Tensor, max_norm: float) -> Tensor:
-    """The factor that brings the global norm down to `max_norm`, a scalar in (0, 1], as in ``clip_grad_norm_``."""
-    coefficient: Tensor = max_norm / (norms.norm() + 1e-6)
+    """The factor that brings the norm of everything down to `max_norm`, a scalar in (0, 1], as `clip_grad_norm_`."""
+    coefficient: Tensor = max_norm / (norms.norm() + 1e-6)  # 1e-6 as in clip_grad_norm_, for equal weights
     return coefficient.clamp(max=1.0)
 
 
-def scale_gradients(parameters: Sequence[nn.Parameter], coefficient: Tensor) -> None:
-    """Multiplies all gradients by one scalar, in place."""
-    for device, gradients in _by_device(parameters).items():
-        torch._foreach_mul_(gradients, coefficient.to(device, non_blocking=True))
-
-
-def limit_gradients(parameters: Sequence[nn.Parameter], limit: float) -> None:
-    """Brings every value of all gradients into [-limit, limit], in place, as ``clip_grad_value_``."""
-    for gradients in _by_device(parameters).values():
-        torch._foreach_clamp_min_(gradients, -limit)
-        torch._foreach_clamp_max_(gradients, limit)
-
-
-def limit_units(parameters: Sequence[nn.Parameter], norms: Tensor, ratio: float, smallest: float = 1e-3) -> None:
+def limit_units(parameters: Sequence[nn.Parameter], norms: Tensor, ratio: float) -> None:
     """Adaptive gradient clipping (AGC, arXiv 2102.06171): limits each unit's gradient by its weights, in place.
 
     A unit is what feeds one output: a row of a matrix, a filter of a convolution; a bias or a gain is one as a whole.
@@ -104,48 +95,49 @@ def limit_units(parameters: Sequence[nn.Parameter], norms: Tensor, ratio: float,
         parameters: Parameters with a gradient.
         norms: The gradients' norms, `(number of parameters,)`.
         ratio: λ, the largest norm of a unit's gradient over the norm of its weights.
-        smallest: ε, the norm that smaller weights are taken to have, so that what starts at zero can learn.
     """
-    weights = tensor_norms([p.detach() for p in parameters])
+    weights = tensor_norms([parameter.detach() for parameter in parameters])
     for index, parameter in enumerate(parameters):
         assert parameter.grad is not None
-        weight, gradient = own_share(parameter.detach()), own_share(parameter.grad)
-        if weight.ndim > 1:  # shards are whole rows
-            weight_norm, norm = (_unit_norms(tensor) for tensor in (weight, gradient))
+        weight = own_share(parameter.detach())
+        gradient = own_share(parameter.grad)
+        if weight.ndim > 1:  # a shard holds whole rows, so that its units need no other rank
+            unit = tuple(range(1, weight.ndim))
+            weight_norm = torch.linalg.vector_norm(weight, dim=unit, keepdim=True, dtype=norms.dtype)
+            norm = torch.linalg.vector_norm(gradient, dim=unit, keepdim=True, dtype=norms.dtype)
         else:
-            weight_norm, norm = weights[index], norms[index]
-        limit = ratio * weight_norm.clamp(min=smallest)
-        gradient.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)).to(gradient.device))
+            # a sharded bias is one unit, whose norm the ranks have combined already
+            weight_norm = weights[index]
+            norm = norms[index]
+        limit = ratio * weight_norm.clamp(min=_SMALLEST_WEIGHTS)
+        gradient.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))
 
 
-def _unit_norms(tensor: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(_real(tensor).flatten(1).float(), dim=1)
-    return norms.view(-1, *[1] * (tensor.ndim - 1))
-
-
-def _by_device(parameters: Sequence[nn.Parameter]) -> dict[torch.device, list[Tensor]]:
-    gradients = own_shares(_gradients(parameters))
-    devices = {gradient.device for gradient in gradients}
-    if len(devices) == 1:
-        return {devices.pop(): gradients}
-    return {device: [gradient for gradient in gradients if gradient.device == device] for device in devices}
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 class GradientPass:
     """The gradients of one optimizer step: measured once, then clipped, with the norms kept up to date.
 
     Args:
-        param_groups: Groups with the keys ``name``, ``part`` and ``params``; their gradients are complete and unscaled.
-            Groups whose ``observer`` is True, which nothing else depends on, are neither measured nor clipped.
+        param_groups: Groups with the keys ``name``, ``part`` and ``params``, all on one device; their gradients are
+            complete and unscaled. Groups whose ``observer`` is True, which nothing else depends on, are neither
+            measured nor clipped.
     """
 
     def __init__(self, param_groups: Iterable[Mapping[str, Any]]) -> None:
-        every = list(param_groups)
-        groups = [group for group in every if not group.get("observer")]
-        self._observers = [p for group in every if group.get("observer") for p in group["params"]]
-        members = [[p for p in group["params"] if p.grad is not None] for group in groups]
-        self.parameters: list[nn.Parameter] = [parameter for of_group in members for parameter in of_group]
+        self.parameters: list[nn.Parameter] = []
         """Those that have a gradient."""
+        self._observers: list[nn.Parameter] = []
+        sizes: list[tuple[str, str, int]] = []
+        for group in param_groups:
+            own = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group.get("observer"):
+                self._observers += own
+            else:
+                self.parameters += own
+                sizes.append((group["part"], label(group), len(own)))
         self.norms = gradient_norms(self.parameters)
         """Norm of each of their gradients as it is now, `(number of parameters,)`."""
         self.before = self.norms
@@ -153,114 +145,107 @@ class GradientPass:
         self.skipped = False
         """Whether the step will not be made; nothing is clipped then."""
         self.complete = False
-        """Whether whoever clips has said that `norms` are up to date."""
-        self.rows = _rows(tuple((g["part"], label(g), len(own)) for g, own in zip(groups, members, strict=True)))
+        """Whether the global limit has acted through this pass, so that `norms` are what the optimizer gets."""
+        self.rows = norm_table(tuple(sizes), self.norms.device)
 
     def observers(self) -> Tensor:
-        """Sum of the norms of the observers' gradients, a scalar: a gradient scaler looks at these, too."""
-        return gradient_norms([p for p in self._observers if p.grad is not None]).sum()
+        """Sum of the norms of the observers' gradients, a scalar: a gradient scaler also checks these."""
+        return gradient_norms(self._observers).sum()
 
-    def of_part(self, part: str) -> list[nn.Parameter]:
-        """The part's parameters that have a gradient."""
-        return [self.parameters[index] for index in self.rows.members[part]]
-
-    def norm_of(self, part: str) -> Tensor:
-        """The part's norm as it is now, a scalar."""
-        norm: Tensor = self._of(part).norm()
-        return norm
-
-    def _of(self, part: str) -> Tensor:
-        return self.norms[self.rows.index(part, self.norms.device)]
+    def norms_of(self, part: str | None) -> Tensor:
+        """Norms of one part's gradients as they are now, `(parameters of the part,)`; None: of all."""
+        return self.norms if part is None else self.norms[self.rows.positions[part]]
 
     def scale(self, coefficient: Tensor, part: str | None = None) -> None:
         """Multiplies all gradients, or those of one part, by a scalar."""
-        if self.skipped:
-            return
-        if part is None:
-            scale_gradients(self.parameters, coefficient)
-            self.norms = self.norms * coefficient
-        elif self.rows.members[part]:
-            scale_gradients(self.of_part(part), coefficient)
-            self._replace(part, self._of(part) * coefficient)
+        gradients = self._shards(part)
+        if gradients:
+            torch._foreach_mul_(gradients, coefficient)
+            self._replace(part, self.norms_of(part) * coefficient)
 
     def clip_norm(self, max_norm: float, part: str | None = None) -> None:
         """Brings the norm of everything, or of one part, down to `max_norm`."""
-        self.scale(clip_coefficient(self.norms if part is None else self._of(part), max_norm), part)
+        self.scale(clip_coefficient(self.norms_of(part), max_norm), part)
 
     def clip_value(self, limit: float, part: str | None = None) -> None:
         """Brings every value, or those of one part, into [-limit, limit]."""
-        if self.skipped:
-            return
-        if part is None:
-            limit_gradients(self.parameters, limit)
-            self.norms = gradient_norms(self.parameters)
-        else:
-            limit_gradients(self.of_part(part), limit)
-            self._replace(part, gradient_norms(self.of_part(part)))
+        gradients = self._shards(part)
+        if gradients:
+            torch._foreach_clamp_min_(gradients, -limit)
+            torch._foreach_clamp_max_(gradients, limit)
+            self._replace(part, gradient_norms(self._of(part)))
 
     def clip_units(self, ratio: float, part: str) -> None:
         """Clips the units of one part, see `limit_units`."""
-        limit_units(self.of_part(part), self._of(part), ratio)
-        self._replace(part, gradient_norms(self.of_part(part)))
-
-    def _replace(self, part: str, norms: Tensor) -> None:
-        if self.rows.members[part]:
-            self.norms = self.norms.index_copy(0, self.rows.index(part, norms.device), norms.to(self.norms.dtype))
+        parameters = self._of(part)
+        if parameters:
+            limit_units(parameters, self.norms_of(part), ratio)
+            self._replace(part, gradient_norms(parameters))
 
     def skip(self) -> None:
-        """Takes all gradients away: the optimizer's step will change nothing, neither weights nor its own state."""
+        """Removes all gradients: the optimizer's step will change nothing, neither weights nor its own state."""
         self.skipped = True
         for parameter in (*self.parameters, *self._observers):
             parameter.grad = None
 
+    def _of(self, part: str | None) -> list[nn.Parameter]:
+        if part is None:
+            return self.parameters
+        return [self.parameters[index] for index in self.rows.members[part]]
 
-class Rows:
-    """Which parameters each part and each stage of a step consists of; the last row is ``total``.
+    def _shards(self, part: str | None) -> list[Tensor]:
+        """This rank's shards of the gradients, to be changed in place; none after a skip."""
+        return own_shares(_gradients(self._of(part)))
+
+    def _replace(self, part: str | None, norms: Tensor) -> None:
+        if part is None:
+            self.norms = norms
+            self.complete = True
+        else:
+            # out of place, because `before` may be the same tensor
+            self.norms = self.norms.index_copy(0, self.rows.positions[part], norms.to(self.norms.dtype))
+
+
+class NormTable:
+    """Combines the norms of parameters into one row per part, one per stage, and a last one, ``total``.
 
     Args:
-        groups: Part, label of the stage and number of gradients of each group, in the order of the parameters.
+        groups: Part, label of the stage and number of parameters of each group, in the order of the parameters.
+        device: Where the norms are.
     """
 
-    def __init__(self, groups: Sequence[tuple[str, str, int]]) -> None:
-        parts: dict[str, list[int]] = {}
-        stages: dict[str, list[int]] = {}
-        start = 0
-        for part, stage, count in groups:
-            own = range(start, start := start + count)
-            parts.setdefault(part, []).extend(own)
-            stages.setdefault(stage, []).extend(own)
-        self.members = parts
-        """Part → positions of its parameters."""
-        self.parts = tuple(parts)
-        self.stages = tuple(stage for stage in stages if stage not in parts)
+    def __init__(self, groups: Sequence[tuple[str, str, int]], device: torch.device) -> None:
+        self.parts = tuple(dict.fromkeys(part for part, _, _ in groups))
+        members: dict[str, list[int]] = {part: [] for part in self.parts}
+        count = 0
+        for part, stage, number in groups:
+            own = range(count, count + number)
+            members[part] += own
+            if stage not in self.parts:
+                members.setdefault(stage, []).extend(own)
+            count += number
+        self.members = members
+        """Part or stage → positions of its parameters."""
+        self.stages = tuple(members)[len(self.parts) :]
         """Labels ``<part>.<stage>`` of the parts that have several stages."""
-        self.names = (*self.parts, *self.stages, "total")
-        self._positions = [*parts.values(), *(stages[stage] for stage in self.stages), list(range(start))]
-        self._start = start
-        self._kept: dict[Any, Tensor] = {}
+        self.names = (*members, "total")
+        belongs = torch.zeros(len(self.names), count, dtype=torch.bool)
+        for row, own_positions in enumerate(members.values()):
+            belongs[row, own_positions] = True
+        belongs[-1] = True
+        # on the device once and for all: at each step a copy would take longer than the operation
+        self._belongs = belongs.to(device)
+        self.positions = {part: torch.tensor(members[part], dtype=torch.long, device=device) for part in self.parts}
 
-    def norms(self, norms: Tensor) -> Tensor:
+    def combine(self, norms: Tensor) -> Tensor:
         """Norm of each row, `(..., rows)`, from those of the parameters, `(..., parameters)`."""
-        padded = nn.functional.pad(norms, (0, 1))
-        combined: Tensor = torch.linalg.vector_norm(padded[..., self._places(norms.device)], dim=-1)
+        # not a product with 0 and 1: 0 times a norm that is infinite would spoil the other rows
+        own = torch.where(self._belongs, norms.unsqueeze(-2), 0)
+        combined: Tensor = torch.linalg.vector_norm(own, dim=-1)
         return combined
-
-    def _places(self, device: torch.device) -> Tensor:
-        """Positions of each row's parameters, `(rows, longest)`, filled up with the position after the last one."""
-        if device not in self._kept:
-            longest = max(map(len, self._positions))
-            filled = [own + [self._start] * (longest - len(own)) for own in self._positions]
-            self._kept[device] = torch.tensor(filled, dtype=torch.long, device=device)
-        return self._kept[device]
-
-    def index(self, part: str, device: torch.device) -> Tensor:
-        """Positions of the part's parameters."""
-        if (part, device) not in self._kept:
-            self._kept[part, device] = torch.tensor(self.members[part], dtype=torch.long, device=device)
-        return self._kept[part, device]
 
 
 @lru_cache(maxsize=16)
-def _rows(groups: tuple[tuple[str, str, int], ...]) -> Rows:
-    """Kept, because they change only when something unfreezes."""
-    return Rows(groups)
+def norm_table(groups: tuple[tuple[str, str, int], ...], device: torch.device) -> NormTable:
+    """The table of these groups; kept, because they change only when something unfreezes, not at each step."""
+    return NormTable(groups, device)

@@ -1,7 +1,6 @@
 """Spikes of gradient norms: each part's norm against its own history. Numbers on the host alone."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +57,7 @@ class Spike:
         return f"{self.part!r} {self.norm:.3g}, typically {self.typical:.3g} (× {self.ratio:.3g}, z {self.z:.3g})"
 
 
+@dataclass
 class NormHistory:
     """The norms that one part had, as exponentially weighted mean and variance of their logarithms, without bias.
 
@@ -72,11 +72,11 @@ class NormHistory:
         variance: Of their logarithms.
     """
 
-    def __init__(
-        self, sensitivity: Sensitivity, trains: int, norms: int = 0, mean: float = 0.0, variance: float = 0.0
-    ) -> None:
-        self.sensitivity, self.trains = sensitivity, trains
-        self.norms, self.mean, self.variance = norms, mean, variance
+    sensitivity: Sensitivity
+    trains: int
+    norms: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
 
     @property
     def deviation(self) -> float:
@@ -104,13 +104,14 @@ class NormHistory:
         return Spike(part, norm, typical, distance / self.deviation) if distance > self.threshold else None
 
     def add(self, norm: float) -> None:
-        """Remembers a norm; one that is 0 or not finite tells nothing."""
+        """Includes a norm, unless it is 0, of a frozen part, or not finite: these have no logarithm."""
         if norm == 0 or not math.isfinite(norm):
             return
         distance = math.log(norm) - self.mean
-        if self.norms >= self.sensitivity.warm_up:
+        if self.norms >= self.sensitivity.warm_up:  # before, the deviation is not known well enough
             distance = min(max(distance, -self.threshold), self.threshold)
         self.norms += 1
+        # the weights of all norms so far add up to 1, so that the mean does not start near 0
         decay = self.sensitivity.decay
         weight = (1 - decay) / (1 - decay**self.norms)
         self.mean += weight * distance
@@ -119,8 +120,3 @@ class NormHistory:
     def state_dict(self) -> dict[str, Any]:
         """Everything but the sensitivity, as plain data."""
         return {"trains": self.trains, "norms": self.norms, "mean": self.mean, "variance": self.variance}
-
-    @classmethod
-    def restored(cls, sensitivity: Sensitivity, state: Mapping[str, Any]) -> "NormHistory":
-        """A history from its `state_dict`."""
-        return cls(sensitivity, **state)

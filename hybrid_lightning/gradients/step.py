@@ -1,44 +1,44 @@
 """The one pass over the gradients of a step, which all callbacks and the task share."""
 
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.gradients.norms import GradientPass
 from hybrid_lightning.trainer import named_groups
 
-_LAST: WeakKeyDictionary[Optimizer, tuple[int, GradientPass]] = WeakKeyDictionary()
+_PASSES: WeakKeyDictionary[Optimizer, tuple[int, GradientPass]] = WeakKeyDictionary()
+"""Optimizer → its last step and that step's pass. Beside the optimizer, because a foreign module, its Trainer and the
+callbacks have no object of ours in common."""
 
 
-def shared_pass(trainer: pl.Trainer, asks: str) -> GradientPass:
-    """The pass of the optimizer step under way, made when it is first asked for.
+def shared_pass(trainer: pl.Trainer, user: str) -> GradientPass:
+    """The pass of the optimizer step under way, made by the first call of the step.
 
-    To be asked for from ``on_before_optimizer_step`` on, where gradients are unscaled and not yet clipped.
+    To be called from ``on_before_optimizer_step`` on, where gradients are unscaled and not yet clipped.
 
     Args:
         trainer: Its one optimizer has groups from `named_param_groups`.
-        asks: Name of what asks, for errors.
+        user: Name of the callback or setting that needs the pass, for errors.
 
     Raises:
         ConfigError: If there are several optimizers, groups without names, or gradients that stay scaled.
     """
-    optimizer = trainer.optimizers[0]
-    step, last = _LAST.get(optimizer, (-1, None))
-    if last is None or step != trainer.global_step:
-        groups = named_groups(trainer, asks)
-        if has_scaler(trainer) and getattr(optimizer, "_step_supports_amp_scaling", False):
-            raise ConfigError(
-                f"{asks}: {type(optimizer).__name__}(fused=True) unscales gradients within its step, so under "
-                f"precision 16-mixed nobody can see or clip them before. Use fused=False, or precision bf16-mixed."
-            )
-        last = GradientPass(groups)
-        _LAST[optimizer] = trainer.global_step, last
-    return last
+    made = made_pass(trainer, trainer.global_step)
+    if made is None:
+        groups = named_groups(trainer, user)
+        refuse_scaled_gradients(trainer, user)
+        made = GradientPass(groups)
+        _PASSES[trainer.optimizers[0]] = trainer.global_step, made
+    return made
+
+
+def made_pass(trainer: pl.Trainer, step: int) -> GradientPass | None:
+    """The pass of an optimizer step, if one was made and the next step has made none yet."""
+    last_step, last = _PASSES.get(trainer.optimizers[0], (-1, None))
+    return last if last_step == step else None
 
 
 def has_scaler(trainer: pl.Trainer) -> bool:
@@ -47,32 +47,12 @@ def has_scaler(trainer: pl.Trainer) -> bool:
     return scaler is not None and scaler.is_enabled()
 
 
-def refuse_unskippable(trainer: pl.Trainer, asks: str) -> None:
-    """Raises `ConfigError` if torch's clipping by value would be called for a skipped step, where it fails."""
-    own = type(trainer.lightning_module).configure_gradient_clipping is pl.LightningModule.configure_gradient_clipping
-    if own and trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
+def refuse_scaled_gradients(trainer: pl.Trainer, user: str) -> None:
+    """Raises `ConfigError` if gradients stay scaled until the optimizer's step."""
+    optimizer = trainer.optimizers[0]
+    if has_scaler(trainer) and getattr(optimizer, "_step_supports_amp_scaling", False):
         raise ConfigError(
-            f"{asks}: a skipped step has no gradients, and torch's clipping by value fails without any. Use "
-            f"GradientClipping({{part: {{'value': {trainer.gradient_clip_val}}}}}) instead."
+            f"{type(optimizer).__name__}(fused=True) unscales gradients within its step, so under precision 16-mixed "
+            f"they cannot be measured or changed before it. Use fused=False, or precision bf16-mixed.",
+            user,
         )
-
-
-class LaterOnHost:
-    """A small tensor on its way to the host; nobody waits for it until it is read.
-
-    Args:
-        values: What to copy; not to be changed afterwards.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        self._values = values.to("cpu", non_blocking=True)
-        self._copied: Any = None
-        if values.device.type != "cpu":
-            self._copied = torch.Event(values.device)
-            self._copied.record()
-
-    def read(self) -> list[float]:
-        """The values; waits only if the device has not come so far yet."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._values.tolist()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
+from hybrid_lightning.errors import ConfigError, at, check_number, listing, unknown
 from hybrid_lightning.gradients.clipping_rule import ClippingRule
 from hybrid_lightning.network.adapters import parse_adapter
 from hybrid_lightning.network.outputs import POOLS
@@ -205,7 +205,8 @@ def _check_values(part: Part, where: str) -> None:
     if part.batch_norm is not None and part.batch_norm not in BATCH_NORM_MODES:
         raise unknown(f"{where}.batch_norm", "mode", str(part.batch_norm), BATCH_NORM_MODES)
     if part.clip is not None:
-        ClippingRule.parse(part.clip, f"{where}.clip")
+        with at(f"{where}.clip"):
+            ClippingRule.parse(part.clip)
     if part.adapter is not None:
         parse_adapter(part.adapter, f"{where}.adapter")
     if not isinstance(part.compile, bool | Mapping):

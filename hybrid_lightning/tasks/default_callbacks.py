@@ -14,6 +14,7 @@ from hybrid_lightning.callbacks import (
     NonFiniteGradients,
     ReestimateStatistics,
 )
+from hybrid_lightning.gradients.clipping_rule import ClippingRule
 from hybrid_lightning.network.part import Part
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
@@ -40,9 +41,9 @@ def follow_facts(callbacks: Iterable[pl.Callback], facts: Mapping[str, Part]) ->
         if isinstance(callback, GradualUnfreezing):
             callback.configure(schedules_of(facts), batch_norm)
         if isinstance(callback, GradientClipping):
-            callback.use({name: part.clip for name, part in facts.items() if part.clip})
+            callback.configure({n: ClippingRule.parse(part.clip) for n, part in facts.items() if part.clip})
         if isinstance(callback, L2SP):
-            callback.strength = {name: part.l2sp for name, part in facts.items() if part.l2sp}
+            callback.configure({name: part.l2sp for name, part in facts.items() if part.l2sp})
         if isinstance(callback, ReestimateStatistics):
             callback.configure([name for name, mode in batch_norm.items() if mode == "recalibrate"])
 

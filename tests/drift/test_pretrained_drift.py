@@ -76,7 +76,9 @@ def test_drift_and_similarity_equal_an_independent_computation() -> None:
     first = {key: value[:20] for key, value in validation.dataset.entries.items()}  # type: ignore[attr-defined]
     by_hand = ByHand({"old": "network.parts.old", "new": "network.parts.new"}, first)
     model = hybrid("6 steps", lr=0.1)
-    trainer(callbacks=[PretrainedDrift(["old", "new"], probe=20), by_hand]).fit(model, batches(), validation)
+    trainer(callbacks=[PretrainedDrift(["old", "new"], reference_samples=20), by_hand]).fit(
+        model, batches(), validation
+    )
     assert [row["drift/old"] > 0 for row in by_hand.rows] == [False, True, True, True]
     assert [row["similarity/old"] == 1 for row in by_hand.rows] == [True, False, False, False]
     assert by_hand.rows[-1]["similarity/old"] < 0.99
@@ -202,8 +204,8 @@ def test_a_checkpoint_can_monitor_it(tmp_path: Path) -> None:
     assert torch.load(best.best_model_path, weights_only=True)["global_step"] == 5
 
 
-def test_without_a_probe_only_drift_is_logged() -> None:
-    rows = logged(hybrid("always"), PretrainedDrift(["old"], probe=0))
+def test_without_a_reference_batch_only_drift_is_logged() -> None:
+    rows = logged(hybrid("always"), PretrainedDrift(["old"], reference_samples=0))
     assert {key.split("/")[0] for key in rows[-1]} == {"drift"}
 
 
@@ -248,7 +250,9 @@ class Stream(IterableDataset[Any]):
     ],
     ids=["no forward", "stream", "few samples"],
 )
-def test_what_cannot_be_probed_is_said_once_and_the_fit_goes_on_as_ever(model: Any, data: Any, text: str) -> None:
+def test_a_batch_that_cannot_be_compared_is_said_once_and_the_fit_goes_on_as_ever(
+    model: Any, data: Any, text: str
+) -> None:
     model = type(
         "Trains", (model,), {"training_step": lambda self, batch, index: self.head(self.backbone(batch["old"])).mean()}
     )
@@ -292,12 +296,14 @@ def test_what_is_impossible_is_an_error_before_the_first_step() -> None:
         ConfigError, match=r"PretrainedDrift\.parts: unknown part 'backbonne'\. Did you mean 'backbone'"
     ):
         trainer(callbacks=[PretrainedDrift(["backbonne"])]).fit(Takes(), batches())
-    with pytest.raises(ConfigError, match=r"nothing says what is pretrained\. Name .* among: 'backbone', 'head'"):
+    with pytest.raises(
+        ConfigError, match=r"the groups do not say what is pretrained\. Name .* among: 'backbone', 'head'"
+    ):
         trainer(callbacks=[PretrainedDrift()]).fit(Takes(), batches())
     with pytest.raises(ConfigError, match=r"no part is pretrained\. Name .* among: 'old', 'new', 'fusion', 'head'"):
         trainer(callbacks=[PretrainedDrift()]).fit(hybrid(), batches())
-    with pytest.raises(ConfigError, match="probe: 3 is not possible"):
-        PretrainedDrift(probe=3)
+    with pytest.raises(ConfigError, match="reference_samples: 3 is not possible"):
+        PretrainedDrift(reference_samples=3)
 
 
 def test_a_config_that_names_the_callback_has_its_columns_and_goes_on_with_them(folder: Path) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import Tensor, nn
 
 from hybrid_lightning import L2SP, GradualUnfreezing, HybridClassifier, PretrainedDrift
-from hybrid_lightning.drift.start_weights import REFERENCE_KEY, reference_of
+from hybrid_lightning.drift.start_weights import STARTING_WEIGHTS_KEY, StartingWeightsCallback
 from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY
 from tests.drift.test_l2sp import pretrained
 from tests.processes import succeed_on
@@ -23,9 +24,16 @@ pytestmark = [
 ]
 
 
+def held_by(runner: pl.Trainer) -> dict[nn.Parameter, Tensor]:
+    """The starting weights, which all callbacks of a Trainer share."""
+    callbacks = [c for c in runner.callbacks if isinstance(c, StartingWeightsCallback)]  # type: ignore[attr-defined]
+    assert all(callback.start is callbacks[0].start for callback in callbacks)
+    return callbacks[0].start.weights
+
+
 @pytest.mark.parametrize(("accumulate", "every"), [(1, 5), (3, 7)])
 def test_a_fit_with_both_continues_exactly_from_its_checkpoints(accumulate: int, every: int, tmp_path: Path) -> None:
-    callbacks = [L2SP(["old", "new"], strength=1.0), PretrainedDrift(["old", "new"], probe=8)]
+    callbacks = [L2SP(["old", "new"], strength=1.0), PretrainedDrift(["old", "new"], reference_samples=8)]
     number, found = differences(
         partial(hybrid, {"start": "3 steps", "every": "2 steps"}, lr=0.05),
         "samples",
@@ -46,13 +54,13 @@ def test_both_share_one_copy_which_a_checkpoint_holds_once_as_plain_tensors(tmp_
     with caplog.at_level("INFO"):
         runner.fit(model, batches(), batches(samples=12))
     runner.save_checkpoint(tmp_path / "last.ckpt")
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)[REFERENCE_KEY]
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)[STARTING_WEIGHTS_KEY]
     assert saved.keys() == start.keys()
     assert all(torch.equal(value, saved[name]) for name, value in start.items())
     assert not torch.equal(saved["network.parts.old.third.weight"], model.built().parts["old"].third.weight)  # type: ignore[union-attr,arg-type]
-    said = [record.message for record in caplog.records if "reference weights" in record.message]
+    said = [record.message for record in caplog.records if "starting weights" in record.message]
     size = sum(value.numel() * 4 for value in start.values()) / 1e6
-    assert said == [f"reference weights of 'old': {size:.3g} MB on cpu; saved in checkpoints"]
+    assert said == [f"starting weights of 'old': {size:.3g} MB on cpu; saved in checkpoints"]
     rebuilt = HybridClassifier.load_from_checkpoint(tmp_path / "last.ckpt", trust=["tests"])
     assert torch.equal(rebuilt.state_dict()["network.parts.old.third.weight"], model.built().parts["old"].third.weight)  # type: ignore[union-attr,arg-type]
 
@@ -64,7 +72,7 @@ def test_the_next_fit_of_a_trainer_starts_from_weights_of_its_own() -> None:
     runner.fit_loop.epoch_progress.reset()  # type: ignore[attr-defined]
     runner.fit_loop.max_epochs = 2  # type: ignore[attr-defined]
     runner.fit(model, batches(), batches(samples=12))
-    assert torch.equal(reference_of(runner).weights[model.backbone.third.weight], between)
+    assert torch.equal(held_by(runner)[model.backbone.third.weight], between)
 
 
 def test_a_callback_that_is_used_again_forgets_what_the_parts_returned() -> None:
@@ -92,8 +100,8 @@ def test_a_callback_that_is_added_later_starts_from_the_checkpoints_weights_and_
         warnings.simplefilter("always")
         runner.fit(model := Takes(), batches(), batches(samples=12), ckpt_path=path)
     said = " ".join(str(each.message) for each in caught)
-    assert said.count("no reference weights of") == said.count("'backbone' returned for these samples") == 1
-    held = reference_of(runner).weights
+    assert said.count("no starting weights of") == said.count("'backbone' returned for these samples") == 1
+    held = held_by(runner)
     assert all(torch.equal(held[p], weights[f"backbone.{name}"]) for name, p in model.backbone.named_parameters())
 
 
@@ -122,7 +130,7 @@ def test_groups_know_their_origin_and_a_checkpoint_from_before_that_goes_on(tmp_
 
 
 @pytest.mark.parametrize("change", ["match", "weights_only"])
-def test_a_fit_with_other_groups_keeps_the_reference_only_if_it_goes_on(change: str, tmp_path: Path) -> None:
+def test_a_fit_with_other_groups_keeps_the_starting_weights_only_if_it_goes_on(change: str, tmp_path: Path) -> None:
     path = tmp_path / "two.ckpt"
     saved_at(path, PretrainedDrift(), model=pretrained(pretrained={"l2sp": 0.1}))
     checkpoint = torch.load(path, weights_only=True)
@@ -131,10 +139,10 @@ def test_a_fit_with_other_groups_keeps_the_reference_only_if_it_goes_on(change: 
     model.on_group_change = change
     runner = trainer(callbacks=[PretrainedDrift()], max_epochs=4)
     runner.fit(model, batches(), batches(samples=12), ckpt_path=path)
-    held = reference_of(runner).weights[model.built().parts["old"].third.weight]  # type: ignore[union-attr,index]
+    held = held_by(runner)[model.built().parts["old"].third.weight]  # type: ignore[union-attr,index]
     name = "network.parts.old.third.weight"
-    assert torch.equal(held, checkpoint[REFERENCE_KEY if change == "match" else "state_dict"][name])
-    assert not torch.equal(checkpoint[REFERENCE_KEY][name], checkpoint["state_dict"][name])
+    assert torch.equal(held, checkpoint[STARTING_WEIGHTS_KEY if change == "match" else "state_dict"][name])
+    assert not torch.equal(checkpoint[STARTING_WEIGHTS_KEY][name], checkpoint["state_dict"][name])
 
 
 # Several ranks

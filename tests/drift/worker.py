@@ -70,7 +70,7 @@ def main(name: str, facts: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     folder, ranks = Path(facts["folder"]), 1 if facts["strategy"] == "one" else 2
     keep = Keep(None if "resume" in facts else folder / f"{name}.ckpt")
-    watching: list[pl.Callback] = [L2SP(["old"], strength=1.0), PretrainedDrift(["old", "head"], probe=16)]
+    watching: list[pl.Callback] = [L2SP(["old"], strength=1.0), PretrainedDrift(["old", "head"], reference_samples=16)]
     if facts["kind"] == "task":
         model: Any = plain_norm(hybrid(SCHEDULE, dropout=0.0, lr=0.03))
     else:

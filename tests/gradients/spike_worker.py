@@ -21,7 +21,7 @@ def main(strategy: str, folder: Path) -> None:
     ignored = "LeafSpec|many workers|on_before_batch_transfer|SpikeGuard|sync_dist=True|val_dataloader|eval mode"
     warnings.filterwarnings("ignore", f".*({ignored}).*")
     torch.set_num_threads(1)
-    guard = SpikeGuard(["warn", "skip", "lower_lr", "postpone"], ratio=20, warm_up=6, steps=5)
+    guard = SpikeGuard(["warn", "skip"], ratio=20, warm_up=6)
     unfreezing = GradualUnfreezing({"old": "12 steps"}, check_ranks="epochs")
     faults = Faults("network.parts.new", [10, 14], 1e4, rank=1)
     strategies: dict[str, Any] = {"ddp": DDPStrategy(process_group_backend="gloo"), "fsdp2": FSDP2Strategy()}
@@ -30,7 +30,7 @@ def main(strategy: str, folder: Path) -> None:
     model = plain_norm(hybrid("12 steps", dropout=0.0))
     runner.fit(model, Lazy(runner, 2))
     tensors = {name: whole(value).clone() for name, value in model.state_dict().items()}
-    state = {"model": tensors, "guard": guard.state_dict(), "holds": unfreezing.holds}
+    state = {"model": tensors, "guard": guard.state_dict()}
     torch.save(state, folder / f"{runner.global_rank}.pt")
 
 

@@ -18,25 +18,26 @@ from hybrid_lightning.gradients.clipping_rule import ClippingRule, ZScoreLimits
         ({"zclip": {"z": 3, "alpha": 0.9, "warm_up": "5 steps"}}, ClippingRule("zclip", 3, 0.9, 5)),
     ],
 )
-def test_limits_are_read(value, rule):
+def test_limits_are_read_and_written(value, rule):
     assert ClippingRule.parse(value) == rule
+    assert ClippingRule.parse(rule.plain()) == rule
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (1.0, "clip: 1.0 is no limit"),
-        ({"norm": 1, "value": 2}, "is no limit"),
+        (1.0, "1.0 is not a clipping rule"),
+        ({"norm": 1, "value": 2}, "is not a clipping rule"),
         ("acg", "unknown limit 'acg'. Did you mean 'agc'"),
-        ("norm", "clip.norm: None is not a number above 0"),
-        ({"norm": 0}, "clip.norm: 0 is not a number above 0"),
+        ("norm", "norm: None is not a number above 0"),
+        ({"norm": 0}, "norm: 0 is not a number above 0"),
         ({"norm": "1e-3"}, "write 1.0e-3"),
-        ({"agc": math.inf}, "clip.agc: inf"),
+        ({"agc": math.inf}, "agc: inf"),
         ({"zclip": {"zz": 1}}, "unknown key 'zz'. Did you mean 'z'"),
-        ({"zclip": 3}, "clip.zclip: 3 are no settings"),
-        ({"zclip": {"alpha": 1.5}}, "at most 1"),
+        ({"zclip": 3}, "zclip: 3 is not a dict of settings"),
+        ({"zclip": {"alpha": 1.5}}, "zclip.alpha: 1.5 is not a number above 0 and at most 1"),
         ({"zclip": {"warm_up": 25}}, "25 is not a duration"),
-        ({"zclip": {"warm_up": "1 epochs"}}, "are not at least '2 steps'"),
+        ({"zclip": {"warm_up": "1 epochs"}}, "zclip.warm_up: '1 epoch' is too short or not in steps"),
     ],
 )
 def test_other_limits_are_refused(value, message):

@@ -185,7 +185,7 @@ def test_a_step_is_skipped_the_same_if_its_window_was_interrupted(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"policy": "skipp"}, "Did you mean 'skip'"), ({"max_in_a_row": 0}, "max_in_a_row: 0 is less than 1")],
+    [({"policy": "skipp"}, "Did you mean 'skip'"), ({"max_in_a_row": 0}, "max_in_a_row: 0 is not a number at least 1")],
 )
 def test_impossible_settings_are_refused(arguments: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -11,14 +11,14 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from hybrid_lightning import ConfigError, GradientNormMonitor, GradualUnfreezing, SpikeGuard, named_param_groups
+from hybrid_lightning.gradients.skipping import LaterOnHost
 from hybrid_lightning.gradients.spike_guard import ACTIONS
-from hybrid_lightning.gradients.step import LaterOnHost
 from tests.processes import succeed_on
 from tests.resume.resuming import Dropping, Run, first_difference
 from tests.small import CONFIG, changed, command
 from tests.tiny import Foreign, batches, hybrid, trainer
 
-QUIET = "ignore:(SpikeGuard|unfreeze. postponed)"
+QUIET = "ignore:SpikeGuard"
 SENSITIVE: dict[str, Any] = {"z": 4.0, "ratio": 5.0, "warm_up": 8, "decay": 0.9}
 
 
@@ -232,14 +232,13 @@ def test_after_too_many_skips_the_level_is_accepted() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_norm_that_is_not_finite_is_a_spike_from_the_start_and_never_remembered(value: float) -> None:
-    guard = SpikeGuard(["warn", "skip", "lower_lr"], max_skips=2, **SENSITIVE)
+    guard = SpikeGuard(["warn", "skip"], max_skips=2, **SENSITIVE)
     with pytest.warns(UserWarning, match="gradient norm of 'head' is not finite"):
         _, journal = fitted(Foreign(), guard, Faults("head", [0, 20, 21], value))
     assert guard.skipped == 3
     assert all(map(torch.equal, journal.weights[0], journal.weights[1]))
     assert all(event["actions"] == ["warn", "skip"] for event in guard.events)
     assert guard.state_dict()["histories"]["head"]["norms"] == 37
-    assert all(row["lr_lowered/head"] == 1 for row in journal.logged)
 
 
 @pytest.mark.filterwarnings(QUIET)
@@ -250,159 +249,13 @@ def test_a_fit_whose_gradients_stay_non_finite_ends() -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_steps_that_a_gradient_scaler_skips_are_no_spikes() -> None:
-    guard = SpikeGuard(["skip", "lower_lr"], **SENSITIVE)
+    guard = SpikeGuard("skip", **SENSITIVE)
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**22, growth_interval=1000))
     _, journal = fitted(Decaying(), guard, plugins=scaled)
     finite = sum(all(map(math.isfinite, norms.values())) for norms in journal.norms)
     assert 0 < finite < 40
     assert not guard.events
     assert guard.state_dict()["histories"]["head"]["norms"] == finite
-
-
-# Lowering rates
-
-
-@pytest.mark.parametrize("kind", ["sgd", "scaler"])
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-def test_a_lowered_rate_holds_for_its_steps_and_no_scheduler_sees_it(kind: str) -> None:
-    """Under a scaler the gradients overflow again within the window, so that the optimizer does not step."""
-    guard = SpikeGuard("lower_lr", lr_factor=0.25, steps=5, **SENSITIVE)
-    options, overflow = {}, []
-    if kind == "scaler":
-        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000)
-        options["plugins"] = MixedPrecision("16-mixed", "cpu", scaler)
-        overflow = [22]
-    model = Decaying()
-    gradients: list[Tensor] = []
-
-    class Keep(pl.Callback):
-        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-            gradients.append(pl_module.head.weight.grad.clone())
-
-    faults = [Faults("head", [20]), Faults("head", overflow, math.inf)]
-    runner, journal = fitted(model, guard, *faults, Keep(), **options)
-    assert [row[0] for row in journal.rates] == pytest.approx([0.01 * 0.99**step for step in range(40)])
-    index = list(model.state_dict()).index("head.weight")
-    for step in range(39):
-        moved = journal.weights[step][index] - journal.weights[step + 1][index]
-        factor = 0.25 if 20 <= step < 25 else 1.0
-        expected = torch.zeros(()) if step in overflow else factor * journal.rates[step][0] * gradients[step]
-        torch.testing.assert_close(moved, expected.expand_as(moved), rtol=1e-3, atol=1e-6)
-    assert [row["lr_lowered/head"] for row in journal.logged] == [1.0] * 20 + [0.25] * 5 + [1.0] * 15
-    assert {row["lr_lowered/backbone"] for row in journal.logged} == {1.0}
-    assert not runner.optimizers[0]._optimizer_step_post_hooks
-
-
-def test_the_log_shows_the_rate_that_was_used(tmp_path: Path) -> None:
-    rates: list[float] = []
-
-    class Saved(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            groups = trainer.optimizers[0].state_dict()["param_groups"]
-            rates.append(next(group["lr"] for group in groups if group["name"] == "new"))
-
-    guard = SpikeGuard("lower_lr", steps=5, **SENSITIVE)
-    _, journal = fitted(hybrid("always", dropout=0.0), guard, Faults("network.parts.new", [20]), Saved())
-    assert [row["lr/new"] for row in journal.logged] == pytest.approx([0.01] * 20 + [0.001] * 5 + [0.01] * 15)
-    assert [row["lr/head"] for row in journal.logged] == pytest.approx([0.01] * 40)
-    assert rates == [0.01] * 40, "what a checkpoint holds"
-
-
-def test_the_rate_is_restored_when_the_optimizers_step_fails() -> None:
-    class Failing(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
-            closure()
-            if self.param_groups[-1]["lr"] < 0.01:
-                raise InterruptedError
-
-    model, guard = Foreign(Failing), SpikeGuard("lower_lr", **SENSITIVE)
-    runner = trainer(callbacks=[Faults("head", [12]), guard])
-    with pytest.raises(InterruptedError):
-        runner.fit(model, batches(samples=160))
-    assert {group["lr"] for group in runner.optimizers[0].param_groups} == {0.01}
-    assert not runner.optimizers[0]._optimizer_step_post_hooks
-
-
-# Postponing
-
-
-def postponed(schedule: Any, steps: int, fault: int, **options: Any) -> tuple[GradualUnfreezing, Journal, SpikeGuard]:
-    unfreezing, guard = GradualUnfreezing({"backbone": schedule}), SpikeGuard("postpone", steps=steps, **SENSITIVE)
-    _, journal = fitted(Foreign(), guard, Faults("head", [fault]), unfreezing, **options)
-    return unfreezing, journal, guard
-
-
-def starts(journal: Journal) -> dict[str, int | None]:
-    names = ("backbone.third", "backbone.second", "backbone.first")
-    return {n: next((step for step, trains in enumerate(journal.trains) if n in trains), None) for n in names}
-
-
-def test_what_is_due_within_the_window_is_unfrozen_at_its_end_and_the_rest_keeps_its_distance() -> None:
-    schedule = {"start": "11 steps", "every": "4 steps"}
-    unfreezing, journal, guard = postponed(schedule, steps=10, fault=13)
-    assert unfreezing.holds == [[13, 23]]
-    assert starts(journal) == {"backbone.third": 11, "backbone.second": 23, "backbone.first": 27}
-    assert guard.events[0]["actions"] == ["postpone"]
-
-
-def test_a_task_without_a_callback_of_its_own_postpones_too() -> None:
-    guard = SpikeGuard("postpone", steps=10, **SENSITIVE)
-    runner, _ = fitted(hybrid("14 steps", dropout=0.0), guard, Faults("network.parts.new", [12]))
-    assert {g["unfrozen_at"] for g in runner.optimizers[0].param_groups if g["part"] == "old"} == {22}
-
-
-def test_what_comes_after_the_end_is_told() -> None:
-    with pytest.warns(UserWarning, match=r"postponed beyond the end, so these will never train: 'backbone\.first'"):
-        _, journal, _ = postponed("20 steps", steps=40, fault=13)
-    assert set(starts(journal).values()) == {None}
-
-
-def test_nothing_is_postponed_if_then_nothing_would_train() -> None:
-    guard, journal = SpikeGuard("postpone", steps=20, **SENSITIVE), Journal()
-    unfreezing = GradualUnfreezing({"backbone": "14 steps", "head": {"start": "0 steps", "freeze": "18 steps"}})
-    with pytest.warns(UserWarning, match="nothing is postponed, because then nothing would train"):
-        fitted(Foreign(), guard, Faults("head", [12]), unfreezing, journal)
-    assert unfreezing.holds == []
-    assert starts(journal)["backbone.third"] == 14
-
-
-def test_windows_that_overlap_are_one() -> None:
-    unfreezing, guard = GradualUnfreezing({"backbone": "14 steps"}), SpikeGuard("postpone", steps=6, **SENSITIVE)
-    _, journal = fitted(Foreign(), guard, Faults("head", [12, 15, 30], 1e5), unfreezing)
-    assert [event["step"] for event in guard.events] == [12, 15, 30]
-    assert unfreezing.holds == [[12, 21], [30, 36]]
-    assert starts(journal)["backbone.third"] == 21
-
-
-def test_a_plateau_that_is_reached_within_the_window_waits_for_its_end() -> None:
-    class Judged(Foreign):
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            self.log("val/loss", 1.0)
-
-    schedule = {"plateau": "val/loss", "patience": "1 validations"}
-    unfreezing, guard = GradualUnfreezing({"backbone": schedule}), SpikeGuard("postpone", steps=9, **SENSITIVE)
-    journal = Journal()
-    runner = trainer(callbacks=[Faults("head", [18]), unfreezing, journal, guard], max_epochs=8)
-    runner.fit(Judged(), batches(), batches())
-    assert unfreezing.recorded == {"backbone.first": 10, "backbone.second": 10, "backbone.third": 10}
-    assert starts(journal)["backbone.third"] == 10
-    runner = trainer(callbacks=[Faults("head", [9]), unfreezing, journal := Journal(), guard], max_epochs=8)
-    runner.fit(Judged(), batches(), batches())
-    assert unfreezing.holds == [[9, 18]]
-    assert starts(journal)["backbone.third"] == 18
-
-
-def test_unfreezing_from_an_older_checkpoint_has_no_windows() -> None:
-    unfreezing = GradualUnfreezing({"backbone": "14 steps"})
-    state = unfreezing.state_dict()
-    del state["holds"]
-    unfreezing.load_state_dict(state)
-    assert unfreezing.holds == []
-
-
-def test_postponing_without_unfreezing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no GradualUnfreezing is among the callbacks"):
-        fitted(Foreign(), SpikeGuard("postpone"))
 
 
 # Resuming and ranks
@@ -414,8 +267,8 @@ def test_postponing_without_unfreezing_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
 @pytest.mark.parametrize(
     ("kind", "actions", "accumulate"),
-    [("task", [*ACTIONS], 1), ("foreign", [*ACTIONS], 2), ("foreign", ["skip"], 2), ("foreign", ["warn"], 1)],
-    ids=["task", "foreign", "skip", "warn"],
+    [("task", [*ACTIONS], 1), ("foreign", [*ACTIONS], 2), ("foreign", ["warn"], 1)],
+    ids=["task", "foreign", "warn"],
 )
 def test_a_fit_continues_exactly_from_any_checkpoint(
     kind: str, actions: list[str], accumulate: int, tmp_path: Path
@@ -427,17 +280,14 @@ def test_a_fit_continues_exactly_from_any_checkpoint(
         return hybrid(schedule) if kind == "task" else Dropping()
 
     def run(path: Path | None = None, folder: Path | None = None) -> tuple[Run, dict[str, Any]]:
-        guard = SpikeGuard(actions, z=3.0, ratio=3.0, warm_up=3, steps=4, max_skips=2)
+        guard = SpikeGuard(actions, z=3.0, ratio=3.0, warm_up=3, max_skips=2)
         callbacks = [Faults(module, [4, 6, 7, 8, 9, 16]), guard]
         options = {"log_every_n_steps": 50, "accumulate_grad_batches": accumulate}
-        done = Run(make, "samples", path, folder, callbacks=callbacks, **options)
-        [unfreezing] = [callback for callback in done.trainer.callbacks if isinstance(callback, GradualUnfreezing)]
-        return done, {"guard": guard.state_dict(), "holds": unfreezing.holds}
+        return Run(make, "samples", path, folder, callbacks=callbacks, **options), guard.state_dict()
 
     whole, state = run(folder=tmp_path)
-    taken = {action for event in state["guard"]["events"] for action in event["actions"]}
+    taken = {action for event in state["events"] for action in event["actions"]}
     assert taken == {*actions, "accept"} - ({"accept"} if actions == ["warn"] else set())
-    assert bool(state["holds"]) == ("postpone" in actions)
     paths = sorted(tmp_path.glob("batch-*.ckpt"))[:: 1 if accumulate > 1 else 3]
     for path in paths:
         again, state_again = run(path)
@@ -453,7 +303,6 @@ def test_ranks_decide_the_same_although_only_one_has_the_spike(strategy: str, tm
     assert first_difference(first, second, "ranks") is None
     assert [event["step"] for event in first["guard"]["events"]] == [10, 14]
     assert first["guard"]["skipped"] == 2
-    assert first["holds"] == [[10, 19]]
 
 
 # The front door
@@ -462,29 +311,45 @@ def test_ranks_decide_the_same_although_only_one_has_the_spike(strategy: str, tm
 @pytest.mark.filterwarnings(QUIET)
 def test_it_is_named_in_a_config(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    callback = {"class_path": "SpikeGuard", "init_args": {"actions": ["warn", "skip", "lower_lr"], "warm_up": 2}}
+    callback = {"class_path": "SpikeGuard", "init_args": {"actions": ["warn", "skip"], "warm_up": 2}}
     assert command("fit", config=changed({"trainer.callbacks": [callback]})) == 0
     [path] = tmp_path.glob("runs/*/*/checkpoints/last.ckpt")
     saved = torch.load(path, weights_only=True)["callbacks"]["SpikeGuard"]
     assert saved["histories"]["body"]["norms"] == CONFIG["trainer"]["limit_train_batches"]
     [table] = tmp_path.glob("runs/*/*/metrics.csv")
     header = table.read_text().splitlines()[0].split(",")
-    assert {"spikes/body", "skipped_steps/spikes", "lr_lowered/head"} <= set(header)
+    assert {"spikes/body", "skipped_steps/spikes"} <= set(header)
+
+
+@pytest.mark.parametrize("action", ["lower_lr", "postpone"])
+def test_a_config_with_a_removed_action_is_told_what_to_use(action: str, folder: Path, capsys: Any) -> None:
+    callback = {"class_path": "SpikeGuard", "init_args": {"actions": ["warn", action]}}
+    assert command("fit", config=changed({"trainer.callbacks": [callback]})) != 0
+    assert f"SpikeGuard.actions: '{action}' was removed. Use 'skip', or" in capsys.readouterr().err
+
+
+def test_the_state_of_a_release_with_more_actions_is_read() -> None:
+    guard = SpikeGuard("skip")
+    history = {"trains": 2, "norms": 30, "mean": 0.5, "variance": 0.1}
+    state = {"counts": {"head": 1}, "skipped": 2, "spiky_steps": 1, "skips_in_a_row": 0, "lowered": {"head": 40}}
+    events = [{"step": 12, "part": "head", "z": 9.0, "ratio": 7.0, "actions": ["lower_lr"]}]
+    guard.load_state_dict({**state, "histories": {"head": history}, "events": events, "statistics": None})
+    again = guard.state_dict()
+    assert again == {key: value for key, value in {**again, **state}.items() if key != "lowered"}
+    assert (again["histories"], again["events"]) == ({"head": history}, events)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"actions": "skipp"}, r"actions: unknown action 'skipp'. Did you mean 'skip'\?"),
+        ({"actions": "skipp"}, r"SpikeGuard\.actions: unknown action 'skipp'. Did you mean 'skip'\?"),
         ({"actions": ["warn", "lower"]}, "unknown action 'lower'"),
         ({"actions": []}, "actions: none is given"),
         ({"z": 0}, "z: 0 is not a number above 0"),
         ({"ratio": 1}, "ratio: 1 is not a number above 1"),
         ({"decay": 1.0}, r"decay: 1\.0 is not"),
         ({"warm_up": 1}, "warm_up: 1 is not a number at least 2"),
-        ({"max_skips": 0}, "max_skips: 0"),
-        ({"steps": 2.5}, r"steps: 2\.5 is not a whole number"),
-        ({"lr_factor": 1}, "lr_factor: 1 is not"),
+        ({"max_skips": 0}, r"SpikeGuard\.max_skips: 0"),
     ],
     ids=str,
 )
