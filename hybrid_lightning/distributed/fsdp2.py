@@ -125,8 +125,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         torch.cuda.empty_cache()
         assert self.lightning_module is not None
         fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        options = {"mesh": self.device_mesh["data_parallel"], "without": () if fits else ("optimizer_states",)}
-        return read_file(self.broadcast(checkpoint_path), "--ckpt_path", **options)
+        return read_file(
+            self.broadcast(checkpoint_path),
+            "--ckpt_path",
+            without=() if fits else ("optimizer_states",),
+            mesh=self.device_mesh["data_parallel"],
+            mapped=False,  # the optimizer keeps its tensors
+        )
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Puts each rank's share of the whole state into the model."""
