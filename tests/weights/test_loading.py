@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.weights.loading import Fit, load_weights, resized_positions
+from hybrid_lightning.weights.loading import Fit, WeightSource, load_weights, resized_positions
 from hybrid_lightning.weights.safe_files import save_weights
 from tests.small import changed, command
 
@@ -136,6 +136,16 @@ def test_an_impossible_source_is_an_error_with_its_place(given, message, folder,
     assert command("fit", config=changed({"init.parts": {"stem": part}})) == 2
 
     assert re.search(message, capsys.readouterr().err.split("error: ")[1])
+
+
+@pytest.mark.parametrize(
+    "given", ["w.pt", {"path": "w.pt", "coverage": 0.5}, {"path": "w.pt", "strip": ["a."], "rename": {"b.": ""}}]
+)
+def test_a_source_gives_back_the_words_it_was_read_from(given):
+    source = WeightSource.parse(given)
+    assert source.plain() == given
+    assert WeightSource.parse(source) is source
+    assert WeightSource.parse({"path": "w.pt", "coverage": 1.0}).plain() == "w.pt"
 
 
 def test_positional_embeddings_are_resized_as_images_and_other_tokens_stay():
