@@ -49,7 +49,7 @@ class SeededSampler:
         self._epoch, self._pass, self._skip = 0, 0, 0
 
     def start(self, epoch: int, passes: int = 0, skip: int = 0) -> None:
-        """Sets where the next pass starts: after whole passes of this epoch (of a cycled loader) and skipped batches."""
+        """Sets where the next pass starts: after whole passes of this epoch, by a cycled loader, and skipped batches."""
         self._epoch, self._pass, self._skip = epoch, passes, skip
 
     def __iter__(self) -> Iterator[Drawn]:
@@ -189,8 +189,9 @@ class SeededLoader:
         if self._stream is not None:
             self._stream.start(epoch)
         if self.sampler is not None:
-            passes = position // len(self.sampler) if cycled and position else 0
-            skip = position - passes * len(self.sampler) if passes else position
+            passes, skip = 0, position
+            if cycled and position:  # only then the sampler has to have a length
+                passes, skip = divmod(position, len(self.sampler))
             self.sampler.start(epoch, passes, skip)
 
     @contextmanager
@@ -236,6 +237,8 @@ def held_generators(
 def set_epoch(loader: Any, epoch: int) -> None:
     """Sets the epoch of the loader's samplers that have one, such as `DistributedSampler`."""
     batches = getattr(loader, "batch_sampler", None)
-    for sampler in (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
+    samplers = [batches, getattr(loader, "sampler", None), getattr(batches, "sampler", None)]
+    once = {id(sampler): sampler for sampler in samplers}  # the last two are usually the same
+    for sampler in once.values():
         if callable(getattr(sampler, "set_epoch", None)):
             sampler.set_epoch(epoch)
