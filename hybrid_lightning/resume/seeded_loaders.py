@@ -49,7 +49,7 @@ class SeededSampler:
         self._epoch, self._pass, self._skip = 0, 0, 0
 
     def start(self, epoch: int, passes: int = 0, skip: int = 0) -> None:
-        """Sets where the next pass starts: after whole passes of this epoch, by a cycled loader, and skipped batches."""
+        """Sets where the next pass starts, after whole passes of this epoch and the first batches of the next one."""
         self._epoch, self._pass, self._skip = epoch, passes, skip
 
     def __iter__(self) -> Iterator[Drawn]:
