@@ -85,15 +85,17 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """A training step that starts from the first rank's buffers, such as running statistics."""
-        assert self.model is not None
-        same_as_first_rank(self.model.buffers(), self.device_mesh["data_parallel"])
+        self._take_buffers()
         return super().training_step(*args, **kwargs)
 
     def on_validation_start(self) -> None:
         """All ranks validate with the first rank's buffers, which a checkpoint holds."""
+        self._take_buffers()
+        super().on_validation_start()
+
+    def _take_buffers(self) -> None:
         assert self.model is not None
         same_as_first_rank(self.model.buffers(), self.device_mesh["data_parallel"])
-        super().on_validation_start()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The state of the model: this rank's local shards for a folder, or full tensors on rank 0 alone."""

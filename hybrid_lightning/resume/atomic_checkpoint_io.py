@@ -35,4 +35,4 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if is_local(path):
             verify(path, "--ckpt_path")
-        return super().load_checkpoint(path, *args, **kwargs)  # type: ignore[no-any-return]
+        return super().load_checkpoint(path, *args, **kwargs)

@@ -12,10 +12,18 @@ from torch.optim import LBFGS, Adafactor, Adagrad, Optimizer
 from hybrid_lightning.distributed.sharding import own_share
 from hybrid_lightning.errors import ConfigError, listing
 
-_NEVER_NEGATIVE = (
-    *("step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_inf"),
-    *("variance", "row_var", "col_var"),
-)
+_NEVER_NEGATIVE = {
+    "acc_delta",
+    "col_var",
+    "exp_avg_sq",
+    "exp_inf",
+    "max_exp_avg_sq",
+    "row_var",
+    "square_avg",
+    "step",
+    "variance",
+}
+"""Entries of torch's optimizers that count, or sum up squares."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that a state may be converted between; torch has no arithmetic for shorter ones."""
 _REMEDY = "Continue from another checkpoint of the run, or start a new fit from its weights with model.init_from."

@@ -100,20 +100,24 @@ def _of_model_checkpoint(trainer: pl.Trainer, callback: ModelCheckpoint, state: 
 def _scores(given: Any) -> dict[str, Tensor]:
     """Path → score, `()`, of those that are numbers."""
     scores = {}
-    for path, value in given.items() if isinstance(given, Mapping) else ():
-        score = torch.tensor(float(value)) if type(value) in (int, float) else value
-        if isinstance(path, str) and _is_number(score):
-            scores[path] = score.reshape(())
+    if isinstance(given, Mapping):
+        for path, value in given.items():
+            score = _score(value)
+            if isinstance(path, str) and score is not None:
+                scores[path] = score
     return scores
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a value is a tensor of one number."""
-    if type(value) is not Tensor or value.layout != torch.strided or value.is_meta or value.is_nested:
-        return False
-    if value.numel() != 1 or value.is_complex() or value.is_quantized:
-        return False
-    return not math.isnan(float(value))
+def _score(value: Any) -> Tensor | None:
+    """A score as a tensor of its own, in plain memory; None if it is not a number."""
+    if type(value) not in (int, float, Tensor):
+        return None
+    dtype = value.dtype if isinstance(value, Tensor) else torch.float32
+    try:
+        number = float(value)
+        return None if math.isnan(number) else torch.tensor(number, dtype=dtype)
+    except (RuntimeError, TypeError, ValueError, OverflowError):  # many values, or none: nested, meta, ...
+        return None
 
 
 def _of_other(trainer: pl.Trainer, callback: pl.Callback, state: Mapping[str, Any]) -> dict[str, Any]:

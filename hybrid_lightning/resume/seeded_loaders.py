@@ -240,5 +240,6 @@ def set_epoch(loader: Any, epoch: int) -> None:
     samplers = [batches, getattr(loader, "sampler", None), getattr(batches, "sampler", None)]
     once = {id(sampler): sampler for sampler in samplers}  # the last two are usually the same
     for sampler in once.values():
-        if callable(getattr(sampler, "set_epoch", None)):
-            sampler.set_epoch(epoch)
+        set_epoch_of = getattr(sampler, "set_epoch", None)
+        if callable(set_epoch_of):
+            set_epoch_of(epoch)

@@ -68,15 +68,6 @@ class WeightSource:
             )
         return source
 
-    def plain(self) -> str | dict[str, Any]:
-        """The options as a config writes them: the path alone, or a dict of what is not a default."""
-        options: dict[str, Any] = {}
-        for option in dataclasses.fields(self):
-            value = getattr(self, option.name)
-            if value and value != option.default:
-                options[option.name] = value
-        return self.path if len(options) == 1 else options
-
     def _has_text_prefixes(self) -> bool:
         if not isinstance(self.strip, list) or not isinstance(self.rename, Mapping):
             return False

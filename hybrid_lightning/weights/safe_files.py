@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from hybrid_lightning.errors import ConfigError, at, listing, reason
+from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.weights.sharded_files import REST, read_folder
 
@@ -76,7 +76,7 @@ def verify(path: str | Path, place: str = "") -> None:
                     _read_through(archive, record)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ConfigError(
-            f"{str(path)!r} is damaged: {reason(error, 200)} Use another file, or fetch it again from its source.",
+            f"{str(path)!r} is damaged: {_first_line(error)}. Use another file, or fetch it again from its source.",
             place,
         ) from None
 
