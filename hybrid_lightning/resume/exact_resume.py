@@ -28,12 +28,12 @@ from hybrid_lightning.resume.loop_counters import SavedPoint, first_damaged, set
 from hybrid_lightning.resume.own_files import damaged
 from hybrid_lightning.resume.replay import ReplayedLoader, epoch_of, position, seed_device
 from hybrid_lightning.resume.seeded_loaders import hashed
-from hybrid_lightning.trainer import window_is_open
+from hybrid_lightning.trainer import FitCallback, window_is_open
 
 KEY = "exact_resume"
 
 
-class ExactResume(pl.Callback):
+class ExactResume(FitCallback):
     """Makes a fit that continues from a checkpoint equal, bit by bit, to one that never stopped.
 
     It holds for every checkpoint that is saved between two batches: after any batch, after a validation, at the end of
@@ -75,8 +75,8 @@ class ExactResume(pl.Callback):
 
     # Restoring
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Forgets a checkpoint that was restored by somebody else, such as a search for a learning rate."""
+    def forget(self) -> None:
+        """Forgets a checkpoint that other code has restored, such as a search for a learning rate."""
         self._saved = None
 
     def on_load_checkpoint(
@@ -96,7 +96,8 @@ class ExactResume(pl.Callback):
         """Prepares the loaders; continues what the checkpoint left unfinished."""
         if not self.enabled:
             return
-        saved, self._saved = self._saved, None
+        saved = self._saved
+        self._saved = None
         saved_seed = saved.get("seed") if saved else None
         self.seed = trainer.strategy.broadcast(chosen_seed(saved_seed, trainer.current_epoch))
         self._validated = -1
@@ -112,9 +113,9 @@ class ExactResume(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finishes a fit that was over when it was saved."""
-        saved, self._saved = self._saved, None
-        if saved is not None:
-            self._finish_epoch(trainer, saved)
+        if self._saved is not None:
+            self._finish_epoch(trainer, self._saved)
+        self._saved = None
 
     def _finish_epoch(self, trainer: pl.Trainer, saved: dict[str, Any]) -> None:
         """Does what follows the last epoch, if its end was being handled when the fit was saved."""

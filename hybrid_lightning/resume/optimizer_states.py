@@ -1,7 +1,7 @@
 """Checks of the optimizer state in a checkpoint before it is restored: compiled optimizers check no shape."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -54,8 +54,9 @@ def require_groups(checkpoint: Mapping[str, Any], groups: Mapping[str, list[str]
         all_dicts = all(isinstance(entry, dict) for entry in state["state"].values())
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise damaged("it is not that of one optimizer.") from error
+    wanted = [(name, len(names)) for name, names in groups.items()]
     is_repeated = len(set(indices)) < len(indices)
-    if surplus or is_repeated or not all_dicts or sizes != [(name, len(names)) for name, names in groups.items()]:
+    if sizes != wanted or is_repeated or surplus or not all_dicts:
         raise damaged(f"its groups are not those of its model ({listing(groups, 4)}), with as many parameters.")
 
 
@@ -92,7 +93,8 @@ def first_problem(
             kind = (parameter.shape, parameter.dtype, parameter.stride())
             if kind not in fresh:
                 fresh[kind] = _after_first_step(make, parameter, type(optimizer))
-            for problem in _problems(state, parameter, fresh[kind], optimizer):
+            problem = _state_problem(state, parameter, fresh[kind], optimizer)
+            if problem is not None:
                 return f"of the parameter {names[id(parameter)]!r} {problem}."
     return None
 
@@ -101,17 +103,19 @@ def _option_problem(value: Any, own: Any) -> str | None:
     """What is wrong with an option of a group, in comparison with the one of today."""
     if isinstance(value, Tensor):
         return None if isinstance(own, Tensor) else "is a tensor"
-    if isinstance(own, list | tuple) and isinstance(value, list | tuple) and len(own) == len(value):
-        problems = [_option_problem(entry, own_entry) for entry, own_entry in zip(value, own, strict=True)]
-        return next(filter(None, problems), None)
-    is_switch = isinstance(own, bool | int | None)  # may have been None, such as a step that had not come
-    if is_switch and (value is None or own is None):
+    if own is None or (value is None and isinstance(own, int)):  # a step that has not come, a choice left to torch
         return None
-    if isinstance(own, float | int) and not isinstance(own, bool):
-        is_right = isinstance(value, float | int) and not isinstance(value, bool)
-    else:
-        is_right = isinstance(value, type(own)) or isinstance(own, Tensor)
-    return None if is_right else f"is a {type(value).__name__}, not a {type(own).__name__}"
+    if isinstance(own, list | tuple) and isinstance(value, list | tuple):
+        for entry, own_entry in zip(value, own, strict=False):
+            problem = _option_problem(entry, own_entry)
+            if problem:
+                return problem
+        return None if len(value) == len(own) else f"has {len(value)} values, not {len(own)}"
+    numbers = (int, float, Tensor)
+    both_numbers = type(own) in numbers and type(value) in numbers  # true and false are not numbers
+    if both_numbers or isinstance(value, type(own)):
+        return None
+    return f"is a {type(value).__name__}, not a {type(own).__name__}"
 
 
 def _after_first_step(make: Make, like: nn.Parameter, kind: type[Optimizer]) -> FreshState:
@@ -133,11 +137,12 @@ def _after_first_step(make: Make, like: nn.Parameter, kind: type[Optimizer]) -> 
     return {} if same_shapes else None
 
 
-def _problems(state: Mapping[str, Any], parameter: Tensor, fresh: FreshState, optimizer: Optimizer) -> Iterator[str]:
+def _state_problem(state: Mapping[str, Any], parameter: Tensor, fresh: FreshState, optimizer: Optimizer) -> str | None:
+    """The first thing that is wrong with the state of one parameter."""
     of_torch = type(optimizer).__module__.startswith("torch.optim.")
     lacking = [key for key in fresh or () if key not in state]
     if lacking and of_torch and "momentum_buffer" not in lacking:  # that one may be asked for later
-        yield f"lacks {listing(lacking)}"
+        return f"lacks {listing(lacking)}"
     for key, value in state.items():
         if isinstance(value, Tensor):
             is_square = key in _NEVER_NEGATIVE or (key == "sum" and isinstance(optimizer, Adagrad))
@@ -145,7 +150,8 @@ def _problems(state: Mapping[str, Any], parameter: Tensor, fresh: FreshState, op
         else:
             problem = _number_problem(key, value, fresh)
         if problem is not None:
-            yield f"{key!r} {problem}"
+            return f"{key!r} {problem}"
+    return None
 
 
 def _number_problem(key: Any, value: Any, fresh: FreshState) -> str | None:

@@ -72,17 +72,23 @@ def _of_model_checkpoint(trainer: pl.Trainer, callback: ModelCheckpoint, state: 
     """The state that `ModelCheckpoint` would have, had it saved the files that are there."""
     scores = _scores(state.get("best_k_models"))
     best, last = state.get("best_model_path"), state.get("last_model_path")
-    own = _own_paths(trainer, callback, [*scores, best, last], state.get("dirpath"))
+    texts = [*scores, best, last]
+    own = _own_paths(trainer, callback, texts, state.get("dirpath"))
     kept = {own[path]: score for path, score in scores.items() if path in own}
 
     # the ranking follows from the scores, as in Lightning
-    best_of, worst_of = (max, min) if callback.mode == "max" else (min, max)
+    is_max = callback.mode == "max"
+    values = {path: float(score) for path, score in kept.items()}
+    highest = max(values, key=values.__getitem__, default="")
+    lowest = min(values, key=values.__getitem__, default="")
     best_path = own.get(best, "") if isinstance(best, str) else ""
     if callback.monitor is not None:
-        best_path = best_of(kept, key=lambda path: float(kept[path]), default="")
+        best_path = highest if is_max else lowest
     is_full = callback.save_top_k == -1 or len(kept) >= callback.save_top_k
-    kth_path = worst_of(kept, key=lambda path: float(kept[path]), default="") if is_full else ""
-    none_yet = torch.tensor(-math.inf if callback.mode == "max" else math.inf)
+    kth_path = lowest if is_max else highest
+    if not is_full:
+        kth_path = ""
+    none_yet = torch.tensor(-math.inf if is_max else math.inf)
     ours = {
         "monitor": callback.monitor,
         "dirpath": callback.dirpath,
