@@ -132,6 +132,7 @@ class ExactResume(FitCallback):
         fit_loop: Any = trainer.fit_loop
         forget_restart(fit_loop)  # else the epoch's metric schedulers would not step
         restart_at_epoch_start(trainer)  # on_train_epoch_start is called, and counts
+        # the epoch had been counted when it started the first time
         fit_loop.epoch_progress.total.started -= 1
         fit_loop.epoch_progress.current.started -= 1
         fetcher = data_fetcher(trainer)
@@ -167,6 +168,7 @@ class ExactResume(FitCallback):
                 f"'dataloader_iter', so how many batches it read is unknown. Continue from a checkpoint of an epoch's "
                 f"end, or let training_step take 'batch'."
             )
+        # in the fetcher alone: trainer.train_dataloader stays what the user gave
         combined = fetcher.combined_loader
         combined.reset()  # ends the workers of the first iterator, which have no seeds
         fetcher.setup(ReplayedLoader(trainer, combined, self.seed))

@@ -44,7 +44,7 @@ def rebuild_paths(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
         raise damaged(f"the states of callbacks should be a dict, not a {type(states).__name__}.")
     own = _OwnStates()
     for key, state in states.items():
-        if isinstance(key, str):
+        if isinstance(key, str):  # Lightning takes other keys for classes of callbacks
             own[key] = state
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         key = callback.state_key

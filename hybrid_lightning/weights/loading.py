@@ -98,6 +98,7 @@ def load_weights(module: nn.Module, given: Any, place: str = "", name: str | Non
         tensors = _of_part(read_file(source.path), source.part or name)
         fit = Fit.of(module, _renamed(tensors, source))
         fit.require(source, module)
+    # what is missing or surplus has been judged by the coverage
     module.load_state_dict(fit.found, strict=False)
     return f"{source.path}: {fit}"
 
@@ -323,6 +324,7 @@ def resized_positions(name: str, given: Tensor, wanted: Tensor) -> Tensor | None
         if old is None or new is None:
             continue
         tokens = given.reshape(-1, given.shape[-1])
+        # half precision has no bicubic interpolation on the CPU
         grid = tokens[extra:].T.reshape(1, -1, old, old).float()
         grid = functional.interpolate(grid, (new, new), mode="bicubic", align_corners=False, antialias=True)
         patches = grid.flatten(2)[0].T.to(given.dtype)

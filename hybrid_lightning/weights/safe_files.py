@@ -53,17 +53,18 @@ def read_file(
 def peek(path: str | Path, place: str = "") -> dict[str, Any]:
     """The content as of `read_file`, for its plain values: tensors are not read, and those of a folder are left out.
 
-    The checksums are not verified, because that reads all of the file.
+    Checksums of tensors are not verified, because that reads all of the file.
     """
     with at(place):
+        verify(path, tensors=False)
         return _content(Path(path), mapped=True, tensors=False)
 
 
-def verify(path: str | Path, place: str = "") -> None:
-    """Raises `ConfigError` unless the records of a file of `torch.save` match their checksums; reads the file once.
+def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
+    """Raises `ConfigError` unless the records of a file of `torch.save` match their checksums.
 
-    Torch writes the checksums, but does not compare them. Of files without any, nothing is read; of a sharded
-    checkpoint, the file beside the shards.
+    Torch writes the checksums, but does not compare them. The file is read once, without tensors only its plain values.
+    Of a sharded checkpoint it is the file beside the shards; files of other formats have no checksums.
     """
     path = Path(path)
     path = path / REST if path.is_dir() else path
@@ -72,7 +73,8 @@ def verify(path: str | Path, place: str = "") -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             for record in archive.infolist():
-                if record.CRC != 0:  # 0: under torch.serialization.set_crc32_options(False)
+                is_wanted = tensors or record.filename.endswith(".pkl")
+                if is_wanted and record.CRC != 0:  # 0: under torch.serialization.set_crc32_options(False)
                     _read_through(archive, record)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ConfigError(

@@ -110,6 +110,10 @@ def test_a_flipped_bit_is_found_by_its_checksum(large):
     with pytest.raises(ConfigError, match=r"^here: '.*large\.pt' is damaged"):
         verify(large, "here")
     assert peek(large)["step"] == 3
+    damaged[damaged.index(b"step") + 1] ^= 1
+    large.write_bytes(damaged)
+    with pytest.raises(ConfigError, match=r"^here: '.*large\.pt' is damaged: Bad CRC-32 for file 'large/data\.pkl'"):
+        peek(large, "here")
 
 
 def test_a_file_without_checksums_is_read(tmp_path):
