@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY
-from hybrid_lightning.weights.safe_files import read_file
+from hybrid_lightning.weights.safe_files import peek, verify
 from hybrid_lightning.weights.sharded_files import OLD
 
 _FINISHED = "finished.yaml"
@@ -108,18 +108,26 @@ def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
     found: dict[Path, int] = {}
     for path in saved:
         try:
-            content = read_file(path, "resume", tensors=False)
+            content = peek(path, "resume")
         except ConfigError as error:
             say(f"{error} It is skipped.")
             continue
-        if CHECKPOINT_KEY in content and "optimizer_states" in content:  # others hold weights only
-            found[path] = content["global_step"]
-    if saved and not found:
+        step = content.get("global_step")
+        if CHECKPOINT_KEY in content and "optimizer_states" in content and isinstance(step, int):
+            found[path] = step  # others hold weights only
+    by_step = sorted(found.items(), key=lambda item: item[1])  # of equal ones the one written last stays last
+    for path, step in reversed(by_step):
+        try:
+            verify(path, "resume")  # of the one to continue alone, because this reads all of the file
+            return path, step
+        except ConfigError as error:
+            say(f"{error} It is skipped.")
+    if saved:
         raise ConfigError(
             f"--resume: none of the checkpoints in {str(folder)!r} can be continued. Leave out --resume to start a new "
             f"run, or remove them to start from scratch in this folder."
         )
-    return max(reversed(found.items()), key=lambda item: item[1], default=None)
+    return None
 
 
 def mark_finished(folder: Path, limits: dict[str, Any]) -> None:

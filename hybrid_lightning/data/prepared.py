@@ -14,7 +14,7 @@ from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.target import Target
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.files import whole_file
-from hybrid_lightning.weights.safe_files import read_file
+from hybrid_lightning.weights.safe_files import peek
 
 STATE_VERSION = 1
 _WRITER = "ManifestDataModule"
@@ -31,8 +31,7 @@ def read_statistics(path: str, name: str, where: str = "data.statistics") -> dic
     Raises:
         ConfigError: If the file is broken or has none.
     """
-    folder_options = {"tensors": False} if Path(path).is_dir() else {}
-    content = read_file(path, where, **folder_options)
+    content = peek(path, where)
     state = content.get(name, content.get(_WRITER))
     if not isinstance(state, Mapping):
         raise ConfigError(f"{where}: {path!r} is no checkpoint of a run with ManifestDataModule.")

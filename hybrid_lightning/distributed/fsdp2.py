@@ -30,13 +30,14 @@ class FSDP2Strategy(ModelParallelStrategy):
     """Shards parameters, gradients and optimizer state over all ranks, with torch's `fully_shard`.
 
     Differs from Lightning's `ModelParallelStrategy`, which it replaces, in what exact unfreezing and resuming need: the
-    data-parallel size is the number of ranks; the optimizer's state is restored whole, whatever is frozen at that
+    data-parallel size is the number of ranks; all of the optimizer's state is restored, whatever is frozen at that
     moment; buffers are those of the first rank, as under DDP; loading never runs code from a file. A LightningModule of
     your own shards itself in ``configure_model``, see `shard`; `HybridTask` does.
 
     Args:
-        save_distributed_checkpoint: Whether a checkpoint is a folder to which each rank writes its shares, which only
-            this strategy continues. If not, it is one file, as under any other strategy, gathered on the first rank.
+        save_distributed_checkpoint: Whether a checkpoint is a folder to which each rank writes its local shards, which
+            only this strategy continues. If not, it is one file as under any other strategy, gathered on the first
+            rank.
         process_group_backend: ``nccl``, ``gloo``, ...; None chooses by device.
         timeout: Of a collective operation.
     """
@@ -84,31 +85,38 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """A training step that starts from the first rank's buffers, such as running statistics."""
-        assert self.model is not None
-        same_as_first_rank(self.model.buffers(), self.device_mesh["data_parallel"])
+        self._take_buffers()
         return super().training_step(*args, **kwargs)
 
     def on_validation_start(self) -> None:
         """All ranks validate with the first rank's buffers, which a checkpoint holds."""
-        assert self.model is not None
-        same_as_first_rank(self.model.buffers(), self.device_mesh["data_parallel"])
+        self._take_buffers()
         super().on_validation_start()
 
+    def _take_buffers(self) -> None:
+        assert self.model is not None
+        same_as_first_rank(self.model.buffers(), self.device_mesh["data_parallel"])
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The state of the model: this rank's shares for a folder, or the whole of it on rank 0 alone."""
+        """The state of the model: this rank's local shards for a folder, or full tensors on rank 0 alone."""
         assert self.lightning_module is not None
         return self._to_save(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state of the optimizer: this rank's shares for a folder, or the whole of it on rank 0 alone."""
+        """The state of the optimizer: this rank's local shards for a folder, or full tensors on rank 0 alone."""
         saved: dict[str, Any] = Strategy.optimizer_state(self, optimizer)
-        return {**saved, "state": {index: self._to_save(entry) for index, entry in saved["state"].items()}}
+        state = {index: self._to_save(entry) for index, entry in saved["state"].items()}
+        return {**saved, "state": state}
 
     def _to_save(self, entries: Mapping[str, Any]) -> dict[str, Any]:
         if saves_shares(self):
             return dict(entries)
-        gathered = ((name, whole(value)) for name, value in entries.items())
-        return {name: value for name, value in gathered if self.is_global_zero}
+        gathered = {}
+        for name, value in entries.items():
+            value = whole(value)  # on every rank; the others let it go at once, to spare memory
+            if self.is_global_zero:
+                gathered[name] = value
+        return gathered
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Writes a folder or a file, at the first rank's path."""
@@ -125,68 +133,69 @@ class FSDP2Strategy(ModelParallelStrategy):
         torch.cuda.empty_cache()
         assert self.lightning_module is not None
         fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        options = {"mesh": self.device_mesh["data_parallel"], "without": () if fits else ("optimizer_states",)}
-        return read_file(self.broadcast(checkpoint_path), "--ckpt_path", **options)
+        return read_file(
+            self.broadcast(checkpoint_path),
+            "--ckpt_path",
+            without=() if fits else ("optimizer_states",),
+            mesh=self.device_mesh["data_parallel"],
+            mapped=False,  # the optimizer keeps its tensors
+        )
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Puts each rank's share of the whole state into the model."""
+        """Puts each rank's local shards of the full state into the model."""
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         if any(value.is_meta for value in own.values() if isinstance(value, torch.Tensor)):
             raise ConfigError(
                 "--ckpt_path: the model is still on the meta device. Make it on the CPU in configure_model."
             )
-        state = {n: sharded_like(v, own[n], n) if n in own else v for n, v in checkpoint["state_dict"].items()}
+        state = {}
+        for name, value in checkpoint["state_dict"].items():
+            state[name] = sharded_like(value, own[name], name) if name in own else value
         self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Puts each rank's share of the whole state into the optimizers, frozen parameters included."""
+        """Puts each rank's local shards of the full state into the optimizers, frozen parameters included.
+
+        Torch's `set_optimizer_state_dict` loses the moments of parameters that are frozen at that moment.
+        """
         if not checkpoint["optimizer_states"]:  # only the weights are taken
             return
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            optimizer.load_state_dict({**saved, "state": dict(_sharded_state(optimizer, saved))})
+            optimizer.load_state_dict({**saved, "state": _sharded_state(optimizer, saved)})
 
 
 def end_process_group() -> None:
     """Ends gloo's threads before the interpreter ends; Lightning does so for nccl alone.
 
-    One that still has to let go of its last work needs the interpreter; if that is ending, the process aborts or hangs,
-    after a fit that went well (torch 2.13, 2 ranks on 2 cores: one process in 12).
+    A thread that still has to release its last work needs the interpreter; if that is ending, the process aborts or
+    hangs, after a fit that went well (torch 2.13, 2 ranks on 2 cores: one process in 12).
     """
     if dist.is_initialized():
         gc.collect()  # wrappers in cycles keep the threads
         dist.destroy_process_group()
-        time.sleep(0.1)  # for the threads that a wrapper of somebody else's keeps
+        time.sleep(0.1)  # seconds, for threads that third-party wrappers keep
 
 
-def _sharded_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterable[tuple[int, dict[str, Any]]]:
+def _sharded_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """Index → state of one parameter, sharded as the parameter is."""
+    state: dict[int, dict[str, Any]] = {}
     for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         for parameter, index in zip(group["params"], saved_group["params"], strict=True):
-            if index in saved["state"]:
-                where = f"{type(optimizer).__name__}'s"
-                yield (
-                    index,
-                    {
-                        key: sharded_like(value, parameter, f"{where} {key}")
-                        if isinstance(value, torch.Tensor) and value.ndim
-                        else value
-                        for key, value in saved["state"][index].items()
-                    },
-                )
+            if index not in saved["state"]:  # it has not been trained yet
+                continue
+            state[index] = dict(saved["state"][index])
+            for key, value in state[index].items():
+                if isinstance(value, torch.Tensor) and value.ndim:  # steps have no dimension and are not sharded
+                    state[index][key] = sharded_like(value, parameter, f"{type(optimizer).__name__}'s {key}")
+    return state
 
 
 def shard_if_asked(strategy: Strategy, module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:
-    """Shards a built network under `FSDP2Strategy`, once; under strategies without sharding does nothing.
+    """Shards a built network with its named param groups under `FSDP2Strategy`, once; else does nothing.
 
-    Args:
-        strategy: The Trainer's.
-        module: The network.
-        groups: Its named param groups.
-
-    Raises:
-        ConfigError: Under another strategy that shards; if the network was sharded for an earlier Trainer and this one
-            does not shard.
+    Raises `ConfigError` under another strategy that shards, or if the network was sharded for an earlier Trainer and
+    this one does not shard.
     """
     if isinstance(strategy, FSDP2Strategy):
         if not isinstance(module, FSDPModule):

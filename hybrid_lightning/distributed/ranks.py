@@ -1,4 +1,4 @@
-"""Unfreezing on several ranks: the wrapper is rebuilt, the ranks are compared, what cannot be exact is refused."""
+"""Unfreezing on several ranks: rebuilds the wrapper, compares the ranks, refuses what cannot be exact."""
 
 import gc
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.lightning_private import ddp_hook_state, ddp_options
 
-_SLICE = 2**20
+_SLICE = 2**20  # values
 
 
 def rewrap(trainer: pl.Trainer) -> None:
-    """Rebuilds DistributedDataParallel, whose reducer knows only what was trainable when it was made.
+    """Rebuilds DistributedDataParallel, which reduces only what was trainable when it was made.
 
     Its options (static graph, communication hook, buffer broadcast) are those of the strategy, as before.
     """
@@ -46,8 +46,8 @@ def refuse_other_reducer(wrapper: Any) -> None:
 def refuse_other_strategies(trainer: pl.Trainer) -> None:
     """Raises `ConfigError` under a strategy for which unfreezing is not known to be exact."""
     strategy = trainer.strategy
-    exact = (SingleDeviceStrategy, DDPStrategy, FSDP2Strategy)
-    if type(strategy) not in exact:  # not DeepSpeed, which derives from DDP
+    # by type, because DeepSpeed derives from DDP
+    if type(strategy) not in (SingleDeviceStrategy, DDPStrategy, FSDP2Strategy):
         raise ConfigError(
             f"trainer.strategy: unfreezing under {type(strategy).__name__} would not be exact and is refused. "
             f"Use 'auto' or 'ddp', 'fsdp2' for a sharded model, or set 'unfreeze: always' for every part."
@@ -58,15 +58,17 @@ def refuse_other_strategies(trainer: pl.Trainer) -> None:
             "Leave static_graph out, or set trainer.accumulate_grad_batches to 1."
         )
     state = ddp_hook_state(strategy)
-    if isinstance(state, PowerSGDState | PostLocalSGDState):
-        reason = {
-            PowerSGDState: "keeps an error per bucket, and the buckets change with every unfreezing",
-            PostLocalSGDState: "lets the ranks differ between two averagings",
-        }[PowerSGDState if isinstance(state, PowerSGDState) else PostLocalSGDState]
-        raise ConfigError(
-            f"trainer.strategy: {type(state).__name__} {reason}, so unfreezing would not be exact. "
-            f"Use a hook without memory, such as fp16_compress_hook, or set 'unfreeze: always' for every part."
-        )
+    if isinstance(state, PowerSGDState):
+        raise _inexact_hook(state, "keeps an error per bucket, and the buckets change with every unfreezing")
+    if isinstance(state, PostLocalSGDState):
+        raise _inexact_hook(state, "lets the ranks differ between two averagings")
+
+
+def _inexact_hook(state: object, reason: str) -> ConfigError:
+    return ConfigError(
+        f"trainer.strategy: {type(state).__name__} {reason}, so unfreezing would not be exact. "
+        f"Use a hook without memory, such as fp16_compress_hook, or set 'unfreeze: always' for every part."
+    )
 
 
 def checksums(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -74,24 +76,20 @@ def checksums(parameters: Iterable[nn.Parameter]) -> Tensor:
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = []
     for parameter in parameters:
-        values = parameter.detach()
-        values = torch.view_as_real(values) if values.is_complex() else values
-        bits = values.contiguous().view(integers[values.element_size()]).flatten()
+        values = parameter.detach().contiguous()
+        bits = values.view(integers[values.element_size()]).flatten()
         total = torch.zeros((), dtype=torch.int64, device=bits.device)
         for start in range(0, len(bits), _SLICE):  # in slices, to spare memory
             part = bits[start : start + _SLICE].to(torch.int64)
             # weights by position, so that two values that change places are seen
-            total += (part * torch.arange(start + 1, start + 1 + len(part), device=bits.device)).sum()
+            weights = torch.arange(start + 1, start + 1 + len(part), device=bits.device)
+            total += (part * weights).sum()
         sums.append(total)
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
 
 
 def refuse_different_ranks(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Compares the parameters of all ranks bit by bit; does nothing on a single rank.
-
-    Raises:
-        ConfigError: If they differ, on every rank.
-    """
+    """Raises `ConfigError`, on every rank, if the parameters of the ranks differ in any bit."""
     if trainer.world_size == 1 or not isinstance(trainer.strategy, DDPStrategy):
         return
     named = dict(pl_module.named_parameters())

@@ -16,16 +16,16 @@ from hybrid_lightning.errors import ConfigError, listing
 def shard(module: nn.Module, mesh: DeviceMesh, groups: Iterable[Mapping[str, Any]]) -> None:
     """Shards a module in place; every rank starts from the weights of the first one.
 
-    To be called in ``configure_model`` of a LightningModule for each network that its steps call as ``module(...)``::
+    Call it in ``configure_model`` of a LightningModule for each network that its steps call as ``module(...)``::
 
         groups = named_param_groups(self, {"backbone": "backbone", "head": "head"}, lr=0.01)
         for network in (self.backbone, self.head):
             shard(network, self.device_mesh["data_parallel"], groups)
 
-    The groups made before are of the old, whole parameters: make those of the optimizer anew.
+    The groups made before are of the old, full parameters: make those of the optimizer anew.
 
     Args:
-        module: The module to shard, with whole parameters.
+        module: The module to shard, with full parameters.
         mesh: One-dimensional mesh of the ranks to shard over.
         groups: From `named_param_groups`, of this module or of one around it: each part × stage becomes a unit, see
             `wrap_units`.
@@ -61,24 +61,22 @@ def wrap_units(module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[l
 
     A unit holds the outermost modules whose parameters all belong to the stage (or part). They have to be called; a
     part whose blocks are used without a call (``self.block.weight``) needs ``stages: ['*']``.
-
-    Args:
-        module: The module whose descendants are distributed.
-        groups: Param groups with ``part``, ``stage`` and ``params``.
     """
-    owned: dict[tuple[str, int | None], set[int]] = {}
-    groups = list(groups)
+    of_stages: dict[tuple[str, int], set[int]] = {}
+    of_parts: dict[str, set[int]] = {}
     for group in groups:
-        owned.setdefault((group["part"], group["stage"]), set()).update(map(id, group["params"]))
-    for group in groups:
-        owned.setdefault((group["part"], None), set()).update(map(id, group["params"]))
-    units, taken = [], set[int]()
-    for wanted in owned.values():
-        modules = list(dict.fromkeys(outermost(module, wanted)))
-        modules = [m for m in modules if any(id(p) not in taken for p in m.parameters())]
-        if modules:
-            units.append(modules)
-        taken |= {id(p) for m in modules for p in m.parameters()}
+        ids = {id(parameter) for parameter in group["params"]}
+        of_stages.setdefault((group["part"], group["stage"]), set()).update(ids)
+        of_parts.setdefault(group["part"], set()).update(ids)
+    units = []
+    taken: set[int] = set()
+    for wanted in (*of_stages.values(), *of_parts.values()):
+        found = dict.fromkeys(outermost(module, wanted))  # a module that is there twice counts once
+        unit = [inner for inner in found if not taken.issuperset(map(id, inner.parameters()))]
+        for inner in unit:
+            taken.update(map(id, inner.parameters()))
+        if unit:
+            units.append(unit)
     return units
 
 
@@ -90,13 +88,19 @@ def _is_called(module: nn.Module) -> bool:
 def outermost(module: nn.Module, wanted: Collection[int]) -> list[nn.Module]:
     """The outermost modules with a forward whose parameters are all `wanted`."""
     parameters = list(module.parameters())
-    if parameters and _is_called(module) and all(id(p) in wanted for p in parameters):
+    if parameters and _is_called(module) and all(id(parameter) in wanted for parameter in parameters):
         return [module]
-    return [found for child in module.children() for found in outermost(child, wanted)]
+    found = []
+    for child in module.children():
+        found += outermost(child, wanted)
+    return found
 
 
 def _refuse_tied(module: nn.Module, units: list[list[nn.Module]]) -> None:
-    unit_of = {m: index for index, modules in enumerate(units) for m in modules}
+    """Raises `ConfigError` if a parameter has names in two units, one of which would lack it."""
+    unit_of: dict[nn.Module, int] = {}
+    for index, members in enumerate(units):
+        unit_of.update(dict.fromkeys(members, index))
     modules = dict(module.named_modules(remove_duplicate=False))
 
     def unit(name: str) -> int | None:
@@ -119,9 +123,7 @@ def _refuse_tied(module: nn.Module, units: list[list[nn.Module]]) -> None:
 def same_as_first_rank(tensors: Iterable[Tensor], mesh: DeviceMesh) -> None:
     """Overwrites tensors with those of the first rank of a one-dimensional mesh, with one message per dtype.
 
-    Args:
-        tensors: The same names, shapes and types on all ranks; sharded ones are left alone.
-        mesh: The ranks.
+    Shapes and types are the same on all ranks; sharded tensors are left alone.
     """
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
@@ -130,15 +132,16 @@ def same_as_first_rank(tensors: Iterable[Tensor], mesh: DeviceMesh) -> None:
     for of_dtype in by_dtype.values():
         sent = torch.cat([tensor.flatten().to(mesh.device_type) for tensor in of_dtype])
         dist.broadcast(sent, group=mesh.get_group(), group_src=0)
-        for tensor, received in zip(of_dtype, torch.split(sent, [t.numel() for t in of_dtype]), strict=True):
+        sizes = [tensor.numel() for tensor in of_dtype]
+        for tensor, received in zip(of_dtype, torch.split(sent, sizes), strict=True):
             tensor.copy_(received.view(tensor.shape))
 
 
 def reshard(module: nn.Module) -> None:
     """Puts the sharded parameters back into all units of a module; does nothing in a module without units.
 
-    To be called before a flag changes or is read: while a unit is gathered (its root is, after a validation), the
-    module holds gathered copies, and a flag set on these is lost.
+    Call it before a flag changes or is read: while a unit is gathered (its root is, after a validation), the module
+    holds gathered copies, and a flag set on these is lost.
     """
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
@@ -147,41 +150,36 @@ def reshard(module: nn.Module) -> None:
 
 def any_sharded(tensors: Sequence[Tensor]) -> bool:
     """Whether one of the tensors is sharded."""
-    return any(issubclass(kind, DTensor) for kind in set(map(type, tensors)))  # few kinds, many tensors
+    kinds = set(map(type, tensors))  # few kinds, many tensors
+    return any(issubclass(kind, DTensor) for kind in kinds)
 
 
 def own_shares(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """This rank's part of each tensor, see `own_share`."""
+    """This rank's local shard of each tensor, see `own_share`."""
     return [own_share(tensor) for tensor in tensors] if any_sharded(tensors) else list(tensors)
 
 
 def own_share(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, in the same memory; any other tensor as it is."""
+    """This rank's local shard of a sharded tensor, in the same memory; any other tensor as it is."""
     with torch.no_grad():
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(value: Any) -> Any:
-    """A sharded tensor as a whole one on the CPU, for which every rank has to ask; anything else as it is."""
+    """A sharded tensor as a full one on the CPU, anything else as it is. Collective: call it on every rank."""
     return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
-def sharded_like(value: Tensor, like: Tensor, where: str) -> Tensor:
-    """A whole (or otherwise sharded) tensor, sharded as another one of its shape is.
+def sharded_like(value: Tensor, like: Tensor, name: str) -> Tensor:
+    """A full (or otherwise sharded) tensor, the same on all ranks, sharded as another one of its shape is.
 
-    Args:
-        value: The tensor; the same on all ranks.
-        like: Decides mesh, placement and shape.
-        where: Name of the tensor, for the error.
-
-    Raises:
-        ConfigError: If the shapes differ.
+    Raises `ConfigError`, with the tensor's name, if the shapes differ.
     """
     if not isinstance(like, DTensor):
         return whole(value)  # type: ignore[no-any-return]
     if value.shape != like.shape:
         raise ConfigError(
-            f"--ckpt_path: {where} has shape {tuple(value.shape)}, its parameter {tuple(like.shape)}; a state of "
+            f"--ckpt_path: {name} has shape {tuple(value.shape)}, its parameter {tuple(like.shape)}; a state of "
             f"another shape cannot be sharded again. Use the strategy 'ddp', or another optimizer."
         )
     if isinstance(value, DTensor):

@@ -197,7 +197,8 @@ def _check_values(part: Part, where: str) -> None:
             f"{where}.normalize: {part.normalize!r} is neither true, nor false, nor {{mean: ..., std: ...}}."
         )
     if part.weights not in (None, "pretrained"):
-        WeightSource.parse(part.weights, f"{where}.weights")
+        with at(f"{where}.weights"):
+            WeightSource.parse(part.weights)
     if not (part.input is None or isinstance(part.input, str) or _is_list_of_names(part.input)):
         raise ConfigError(f"{where}.input: {part.input!r} is neither a key, nor a part, nor a list of keys.")
     if not (part.stages is None or _is_list_of_names(part.stages)):

@@ -24,15 +24,16 @@ from hybrid_lightning.lightning_private import (
     validation_fetcher,
     validation_is_due,
 )
-from hybrid_lightning.resume.loop_counters import SavedPoint, settle
+from hybrid_lightning.resume.loop_counters import SavedPoint, first_damaged, settle
+from hybrid_lightning.resume.own_files import damaged
 from hybrid_lightning.resume.replay import ReplayedLoader, epoch_of, position, seed_device
 from hybrid_lightning.resume.seeded_loaders import hashed
-from hybrid_lightning.trainer import window_is_open
+from hybrid_lightning.trainer import FitCallback, window_is_open
 
 KEY = "exact_resume"
 
 
-class ExactResume(pl.Callback):
+class ExactResume(FitCallback):
     """Makes a fit that continues from a checkpoint equal, bit by bit, to one that never stopped.
 
     It holds for every checkpoint that is saved between two batches: after any batch, after a validation, at the end of
@@ -74,15 +75,20 @@ class ExactResume(pl.Callback):
 
     # Restoring
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Forgets a checkpoint that was restored by somebody else, such as a search for a learning rate."""
+    def forget(self) -> None:
+        """Forgets a checkpoint that other code has restored, such as a search for a learning rate."""
         self._saved = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Puts the saved counters in order, before Lightning reads them."""
+        """Puts the saved counters in order, before Lightning reads them.
+
+        Raises:
+            ConfigError: If the checkpoint lacks some of them, or has them as another type.
+        """
         if self.enabled and trainer.state.fn == "fit" and "loops" in checkpoint:
+            refuse_damaged_counters(trainer, checkpoint)
             self._saved = checkpoint.get(KEY, {})
             self._point = settle(checkpoint["loops"]["fit_loop"])
 
@@ -90,9 +96,12 @@ class ExactResume(pl.Callback):
         """Prepares the loaders; continues what the checkpoint left unfinished."""
         if not self.enabled:
             return
-        saved, self._saved = self._saved, None
-        self.seed = trainer.strategy.broadcast(chosen_seed((saved or {}).get("seed"), trainer.current_epoch))
-        self._validated, self._validation_pending = -1, False
+        saved = self._saved
+        self._saved = None
+        saved_seed = saved.get("seed") if saved else None
+        self.seed = trainer.strategy.broadcast(chosen_seed(saved_seed, trainer.current_epoch))
+        self._validated = -1
+        self._validation_pending = False
         self._logged_steps = logged_steps(trainer)
         if saved is not None and not self._point.in_epoch:
             start_epoch_anew(trainer)
@@ -104,39 +113,45 @@ class ExactResume(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finishes a fit that was over when it was saved."""
-        saved, self._saved = self._saved, None
-        if saved is not None:
-            self._finish_epoch(trainer, saved)
+        if self._saved is not None:
+            self._finish_epoch(trainer, self._saved)
+        self._saved = None
 
     def _finish_epoch(self, trainer: pl.Trainer, saved: dict[str, Any]) -> None:
+        """Does what follows the last epoch, if its end was being handled when the fit was saved."""
         restore_metrics(trainer, saved)
         if self._point.epoch_ends:
             step_metric_schedulers(trainer)
 
     def _continue_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, saved: dict[str, Any]) -> None:
-        fit_loop: Any = trainer.fit_loop
-        loop, fetcher = fit_loop.epoch_loop, data_fetcher(trainer)
-        done = position(trainer)
+        """Starts the epoch that was under way again, at the batch that comes next."""
         warn_of_changes(trainer, saved, self._point)
         self._window = saved.get("window")
-        forget_restart(fit_loop)  # else the epoch's metric schedulers would not step
-        restart_at_epoch_start(trainer)  # on_train_epoch_start is called, and counts
-        for progress in (fit_loop.epoch_progress.total, fit_loop.epoch_progress.current):
-            progress.started -= 1
-        if fetcher.length is not None and done >= fetcher.length:
-            fetcher.done = True
-        due = validation_is_due(trainer)
         self._logged_steps = saved.get("logged_steps", self._logged_steps)
         self._validated = saved.get("validated", -1)
-        unfinished = logged_steps(trainer) < self._logged_steps
+        fit_loop: Any = trainer.fit_loop
+        forget_restart(fit_loop)  # else the epoch's metric schedulers would not step
+        restart_at_epoch_start(trainer)  # on_train_epoch_start is called, and counts
+        # the epoch had been counted when it started the first time
+        fit_loop.epoch_progress.total.started -= 1
+        fit_loop.epoch_progress.current.started -= 1
+        fetcher = data_fetcher(trainer)
+        if fetcher.length is not None and position(trainer) >= fetcher.length:
+            fetcher.done = True
+        self._finish_batch(trainer)
+
+    def _finish_batch(self, trainer: pl.Trainer) -> None:
+        """Does what follows the last batch and had not been done when the fit was saved in one of its hooks."""
+        loop = trainer.fit_loop.epoch_loop
+        steps_before = logged_steps(trainer)
         set_logged_steps(trainer, self._logged_steps)
-        if due:
-            # Lightning is about to count it
-            set_logged_steps(trainer, self._logged_steps - (not accumulates(trainer)))
-            if done and self._validated != loop.batch_progress.total.ready:
+        if validation_is_due(trainer):
+            if not accumulates(trainer):
+                set_logged_steps(trainer, self._logged_steps - 1)  # Lightning is about to count it
+            if position(trainer) and self._validated != loop.batch_progress.total.ready:
                 self._validation_pending = True
                 restart_within_validation(trainer)
-        elif unfinished:
+        elif steps_before < self._logged_steps:
             loop.update_lr_schedulers("step", update_plateau_schedulers=True)
 
     # Seeding
@@ -150,44 +165,50 @@ class ExactResume(pl.Callback):
         if done and hands_out_iterator(fetcher):
             raise ConfigError(
                 f"--ckpt_path: the checkpoint was saved after batch {done} of an epoch, and training_step takes "
-                f"'dataloader_iter', so nobody knows how many batches it read. Continue from a checkpoint of an "
-                f"epoch's end, or let training_step take 'batch'."
+                f"'dataloader_iter', so how many batches it read is unknown. Continue from a checkpoint of an epoch's "
+                f"end, or let training_step take 'batch'."
             )
+        # in the fetcher alone: trainer.train_dataloader stays what the user gave
         combined = fetcher.combined_loader
-        combined.reset()  # the workers of the first iterator do not know the seeds
+        combined.reset()  # ends the workers of the first iterator, which have no seeds
         fetcher.setup(ReplayedLoader(trainer, combined, self.seed))
         iter(fetcher)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepares loaders that were made anew for this epoch; every callback has started by now."""
-        if self.seed is not None:
-            self._prepare_loaders(trainer)
-            self._seed(trainer, "epoch")
-            window, self._window = self._window, None
-            if window:
-                restore_window(trainer, pl_module, window)
+        if self.seed is None:
+            return
+        self._prepare_loaders(trainer)
+        self._seed(trainer, "epoch")
+        if self._window:
+            restore_window(trainer, pl_module, self._window)
+        self._window = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Seeds the making of validation iterators, if a validation is due."""
-        if self.seed is not None:
-            self._logged_steps = logged_steps(trainer) + (not accumulates(trainer))
-            if validation_is_due(trainer):
-                self._seed_validation(trainer)
+        if self.seed is None:
+            return
+        # counted after this hook, in which the fit may be saved
+        self._logged_steps = logged_steps(trainer) if accumulates(trainer) else logged_steps(trainer) + 1
+        if validation_is_due(trainer):
+            self._seed_validation(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seeds the validation."""
-        if self._fits(trainer):
+        if not self._fits(trainer):
+            return
+        self._seed_validation(trainer)
+        if self._validation_pending:
+            # Lightning made the iterators before this hook; without a restart the end of the batch has seeded them
+            fetcher = validation_fetcher(trainer)
+            fetcher.combined_loader.reset()
+            iter(fetcher)
             self._seed_validation(trainer)
-            if self._validation_pending:  # the end of the batch, where this is done else, was before the restart
-                fetcher = validation_fetcher(trainer)
-                fetcher.combined_loader.reset()
-                iter(fetcher)
-                self._seed_validation(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remembers that this point of the fit has been validated."""
+        """Notes that this point of the fit has been validated."""
         if self._fits(trainer):
             self._validated = trainer.fit_loop.epoch_loop.batch_progress.total.ready
             self._validation_pending = False
@@ -208,22 +229,39 @@ class ExactResume(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds what Lightning does not save, as plain data."""
-        if self.seed is not None:
-            checkpoint[KEY] = {
-                "seed": self.seed,
-                "ranks": trainer.world_size,
-                "batches": trainer.num_training_batches,
-                "logged_steps": self._logged_steps,
-                "validated": self._validated,
-                "metrics": {name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()},
-                "window": open_window(trainer, pl_module),
-            }
+        if self.seed is None:
+            return
+        metrics = {name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()}
+        checkpoint[KEY] = {
+            "seed": self.seed,
+            "ranks": trainer.world_size,
+            "batches": trainer.num_training_batches,
+            "logged_steps": self._logged_steps,
+            "validated": self._validated,
+            "metrics": metrics,
+            "window": open_window(trainer, pl_module),
+        }
+
+
+def refuse_damaged_counters(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Raises `ConfigError` if counters of a saved fit, or entries of `ExactResume`, are missing or of another type."""
+    path = first_damaged(checkpoint["loops"], {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
+    if path is None and checkpoint.get(KEY):
+        saved = {"seed": 0, "logged_steps": 0, "validated": 0, "metrics": {}}
+        path = first_damaged(checkpoint[KEY], saved, KEY)
+    if path is not None:
+        raise damaged(f"{path!r} is missing or of another type.")
 
 
 def chosen_seed(saved: int | None, epoch: int) -> int:
     """The seed of ``seed_everything``; else that of the checkpoint; else one drawn from torch's random state."""
     given = os.environ.get("PL_GLOBAL_SEED")
-    seed = int(given) if given else int(torch.randint(2**31, ())) if saved is None else saved
+    if given:
+        seed = int(given)
+    elif saved is not None:
+        seed = saved
+    else:
+        seed = int(torch.randint(2**31, ()))
     if saved not in (None, seed):
         rank_zero_info(f"seed {saved} → {seed}, applied from epoch {epoch}")
     return seed
@@ -231,12 +269,12 @@ def chosen_seed(saved: int | None, epoch: int) -> int:
 
 def restore_metrics(trainer: pl.Trainer, saved: dict[str, Any]) -> None:
     """Puts the saved ``callback_metrics`` back, which metric schedulers and checkpoints look at between validations."""
-    device = trainer.strategy.root_device
-    trainer.callback_metrics.update({name: value.to(device) for name, value in saved.get("metrics", {}).items()})
+    for name, value in saved.get("metrics", {}).items():
+        trainer.callback_metrics[name] = value.to(trainer.strategy.root_device)
 
 
 def start_epoch_anew(trainer: pl.Trainer) -> None:
-    """Tells Lightning that a restored fit stands between two epochs; with ``max_steps`` it would not know."""
+    """Makes Lightning start an epoch; with ``max_steps`` it would take a restored fit for one within an epoch."""
     loop = trainer.fit_loop.epoch_loop
     for each in (trainer.fit_loop, loop, loop.automatic_optimization, loop.manual_optimization, loop.val_loop):
         forget_restart(each)
@@ -251,14 +289,17 @@ def step_metric_schedulers(trainer: pl.Trainer) -> None:
 
 
 def warn_of_changes(trainer: pl.Trainer, saved: dict[str, Any], point: SavedPoint) -> None:
-    """Says why a fit that goes on within an epoch is not exact, if so; mutes Lightning, which always says so."""
+    """Warns of what makes a fit that goes on within an epoch not exact, instead of Lightning, which always warns."""
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
-    now = {"ranks": trainer.world_size, "batches": trainer.num_training_batches}
-    changed = [f"{name}: {saved[name]} → {value}" for name, value in now.items() if saved.get(name, value) != value]
-    reasons = [f"an epoch is divided otherwise than in the checkpoint ({', '.join(changed)})"] * bool(changed)
+    changed, reasons = [], []
+    for name, value in (("ranks", trainer.world_size), ("batches", trainer.num_training_batches)):
+        if saved.get(name, value) != value:
+            changed.append(f"{name}: {saved[name]} → {value}")
+    if changed:
+        reasons.append(f"an epoch is divided otherwise than in the checkpoint ({', '.join(changed)})")
     if not saved:
         reasons.append("it was saved without ExactResume")
-    elif saved["window"] is None and window_is_open(trainer):
+    elif saved.get("window") is None and window_is_open(trainer):
         reasons.append("it was saved within an accumulation window, whose gradients a sharded strategy does not give")
     if point.in_batch:
         reasons.append("it was saved in the middle of a batch")
@@ -267,11 +308,10 @@ def warn_of_changes(trainer: pl.Trainer, saved: dict[str, Any], point: SavedPoin
 
 
 def open_window(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, dict[str, Tensor]] | None:
-    """What ranks do not share within an accumulation window: gradients that wait for the step, and buffers.
+    """What differs between ranks within an accumulation window: gradients that wait for the step, and buffers.
 
-    Returns:
-        ``gradients`` and ``buffers``: name → values of all ranks, `(ranks, *shape)`, on the CPU. Empty if no window is
-        open; None if the strategy shards gradients.
+    ``gradients`` and ``buffers``: name → values of all ranks, `(ranks, *shape)`, on the CPU. Empty if no window is
+    open; None if the strategy shards gradients.
     """
     if not window_is_open(trainer) or not module.automatic_optimization:
         return {}
@@ -283,13 +323,15 @@ def open_window(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, di
         return every.reshape(trainer.world_size, *tensor.shape).cpu().clone()
 
     named = dict(module.named_parameters())
-    present = gathered(torch.tensor([p.grad is not None for p in named.values()], device=module.device)).any(0)
-    waiting = [name for name, anywhere in zip(named, present.tolist(), strict=True) if anywhere]
-    gradients = {name: torch.zeros_like(named[name]) if (own := named[name].grad) is None else own for name in waiting}
-    return {
-        "gradients": {name: gathered(gradient) for name, gradient in gradients.items()},
-        "buffers": {name: gathered(buffer) for name, buffer in module.named_buffers()},
-    }
+    is_here = torch.tensor([parameter.grad is not None for parameter in named.values()], device=module.device)
+    is_anywhere = gathered(is_here).any(0).tolist()
+    gradients = {}
+    for (name, parameter), waits in zip(named.items(), is_anywhere, strict=True):
+        if waits:  # every rank takes part, also one without this gradient
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients[name] = gathered(gradient)
+    buffers = {name: gathered(buffer) for name, buffer in module.named_buffers()}
+    return {"gradients": gradients, "buffers": buffers}
 
 
 def restore_window(trainer: pl.Trainer, module: pl.LightningModule, window: dict[str, dict[str, Tensor]]) -> None:

@@ -23,8 +23,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     On SIGTERM the current optimizer step is finished, the checkpoint is saved, and `SIGTERMException` leaves the fit;
     the process ends with code 143. The signal may reach any of several ranks; all leave at the same step. A validation
-    that is under way is finished first on several ranks, and without `ExactResume`, with which the next process repeats
-    it. Where Lightning requeues a SLURM job, its own handlers stay in place.
+    that is under way is cut short on one rank with `ExactResume`, because the next process repeats it; else it is
+    finished first. Where Lightning requeues a SLURM job, its own handlers stay in place.
 
     Args:
         every: How often to save between the ends of epochs, a duration such as ``500 steps`` or ``0.5 epochs``; None
@@ -32,7 +32,7 @@ class LastCheckpoint(ModelCheckpoint):
         dirpath: Folder of ``last.ckpt``; None is ``checkpoints`` in the folder of the first logger.
 
     Raises:
-        ConfigError: If `every` is no duration, or is no step or more.
+        ConfigError: If `every` is not a duration, or is less than a step.
     """
 
     def __init__(self, every: str | None = None, dirpath: str | Path | None = None) -> None:
@@ -49,10 +49,11 @@ class LastCheckpoint(ModelCheckpoint):
         """Finds the folder."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._told_to_end, self._earlier_handler = False, signal.getsignal(signal.SIGTERM)
+            self._told_to_end = False
+            self._earlier_handler = signal.getsignal(signal.SIGTERM)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listens to SIGTERM in place of Lightning, which has set its own handler before."""
+        """Handles SIGTERM in place of Lightning, which has set its own handler before."""
         self._listen(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -88,7 +89,7 @@ class LastCheckpoint(ModelCheckpoint):
             self._save_and_leave_if_told(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
-        """Leaves in the midst of a validation that the next process can make."""
+        """Leaves within a validation that the next process can make."""
         # ranks may have different numbers of validation batches, so they could not agree here
         if trainer.world_size == 1 and _validation_is_repeated(trainer):
             self._save_and_leave_if_told(trainer)
@@ -110,7 +111,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Lets the paths that callbacks remember stay in the folder of this run."""
+        """Replaces the paths in the states of callbacks by those in the folder of this run."""
         rebuild_paths(trainer, checkpoint)
 
     def _listen(self, trainer: pl.Trainer) -> None:
@@ -118,7 +119,7 @@ class LastCheckpoint(ModelCheckpoint):
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and not requeues and not getattr(trainer, "fast_dev_run", False):
-            # Lightning's handler would start a collective in the midst of any other; it restores the earlier handler
+            # Lightning's handler would start a collective within any other; it restores the earlier handler itself
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, number: int, frame: Any) -> None:
@@ -127,25 +128,23 @@ class LastCheckpoint(ModelCheckpoint):
             self._earlier_handler(number, frame)
 
     def _told(self, trainer: pl.Trainer) -> bool:
-        """Whether any rank was told to end; all ranks have to ask."""
+        """Whether any rank was told to end. Collective: call it on every rank."""
         return trainer.strategy.reduce_boolean_decision(self._told_to_end, all=False)
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        save_now(self, trainer)
 
     def _save_between(self, trainer: pl.Trainer) -> None:
         told = self._told(trainer)
-        if told or (self._every_steps and trainer.global_step % self._every_steps == 0):
+        is_due = self._every_steps > 0 and trainer.global_step % self._every_steps == 0
+        if told or is_due:
             if trainer.training:
                 # Lightning logs the step after this hook, and so never, if the process ends here
                 log_train_step(trainer)
-            self._save(trainer)
+            save_now(self, trainer)
         if told:
             self._leave(trainer)
 
     def _save_and_leave_if_told(self, trainer: pl.Trainer) -> None:
         if self._told(trainer):
-            self._save(trainer)
+            save_now(self, trainer)
             self._leave(trainer)
 
     def _leave_if_told(self, trainer: pl.Trainer) -> None:
@@ -154,9 +153,11 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _leave(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
-            saved = f"saved {self.best_model_path}; continue with --resume auto" if self.best_model_path else "no step"
+            saved = "no step"
+            if self.best_model_path:
+                saved = f"saved {self.best_model_path}; continue with --resume auto"
             print(f"terminated at step {trainer.global_step}: {saved}", flush=True)
-        # Lightning's launcher takes any other code of a process it started for a crash, and kills its own process
+        # Lightning's launcher takes any code but 0 of a process that it started for a crash, and kills its own process
         raise SIGTERMException(128 + signal.SIGTERM if trainer.local_rank == 0 else 0)
 
 

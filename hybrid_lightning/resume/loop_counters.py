@@ -1,4 +1,4 @@
-"""Where in a fit a checkpoint was saved: Lightning's counters, read and put in order.
+"""Where in a fit a checkpoint was saved: Lightning's counters, checked and put in order.
 
 Lightning (2.6) tells several moments apart by which of its counters have moved on, and loses something at most of them:
 the end of an epoch, a validation that was due, a step of a metric scheduler, the logger's step. Here a saved fit is
@@ -13,7 +13,7 @@ COUNTERS = ("ready", "started", "processed", "completed")
 
 @dataclass(frozen=True)
 class SavedPoint:
-    """What is left to know of the moment once the counters are in order.
+    """What the moment of saving leaves to be done once the counters are in order.
 
     Args:
         in_epoch: Whether an epoch was under way.
@@ -26,27 +26,35 @@ class SavedPoint:
     epoch_ends: bool
 
 
-def settle(loops: dict[str, Any]) -> SavedPoint:
-    """Brings the saved state of a fit loop to a plain point, in place.
+def first_damaged(saved: Any, own: Any, path: str) -> str | None:
+    """Path of the first entry of nested dicts `own` that saved ones lack, or hold as another type."""
+    if not isinstance(saved, type(own)):
+        return path
+    if isinstance(own, dict):
+        for key, value in own.items():
+            found = first_damaged(saved.get(key), value, f"{path}.{key}")
+            if found is not None:
+                return found
+    return None
 
-    Args:
-        loops: ``checkpoint["loops"]["fit_loop"]``.
-    """
+
+def settle(loops: dict[str, Any]) -> SavedPoint:
+    """Moves restored loop counters, ``checkpoint["loops"]["fit_loop"]``, to the nearest batch or epoch boundary."""
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
-    now = epochs["current"]
-    in_epoch = now["started"] > now["processed"]
-    in_batch = in_epoch and batches["current"]["started"] > batches["current"]["processed"]
-    epoch_ends = not in_epoch and now["processed"] > now["completed"]
-    for total in (batches["total"], batches["current"]):
-        between = total["ready"] == total["processed"]
-        _level(total, total["processed" if between else "completed"])
-        batches["is_last_batch"] = batches["is_last_batch"] and between
+    epoch, batch = epochs["current"], batches["current"]
+    in_epoch = epoch["started"] > epoch["processed"]
+    in_batch = in_epoch and batch["started"] > batch["processed"]
+    epoch_ends = not in_epoch and epoch["processed"] > epoch["completed"]
+    for counter in (batches["total"], batch):
+        between_batches = counter["ready"] == counter["processed"]
+        _level(counter, counter["processed" if between_batches else "completed"])
+        batches["is_last_batch"] = batches["is_last_batch"] and between_batches
     if not in_epoch:
-        for total in (epochs["total"], epochs["current"]):
-            _level(total, total["processed"])
-        _level(batches["current"], 0)
+        for counter in (epochs["total"], epoch):
+            _level(counter, counter["processed"])
+        _level(batch, 0)
         batches["is_last_batch"] = False
-    _level(loops["epoch_loop.val_loop.batch_progress"]["current"], 0)
+    _level(loops["epoch_loop.val_loop.batch_progress"]["current"], 0)  # a validation starts again
     return SavedPoint(in_epoch, in_batch, epoch_ends)
 
 

@@ -1,7 +1,7 @@
-"""The optimizer state of a checkpoint, looked at before it is restored: compiled optimizers check no shape."""
+"""Checks of the optimizer state in a checkpoint before it is restored: compiled optimizers check no shape."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,10 +12,20 @@ from torch.optim import LBFGS, Adafactor, Adagrad, Optimizer
 from hybrid_lightning.distributed.sharding import own_share
 from hybrid_lightning.errors import ConfigError, listing
 
-_NEVER_NEGATIVE = (
-    *("step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_inf"),
-    *("variance", "row_var", "col_var"),
-)
+_NEVER_NEGATIVE = {
+    "acc_delta",
+    "col_var",
+    "exp_avg_sq",
+    "exp_inf",
+    "max_exp_avg_sq",
+    "row_var",
+    "square_avg",
+    "step",
+    "variance",
+}
+"""Entries of torch's optimizers that count, or sum up squares."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types that a state may be converted between; torch has no arithmetic for shorter ones."""
 _REMEDY = "Continue from another checkpoint of the run, or start a new fit from its weights with model.init_from."
 FreshState = Mapping[str, Any] | None
 """What an optimizer holds for a parameter after its first step; None if that is not known."""
@@ -23,30 +33,30 @@ Make = Callable[[list[nn.Parameter]], Optimizer]
 
 
 def require_groups(checkpoint: Mapping[str, Any], groups: Mapping[str, list[str]]) -> None:
-    """Refuses a checkpoint whose optimizer state is not that of one optimizer over these groups.
+    """Raises `ConfigError` unless the optimizer state of a checkpoint is that of one optimizer over these groups.
 
     Args:
         checkpoint: Of a fit that is to go on.
         groups: Group name → names of its parameters, of the checkpoint.
-
-    Raises:
-        ConfigError: If there is no state, or its groups have other names or numbers of parameters.
     """
     states = checkpoint.get("optimizer_states")
     if not states:
         raise ConfigError(
             f"--ckpt_path: the checkpoint holds no optimizer state, so a fit cannot go on from it. {_REMEDY}"
         )
+    sizes, indices = [], []
     try:
-        [state] = states
-        counts = {group["name"]: len(group["params"]) for group in state["param_groups"]}
-        indices = [index for group in state["param_groups"] for index in group["params"]]
+        (state,) = states
+        for group in state["param_groups"]:
+            sizes.append((group["name"], len(group["params"])))
+            indices += group["params"]
         surplus = state["state"].keys() - set(indices)
-        is_whole = len(counts) == len(state["param_groups"]) and len(set(indices)) == len(indices)
-        is_whole = is_whole and all(isinstance(entry, dict) for entry in state["state"].values())
+        all_dicts = all(isinstance(entry, dict) for entry in state["state"].values())
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise damaged("it is not that of one optimizer.") from error
-    if not is_whole or surplus or list(counts.items()) != [(name, len(names)) for name, names in groups.items()]:
+    wanted = [(name, len(names)) for name, names in groups.items()]
+    is_repeated = len(set(indices)) < len(indices)
+    if sizes != wanted or is_repeated or surplus or not all_dicts:
         raise damaged(f"its groups are not those of its model ({listing(groups, 4)}), with as many parameters.")
 
 
@@ -69,73 +79,104 @@ def first_problem(
         names: ``id`` of a parameter → its name.
         make: Makes such an optimizer over other parameters.
     """
-    [saved] = checkpoint["optimizer_states"]
-    known: dict[Any, FreshState] = {}
+    (saved,) = checkpoint["optimizer_states"]
+    fresh: dict[Any, FreshState] = {}  # parameters of one kind share it, because a step of a new optimizer takes time
     for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         for option, value in saved_group.items():
-            if isinstance(value, Tensor) and not isinstance(group.get(option), Tensor):
-                return f"{option!r} of the group {group['name']!r} is a tensor."
+            problem = _option_problem(value, group.get(option)) if option != "params" else None
+            if problem:
+                return f"{option!r} of the group {group['name']!r} {problem}."
         for parameter, index in zip(group["params"], saved_group["params"], strict=True):
             state = saved["state"].get(index)
             if not state:  # it has not been trained yet
                 continue
             kind = (parameter.shape, parameter.dtype, parameter.stride())
-            if kind not in known:
-                known[kind] = _after_first_step(make, parameter, type(optimizer))
-            for problem in _problems(state, parameter, known[kind], optimizer):
+            if kind not in fresh:
+                fresh[kind] = _after_first_step(make, parameter, type(optimizer))
+            problem = _state_problem(state, parameter, fresh[kind], optimizer)
+            if problem is not None:
                 return f"of the parameter {names[id(parameter)]!r} {problem}."
     return None
 
 
+def _option_problem(value: Any, own: Any) -> str | None:
+    """What is wrong with an option of a group, in comparison with the one of today."""
+    if isinstance(value, Tensor):
+        return None if isinstance(own, Tensor) else "is a tensor"
+    if own is None or (value is None and isinstance(own, int)):  # a step that has not come, a choice left to torch
+        return None
+    if isinstance(own, list | tuple) and isinstance(value, list | tuple):
+        for entry, own_entry in zip(value, own, strict=False):
+            problem = _option_problem(entry, own_entry)
+            if problem:
+                return problem
+        return None if len(value) == len(own) else f"has {len(value)} values, not {len(own)}"
+    numbers = (int, float, Tensor)
+    both_numbers = type(own) in numbers and type(value) in numbers  # true and false are not numbers
+    if both_numbers or isinstance(value, type(own)):
+        return None
+    return f"is a {type(value).__name__}, not a {type(own).__name__}"
+
+
 def _after_first_step(make: Make, like: nn.Parameter, kind: type[Optimizer]) -> FreshState:
-    """What an optimizer of a kind holds after a step for a parameter like another one, of a sharded one the whole."""
-    whole = torch.zeros(like.shape, dtype=like.dtype)
-    parameter = nn.Parameter(whole if isinstance(like, DTensor) else torch.zeros_like(like, device="cpu"))
+    """The state of an optimizer of this kind after a step for a parameter like another one, on the CPU, not sharded."""
+    if isinstance(like, DTensor):
+        values = torch.zeros(like.shape, dtype=like.dtype)
+    else:
+        values = torch.zeros_like(like, device="cpu")
+    parameter = nn.Parameter(values)
     parameter.grad = torch.zeros_like(parameter)
     try:
         optimizer = make([parameter])
         optimizer.step()
-        found = dict(optimizer.state[parameter])
+        if type(optimizer) is kind:
+            return dict(optimizer.state[parameter])
     except Exception:  # it may need a closure, sparse gradients or a device
-        optimizer, found = None, None
-    if type(optimizer) is kind:
-        return found
+        pass
     same_shapes = kind.__module__.startswith("torch.optim.") and not issubclass(kind, LBFGS | Adafactor)
     return {} if same_shapes else None
 
 
-def _problems(state: Mapping[str, Any], parameter: Tensor, fresh: FreshState, optimizer: Optimizer) -> Iterator[str]:
+def _state_problem(state: Mapping[str, Any], parameter: Tensor, fresh: FreshState, optimizer: Optimizer) -> str | None:
+    """The first thing that is wrong with the state of one parameter."""
     of_torch = type(optimizer).__module__.startswith("torch.optim.")
     lacking = [key for key in fresh or () if key not in state]
     if lacking and of_torch and "momentum_buffer" not in lacking:  # that one may be asked for later
-        yield f"lacks {listing(lacking)}"
+        return f"lacks {listing(lacking)}"
     for key, value in state.items():
-        problem = _problem(key, value, parameter, fresh)
-        if problem is None and isinstance(value, Tensor):
+        if isinstance(value, Tensor):
             is_square = key in _NEVER_NEGATIVE or (key == "sum" and isinstance(optimizer, Adagrad))
-            problem = _wrong_values(value, is_square)
+            problem = _tensor_problem(key, value, parameter, fresh) or _wrong_values(value, is_square)
+        else:
+            problem = _number_problem(key, value, fresh)
         if problem is not None:
-            yield f"{key!r} {problem}"
+            return f"{key!r} {problem}"
+    return None
 
 
-def _problem(key: Any, value: Any, parameter: Tensor, fresh: FreshState) -> str | None:
-    """What is wrong with the kind of an entry."""
-    wanted = None if fresh is None else fresh.get(key)
-    if not isinstance(value, Tensor):
-        is_number = type(value) in (int, float)
-        if is_number and (not math.isfinite(value) or (key == "step" and value < 0)):
-            return f"is {value}"
-        is_tensor_needed = isinstance(wanted, Tensor) and not (key == "step" and is_number)
-        return f"is a {type(value).__name__}, not a tensor" if is_tensor_needed else None
+def _number_problem(key: Any, value: Any, fresh: FreshState) -> str | None:
+    """What is wrong with an entry that is not a tensor."""
+    is_number = type(value) in (int, float)
+    if is_number and (not math.isfinite(value) or (key == "step" and value < 0)):
+        return f"is {value}"
+    is_tensor_needed = fresh is not None and isinstance(fresh.get(key), Tensor)
+    if is_tensor_needed and not (key == "step" and is_number):
+        return f"is a {type(value).__name__}, not a tensor"
+    return None
+
+
+def _tensor_problem(key: Any, value: Tensor, parameter: Tensor, fresh: FreshState) -> str | None:
+    """What is wrong with the kind of a tensor."""
     if not _is_plain(value, parameter):
-        return "is no plain tensor"
+        return "is not a plain tensor"
     if fresh is None:
         return None
-    like = wanted if isinstance(wanted, Tensor) else parameter  # options in the file may ask for entries of their own
+    like = fresh.get(key)
+    if not isinstance(like, Tensor):  # options in the file may ask for entries of their own
+        like = parameter
     if value.shape != like.shape and not (key == "step" and value.ndim == 0):
         return f"has shape {tuple(value.shape)}, not {tuple(like.shape)}"
-    same_kind = (value.is_floating_point(), value.is_complex()) == (like.is_floating_point(), like.is_complex())
-    if value.dtype != like.dtype and not (same_kind and (like.is_floating_point() or like.is_complex())):
+    if value.dtype != like.dtype and not (value.dtype in _FLOATS and like.dtype in _FLOATS):
         return f"holds {value.dtype}, not {like.dtype}"
     return None
 
@@ -157,8 +198,7 @@ def _is_plain(value: Tensor, parameter: Tensor) -> bool:
 
 def _wrong_values(value: Tensor, never_negative: bool) -> str | None:
     value = own_share(value.detach())
-    value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-    if not value.is_floating_point() or not value.numel():
+    if value.dtype not in _FLOATS or not value.numel():
         return None
     low, high = (float(bound) for bound in torch.aminmax(value))
     if not (math.isfinite(low) and math.isfinite(high)):

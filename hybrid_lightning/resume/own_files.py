@@ -20,60 +20,75 @@ from hybrid_lightning.weights.sharded_files import REST
 _NAMES_A_PATH = re.compile(r"(.*_)?(path|dir|dirpath|dirname|folder|file|filename|filepath)s?")
 
 
+class _OwnStates(dict[str, Any]):
+    """States whose paths have been rebuilt; no file can hold this type, so a second call has nothing left to do."""
+
+
 def rebuild_paths(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Lets the paths in the states of a Trainer's callbacks stay in its own folder, before any of them is restored.
+    """Replaces the paths in the states of callbacks by those in the run's own folder, before any state is restored.
 
     Lightning removes, recursively, what the state of a `ModelCheckpoint` names. Of such a state only scores and file
-    names are kept, and of these only those of files that are there. All ranks have to call it.
+    names are kept, and of these only those of files that are there. Collective: call it on every rank.
 
     Args:
-        trainer: Its callbacks are set up, so that they know their folders.
+        trainer: Its callbacks are set up, so that they have their folders.
         checkpoint: Changed in place.
 
     Raises:
-        ConfigError: If the states are no dicts, or hold themselves.
+        ConfigError: If the states are not dicts, or hold themselves.
     """
     states = checkpoint.get("callbacks")
-    if states is None:
+    if states is None or isinstance(states, _OwnStates):
         return
     if not isinstance(states, Mapping):
-        raise _damaged(f"the states of callbacks should be a dict, not a {type(states).__name__}.")
-    checkpoint["callbacks"] = rebuilt = {key: state for key, state in states.items() if isinstance(key, str)}
+        raise damaged(f"the states of callbacks should be a dict, not a {type(states).__name__}.")
+    own = _OwnStates()
+    for key, state in states.items():
+        if isinstance(key, str):  # Lightning takes other keys for classes of callbacks
+            own[key] = state
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         key = callback.state_key
-        state = rebuilt.get(key, {})
-        if not isinstance(state, Mapping):
-            kind = type(state).__name__
-            raise _damaged(f"the state of the callback {key!r} should be a dict, not a {kind}.")
-        if key in rebuilt:
-            rebuild = _of_model_checkpoint if isinstance(callback, ModelCheckpoint) else _of_other
-            try:
-                rebuilt[key] = rebuild(trainer, callback, state)
-            except RecursionError as error:
-                raise _damaged(f"the state of the callback {key!r} is nested without end.") from error
+        if key not in own:
+            continue
+        if not isinstance(own[key], Mapping):
+            raise damaged(f"the state of the callback {key!r} should be a dict, not a {type(own[key]).__name__}.")
+        rebuild = _of_model_checkpoint if isinstance(callback, ModelCheckpoint) else _of_other
+        try:
+            own[key] = rebuild(trainer, callback, own[key])
+        except RecursionError as error:
+            raise damaged(f"the state of the callback {key!r} is nested without end.") from error
+    checkpoint["callbacks"] = own
 
 
-def _damaged(problem: str) -> ConfigError:
-    return ConfigError(f"--ckpt_path: the checkpoint is damaged: {problem} Use another checkpoint of the run.")
+def damaged(problem: str) -> ConfigError:
+    """The error for a checkpoint with a problem, a sentence."""
+    return ConfigError(f"the checkpoint is damaged: {problem} Use another checkpoint of the run.", "--ckpt_path")
 
 
 # States
 
 
 def _of_model_checkpoint(trainer: pl.Trainer, callback: ModelCheckpoint, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What `ModelCheckpoint` would hold, had it saved the files that are there; its ranking follows from the scores."""
-    given = state.get("best_k_models")
-    scores = {path: _score(value) for path, value in given.items()} if isinstance(given, Mapping) else {}
-    single = {key: state.get(key) for key in ("best_model_path", "last_model_path")}
-    own = _own_paths(trainer, callback, [*scores, *single.values()], state.get("dirpath"))
-    best_path, last_path = (own.get(path, "") if isinstance(path, str) else "" for path in single.values())
-    kept = {own[path]: score for path, score in scores.items() if score is not None and path in own}
-    worst, best = (max, min) if callback.mode == "min" else (min, max)
+    """The state that `ModelCheckpoint` would have, had it saved the files that are there."""
+    scores = _scores(state.get("best_k_models"))
+    best, last = state.get("best_model_path"), state.get("last_model_path")
+    texts = [*scores, best, last]
+    own = _own_paths(trainer, callback, texts, state.get("dirpath"))
+    kept = {own[path]: score for path, score in scores.items() if path in own}
+
+    # the ranking follows from the scores, as in Lightning
+    is_max = callback.mode == "max"
+    values = {path: float(score) for path, score in kept.items()}
+    highest = max(values, key=values.__getitem__, default="")
+    lowest = min(values, key=values.__getitem__, default="")
+    best_path = own.get(best, "") if isinstance(best, str) else ""
     if callback.monitor is not None:
-        best_path = best(kept, key=lambda path: float(kept[path]), default="")
+        best_path = highest if is_max else lowest
     is_full = callback.save_top_k == -1 or len(kept) >= callback.save_top_k
-    kth_path = worst(kept, key=lambda path: float(kept[path]), default="") if is_full else ""
-    none_yet = torch.tensor(math.inf if callback.mode == "min" else -math.inf)
+    kth_path = lowest if is_max else highest
+    if not is_full:
+        kth_path = ""
+    none_yet = torch.tensor(-math.inf if is_max else math.inf)
     ours = {
         "monitor": callback.monitor,
         "dirpath": callback.dirpath,
@@ -82,20 +97,33 @@ def _of_model_checkpoint(trainer: pl.Trainer, callback: ModelCheckpoint, state: 
         "kth_value": kept.get(kth_path, none_yet),
         "best_model_path": best_path,
         "best_model_score": kept.get(best_path),
-        "last_model_path": last_path,
+        "last_model_path": own.get(last, "") if isinstance(last, str) else "",
     }
     others = {key: value for key, value in state.items() if key not in ours}
     return {**_of_other(trainer, callback, others), **ours}
 
 
+def _scores(given: Any) -> dict[str, Tensor]:
+    """Path → score, `()`, of those that are numbers."""
+    scores = {}
+    if isinstance(given, Mapping):
+        for path, value in given.items():
+            score = _score(value)
+            if isinstance(path, str) and score is not None:
+                scores[path] = score
+    return scores
+
+
 def _score(value: Any) -> Tensor | None:
-    """A score as a tensor without dimensions; None if it is none."""
-    if type(value) in (int, float):
-        value = torch.tensor(float(value))
-    is_plain = type(value) is Tensor and value.layout == torch.strided and not value.is_meta and not value.is_nested
-    if not is_plain or value.numel() != 1 or value.is_complex() or value.is_quantized or math.isnan(float(value)):
+    """A score as a tensor of its own, in plain memory; None if it is not a number."""
+    if type(value) not in (int, float, Tensor):
         return None
-    return value.reshape(())  # type: ignore[no-any-return]
+    dtype = value.dtype if isinstance(value, Tensor) else torch.float32
+    try:
+        number = float(value)
+        return None if math.isnan(number) else torch.tensor(number, dtype=dtype)
+    except (RuntimeError, TypeError, ValueError, OverflowError):  # many values, or none: nested, meta, ...
+        return None
 
 
 def _of_other(trainer: pl.Trainer, callback: pl.Callback, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,8 +133,10 @@ def _of_other(trainer: pl.Trainer, callback: pl.Callback, state: Mapping[str, An
     own = _own_paths(trainer, callback, texts, state.get("dirpath")) if texts else {}
 
     def rebuilt(key: Any, text: Any) -> str | Path:
+        if text in own:
+            return own[text]
         of_callback = vars(callback).get(key)
-        return own.get(text, of_callback if isinstance(of_callback, str | Path) else "")
+        return of_callback if isinstance(of_callback, str | Path) else ""
 
     return _with_paths(state, rebuilt)  # type: ignore[no-any-return]  # a dict, as it was
 
@@ -114,7 +144,10 @@ def _of_other(trainer: pl.Trainer, callback: pl.Callback, state: Mapping[str, An
 def _with_paths(value: Any, change: Callable[[Any, Any], Any], key: Any = None, is_path: bool = False) -> Any:
     """A state in which each text under the name of a path, at any depth, is what `change` makes of name and text."""
     if isinstance(value, Mapping):
-        return {n: _with_paths(entry, change, n, is_path or _is_path_name(n)) for n, entry in value.items()}
+        changed = {}
+        for name, entry in value.items():
+            changed[name] = _with_paths(entry, change, name, is_path or _is_path_name(name))
+        return changed
     if type(value) in (list, tuple, set):
         return type(value)(_with_paths(entry, change, key, is_path) for entry in value)
     return change(key, value) if is_path and isinstance(value, str | bytes) else value
@@ -130,27 +163,27 @@ def _is_path_name(key: Any) -> bool:
 def _own_paths(trainer: pl.Trainer, callback: pl.Callback, texts: Iterable[Any], before: Any) -> dict[str, str]:
     """Path in a checkpoint → that of a file of the same name in the own folder, for those that are there.
 
-    Args:
-        trainer: Its first rank looks, because the others may not see the files, and must not differ.
-        callback: Its ``dirpath`` is the own folder; without one it is that of the run's checkpoints.
-        texts: What the checkpoint gives.
-        before: What it gives as its folder; a name may be that of a file in a folder below.
+    The own folder is the callback's ``dirpath``, or that of the run's checkpoints; `before` is the folder that the
+    checkpoint gives, below which a name may have folders of its own.
     """
     folder = vars(callback).get("dirpath") or getattr(trainer.checkpoint_callback, "dirpath", None)
     found: dict[str, str] = {}
-    if folder and trainer.is_global_zero:
-        names = {text: _own_name(text, before) for text in texts if isinstance(text, str)}
-        there = {text: name for text, name in names.items() if name and _is_there(str(folder), name)}
-        found = {text: os.path.join(folder, name) for text, name in there.items()}  # noqa: PTH118  as Lightning does
+    if folder and trainer.is_global_zero:  # the other ranks may not see the files, and must not differ
+        for text in texts:
+            name = _own_name(text, before)
+            if name and _is_there(str(folder), name):
+                found[text] = os.path.join(folder, name)  # noqa: PTH118  as Lightning does
     return trainer.strategy.broadcast(found)
 
 
-def _own_name(path: str, before: Any) -> str | None:
-    """The name of a checkpoint in its folder; None if it is no name of a file that this program would have written."""
+def _own_name(path: Any, before: Any) -> str | None:
+    """The name of a checkpoint in its folder; None unless this program would have written a file of this name."""
+    if not isinstance(path, str):
+        return None
     name = PurePath(path)
     is_below = isinstance(before, str) and name.is_relative_to(before)
     name = name.relative_to(before) if is_below else PurePath(name.name)
-    is_plain = all(part != ".." and "\\" not in part for part in name.parts)
+    is_plain = ".." not in name.parts and "\\" not in str(name)
     return str(name) if is_plain and name.suffix == ModelCheckpoint.FILE_EXTENSION else None
 
 

@@ -1,7 +1,7 @@
 """What Lightning's fit loop reads batches from, so that an epoch can start at any of them."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import count
 from typing import Any
 
@@ -20,7 +20,7 @@ class ReplayedLoader:
     loaders stay what they are.
 
     Args:
-        trainer: Its fit loop says where an epoch starts, see `position`.
+        trainer: Where an epoch starts is read from its fit loop, see `position`.
         combined: The training loaders.
         seed: The seed of all seeds.
     """
@@ -30,10 +30,12 @@ class ReplayedLoader:
         self._trainer, self._seed = trainer, seed
         loaders = combined.flattened
         self._cycled = len(loaders) > 1 and combination_of(combined) == "max_size_cycle"
-        rank = trainer.global_rank
-        self._loaders = [SeededLoader(each, seed, rank, str(n), wrapped_samplers) for n, each in enumerate(loaders)]
-        distinct = len({id(loader) for loader in loaders}) == len(loaders)
-        self._can_skip = distinct and all(loader.can_skip(self._cycled) for loader in self._loaders)
+        self._loaders = []
+        for number, loader in enumerate(loaders):
+            self._loaders.append(SeededLoader(loader, seed, trainer.global_rank, str(number), wrapped_samplers))
+        # a loader that is there twice could not be given two samplers at a time
+        is_distinct = len(set(map(id, loaders))) == len(loaders)
+        self._can_skip = is_distinct and all(loader.can_skip(self._cycled) for loader in self._loaders)
 
     def __len__(self) -> int:
         return len(self.combined)
@@ -43,7 +45,8 @@ class ReplayedLoader:
         self.combined.reset()
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, first = epoch_of(self._trainer), position(self._trainer)
+        epoch = epoch_of(self._trainer)
+        first = position(self._trainer)
         if first and not self._can_skip:
             rank_zero_info(f"Exact resume: reads the first {first} batches of the epoch again, to go on from there.")
         skipped = first if self._can_skip else 0
@@ -56,36 +59,31 @@ class ReplayedLoader:
 
     def _batches(self, iterator: Iterator[Any], epoch: int, number: int, first: int) -> Iterator[Any]:
         """Batches from `first` on, of an iterator whose next one is `number`."""
-        device, rank = self._trainer.strategy.root_device, self._trainer.global_rank
-        for number in count(number):  # noqa: B020
-            if not self._can_skip:  # the others are seeded by themselves
-                seed_cpu(hashed(self._seed, "load", epoch, number))
-            try:
-                batch, loader_index = self._next(iterator)
-            except StopIteration:
-                seed_device(device, hashed(self._seed, "batch", epoch, number, rank))
+        device = self._trainer.strategy.root_device
+        for index in count(number):
+            if not self._can_skip:  # loaders that can skip seed each of their draws
+                seed_cpu(hashed(self._seed, "load", epoch, index))
+            # a cycled loader that is exhausted makes a new iterator within the call
+            with self._exchanged() if self._cycled else nullcontext():
+                found = next(iterator, None)
+            if index >= first or found is None:  # the hooks after the last batch draw numbers, too
+                seed_device(device, hashed(self._seed, "batch", epoch, index, self._trainer.global_rank))
+            if found is None:
                 return
-            if number >= first:
-                seed_device(device, hashed(self._seed, "batch", epoch, number, rank))
-                yield batch, number, loader_index
+            if index >= first:
+                batch, _, loader_index = found
+                yield batch, index, loader_index
 
-    def _next(self, iterator: Iterator[Any]) -> tuple[Any, int]:
-        if not self._cycled:
-            batch, _, loader_index = next(iterator)
-        else:
-            with self._exchanged():  # a loader that is exhausted makes a new iterator
-                batch, _, loader_index = next(iterator)
-        return batch, loader_index
-
-    def _exchanged(self) -> ExitStack:
-        stack = ExitStack()
-        for loader in self._loaders:
-            stack.enter_context(loader.exchanged())
-        return stack
+    @contextmanager
+    def _exchanged(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for loader in self._loaders:
+                stack.enter_context(loader.exchanged())
+            yield
 
 
 def epoch_of(trainer: pl.Trainer) -> int:
-    """The epoch that is under way or about to start; what Lightning tells the samplers."""
+    """The epoch that is under way or about to start, as Lightning sets it in the samplers."""
     current: Any = trainer.fit_loop.epoch_progress.current
     return int(current.processed)
 

@@ -1,4 +1,4 @@
-"""Data loaders whose order and random numbers depend on nothing but a seed, the epoch and the position in it.
+"""Data loaders whose order and random numbers depend on a seed, the epoch and the position in it alone.
 
 Random state cannot be saved where workers prefetch. So every draw gets a seed of its own, hashed from what it is for:
 an epoch can then start at any batch, in any process, and give what it would have given there.
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, Subset, 
 
 
 def hashed(*words: object) -> int:
-    """A seed from 0 to 2⁶³ - 1 from words, the same in every process; words are told apart by their text."""
+    """A stable 63-bit hash of the words' string forms, to be used as a seed."""
     digest = hashlib.blake2b("\0".join(map(str, words)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
@@ -37,16 +37,10 @@ class Drawn(NamedTuple):
 
 
 class SeededSampler:
-    """Stands in for the index sampler of a loader: seeds each draw, and passes over what an earlier process read.
+    """Takes the place of a loader's (batch) sampler: seeds each draw, and skips what was read before the restart.
 
-    Torch generators that the sampler or the loader holds are set anew at each pass, from their first seed and the
-    epoch.
-
-    Args:
-        sampler: The batch sampler, or the sampler of a loader without batches.
-        generators: Torch generators that it draws from.
-        seed: The seed of all seeds.
-        name: Tells the loaders of one fit apart.
+    Torch generators that the sampler or the loader holds are seeded anew at each pass, from their first seed and the
+    epoch. `name` differs between the loaders of one fit.
     """
 
     def __init__(self, sampler: Any, generators: list[torch.Generator], seed: int, name: str) -> None:
@@ -55,19 +49,15 @@ class SeededSampler:
         self._epoch, self._pass, self._skip = 0, 0, 0
 
     def start(self, epoch: int, passes: int = 0, skip: int = 0) -> None:
-        """Says where the next pass starts.
-
-        Args:
-            epoch: Of the fit.
-            passes: Complete passes of this epoch that are over, in a loader that is cycled.
-            skip: Batches of the next pass to leave out.
-        """
+        """Sets where the next pass starts, after whole passes of this epoch and the first batches of the next one."""
         self._epoch, self._pass, self._skip = epoch, passes, skip
 
     def __iter__(self) -> Iterator[Drawn]:
-        # a pass begins with its first draw: a loader with workers makes one more iterator, which it does not use
+        # nothing is counted before the first draw: a loader with workers makes one more iterator, which it never uses
         place = f"{self._name}/{self._epoch}/{self._pass}"
-        skip, self._skip, self._pass = self._skip, 0, self._pass + 1
+        skip = self._skip
+        self._skip = 0
+        self._pass += 1
         for generator, first_seed in self._generators:
             generator.manual_seed(hashed(first_seed, "order", place))
         seed_cpu(hashed(self._seed, "order", place))
@@ -86,7 +76,7 @@ class SeededSampler:
 
 
 class _StandIn:
-    """Passes everything on to the dataset that it stands in for, and can be sent to a worker."""
+    """Gives a dataset's attributes as its own, also in a worker, to which it is sent by pickle."""
 
     def __init__(self, dataset: Any, seed: int, **facts: Any) -> None:
         vars(self).update(_dataset=dataset, _seed=seed, **facts)
@@ -111,12 +101,8 @@ class SeededDataset(_StandIn):
     """A map-style dataset under a `SeededSampler`: seeds each sample, or each batch if the dataset loads whole batches.
 
     The seed of a sample is hashed from its batch's place in the fit, its index and how often that index stood in the
-    batch before; workers and ranks have no part in it.
-
-    Args:
-        dataset: The dataset.
-        seed: The seed of all seeds.
-        rank: Of the process; tells apart what has no index.
+    batch before, so it is the same in any worker and on any rank. Whole batches, and samples without a number or text
+    as index, are seeded by rank.
     """
 
     def __init__(self, dataset: Any, seed: int, rank: int) -> None:
@@ -136,7 +122,8 @@ class SeededDataset(_StandIn):
         samples: list[Any] = []
         times: dict[Any, int] = {}
         for index in drawn.indices:
-            name = index if isinstance(index, int | str | np.integer) else f"{self._rank}/{len(samples)}"
+            has_name = isinstance(index, int | str | np.integer)
+            name = index if has_name else f"{self._rank}/{len(samples)}"
             times[name] = times.get(name, 0) + 1
             seed_cpu(hashed(self._seed, "sample", drawn.place, name, times[name]))
             samples.append(self._dataset[index])
@@ -153,27 +140,22 @@ class SeededIterable(_StandIn):
         super().__init__(dataset, seed, _name=name, _epoch=0)
 
     def start(self, epoch: int) -> None:
-        """Says which epoch the next pass belongs to; in a persistent worker each further pass is the next epoch."""
+        """Sets the epoch of the next pass; in a persistent worker each further pass is the next epoch."""
         vars(self)["_epoch"] = epoch
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
-        seed_cpu(hashed(self._seed, "stream", self._name, self._epoch, worker.id if worker else 0))
+        number = worker.id if worker else 0
+        seed_cpu(hashed(self._seed, "stream", self._name, self._epoch, number))
         vars(self)["_epoch"] += 1
         return iter(self._dataset)
 
 
 class SeededLoader:
-    """What a fit needs to know of one of its loaders to start it at any batch; the loader itself stays as it is.
+    """Starts a `DataLoader` at any batch of any epoch; any other iterable is read as it is.
 
-    A loader takes its sampler and dataset when it makes an iterator, so they are exchanged for that moment alone.
-
-    Args:
-        loader: A `DataLoader`, or any iterable, which is read as it is.
-        seed: The seed of all seeds.
-        rank: Of the process.
-        name: Tells the loaders of one fit apart.
-        wrapped: Gives the samplers in what is wrapped around one, where they have other names than torch's.
+    A loader takes its sampler and dataset when it makes an iterator, so they are exchanged for that moment alone, and
+    the loader stays as it is. `wrapped` gives the samplers inside of one that hides them.
     """
 
     def __init__(
@@ -183,9 +165,8 @@ class SeededLoader:
         self.sampler: SeededSampler | None = None
         self._stream: SeededIterable | None = None
         self._exchanged: dict[str, Any] = {}
-        if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
-            return
-        if isinstance(loader.dataset, IterDataPipe):
+        is_plain = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
+        if not is_plain or isinstance(loader.dataset, IterDataPipe):
             return
         if isinstance(loader.dataset, IterableDataset):
             self._stream = SeededIterable(loader.dataset, seed, name)
@@ -200,18 +181,17 @@ class SeededLoader:
         return self.sampler is not None and (not cycled or hasattr(self.sampler.sampler, "__len__"))
 
     def start(self, epoch: int, position: int, cycled: bool) -> None:
-        """Prepares the next pass.
+        """Prepares the next pass of an epoch of which `position` batches were read; those are skipped, if it can.
 
-        Args:
-            epoch: Of the fit.
-            position: Batches of the epoch that were read before; skipped if the loader has a sampler.
-            cycled: Whether the loader starts again when it is exhausted.
+        A cycled loader starts again when it is exhausted, so its position may lie in a later pass.
         """
         set_epoch(self.loader, epoch)
         if self._stream is not None:
             self._stream.start(epoch)
         if self.sampler is not None:
-            passes, skip = divmod(position, len(self.sampler)) if cycled and position else (0, position)
+            passes, skip = 0, position
+            if cycled and position:  # only then the sampler has to have a length
+                passes, skip = divmod(position, len(self.sampler))
             self.sampler.start(epoch, passes, skip)
 
     @contextmanager
@@ -238,21 +218,28 @@ def held_generators(
     loader: DataLoader[Any], wrapped: Callable[[Any], Iterable[Any]] = lambda _: ()
 ) -> list[torch.Generator]:
     """The torch generators that a loader and its samplers, one within another, draw from."""
-    found: dict[int, torch.Generator] = {}
+    generators: dict[int, torch.Generator] = {}
     holders: list[Any] = [loader]
-    for holder in holders:  # grows while it is read
+    seen: set[int] = set()
+    while holders:
+        holder = holders.pop(0)
+        if holder is None or id(holder) in seen:
+            continue
+        seen.add(id(holder))
         held = getattr(holder, "__dict__", {})
-        found |= {id(value): value for value in held.values() if isinstance(value, torch.Generator)}
-        inner = [held.get("batch_sampler"), held.get("sampler"), *wrapped(holder)]
-        holders += [value for value in inner if value is not None and all(value is not h for h in holders)]
-    return list(found.values())
+        for value in held.values():
+            if isinstance(value, torch.Generator):
+                generators[id(value)] = value
+        holders += [held.get("batch_sampler"), held.get("sampler"), *wrapped(holder)]
+    return list(generators.values())
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tells the loader's samplers the epoch, those that want to know it, such as `DistributedSampler`."""
+    """Sets the epoch of the loader's samplers that have one, such as `DistributedSampler`."""
     batches = getattr(loader, "batch_sampler", None)
-    samplers = (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
-    for sampler in {id(sampler): sampler for sampler in samplers}.values():
-        tell = getattr(sampler, "set_epoch", None)
-        if callable(tell):
-            tell(epoch)
+    samplers = [batches, getattr(loader, "sampler", None), getattr(batches, "sampler", None)]
+    once = {id(sampler): sampler for sampler in samplers}  # the last two are usually the same
+    for sampler in once.values():
+        set_epoch_of = getattr(sampler, "set_epoch", None)
+        if callable(set_epoch_of):
+            set_epoch_of(epoch)

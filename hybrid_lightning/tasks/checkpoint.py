@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybrid_lightning.errors import RENAMED, ConfigError, listing, unknown
 from hybrid_lightning.network.registry import registered_name
-from hybrid_lightning.weights.safe_files import read_file
+from hybrid_lightning.weights.safe_files import peek, read_file
 
 CHECKPOINT_KEY = "hybrid_lightning"
 CHECKPOINT_VERSION = 4
@@ -26,12 +26,12 @@ def read_checkpoint(
     Args:
         path: The file; of a sharded checkpoint, the folder.
         where: Name of the setting, for errors.
-        tensors: Whether the tensors of a sharded checkpoint are read.
+        tensors: Whether the weights are read; if not, what is returned of them is not to be used.
 
     Raises:
         ConfigError: If the file is broken, holds code, or was not written by a task of this version.
     """
-    checkpoint = read_file(path, where, without=("optimizer_states",), tensors=tensors)
+    checkpoint = read_file(path, where, without=("optimizer_states",)) if tensors else peek(path, where)
     saved = checkpoint.get(CHECKPOINT_KEY)
     wanted = {"version", "task", "facts", "parts", "fusion", "network"}
     if not isinstance(saved, dict) or not wanted <= saved.keys() or "state_dict" not in checkpoint:

@@ -1,17 +1,17 @@
-"""Putting the tensors of a file into a module: whose they are, how they are named, and how much of it they cover."""
+"""Loading the tensors of a file into a module: which part they belong to, how they are named, how much they cover."""
 
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
-from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
+from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing, unknown
 from hybrid_lightning.weights.safe_files import check_digest, read_file
 
 _NESTED = ("state_dict", "model_state_dict", "model")
@@ -27,7 +27,7 @@ MERGE = (
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Where a part's weights come from.
+    """The file with the weights of a part.
 
     Args:
         path: A file for `read_file`: safetensors, of torch.save, or a checkpoint of this program.
@@ -46,38 +46,41 @@ class WeightSource:
     coverage: float = 1.0
 
     @classmethod
-    def parse(cls, given: Any, where: str) -> "WeightSource":
+    def parse(cls, given: object) -> Self:
         """Reads a path, or a dict of the fields.
 
         Raises:
             ConfigError: If a key or a value is not possible.
         """
-        facts = {"path": given} if isinstance(given, str) else given
-        known = [f.name for f in dataclasses.fields(cls)]
-        if not isinstance(facts, Mapping) or not isinstance(facts.get("path"), str):
-            raise ConfigError(f"{where}: {given!r} is neither 'pretrained', nor a path, nor {{path: ...}}, nor null.")
-        for key in facts:
-            if key not in known:
-                raise unknown(where, "key", str(key), known)
-        source = cls(**facts)
-        check_number(source.coverage, f"{where}.coverage", low=0, high=1, above_low=True)
-        prefixes = source.strip if isinstance(source.strip, list) else [None]
-        prefixes = [*prefixes, *(sum(source.rename.items(), ()) if isinstance(source.rename, Mapping) else [None])]
-        if not all(isinstance(prefix, str) for prefix in prefixes):
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, str):
+            given = {"path": given}
+        if not isinstance(given, Mapping) or not isinstance(given.get("path"), str):
+            raise ConfigError(f"{given!r} is neither 'pretrained', nor a path, nor {{path: ...}}, nor null.")
+        check_keys(given, [option.name for option in dataclasses.fields(cls)])
+        source = cls(**given)
+        check_number(source.coverage, "coverage", low=0, high=1, above_low=True)
+        if not source._has_text_prefixes():
             raise ConfigError(
-                f"{where}: 'strip' is a list of prefixes, and 'rename' a dict {{old prefix: new prefix}}; a prefix is "
-                f"a text, and one such as '0.' needs its quotes."
+                "'strip' is a list of prefixes, and 'rename' a dict {old prefix: new prefix}; a prefix is a text, and "
+                "one such as '0.' needs its quotes."
             )
         return source
 
+    def _has_text_prefixes(self) -> bool:
+        if not isinstance(self.strip, list) or not isinstance(self.rename, Mapping):
+            return False
+        return all(isinstance(prefix, str) for prefix in (*self.strip, *self.rename.keys(), *self.rename.values()))
 
-def load_weights(module: nn.Module, given: Any, where: str = "weights", name: str | None = None) -> str:
-    """Loads a module's weights; on an error it keeps those it has.
+
+def load_weights(module: nn.Module, given: Any, place: str = "", name: str | None = None) -> str:
+    """Loads a module's weights; after an error it still has its own.
 
     Args:
         module: A module of matching architecture.
-        given: ``pretrained`` (the module's own ``load_pretrained()``), a path, or the fields of `WeightSource`.
-        where: Config path named in errors.
+        given: ``pretrained`` (the module's own ``load_pretrained()``), a `WeightSource`, or what it is parsed from.
+        place: Config path named in errors.
         name: Name of the part, by which it is found in a checkpoint of this program.
 
     Returns:
@@ -86,22 +89,28 @@ def load_weights(module: nn.Module, given: Any, where: str = "weights", name: st
     Raises:
         ConfigError: If the module brings no weights, or the file covers too little of it.
     """
-    if given == "pretrained":
-        load_pretrained = getattr(module, "load_pretrained", None)
-        if load_pretrained is None:
-            raise ConfigError(
-                f"{where}: {type(module).__name__} brings no pretrained weights of its own. Give the path of a "
-                f".safetensors or .pt file, or null for an untrained part."
-            )
-        load_pretrained()
-        return ""
-    source = WeightSource.parse(given, where)
-    check_digest(source.path, source.sha256, f"{where}.sha256")
-    tensors = of_part(read_file(source.path, where), source.part or name, f"{where}.part")
-    fit = Fit.of(module, renamed(tensors, source))
-    fit.require(source, module, where)
+    with at(place):
+        if given == "pretrained":
+            _load_pretrained(module)
+            return ""
+        source = WeightSource.parse(given)
+        check_digest(source.path, source.sha256, "sha256")
+        tensors = _of_part(read_file(source.path), source.part or name)
+        fit = Fit.of(module, _renamed(tensors, source))
+        fit.require(source, module)
+    # what is missing or surplus has been judged by the coverage
     module.load_state_dict(fit.found, strict=False)
     return f"{source.path}: {fit}"
+
+
+def _load_pretrained(module: nn.Module) -> None:
+    load_pretrained = getattr(module, "load_pretrained", None)
+    if load_pretrained is None:
+        raise ConfigError(
+            f"{type(module).__name__} brings no pretrained weights of its own. Give the path of a .safetensors or .pt "
+            f"file, or null for an untrained part."
+        )
+    load_pretrained()
 
 
 def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -109,47 +118,55 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
     for key in _NESTED:
         if isinstance(content.get(key), Mapping):
             return tensors_of(content[key])
-    found = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    for name, entry in content.items():
-        if isinstance(entry, Mapping):
-            found |= {f"{name}.{inner}": tensor for inner, tensor in tensors_of(entry).items()}
+    found: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            found[str(name)] = value
+        elif isinstance(value, Mapping):
+            for inner, tensor in tensors_of(value).items():
+                found[f"{name}.{inner}"] = tensor
     return found
 
 
 def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Part → its tensors, if they are those of a whole network of this program; else nothing."""
     for prefix in _OURS:
-        if tensors and any(name.startswith(prefix) for name in tensors):
-            parts: dict[str, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
-                if name.startswith(prefix):
-                    part, _, own = name.removeprefix(prefix).partition(".")
-                    parts.setdefault(part, {})[own] = tensor
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                part, _, own = name.removeprefix(prefix).partition(".")
+                parts.setdefault(part, {})[own] = tensor
+        if parts:
             return parts
     return {}
 
 
-def of_part(content: Mapping[str, Any], part: str | None, where: str) -> dict[str, Tensor]:
+def _of_part(content: Mapping[str, Any], part: str | None) -> dict[str, Tensor]:
     """The tensors of one part of a checkpoint of this program, or all tensors of any other file."""
     tensors = tensors_of(content)
     parts = parts_of(tensors)
-    if parts and part not in parts:
-        raise unknown(where, "part", str(part), parts)
-    return parts[str(part)] if parts else tensors
+    if not parts:
+        return tensors
+    if part is None or part not in parts:
+        raise unknown("part", "part", str(part), parts)
+    return parts[part]
 
 
-def renamed(tensors: Mapping[str, Tensor], source: WeightSource) -> dict[str, Tensor]:
+def _renamed(tensors: Mapping[str, Tensor], source: WeightSource) -> dict[str, Tensor]:
     """Tensors under the names that the user's prefixes give them."""
-    new = {}
+    renamed = {}
     for name, tensor in tensors.items():
         for prefix in source.strip:
             name = name.removeprefix(prefix)
-        old = next((prefix for prefix in source.rename if name.startswith(prefix)), None)
-        new[name if old is None else source.rename[old] + name.removeprefix(old)] = tensor
-    return new
+        for old, new in source.rename.items():
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+                break  # a new name is not renamed again
+        renamed[name] = tensor
+    return renamed
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fit:
     """What of a file fits a module.
 
@@ -162,48 +179,48 @@ class Fit:
         share: Share of the module's values that were found, in [0, 1].
     """
 
-    found: dict[str, Tensor]
-    missing: list[str]
-    surplus: list[str]
-    other: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    resized: list[str]
-    share: float
+    found: dict[str, Tensor] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    surplus: list[str] = field(default_factory=list)
+    other: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    resized: list[str] = field(default_factory=list)
+    share: float = 0.0
 
     @classmethod
-    def of(cls, module: nn.Module, tensors: Mapping[str, Tensor]) -> "Fit":
+    def of(cls, module: nn.Module, tensors: Mapping[str, Tensor]) -> Self:
         """Compares a module with tensors; prefixes that wrappers add to names are taken off where a name then fits.
 
         A layer below an adapter takes the tensors of a plain layer; an adapter that the file lacks starts anew.
         """
-        expected = {n: t for n, t in module.state_dict().items() if isinstance(t, Tensor)}
-        own_prefix = getattr(module, "base_model_prefix", None)  # of transformers, such as "bert"
-        wrappers = (*_WRAPPERS, f"{own_prefix}.") if isinstance(own_prefix, str) and own_prefix else _WRAPPERS
-        plain = {n.replace(ADAPTED, "."): n for n in expected if ADAPTED in n}
-        known = {**dict(zip(expected, expected, strict=True)), **plain}
-        by_name: dict[str, str] = {}
-        for given in sorted(tensors, key=len):  # the name with fewer wrappers wins
-            name = _unwrapped(given, known, wrappers)
-            if name is not None:
-                by_name.setdefault(known[name], given)
-        found, other, resized = {}, {}, []
-        for name, given in by_name.items():
-            tensor, wanted = tensors[given], expected[name]
-            if is_lazy(wanted) or tensor.shape == wanted.shape:
-                found[name] = tensor
-            elif (grid := resized_positions(name, tensor, wanted)) is not None:
-                found[name] = grid
-                resized.append(name)
+        expected = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+        sources = _sources(expected, tensors, _wrappers(module))
+        adapted = [name.partition(ADAPTED)[0] + "." for name in expected if ADAPTED in name]
+        fit = cls()
+        values = 0
+        for name, wanted in expected.items():
+            if name in sources:
+                fit._take(name, tensors[sources[name]], wanted)
+            elif _may_be_new(name, tuple(adapted)):
+                continue
             else:
-                other[name] = (tuple(tensor.shape), tuple(wanted.shape))
-        adapted = tuple({n.partition(ADAPTED)[0] + "." for n in plain.values()})
-        new = {n for n in expected if adapted and n.startswith(adapted) and ADAPTED not in n}
-        new |= {n for n in expected if n.endswith("num_batches_tracked")}  # old files lack it
-        counted = [n for n in expected if n in by_name or n not in new]
-        sizes = {n: 1 if is_lazy(expected[n]) else expected[n].numel() for n in counted}
-        share = sum(sizes[n] for n in found) / max(sum(sizes.values()), 1)
-        missing = [n for n in counted if n not in by_name]
-        surplus = [given for given in tensors if given not in by_name.values()]
-        return cls(found, missing, surplus, other, resized, share)
+                fit.missing.append(name)
+            values += _size(wanted)
+        fit.share = sum(_size(expected[name]) for name in fit.found) / max(values, 1)
+        used = set(sources.values())
+        fit.surplus = [name for name in tensors if name not in used]
+        return fit
+
+    def _take(self, name: str, tensor: Tensor, wanted: Tensor) -> None:
+        """Sorts a tensor in by its shape, in comparison with the one that the module has."""
+        if is_lazy(wanted) or tensor.shape == wanted.shape:
+            self.found[name] = tensor
+            return
+        resized = resized_positions(name, tensor, wanted)
+        if resized is None:
+            self.other[name] = (tuple(tensor.shape), tuple(wanted.shape))
+        else:
+            self.found[name] = resized
+            self.resized.append(name)
 
     @property
     def loses_adapters(self) -> bool:
@@ -212,74 +229,110 @@ class Fit:
 
     def sentences(self) -> list[str]:
         """What does not fit, and what was resized."""
-        other = [f"{n} {old} in the file, {new} in the part" for n, (old, new) in self.other.items()]
-        kinds = {"Missing in the file": self.missing, "Not in the part": self.surplus, "Of another shape": other}
-        kinds["Resized"] = self.resized
-        return [f"{kind}: {listing(names, 4)}." for kind, names in kinds.items() if names]
+        other = [f"{name} {old} in the file, {new} in the part" for name, (old, new) in self.other.items()]
+        names_of = {
+            "Missing in the file": self.missing,
+            "Not in the part": self.surplus,
+            "Of another shape": other,
+            "Resized": self.resized,
+        }
+        return [f"{kind}: {listing(names, 4)}." for kind, names in names_of.items() if names]
 
     def __str__(self) -> str:
         total = len(self.found) + len(self.missing) + len(self.other)
         return " ".join([f"{len(self.found)} of {total} tensors, {self.share:.1%} of the values.", *self.sentences()])
 
-    def require(self, source: WeightSource, module: nn.Module, where: str) -> None:
+    def require(self, source: WeightSource, module: nn.Module) -> None:
         """Raises `ConfigError` if less was found than the source says, or nothing."""
-        if self.found and (self.share >= source.coverage or (not self.missing and not self.other)):
+        is_complete = not self.missing and not self.other
+        if self.found and (is_complete or self.share >= source.coverage):
             return
-        channels = any(
-            len(a) > 2 and len(a) == len(b) and a[:1] + a[2:] == b[:1] + b[2:] for a, b in self.other.values()
-        )
-        hint = (
-            " If only the input channels differ, build the part with those of the file, and write 'channels: N' on it."
-            if channels
-            else ""
-        )
-        hint = MERGE if self.loses_adapters else hint
+        hint = ""
+        if self.loses_adapters:
+            hint = MERGE
+        elif any(_differ_in_channels(*shapes) for shapes in self.other.values()):
+            hint = (
+                " If only the input channels differ, build the part with those of the file, and write 'channels: N' on "
+                "it."
+            )
         raise ConfigError(
-            f"{where}: {source.path!r} covers {self.share:.1%} of the values of {type(module).__name__}, and "
+            f"{source.path!r} covers {self.share:.1%} of the values of {type(module).__name__}, and "
             f"{source.coverage:.1%} are asked for. {' '.join(self.sentences())} Map names by weights: {{path: ..., "
             f"strip: [prefix], rename: {{old: new}}}}, or lower its 'coverage'.{hint}"
         )
 
 
-def _unwrapped(name: str, expected: Collection[str], wrappers: tuple[str, ...]) -> str | None:
-    """The name without as few wrappers as make it one that is expected."""
-    if name in expected:
+def _wrappers(module: nn.Module) -> tuple[str, ...]:
+    """The prefixes that may stand before the names of a file."""
+    own = getattr(module, "base_model_prefix", None)  # of transformers, such as "bert"
+    return (*_WRAPPERS, f"{own}.") if own and isinstance(own, str) else _WRAPPERS
+
+
+def _sources(expected: Collection[str], given: Collection[str], wrappers: tuple[str, ...]) -> dict[str, str]:
+    """Name in the module → name in the file."""
+    known = {name: name for name in expected}
+    for name in expected:
+        if ADAPTED in name:
+            known[name.replace(ADAPTED, ".")] = name  # in the file of a plain layer
+    sources: dict[str, str] = {}
+    for name in sorted(given, key=len):  # the name with fewer wrappers wins
+        bare = _unwrapped(name, known, wrappers)
+        if bare is not None:
+            sources.setdefault(known[bare], name)
+    return sources
+
+
+def _unwrapped(name: str, known: Collection[str], wrappers: tuple[str, ...]) -> str | None:
+    """The name without as few wrappers as make it a known one."""
+    if name in known:
         return name
-    shorter = [name.removeprefix(wrapper) for wrapper in wrappers if name.startswith(wrapper)]
-    return next((found for rest in shorter if (found := _unwrapped(rest, expected, wrappers))), None)
+    for wrapper in wrappers:
+        if name.startswith(wrapper):
+            bare = _unwrapped(name.removeprefix(wrapper), known, wrappers)
+            if bare is not None:
+                return bare
+    return None
+
+
+def _may_be_new(name: str, adapted: tuple[str, ...]) -> bool:
+    """Whether a file need not hold a tensor: an adapter's own, or a counter that files of old versions lack."""
+    return name.endswith("num_batches_tracked") or (name.startswith(adapted) and ADAPTED not in name)
+
+
+def _size(tensor: Tensor) -> int:
+    return 1 if is_lazy(tensor) else tensor.numel()
+
+
+def _differ_in_channels(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes of convolutions differ in nothing but the second dimension."""
+    return len(one) > 2 and len(one) == len(other) and one[:1] + one[2:] == other[:1] + other[2:]
 
 
 def resized_positions(name: str, given: Tensor, wanted: Tensor) -> Tensor | None:
-    """Positional embeddings of a square grid of patches for a grid of another size, by bicubic interpolation.
+    """Positional embeddings `(T, C)` or `(1, T, C)` of a square grid of patches for a grid of another size.
 
-    As in ViT (arXiv 2010.11929, section 3.2). Tokens before the grid, such as a class token, stay as they are.
-
-    Args:
-        name: Name of the parameter, which has to contain ``pos``.
-        given: `(1, T, C)` or `(T, C)`.
-        wanted: A tensor of the wanted shape.
-
-    Returns:
-        The embeddings, or None if these are no such embeddings.
+    Bicubic, as in ViT (arXiv 2010.11929, section 3.2). Tokens before the grid, such as a class token, stay as they are.
+    None if the tensor is of another kind; its name has to contain ``pos``.
     """
-    if (
-        "pos" not in name
-        or given.ndim != wanted.ndim
-        or given.ndim not in (2, 3)
-        or given.shape[-1] != wanted.shape[-1]
-    ):
+    same_kind = given.ndim == wanted.ndim and given.shape[-1:] == wanted.shape[-1:]
+    is_table = given.ndim == 2 or (given.ndim == 3 and given.shape[0] == wanted.shape[0] == 1)
+    if "pos" not in name or not same_kind or not is_table:
         return None
-    if given.ndim == 3 and (given.shape[0], wanted.shape[0]) != (1, 1):
-        return None
-    old, new = given.shape[-2], wanted.shape[-2]
-    for prefix in range(6):
-        sides = [math.isqrt(max(count - prefix, 0)) for count in (old, new)]
-        if all(side > 1 and side**2 == count - prefix for side, count in zip(sides, (old, new), strict=True)):
-            flat = given.reshape(old, -1)
-            grid = flat[prefix:].T.reshape(1, -1, sides[0], sides[0]).float()
-            grid = functional.interpolate(
-                grid, (sides[1], sides[1]), mode="bicubic", align_corners=False, antialias=True
-            )
-            patches = grid.flatten(2)[0].T.to(given.dtype)
-            return torch.cat([flat[:prefix], patches]).reshape(wanted.shape)
+    for extra in range(6):  # tokens before the grid: classes, registers
+        old = _side(given.shape[-2] - extra)
+        new = _side(wanted.shape[-2] - extra)
+        if old is None or new is None:
+            continue
+        tokens = given.reshape(-1, given.shape[-1])
+        # half precision has no bicubic interpolation on the CPU
+        grid = tokens[extra:].T.reshape(1, -1, old, old).float()
+        grid = functional.interpolate(grid, (new, new), mode="bicubic", align_corners=False, antialias=True)
+        patches = grid.flatten(2)[0].T.to(given.dtype)
+        return torch.cat([tokens[:extra], patches]).reshape(wanted.shape)
     return None
+
+
+def _side(patches: int) -> int | None:
+    """Side of a square grid with this number of patches, 2 at least; None if there is none."""
+    side = math.isqrt(max(patches, 0))
+    return side if side > 1 and side**2 == patches else None

@@ -4,7 +4,8 @@ import hashlib
 import io
 import pickletools
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +13,135 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
-from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.weights.sharded_files import REST, read_folder
 
+_CHUNK = 2**20  # bytes
 
-def read_file(path: str | Path, where: str = "weights", **folder_options: Any) -> dict[str, Any]:
+
+def read_file(
+    path: str | Path,
+    place: str = "",
+    without: Collection[str] = (),
+    mesh: DeviceMesh | None = None,
+    mapped: bool = True,
+) -> dict[str, Any]:
     """The plain content of a ``.safetensors`` file, of one written by `torch.save`, or of a sharded checkpoint.
 
     Args:
         path: The file; of a sharded checkpoint, the folder.
-        where: Config path named in errors.
-        **folder_options: For a folder, see `read_folder`.
+        place: Config path named in errors.
+        without: Keys of the content to leave out.
+        mesh: Ranks to shard the tensors of a folder over, see `read_folder`.
+        mapped: Whether tensors may lie in the file itself, mapped into memory, where they can be changed without
+            changing the file. False for tensors that are kept: a file that another machine replaces on a shared file
+            system is gone under its map, which ends the process.
 
     Raises:
-        ConfigError: If the file is missing, broken, or holds anything that only pickle could load.
+        ConfigError: If the file is missing, damaged, or holds anything that only pickle could load.
     """
     path = Path(path)
+    with at(place):
+        verify(path)
+        content = _content(path, mapped, without=without, mesh=mesh)
+    return {key: value for key, value in content.items() if key not in without}
+
+
+def peek(path: str | Path, place: str = "") -> dict[str, Any]:
+    """The content as of `read_file`, for its plain values: tensors are not read, and those of a folder are left out.
+
+    Checksums of tensors are not verified, because that reads all of the file.
+    """
+    with at(place):
+        verify(path, tensors=False)
+        return _content(Path(path), mapped=True, tensors=False)
+
+
+def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
+    """Raises `ConfigError` unless the records of a file of `torch.save` match their checksums.
+
+    Torch writes the checksums, but does not compare them. The file is read once, without tensors only its plain values.
+    Of a sharded checkpoint it is the file beside the shards; files of other formats have no checksums.
+    """
+    path = Path(path)
+    path = path / REST if path.is_dir() else path
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                is_wanted = tensors or record.filename.endswith(".pkl")
+                if is_wanted and record.CRC != 0:  # 0: under torch.serialization.set_crc32_options(False)
+                    _read_through(archive, record)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            f"{str(path)!r} is damaged: {_first_line(error)}. Use another file, or fetch it again from its source.",
+            place,
+        ) from None
+
+
+def _read_through(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    """Reads a record, whose checksum Python compares at its end."""
+    with archive.open(record) as file:
+        while file.read(_CHUNK):
+            pass
+
+
+def _content(path: Path, mapped: bool, **folder_options: Any) -> dict[str, Any]:
+    """All content of a file, or what the options of `read_folder` say of a folder."""
     is_folder = (path / REST).is_file()
     if not path.is_file() and not is_folder:
-        raise ConfigError(f"{where}: there is no file {str(path)!r} (looked up from {str(Path.cwd())!r}).")
+        raise ConfigError(f"there is no file {str(path)!r} (looked up from {str(Path.cwd())!r}).")
     try:
         if is_folder:
             return read_folder(path, **folder_options)
         if _is_safetensors(path):
             return dict(load_file(path))
-        with path.open("rb") as file:  # of a path, torch.load would look at the name
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = _loaded(path, mapped)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         if "TorchScript" in str(error):
-            raise _refused(path, where, "a program of TorchScript") from None
-        raise ConfigError(f"{where}: {str(path)!r} cannot be read: {_first_line(error)}") from None
+            raise _refused(path, "a program of TorchScript") from None
+        raise ConfigError(f"{str(path)!r} cannot be read: {_first_line(error)}") from None
     except Exception:  # an unpickling error, whose text would advise to load the file all the same
-        found = [] if is_folder else pickled_names(path)
-        if not found and not is_folder:  # a web page, a pointer of git-lfs, ...
-            raise ConfigError(
-                f"{where}: {str(path)!r} is neither safetensors nor a file of torch.save; it begins with "
-                f"{_beginning(path, 40)!r}. Fetch it again from its source."
-            ) from None
-        plain = ("torch._utils._rebuild", "torch.serialization", "collections.OrderedDict")
-        names = [n for n in found if not n.startswith(plain) and not n.endswith("Storage")]
-        raise _refused(path, where, listing(names, 5) if names else "what torch cannot read safely") from None
+        raise _not_plain(path) from None
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{where}: {str(path)!r} holds a {type(content).__name__}, not named tensors.")
+        raise ConfigError(f"{str(path)!r} holds a {type(content).__name__}, not named tensors.")
     return dict(content)
+
+
+def _loaded(path: Path, mapped: bool) -> Any:
+    # Our writer renames a new file over the old one, whose content a map keeps. torch.load takes a path with the name
+    # of safetensors for one, and maps the bytes of compressed records as they are.
+    if mapped and path.suffix != ".safetensors" and _is_uncompressed_zip(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _is_uncompressed_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _not_plain(path: Path) -> ConfigError:
+    """The error for a file or folder that torch does not unpickle."""
+    if path.is_dir():
+        return _refused(path, "what torch cannot read safely")
+    found = pickled_names(path)
+    if not found:  # a web page, a pointer of git-lfs, ...
+        return ConfigError(
+            f"{str(path)!r} is neither safetensors nor a file of torch.save; it begins with "
+            f"{_beginning(path, 40)!r}. Fetch it again from its source."
+        )
+    plain = ("torch._utils._rebuild", "torch.serialization", "collections.OrderedDict")
+    names = [name for name in found if not name.startswith(plain) and not name.endswith("Storage")]
+    return _refused(path, listing(names, 5) if names else "what torch cannot read safely")
 
 
 def _beginning(path: Path, length: int) -> bytes:
@@ -70,9 +155,9 @@ def _is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" or (path.suffix == ".safetensors" and not zipfile.is_zipfile(path))
 
 
-def _refused(path: Path, where: str, what: str) -> ConfigError:
+def _refused(path: Path, what: str) -> ConfigError:
     return ConfigError(
-        f"{where}: {str(path)!r} is refused, because loading it could run code: beside tensors it holds {what}. Where "
+        f"{str(path)!r} is refused, because loading it could run code: beside tensors it holds {what}. Where "
         f"it was made, and only if you trust it, save its tensors alone: "
         f"safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
     )
@@ -82,18 +167,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def check_digest(path: str | Path, wanted: str | None, where: str) -> None:
+def check_digest(path: str | Path, wanted: str | None, place: str = "") -> None:
     """Raises `ConfigError` unless a file has this SHA-256 digest (hexadecimal, ``sha256:`` before it or not)."""
     if wanted is None or not Path(path).exists():
         return
     if not Path(path).is_file():
-        raise ConfigError(f"{where}: {str(path)!r} is a folder, which has no digest. Give a file, or leave it out.")
+        raise ConfigError(f"{str(path)!r} is a folder, which has no digest. Give a file, or leave it out.", place)
     with Path(path).open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != str(wanted).removeprefix("sha256:").lower():
         raise ConfigError(
-            f"{where}: {str(path)!r} is not the file that was meant. Its digest is {found}, and {wanted} is given. "
-            f"Fetch it again from its source, or correct the digest."
+            f"{str(path)!r} is not the file that was meant. Its digest is {found}, and {wanted} is given. "
+            f"Fetch it again from its source, or correct the digest.",
+            place,
         )
 
 
@@ -105,9 +191,12 @@ def pickled_names(path: Path) -> list[str]:
                 pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
         else:
             pickles = [path.read_bytes()]
-        return list(dict.fromkeys(name for content in pickles for name in _names_in(io.BytesIO(content))))
     except (OSError, zipfile.BadZipFile):
         return []
+    names: dict[str, None] = {}  # in the order of the file, each once
+    for content in pickles:
+        names |= dict.fromkeys(_names_in(io.BytesIO(content)))
+    return list(names)
 
 
 def _names_in(stream: io.BytesIO) -> Iterator[str]:
@@ -127,7 +216,9 @@ def _names_in(stream: io.BytesIO) -> Iterator[str]:
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Writes tensors as safetensors; the file appears whole or not at all."""
-    # safetensors refuses tensors that share memory, such as tied ones
-    own = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    own = {}
+    for name, tensor in tensors.items():
+        # safetensors refuses tensors that share memory, such as tied ones
+        own[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     with whole_file(path) as temporary:
         temporary.write_bytes(save(own))

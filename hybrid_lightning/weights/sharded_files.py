@@ -1,4 +1,4 @@
-"""Sharded checkpoints: a folder in which each rank writes its shares, read without running anything from a file."""
+"""Sharded checkpoints: a folder to which each rank writes its local shards, read without running code from a file."""
 
 import pickle
 import shutil
@@ -18,6 +18,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+
+from hybrid_lightning.files import TEMPORARY
 
 REST = "meta.pt"
 """File in the folder that holds all that is not sharded."""
@@ -64,11 +66,10 @@ class _Reader(FileSystemReader):
 
 
 def write_folder(content: dict[str, Any], folder: Path) -> None:
-    """Writes nested plain data with sharded tensors; every rank has to call it. The folder appears whole or not at all.
+    """Writes nested plain data with sharded tensors into a folder that appears whole or not at all.
 
-    Args:
-        content: What `DTensor` it holds is written by its ranks, the rest by the first one.
-        folder: On a file system that all ranks see.
+    Collective: call it on every rank, with a folder that all of them see. Each rank writes its local shards, the first
+    one all the rest.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -79,9 +80,10 @@ def write_folder(content: dict[str, Any], folder: Path) -> None:
         return value
 
     rest = _mapped(content, take)
-    temporary, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + OLD)
-    first = dist.get_rank() == 0
-    if first:
+    temporary = folder.with_name(folder.name + TEMPORARY)
+    old = folder.with_name(folder.name + OLD)
+    is_first = dist.get_rank() == 0
+    if is_first:
         if old.is_dir() and not folder.exists():
             old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -89,7 +91,7 @@ def write_folder(content: dict[str, Any], folder: Path) -> None:
         temporary.mkdir(parents=True)
     dist.barrier()
     save(tensors, storage_writer=FileSystemWriter(temporary))
-    if first:
+    if is_first:
         torch.save(rest, temporary / REST)
         if folder.is_dir():
             folder.rename(old)  # a folder cannot be replaced in one go; one of the two is always there
@@ -102,18 +104,11 @@ def write_folder(content: dict[str, Any], folder: Path) -> None:
 def read_folder(
     folder: Path, mesh: DeviceMesh | None = None, without: Collection[str] = (), tensors: bool = True
 ) -> dict[str, Any]:
-    """What `write_folder` wrote, by any number of ranks.
+    """What `write_folder` wrote on any number of ranks, without some keys; sharded tensors can be left unread.
 
-    Args:
-        folder: The folder.
-        mesh: Ranks to shard the tensors over, along their first dimension; all of them have to call. None reads whole
-            tensors in this process alone.
-        without: Keys of the content that are left out.
-        tensors: Whether sharded tensors are read.
-
-    Raises:
-        pickle.UnpicklingError: If a file holds anything that could run code.
-        OSError: If a shard is missing or damaged.
+    Tensors are sharded over the ranks of a mesh, along their first dimension, by a call on each of these; without a
+    mesh, this process alone reads full tensors. Raises `pickle.UnpicklingError` if a file holds anything that could run
+    code, and OSError if a shard is missing or damaged.
     """
     content = torch.load(folder / REST, map_location="cpu", weights_only=True)
     content = {key: value for key, value in content.items() if key not in without}
@@ -134,8 +129,9 @@ def read_folder(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process")  # it is
             load(found, storage_reader=reader, no_dist=mesh is None)
-    except CheckpointException as error:  # no subclass of Exception
-        raise OSError(f"a shard is missing or damaged: {next(iter(error.failures.values()))[0]}") from None
+    except CheckpointException as error:  # a BaseException, which would pass by all that handles errors of files
+        failure, _ = next(iter(error.failures.values()))
+        raise OSError(f"a shard is missing or damaged: {failure}") from None
     return filled
 
 

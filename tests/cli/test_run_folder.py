@@ -145,6 +145,17 @@ def test_a_damaged_checkpoint_is_skipped(copied, capsys):
     assert load(LAST)["global_step"] == 9
 
 
+def test_a_checkpoint_with_a_flipped_bit_is_skipped(copied, capsys):
+    content = bytearray(LAST.read_bytes())
+    weights = next(iter(load(LAST)["state_dict"].values()))
+    content[content.index(weights.numpy().tobytes())] ^= 1
+    LAST.write_bytes(content)
+    assert resume(3) == 0
+    out = capsys.readouterr().out
+    assert "last.ckpt' is damaged: Bad CRC-32" in out
+    assert "continues from best.ckpt, step 6" in out
+
+
 def test_a_sharded_checkpoint_that_was_being_replaced_is_found(copied):
     old = LAST.with_name("last.ckpt.old")
     old.mkdir()

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from hybrid_lightning import AtomicCheckpointIO
+from hybrid_lightning.errors import ConfigError
 from tests.tiny import batches, hybrid, trainer
 
 
@@ -24,6 +25,16 @@ def test_a_checkpoint_is_written_beside_the_old_one_which_stays_until_it_is_whol
     assert content.seen == ["last.ckpt", "last.ckpt.part"]
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     assert plugin.load_checkpoint(path, weights_only=True) == {"step": 1}
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_not_restored(tmp_path):
+    path, plugin = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    plugin.save_checkpoint({"weights": torch.ones(10_000)}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"^--ckpt_path: '.*last\.ckpt' is damaged: Bad CRC-32"):
+        plugin.load_checkpoint(path, weights_only=True)
 
 
 def test_a_trainer_writes_the_same_checkpoint_with_it(tmp_path):

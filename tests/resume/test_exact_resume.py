@@ -279,6 +279,29 @@ def test_gradients_of_a_checkpoint_get_memory_of_their_own(stride: int, folder: 
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"loops": {}}, "loops.fit_loop"),
+        ({"loops": {"fit_loop": {}}}, "loops.fit_loop.state_dict"),
+        (
+            {"loops": {"fit_loop": {"state_dict": {}, "epoch_loop.state_dict": 3}}},
+            "loops.fit_loop.epoch_loop.state_dict",
+        ),
+        ({"exact_resume": [1]}, "exact_resume"),
+        ({"exact_resume": {"seed": "x"}}, "exact_resume.seed"),
+    ],
+)
+def test_a_checkpoint_with_damaged_counters_is_refused(
+    changes: dict[str, Any], path: str, fitted: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(fitted / "runs/small/version_0/checkpoints/last.ckpt", weights_only=True)
+    torch.save({**content, **changes}, "e.ckpt")
+    assert command("fit", "--ckpt_path", "e.ckpt", "--trainer.max_epochs", "3") == 2
+    error = capsys.readouterr().err
+    assert f"--ckpt_path: the checkpoint is damaged: {path!r} is missing or of another type. Use another" in error
+
+
 @pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
 def test_a_module_that_reads_its_batches_itself_cannot_continue_within_an_epoch(tmp_path: Path) -> None:
     class Reading(Dropping):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,10 @@ def resume(fitted: Path, states) -> int:
         ("exp_avg_sq", lambda t: -t - 1, "holds negative values"),
         ("exp_avg", lambda t: t.long(), "holds torch.int64"),
         ("exp_avg", lambda t: t.to(torch.complex64), "holds torch.complex64"),
-        ("exp_avg", lambda t: t.to_sparse(), "is no plain tensor"),
-        ("exp_avg", lambda t: t.to("meta"), "is no plain tensor"),
-        ("exp_avg", lambda t: torch.zeros(1).expand(t.shape), "is no plain tensor"),
+        ("exp_avg", lambda t: t.to(torch.float8_e4m3fn), "holds torch.float8_e4m3fn, not torch.float32"),
+        ("exp_avg", lambda t: t.to_sparse(), "is not a plain tensor"),
+        ("exp_avg", lambda t: t.to("meta"), "is not a plain tensor"),
+        ("exp_avg", lambda t: torch.zeros(1).expand(t.shape), "is not a plain tensor"),
     ],
 )
 def test_a_state_that_does_not_fit_its_parameter_is_refused_by_name(key, value, words, fitted, folder, capsys):
@@ -106,6 +108,23 @@ def with_a_state_of_nobody(optimizer: dict) -> None:
 
 def with_a_rate_of_many_values(optimizer: dict) -> None:
     optimizer["param_groups"][0]["lr"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("lr", "0.1", "'lr' of the group 'stem.*' is a str, not a float"),
+        ("lr", None, "is a NoneType, not a float"),
+        ("lr", True, "is a bool, not a float"),
+        ("betas", (0.9, "x"), "'betas' of the group 'stem.*' is a str, not a float"),
+        ("betas", 0.9, "is a float, not a tuple"),
+        ("amsgrad", {}, "is a dict, not a bool"),
+        ("part", 3, "is a int, not a str"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_name(option, value, words, fitted, folder, capsys):
+    assert resume(fitted, lambda optimizer: optimizer["param_groups"][0].update({option: value})) == 2
+    assert re.search(f"state of the checkpoint is damaged: .*{words}", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

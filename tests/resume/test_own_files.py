@@ -195,6 +195,14 @@ def test_no_callback_takes_a_folder_from_a_checkpoint(folder):
     assert writer.state == {**plain, **nested}
 
 
+def test_paths_are_rebuilt_once_where_a_task_and_a_callback_do_it(folder, monkeypatch):
+    fit([LastCheckpoint(dirpath=folder / "own")], classifier())
+    looked_for = []
+    monkeypatch.setattr("hybrid_lightning.resume.own_files._is_there", lambda folder, name: looked_for.append(name))
+    fit([LastCheckpoint(dirpath=folder / "own")], classifier(), folder / "own/last.ckpt", epochs=2)
+    assert looked_for == ["last.ckpt"]
+
+
 def test_a_state_that_holds_itself_is_refused(copied, capsys):
     content = torch.load(RUN / "last.ckpt", weights_only=True)
     for state in content["callbacks"].values():

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.weights.loading import Fit, load_weights, resized_positions
+from hybrid_lightning.weights.loading import Fit, WeightSource, load_weights, resized_positions
 from hybrid_lightning.weights.safe_files import save_weights
 from tests.small import changed, command
 
@@ -136,6 +136,15 @@ def test_an_impossible_source_is_an_error_with_its_place(given, message, folder,
     assert command("fit", config=changed({"init.parts": {"stem": part}})) == 2
 
     assert re.search(message, capsys.readouterr().err.split("error: ")[1])
+
+
+def test_a_source_that_was_read_before_is_taken(tmp_path, layer):
+    torch.save(layer.state_dict(), tmp_path / "w.pt")
+    source = WeightSource.parse(str(tmp_path / "w.pt"))
+    assert WeightSource.parse(source) is source
+    other = nn.Linear(2, 3)
+    load_weights(other, source)
+    assert torch.equal(other.weight, layer.weight)
 
 
 def test_positional_embeddings_are_resized_as_images_and_other_tokens_stay():

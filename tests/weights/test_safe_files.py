@@ -1,6 +1,8 @@
 import os
 import pickle
 import re
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.weights.safe_files import check_digest, pickled_names, read_file, save_weights
+from hybrid_lightning.weights.safe_files import check_digest, peek, pickled_names, read_file, save_weights, verify
 
 
 class Payload:
@@ -59,6 +61,75 @@ def test_what_a_file_would_unpickle_is_read_without_running_it(zipped, tmp_path)
     with pytest.raises(ConfigError, match=r"it holds '(os|posix)\.mkdir'\. Where it was made"):
         read_file(file)
     assert not marker.exists()
+
+
+@pytest.fixture
+def large(tmp_path) -> Path:
+    """A file of 16 MB."""
+    torch.save({"step": 3, "weights": torch.randn(2, 2048, 1024)}, tmp_path / "large.pt")
+    return tmp_path / "large.pt"
+
+
+def bytes_read() -> int:
+    """What this process has read from files so far, without what is mapped."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count what a process reads")
+def test_a_look_at_a_file_reads_no_tensor(large):
+    before = bytes_read()
+    assert peek(large)["step"] == 3
+    assert bytes_read() - before < 2**16
+    read_file(large)
+    assert bytes_read() - before > 2**24
+
+
+def test_a_tensor_of_a_mapped_file_can_be_changed_and_the_file_stays(large, tmp_path):
+    content, other = read_file(large), read_file(large, mapped=False)
+    assert torch.equal(content["weights"], other["weights"])
+    content["weights"].zero_()
+    assert torch.equal(read_file(large)["weights"], other["weights"])
+    mapped = read_file(large)["weights"]
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "new.pt")
+    (tmp_path / "new.pt").replace(large)  # as our writer does
+    assert torch.equal(mapped, other["weights"])
+
+
+def test_keys_are_left_out_of_any_file(large, tmp_path):
+    assert read_file(large, without=["weights"]) == {"step": 3}
+    save_weights({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "w.safetensors")
+    assert read_file(tmp_path / "w.safetensors", without=["b"]).keys() == {"a"}
+
+
+def test_a_flipped_bit_is_found_by_its_checksum(large):
+    damaged = bytearray(large.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    large.write_bytes(damaged)
+    with pytest.raises(ConfigError, match=r"^here: '.*large\.pt' is damaged: Bad CRC-32 for file 'large/data/0'\. Use"):
+        read_file(large, "here")
+    with pytest.raises(ConfigError, match=r"^here: '.*large\.pt' is damaged"):
+        verify(large, "here")
+    assert peek(large)["step"] == 3
+    damaged[damaged.index(b"step") + 1] ^= 1
+    large.write_bytes(damaged)
+    with pytest.raises(ConfigError, match=r"^here: '.*large\.pt' is damaged: Bad CRC-32 for file 'large/data\.pkl'"):
+        peek(large, "here")
+
+
+def test_a_file_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weights": torch.ones(2)}, tmp_path / "w.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_file(tmp_path / "w.pt")["weights"].equal(torch.ones(2))
+
+
+def test_a_file_that_was_compressed_later_is_read(large, tmp_path):
+    with zipfile.ZipFile(large) as old, zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name.replace("large", "x"), old.read(name))
+    assert torch.equal(read_file(tmp_path / "x.pt")["weights"], read_file(large)["weights"])
 
 
 def test_a_truncated_file_is_refused(tmp_path):
