@@ -1,14 +1,14 @@
 """Config files: several merge deeply, flags reach into them, and a path in one is looked up beside it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 
-from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.errors import ConfigError, check_keys
 from hybrid_lightning.optim.factory import torch_classes
 from hybrid_lightning.tasks.losses import LOSSES
 
@@ -62,20 +62,34 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def _anchor_weights(config: Mapping[str, Any], folder: Path) -> None:
-    model = config.get("model")
-    init_args = model.get("init_args") if isinstance(model, Mapping) else None
-    parts = init_args.get("parts") if isinstance(init_args, Mapping) else None
-    owners = [(part, "weights") for part in parts.values()] if isinstance(parts, Mapping) else []
-    for owner, key in [*owners, (init_args, "init_from")]:
-        given = owner.get(key) if isinstance(owner, dict) else None
-        owner, key = (given, "path") if isinstance(given, dict) else (owner, key)
-        path = owner.get(key) if isinstance(owner, dict) else None
-        if isinstance(path, str) and path != "pretrained" and (folder / path).exists():
-            owner[key] = str(folder / path)
+    """Makes paths of weights absolute: ``weights`` of each part and ``init_from``, as text or under ``path``."""
+    init_args = _mapping_at(config, "model", "init_args")
+    for part in _mapping_at(init_args, "parts").values():
+        _anchor(part, "weights", folder)
+    _anchor(init_args, "init_from", folder)
 
 
+def _anchor(owner: Any, key: str, folder: Path) -> None:
+    given = owner.get(key) if isinstance(owner, dict) else None
+    if isinstance(given, dict):
+        _anchor(given, "path", folder)
+    elif isinstance(given, str) and given != "pretrained" and (folder / given).exists():
+        owner[key] = str(folder / given)
+
+
+def _mapping_at(config: Any, *keys: str) -> dict[str, Any]:
+    """The mapping under nested keys; an empty one if something else stands there, which the parser refuses later."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config if isinstance(config, dict) else {}
+
+
+# Merging
+
+_ARGUMENTS = {"class_path": "init_args", "module": "args"}
+"""What names a class → the arguments that belong to this class alone."""
 _FORMS = {"unfreeze": ("plateau", "start", "stages"), "clip": ("norm", "value", "agc", "zclip")}
-"""Facts of a part that have several forms, each told by a key of its own."""
+"""Options of a part that have several forms → a key that only one form has."""
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,51 +99,23 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
     limit where the overlay gives one of another form.
     """
     merged = dict(base)
-    for kind, arguments in (("class_path", "init_args"), ("module", "args")):
-        if kind in overlay and base.get(kind, overlay[kind]) != overlay[kind]:
+    for kind, arguments in _ARGUMENTS.items():
+        if kind in overlay and kind in base and base[kind] != overlay[kind]:
             merged.pop(arguments, None)
     for key, value in overlay.items():
         old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            other_form = any(form in value and form not in old for form in _FORMS.get(key, ()))
-            merged[key] = value if other_form else merge(old, value)
+        both_are_mappings = isinstance(old, Mapping) and isinstance(value, Mapping)
+        if both_are_mappings and not _is_of_another_form(key, old, value):
+            merged[key] = merge(old, value)
         else:
             merged[key] = value
     return merged
 
 
-def _complete_names(config: Mapping[str, Any]) -> None:
-    """Writes the names of torch's optimizers and schedulers, and of losses, in full, as the parser knows them."""
-    arguments = (config.get("model") or {}).get("init_args") if isinstance(config.get("model"), Mapping) else None
-    for key, namespace in (("optimizer", torch.optim), ("scheduler", torch.optim.lr_scheduler)):
-        spec = arguments.get(key) if isinstance(arguments, Mapping) else None
-        if isinstance(spec, dict) and isinstance(spec.get("class_path"), str):
-            name = spec["class_path"].removeprefix(namespace.__name__ + ".")
-            if "." not in name and name not in torch_classes(namespace):
-                raise unknown(f"model.{key}.class_path", "class", name, torch_classes(namespace))
-            spec["class_path"] = name if "." in name else f"{namespace.__name__}.{name}"
-    loss = arguments.get("loss_function") if isinstance(arguments, Mapping) else None
-    if isinstance(loss, dict) and isinstance(loss.get("class_path"), str) and "." not in loss["class_path"]:
-        if loss["class_path"] not in LOSSES:
-            raise unknown("model.loss_function.class_path", "loss", loss["class_path"], LOSSES)
-        loss["class_path"] = f"hybrid_lightning.{loss['class_path']}"
-
-
-def _overlay_of(flag: str, value: str) -> dict[str, Any] | None:
-    """A flag that reaches into a dict, ``--model.parts.image.lr_scale 0.5``, as an overlay; None for any other."""
-    section, *keys = flag.removeprefix("--").split(".")
-    keys = keys[1:] if keys[:1] == ["init_args"] else keys
-    if section not in ("model", "data") or not keys or keys[0] in ("class_path", "dict_kwargs", "help"):
-        return None
-    try:
-        overlay = read_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{flag}: {value!r} is not valid YAML: {error}") from None
-    if flag.endswith("+") or (len(keys) == 1 and not isinstance(overlay, dict)):
-        return None
-    for key in reversed(keys):
-        overlay = {key: overlay}
-    return {section: {"init_args": overlay}}
+def _is_of_another_form(option: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a new schedule or limit has a key that tells its form, and that the old one lacks."""
+    forms = _FORMS.get(option, ())
+    return any(form in new and form not in old for form in forms)
 
 
 def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None = None) -> list[str]:
@@ -145,41 +131,111 @@ def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None
     Raises:
         ConfigError: If a file or a flag's value cannot be read.
     """
-    rest: list[str] = []
+    words = _split_words(arguments)
+    overlays = [*words.overlays, overlay] if overlay else words.overlays
+    if not words.paths and not overlays:
+        return words.rest
+    config: dict[str, Any] = {}
+    if words.paths:
+        config["name"] = Path(words.paths[0]).stem
+    for path in words.paths:
+        config = merge(config, read_config(path))
+    for one in overlays:
+        config = merge(config, one)
+    _complete_names(config)
+    _fit_to_parser(config)
+    text = yaml.safe_dump(config, sort_keys=False)
+    return [*words.rest[: words.position], "--config", text, *words.rest[words.position :]]
+
+
+class _Words(NamedTuple):
+    """Command-line arguments, taken apart.
+
+    Args:
+        paths: Of the config files.
+        overlays: What flags put into dicts of model and data.
+        rest: All other words.
+        position: How many of the other words stand before the first config file.
+    """
+
+    paths: list[str]
+    overlays: list[Mapping[str, Any]]
+    rest: list[str]
+    position: int
+
+
+def _split_words(arguments: Sequence[str]) -> _Words:
     paths: list[str] = []
     overlays: list[Mapping[str, Any]] = []
-    position: int | None = None
+    rest: list[str] = []
+    position = None
     waiting = iter(arguments)
-    for argument in waiting:
-        flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-c"):
+    for word in waiting:
+        flag, equals, text = word.partition("=")
+        is_config = flag in ("--config", "-c")
+        reaches_in = flag.startswith(("--model.", "--data."))
+        own_words = [word]
+        value: str | None = text
+        if (is_config or reaches_in) and not equals:
+            value = next(waiting, None)
+            own_words += [] if value is None else [value]
+        if is_config:
             position = len(rest) if position is None else position
-            paths.append(value if equals else next(waiting, ""))
-        elif flag.startswith(("--model.", "--data.")):
-            given = value if equals else next(waiting, None)
-            overlay = None if given is None else _overlay_of(flag, given)
-            if overlay is not None:
-                overlays.append(overlay)
-            else:
-                rest += [argument] if equals or given is None else [argument, given]
+            paths.append(value or "")
+            continue
+        overlay = _overlay_of(flag, value) if reaches_in and value is not None else None
+        if overlay is None:
+            rest += own_words
         else:
-            rest.append(argument)
-    overlays += [overlay] if overlay else []
-    if not paths and not overlays:
-        return rest
-    config: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
-    for overlay in [*map(read_config, paths), *overlays]:
-        config = merge(config, overlay)
-    _complete_names(config)
+            overlays.append(overlay)
+    return _Words(paths, overlays, rest, len(rest) if position is None else position)
+
+
+def _overlay_of(flag: str, value: str) -> dict[str, Any] | None:
+    """A flag that reaches into a dict, ``--model.parts.image.lr_scale 0.5``, as an overlay; None for any other."""
+    section, *keys = flag.removeprefix("--").split(".")
+    if keys[:1] == ["init_args"]:
+        keys = keys[1:]
+    if not keys or keys[0] in ("class_path", "dict_kwargs", "help"):
+        return None
+    try:
+        overlay = read_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{value!r} is not valid YAML: {error}", flag) from None
+    if flag.endswith("+") or (len(keys) == 1 and not isinstance(overlay, dict)):
+        return None
+    for key in reversed(keys):
+        overlay = {key: overlay}
+    return {section: {"init_args": overlay}}
+
+
+def _complete_names(config: Mapping[str, Any]) -> None:
+    """Writes the names of torch's optimizers and schedulers, and of losses, in full, as the parser needs them."""
+    arguments = _mapping_at(config, "model", "init_args")
+    for key, namespace in (("optimizer", torch.optim), ("scheduler", torch.optim.lr_scheduler)):
+        _complete(arguments.get(key), f"model.{key}", "class", f"{namespace.__name__}.", torch_classes(namespace))
+    _complete(arguments.get("loss_function"), "model.loss_function", "loss", "hybrid_lightning.", LOSSES)
+
+
+def _complete(spec: Any, place: str, kind: str, prefix: str, known: Collection[str]) -> None:
+    """Puts `prefix` before the name of a known class; a dotted path stays as it is."""
+    path = spec.get("class_path") if isinstance(spec, dict) else None
+    if isinstance(path, str) and "." not in path.removeprefix(prefix):
+        name = path.removeprefix(prefix)
+        check_keys([name], known, f"{place}.class_path", kind)
+        spec["class_path"] = prefix + name
+
+
+def _fit_to_parser(config: dict[str, Any]) -> None:
+    """Changes what jsonargparse would misread."""
     for section in ("trainer", "checkpoint"):
-        if config.get(section, 0) is None:  # all of its keys are commented out
+        if config.get(section, "absent") is None:  # all of its keys are commented out
             del config[section]
     for section in ("model", "data"):
+        content = _mapping_at(config, section)
         for key in ("class_path", "init_args"):
-            if isinstance(config.get(section), dict) and config[section].get(key, 0) is None:
-                del config[section][key]
-    for section in config:
-        if config[section] == {} and section not in ("trainer", "checkpoint"):
-            config[section] = None  # the parser would skip an unknown section that is empty
-    position = len(rest) if position is None else position
-    return [*rest[:position], "--config", yaml.safe_dump(config, sort_keys=False), *rest[position:]]
+            if content.get(key, "absent") is None:
+                del content[key]
+    for section, content in config.items():
+        if content == {} and section not in ("trainer", "checkpoint"):
+            config[section] = None  # an unknown section that is empty would be skipped

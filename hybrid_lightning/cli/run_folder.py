@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
-from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from hybrid_lightning.errors import ConfigError
@@ -133,22 +132,25 @@ def _limits_reached(folder: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-class RunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run's folder; of a continued run so that it repeats the whole run."""
+class RunConfig(pl.Callback):
+    """Writes ``config.yaml`` into the run's folder.
+
+    Args:
+        text: The config as YAML.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._is_written = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Writes the file once."""
-        folder = Path(trainer.log_dir or ".")  # every rank has to ask, because the answer is broadcast
-        if self.already_saved or not trainer.is_global_zero:
+        """Writes the file once, on the first rank."""
+        folder = Path(trainer.log_dir or ".")  # a collective call: the answer is broadcast
+        if self._is_written or not trainer.is_global_zero:
             return
         if stage == "fit" and trainer.checkpoint_callbacks:
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # by this a fit is known, see run_to_continue
-        config = self.config.clone()
-        if stage == "fit" and config.get("resume"):
-            arguments = config.data.get("init_args") if config.get("data") else None
-            if arguments and config["ckpt_path"] and arguments.get("statistics") == config["ckpt_path"]:
-                arguments["statistics"] = None  # those of the checkpoint that is continued
-            config["resume"] = config["ckpt_path"] = None
-        with whole_file(folder / self.config_filename) as temporary:
-            temporary.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
-        self.already_saved = True
+            # the sign of a fit, by which run_to_continue finds it
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / "config.yaml") as temporary:
+            temporary.write_text(self.text, encoding="utf-8")
+        self._is_written = True

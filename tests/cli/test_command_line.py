@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import hybrid_lightning
 from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import main
-from hybrid_lightning.cli.hybrid_trainer import HybridTrainer
-from hybrid_lightning.cli.lightning_cli import HybridCLI
+from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.cli.parser_errors import explained
+from hybrid_lightning.cli.preparation import plan
 from hybrid_lightning.errors import shortened
 from tests.processes import LIMIT, Running, succeed
-from tests.small import CONFIG, DELETE, changed, classifier, command, write
+from tests.small import CONFIG, DELETE, changed, classifier, command, trainer, write
 
 ROOT = Path(hybrid_lightning.__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -56,13 +56,6 @@ def error_of(capsys) -> str:
 def test_every_config_plans(config, capsys):
     assert main(["plan", "--config", str(config), "--trainer.accelerator", "cpu"]) == 0
     assert "unfreezes at" in capsys.readouterr().out
-
-
-def test_a_command_makes_the_arguments_of_no_other(folder, monkeypatch):
-    made, add = [], HybridCLI.add_arguments_to_parser
-    monkeypatch.setattr(HybridCLI, "add_arguments_to_parser", lambda cli, p: (made.append(p), add(cli, p)))
-    assert command("plan") == 0
-    assert len(made) == 1
 
 
 @pytest.mark.parametrize("config", FAST, ids=lambda path: path.stem)
@@ -188,7 +181,7 @@ def test_plan_tells_that_batches_are_no_dicts():
     data = hybrid_lightning.DigitsDataModule([0, 1, 2], size=16)
     data.train_dataloader = lambda: DataLoader(TensorDataset(torch.ones(4, 1), torch.ones(4)), batch_size=2)
     with pytest.raises(ConfigError, match="a batch is a dict"):
-        HybridTrainer(logger=False, accelerator="cpu").plan(classifier(), data)
+        plan(Setup(classifier(), data, trainer()))
 
 
 @pytest.mark.parametrize(
@@ -466,7 +459,10 @@ BAD = {
     "init_args all commented out": ({"model.init_args": None}, ["model: ", "must be given"]),
     "class_path null": ({"model.class_path": None}, ["model: ", "class_path: ..."]),
     "negative seed": ({"seed_everything": -5}, ["seed_everything", "-5"]),
-    "no accumulation": ({"trainer.accumulate_grad_batches": 0}, ["trainer.accumulate_grad_batches", "1 or more"]),
+    "no accumulation": (
+        {"trainer.accumulate_grad_batches": 0},
+        ["trainer.accumulate_grad_batches", "0 is not", "at least 1"],
+    ),
     "no batch": ({"data.init_args.batch_size": 0}, ["data.batch_size", "0"]),
     "no pixels": ({"data.init_args.size": 0}, ["data.size", "0"]),
     "unknown monitor": ({"checkpoint.monitor": "val/acuracy"}, ["'val/acuracy'", "could not find"]),
