@@ -107,7 +107,8 @@ def _seed(config: Namespace) -> None:
 
 def runs_folder(config: Namespace) -> Path:
     """The folder of the runs of this name."""
-    return Path(config.trainer.default_root_dir or ".") / "runs" / config.name
+    root = Path(config.trainer.default_root_dir or ".")
+    return root / "runs" / str(config.name)
 
 
 def limits(config: Namespace) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
@@ -88,8 +89,8 @@ def _mapping_at(config: Any, *keys: str) -> dict[str, Any]:
 
 _ARGUMENTS = {"class_path": "init_args", "module": "args"}
 """What names a class → the arguments that belong to this class alone."""
-_FORMS = {"unfreeze": ("plateau", "start", "stages"), "clip": ("norm", "value", "agc", "zclip")}
-"""Options of a part that have several forms → a key that only one form has."""
+_FORMS = {"unfreeze": {"plateau", "start", "stages"}, "clip": {"norm", "value", "agc", "zclip"}}
+"""Option of a part → keys that only one of its forms has."""
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,25 +105,20 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
             merged.pop(arguments, None)
     for key, value in overlay.items():
         old = merged.get(key)
-        both_are_mappings = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if both_are_mappings and not _is_of_another_form(key, old, value):
-            merged[key] = merge(old, value)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            new_keys = value.keys() - old.keys()
+            is_of_another_form = new_keys & _FORMS.get(key, set())
+            merged[key] = value if is_of_another_form else merge(old, value)
         else:
             merged[key] = value
     return merged
 
 
-def _is_of_another_form(option: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a new schedule or limit has a key that tells its form, and that the old one lacks."""
-    forms = _FORMS.get(option, ())
-    return any(form in new and form not in old for form in forms)
-
-
 def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None = None) -> list[str]:
-    """Command-line arguments with all ``--config`` files merged to one, in the place of the first.
+    """Command-line arguments with all ``--config`` files merged to one, before the flags, which therefore beat it.
 
-    Flags that reach into a dict of the model or the data are merged over the files, wherever they stand, because
-    jsonargparse would replace the whole dict.
+    Flags that reach into a dict of the model or the data are merged over the files, because jsonargparse would replace
+    the whole dict.
 
     Args:
         arguments: The words of a command.
@@ -131,64 +127,35 @@ def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None
     Raises:
         ConfigError: If a file or a flag's value cannot be read.
     """
-    words = _split_words(arguments)
-    overlays = [*words.overlays, overlay] if overlay else words.overlays
-    if not words.paths and not overlays:
-        return words.rest
     config: dict[str, Any] = {}
-    if words.paths:
-        config["name"] = Path(words.paths[0]).stem
-    for path in words.paths:
-        config = merge(config, read_config(path))
-    for one in overlays:
-        config = merge(config, one)
-    _complete_names(config)
-    _fit_to_parser(config)
-    text = yaml.safe_dump(config, sort_keys=False)
-    return [*words.rest[: words.position], "--config", text, *words.rest[words.position :]]
-
-
-class _Words(NamedTuple):
-    """Command-line arguments, taken apart.
-
-    Args:
-        paths: Of the config files.
-        overlays: What flags put into dicts of model and data.
-        rest: All other words.
-        position: How many of the other words stand before the first config file.
-    """
-
-    paths: list[str]
-    overlays: list[Mapping[str, Any]]
-    rest: list[str]
-    position: int
-
-
-def _split_words(arguments: Sequence[str]) -> _Words:
-    paths: list[str] = []
     overlays: list[Mapping[str, Any]] = []
     rest: list[str] = []
-    position = None
     waiting = iter(arguments)
     for word in waiting:
-        flag, equals, text = word.partition("=")
+        flag, equals, value = word.partition("=")
         is_config = flag in ("--config", "-c")
         reaches_in = flag.startswith(("--model.", "--data."))
         own_words = [word]
-        value: str | None = text
         if (is_config or reaches_in) and not equals:
-            value = next(waiting, None)
-            own_words += [] if value is None else [value]
+            own_words += islice(waiting, 1)
+            value = own_words[-1]
         if is_config:
-            position = len(rest) if position is None else position
-            paths.append(value or "")
-            continue
-        overlay = _overlay_of(flag, value) if reaches_in and value is not None else None
-        if overlay is None:
-            rest += own_words
+            config = merge(config or {"name": Path(value).stem}, read_config(value))
+        elif reaches_in and (from_flag := _overlay_of(flag, value)):
+            overlays.append(from_flag)
         else:
-            overlays.append(overlay)
-    return _Words(paths, overlays, rest, len(rest) if position is None else position)
+            rest += own_words
+    if overlay:
+        overlays.append(overlay)
+    for one in overlays:
+        config = merge(config, one)
+    if not config:
+        return rest
+    _complete_names(config)
+    _fit_to_parser(config)
+    text = yaml.safe_dump(config, sort_keys=False)
+    # without a file the flags name the classes, whose arguments have to follow
+    return ["--config", text, *rest] if "name" in config else [*rest, "--config", text]
 
 
 def _overlay_of(flag: str, value: str) -> dict[str, Any] | None:

@@ -4,11 +4,12 @@ import argparse
 import copy
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from hybrid_lightning.cli.building import Setup
@@ -87,7 +88,8 @@ def exported_program(plain: HybridNetwork, inputs: Batch) -> bytes:
     shapes: dict[str, Any] = {}
     for key, value in inputs.items():
         # dimension 0 of every tensor may have any size
-        shapes[key] = {name: {0: samples} for name in value} if isinstance(value, dict) else {0: samples}
+        any_size = {0: samples}
+        shapes[key] = dict.fromkeys(value, any_size) if isinstance(value, dict) else any_size
     file = io.BytesIO()
     try:
         program = torch.export.export(plain, (first_samples(inputs),), dynamic_shapes=(shapes,))
@@ -118,16 +120,9 @@ def entries_read(batch: Mapping[str, Any], keys: Sequence[str]) -> Batch:
     missing = [key for key in keys if key not in batch and not key.startswith(PREFIX)]
     if missing:
         raise ConfigError(f"data: the network reads {listing(missing)}; the batch has {listing(batch)}.")
-    found = {key: on_cpu(batch[key]) for key in keys if key in batch}
+    found = move_data_to_device({key: batch[key] for key in keys if key in batch}, torch.device("cpu"))
     everybody = torch.ones(_batch_size(found), dtype=torch.bool)
     return {key: found.get(key, everybody) for key in keys}
-
-
-def on_cpu(value: Any) -> Any:
-    """An entry of a batch, a tensor or a dict of them, on the CPU."""
-    if isinstance(value, Mapping):
-        return {name: on_cpu(entry) for name, entry in value.items()}
-    return value.cpu()
 
 
 def described(key: str, value: Any) -> str:
@@ -138,16 +133,9 @@ def described(key: str, value: Any) -> str:
     return f"{key} ({', '.join(sizes)}) {str(value.dtype).removeprefix('torch.')}"
 
 
-def _tensors(inputs: Batch) -> Iterator[Tensor]:
-    for value in inputs.values():
-        if isinstance(value, dict):
-            yield from _tensors(value)
-        else:
-            yield value
-
-
 def _batch_size(inputs: Batch) -> int:
-    return len(next(_tensors(inputs)))
+    first = next(iter(inputs.values()))
+    return _batch_size(first) if isinstance(first, dict) else len(first)
 
 
 def _print_digest(path: str) -> None:

@@ -73,7 +73,7 @@ class RunLogger(CSVLogger):
             self.path.unlink(missing_ok=True)
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
         """Adds a row, or fills up the last one that was not saved yet if it is of the same step."""
         row = {}
         for name, value in metrics.items():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import lightning.pytorch as pl
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -70,7 +70,7 @@ def make_parser(name: str) -> Parser:
     """The parser of a command: model, data, trainer, checkpoint, `RunOptions`, and the arguments of its function."""
     command = COMMANDS[name]
     parser = Parser(prog=f"hybrid_lightning {name}", description=command.description)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file; several are merged key by key.")
+    parser.add_argument("-c", "--config", action="config", help="A YAML file; several are merged key by key.")
     parser.add_class_arguments(RunOptions, instantiate=False)
     parser.add_function_arguments(command.function(), skip={"setup"})
     parser.add_lightning_class_args(pl.Trainer, "trainer")

@@ -17,6 +17,9 @@ _BASES: dict[str, type] = {
     "trainer.logger": Logger,
 }
 _REMOVED = {
+    "weights_only": "checkpoints are always read as plain data. Leave it out.",
+    "verbose": "results are always printed. Leave it out.",
+    "return_predictions": "predict writes them to a table. Leave it out.",
     "trust_program": "predict reads no exported programs any more. Leave it out, and give the .ckpt file of a fit as "
     "--ckpt_path; in a program of your own, torch.export.load reads a .pt2 file.",
 }

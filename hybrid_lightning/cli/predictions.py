@@ -28,7 +28,6 @@ def predict(
     ckpt_path: str | None = None,
     output: str | None = None,
     row_numbers: bool = False,
-    weights_only: bool = True,
 ) -> None:
     """Writes a table of predictions in the order of the data.
 
@@ -37,7 +36,6 @@ def predict(
         ckpt_path: best, last (of the newest run of this name) or a path.
         output: The table to write, .csv or .parquet (extra 'data'); null: predictions.csv in the run's folder.
         row_numbers: Whether the table also has the samples' row numbers if the data name them by ids.
-        weights_only: False lets torch unpickle the checkpoint, which can run code.
     """
     if output is not None:
         check_output(output)
@@ -45,9 +43,7 @@ def predict(
     model.explain = True
     collected = CollectPredictions()
     trainer.callbacks.append(collected)  # type: ignore[attr-defined]
-    trainer.predict(
-        model, datamodule=setup.data, return_predictions=False, ckpt_path=ckpt_path, weights_only=weights_only
-    )
+    trainer.predict(model, datamodule=setup.data, return_predictions=False, ckpt_path=ckpt_path, weights_only=True)
     predicted = collected.gathered()
     folder = trainer.log_dir or "."  # a collective call: the answer is broadcast
     if predicted is not None:
@@ -112,9 +108,10 @@ class CollectPredictions(BasePredictionWriter):
             contributions = {part: values.cpu() for part, values in prediction["contributions"].items()}
             prediction = prediction["predictions"]
         places = self._places(batch_indices, len(prediction), trainer.world_size)
-        rows = batch.get("id") if isinstance(batch, Mapping) else None
-        is_usable = isinstance(rows, Tensor) and rows.shape == places.shape and not rows.is_floating_point()
-        rows = rows.cpu() if is_usable else None
+        given = batch.get("id") if isinstance(batch, Mapping) else None
+        rows = None
+        if isinstance(given, Tensor) and given.shape == places.shape and not given.is_floating_point():
+            rows = given.cpu()
         self.batches.append(Predicted(places, prediction.cpu(), rows, contributions))
 
     def _places(self, indices: Sequence[Any] | None, count: int, ranks: int) -> Tensor:

@@ -8,19 +8,18 @@ from hybrid_lightning.cli.building import Setup, limits
 from hybrid_lightning.cli.run_folder import mark_finished, say
 
 
-def fit(setup: Setup, ckpt_path: str | None = None, weights_only: bool = True) -> None:
+def fit(setup: Setup, ckpt_path: str | None = None) -> None:
     """Trains, unless the run to continue has ended; then tests one checkpoint, if the config names it.
 
     Args:
         setup: What to train.
         ckpt_path: Checkpoint that a new run continues from: best, last (of the newest run of this name) or a path.
-        weights_only: False lets torch unpickle the checkpoint, which can run code.
     """
     continued, trainer = setup.continued, setup.trainer
     if continued and continued.finished:
         say(f"finished: {continued.folder} has ended; raise max_epochs, max_steps or max_time to train on")
         return
-    trainer.fit(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=weights_only)
+    trainer.fit(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
     if setup.options.test_after_fit:
         _test_after_fit(setup, setup.options.test_after_fit)
     folder = trainer.log_dir  # a collective call: the answer is broadcast
@@ -41,29 +40,21 @@ def _test_after_fit(setup: Setup, which: str) -> None:
     setup.trainer.test(setup.model, setup.data, ckpt_path=path or None, weights_only=True)
 
 
-def validate(setup: Setup, ckpt_path: str | None = None, verbose: bool = True, weights_only: bool = True) -> None:
+def validate(setup: Setup, ckpt_path: str | None = None) -> None:
     """Measures a checkpoint on the validation data.
 
     Args:
         setup: What to measure.
         ckpt_path: best, last (of the newest run of this name) or a path.
-        verbose: Whether the results are printed.
-        weights_only: False lets torch unpickle the checkpoint, which can run code.
     """
-    setup.trainer.validate(
-        setup.model, datamodule=setup.data, ckpt_path=ckpt_path, verbose=verbose, weights_only=weights_only
-    )
+    setup.trainer.validate(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
 
 
-def test(setup: Setup, ckpt_path: str | None = None, verbose: bool = True, weights_only: bool = True) -> None:  # noqa: PT028
+def test(setup: Setup, ckpt_path: str | None = None) -> None:  # noqa: PT028  a command
     """Measures a checkpoint on the test data.
 
     Args:
         setup: What to measure.
         ckpt_path: best, last (of the newest run of this name) or a path.
-        verbose: Whether the results are printed.
-        weights_only: False lets torch unpickle the checkpoint, which can run code.
     """
-    setup.trainer.test(
-        setup.model, datamodule=setup.data, ckpt_path=ckpt_path, verbose=verbose, weights_only=weights_only
-    )
+    setup.trainer.test(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)

@@ -130,9 +130,10 @@ def test_a_flag_beats_the_config_and_changes_nothing_else(flags, part, column, v
     assert {"stem", "body", "head"} <= plan.keys()
 
 
-def test_a_nested_flag_beats_the_config_also_when_it_stands_before_it(capsys):
+@pytest.mark.parametrize("flag", [["--model.parts.stem.lr_scale", "0.5"], ["--model.lr", "0.0005"]])
+def test_a_flag_beats_the_config_also_when_it_stands_before_it(flag, capsys):
     write(CONFIG)
-    assert main(["plan", "--model.parts.stem.lr_scale", "0.5", "--config", "small.yaml"]) == 0
+    assert main(["plan", *flag, "--config", "small.yaml"]) == 0
     assert "0.0005" in capsys.readouterr().out
 
 
@@ -472,6 +473,55 @@ BAD = {
     ),
     "name with a slash": ({"name": "../x"}, ["name: '../x'", "slashes"]),
 }
+
+
+def manifest(**curve):
+    """Changes to a config: a manifest with this series, which is refused before the file is read."""
+    arguments = {"path": "samples.csv", "inputs": {"curve": {"series": "curve", **curve}}}
+    return {"data": {"class_path": "ManifestDataModule", "init_args": arguments}}
+
+
+REGRESSOR = {"model.class_path": "HybridRegressor", "init.num_classes": DELETE}
+RENAMED = {
+    # where: the changes, the place, the former name and the one that it has now
+    "key of a part": ({f"{STEM}.norm": "eval"}, "model.parts.stem", "norm", "batch_norm"),
+    "frozen statistics": ({f"{STEM}.batch_norm": "eval"}, "model.parts.stem.batch_norm", "eval", "frozen"),
+    "new statistics": ({f"{STEM}.batch_norm": "stats"}, "model.parts.stem.batch_norm", "stats", "recalibrate"),
+    "images of a part": ({f"{STEM}.normalise": True}, "model.parts.stem", "normalise", "normalize"),
+    "default of pretrained parts": ({"init.pretrained": {"norm": "eval"}}, "model.pretrained", "norm", "batch_norm"),
+    "default of untrained parts": ({"init.untrained": {"norm": "eval"}}, "model.untrained", "norm", "batch_norm"),
+    "value of a default": ({"init.untrained": {"batch_norm": "stats"}}, "batch_norm", "stats", "recalibrate"),
+    "fusion": (
+        {"init.parts.other": {"module": "MLP", "input": "image"}, "init.fusion": {"args": {"standardise": "none"}}},
+        "model.fusion.args",
+        "standardise",
+        "standardize",
+    ),
+    "regressor": ({**REGRESSOR, "init.standardise": False}, "model", "standardise", "standardize"),
+    "input of the data": (manifest(standardise=False), "data.inputs.curve", "standardise", "standardize"),
+}
+
+
+@pytest.mark.parametrize("case", RENAMED)
+def test_a_former_name_is_refused_with_the_new_one(case, folder, capsys):
+    changes, place, former, new = RENAMED[case]
+    assert command("fit", config=changed(changes)) == 2
+    message = error_of(capsys)
+    assert place in message, message
+    assert f"'{former}' is called '{new}' now; write '{new}'." in message
+
+
+def test_a_former_name_is_refused_in_a_flag_too(folder, capsys):
+    assert command("fit", "--model.standardise", "false", config=changed(REGRESSOR)) == 2
+    assert "'standardise' is called 'standardize' now" in error_of(capsys)
+
+
+@pytest.mark.parametrize("key", ["weights_only", "verbose", "return_predictions"])
+def test_an_option_that_is_gone_is_refused_with_what_to_do(key, folder, capsys):
+    assert command("fit", config=changed({key: True})) == 2
+    message = error_of(capsys)
+    assert message.startswith(f"error: {key}: ")
+    assert message.endswith("Leave it out.")
 
 
 @pytest.mark.parametrize("case", BAD)
