@@ -189,7 +189,8 @@ def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None) -> 
     if settings["enable_checkpointing"] is not False:
         # not ModelCheckpoint's save_last, which writes only when the best one is written too
         callbacks += [options.checkpoint, LastCheckpoint(options.save_every)]
-    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+    has_checkpoint_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+    if not has_checkpoint_io:
         plugins.append(AtomicCheckpointIO())
     has_folder = parsed.command in _WITH_RUN_FOLDER
     if has_folder and not settings["fast_dev_run"]:
@@ -221,6 +222,7 @@ def _make_loggers(config: Namespace, given: Any, continued: Run | None) -> list[
             f"--trainer.default_root_dir.",
             "trainer.default_root_dir",
         ) from error
+    # the first logger: Lightning puts checkpoints into its folder
     table = RunLogger(runs.parent, runs.name, version, first_step=step)
     if isinstance(given, Logger | list):
         return [table, *_as_list(given)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from hybrid_lightning.errors import ConfigError, check_keys
+from hybrid_lightning.errors import ConfigError, at, check_keys
 from hybrid_lightning.optim.factory import torch_classes
 from hybrid_lightning.tasks.losses import LOSSES
 
@@ -22,9 +22,8 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
                 if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key_node.value!r} stands twice; remove one", key_node.start_mark
-                    )
+                    problem = f"the key {key_node.value!r} stands twice; remove one"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
@@ -105,6 +104,7 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
             merged.pop(arguments, None)
     for key, value in overlay.items():
         old = merged.get(key)
+        # lists replace, because their entries have no names by which they could be matched
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             new_keys = value.keys() - old.keys()
             is_of_another_form = new_keys & _FORMS.get(key, set())
@@ -136,6 +136,7 @@ def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None
         is_config = flag in ("--config", "-c")
         reaches_in = flag.startswith(("--model.", "--data."))
         own_words = [word]
+        # the flag and its value may be one word or two
         if (is_config or reaches_in) and not equals:
             own_words += islice(waiting, 1)
             value = own_words[-1]
@@ -180,16 +181,21 @@ def _complete_names(config: Mapping[str, Any]) -> None:
     """Writes the names of torch's optimizers and schedulers, and of losses, in full, as the parser needs them."""
     arguments = _mapping_at(config, "model", "init_args")
     for key, namespace in (("optimizer", torch.optim), ("scheduler", torch.optim.lr_scheduler)):
-        _complete(arguments.get(key), f"model.{key}", "class", f"{namespace.__name__}.", torch_classes(namespace))
-    _complete(arguments.get("loss_function"), "model.loss_function", "loss", "hybrid_lightning.", LOSSES)
+        prefix = f"{namespace.__name__}."
+        with at(f"model.{key}"):
+            _complete(arguments.get(key), "class", prefix, torch_classes(namespace))
+    with at("model.loss_function"):
+        _complete(arguments.get("loss_function"), "loss", "hybrid_lightning.", LOSSES)
 
 
-def _complete(spec: Any, place: str, kind: str, prefix: str, known: Collection[str]) -> None:
+def _complete(spec: Any, kind: str, prefix: str, known: Collection[str]) -> None:
     """Puts `prefix` before the name of a known class; a dotted path stays as it is."""
     path = spec.get("class_path") if isinstance(spec, dict) else None
-    if isinstance(path, str) and "." not in path.removeprefix(prefix):
-        name = path.removeprefix(prefix)
-        check_keys([name], known, f"{place}.class_path", kind)
+    if not isinstance(path, str):
+        return
+    name = path.removeprefix(prefix)
+    if "." not in name:
+        check_keys([name], known, "class_path", kind)
         spec["class_path"] = prefix + name
 
 
@@ -201,6 +207,7 @@ def _fit_to_parser(config: dict[str, Any]) -> None:
     for section in ("model", "data"):
         content = _mapping_at(config, section)
         for key in ("class_path", "init_args"):
+            # null would be read as a value of this key, without the hint at what has to stand there
             if content.get(key, "absent") is None:
                 del content[key]
     for section, content in config.items():

@@ -99,7 +99,7 @@ def cross_validate(words: Sequence[str]) -> None:
     )
     parser.add_argument("--folds", type=int, default=5, help="Number of folds; each sample is tested once (default 5).")
     parser.add_argument("--resume", action="store_true", help="Keep the folds that are finished, and go on.")
-    options, fit_words = parser.parse_known_args(words)
+    options, fit_words = parser.parse_known_args(words)  # unknown ones are checked by the parser of fit
     plan = Plan.parse(fit_words, options.folds)
     with _ended_by_sigterm():
         runs = [_run_fold(plan, fold, options.resume) for fold in range(1, plan.folds + 1)]
@@ -131,8 +131,8 @@ def _run_fold(plan: Plan, fold: int, resume: bool) -> Path:
     if not checkpoint.exists():  # without validation nothing is best
         checkpoint = checkpoint.with_name("last.ckpt")
     predict = ["predict", *common, "--ckpt_path", str(checkpoint), "--output", str(run / "predictions.csv")]
-    predict += ["--row_numbers", "true"]
-    if plan.predict_path:
+    predict += ["--row_numbers", "true"]  # by which the tables of all folds are put in order
+    if plan.predict_path:  # else the new samples would be predicted instead of the fold
         predict += ["--data.predict_path", "null"]
     _run(predict, f"{fold}/{plan.folds}")
     return run

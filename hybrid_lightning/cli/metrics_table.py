@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +55,23 @@ class RunLogger(CSVLogger):
         if self._is_open:
             return
         self._is_open = True
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.path.parent)
-        remove_leftovers(self.path.parent / "checkpoints")
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        remove_leftovers(folder / "checkpoints")
         found = read_rows(self.path)
         rows = [row for row in found if int(row["step"]) < self.first_step]
         if rows:
             self._columns = list(rows[0])
-            self._write(rows)
-            last = [row for row in rows if row["step"] == rows[-1]["step"]]
-            self._at_last_step = [_without_empty_cells(row) for row in last]
+            self._rewrite(rows)
+            for row in rows:
+                self._note(_without_empty_cells(row))
         elif found and self.first_step == 0:
-            names = (self.path.with_name(f"metrics.old_{number}.csv") for number in count())
-            self.path.rename(next(name for name in names if not name.exists()))
+            # the rows of another run in this folder, which ended before its first checkpoint
+            number = 0
+            while (folder / f"metrics.old_{number}.csv").exists():
+                number += 1
+            self.path.rename(folder / f"metrics.old_{number}.csv")
         else:
             self.path.unlink(missing_ok=True)
 
@@ -77,7 +80,8 @@ class RunLogger(CSVLogger):
         """Adds a row, or fills up the last one that was not saved yet if it is of the same step."""
         row = {}
         for name, value in metrics.items():
-            row[name] = str(value.item() if isinstance(value, Tensor) else value)
+            number = value.item() if isinstance(value, Tensor) else value
+            row[name] = str(number)
         row["step"] = str(len(self._rows) if step is None else step)
         if self._rows and self._rows[-1]["step"] == row["step"]:
             self._rows[-1] |= row
@@ -90,20 +94,22 @@ class RunLogger(CSVLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Appends the new rows; rewrites the table, in one step, if they have new columns.
-
-        A row that stands in the table already is left out: from a step that was saved, or a validation that is
-        repeated.
-        """
+        """Appends the new rows; rewrites the table, in one step, if they have new columns."""
         self._open()
-        rows = [row for row in self._rows if self._is_new(row)]
+        rows = []
+        for row in self._rows:
+            # the same row again: of a step that was saved, or a validation that is repeated after a restart
+            is_repeated = any(row.items() <= old.items() for old in self._at_last_step)
+            if not is_repeated:
+                self._note(row)
+                rows.append(row)
         self._rows = []
         if not rows:
             return
         columns = set(self._columns).union(*rows)
-        if columns > set(self._columns):
+        if len(columns) > len(self._columns):
             self._columns = sorted(columns)
-            self._write([*read_rows(self.path), *rows])
+            self._rewrite([*read_rows(self.path), *rows])
         else:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns).writerows(rows)
@@ -111,19 +117,19 @@ class RunLogger(CSVLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Saves the last rows."""
+        # a process that has logged nothing must not open the table of another one
         if self._rows:
             self.save()
 
-    def _is_new(self, row: Row) -> bool:
-        """Whether the file has no such row of its last step; notes the row."""
-        if any(row.items() <= old.items() for old in self._at_last_step):
-            return False
-        self._at_last_step = [old for old in self._at_last_step if old["step"] == row["step"]]
+    def _note(self, row: Row) -> None:
+        """Keeps a row for comparison as long as no later step is in the file."""
+        if self._at_last_step and self._at_last_step[0]["step"] != row["step"]:
+            self._at_last_step = []
         self._at_last_step.append(row)
-        return True
 
-    def _write(self, rows: list[Row]) -> None:
-        write_csv(self.path, self._columns, ([row.get(name) for name in self._columns] for row in rows))
+    def _rewrite(self, rows: list[Row]) -> None:
+        cells = ([row.get(name) for name in self._columns] for row in rows)
+        write_csv(self.path, self._columns, cells)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -40,7 +40,7 @@ def predict(
     if output is not None:
         check_output(output)
     model, trainer = setup.model, setup.trainer
-    model.explain = True
+    model.explain = True  # adds what each part contributes
     collected = CollectPredictions()
     trainer.callbacks.append(collected)  # type: ignore[attr-defined]
     trainer.predict(model, datamodule=setup.data, return_predictions=False, ckpt_path=ckpt_path, weights_only=True)

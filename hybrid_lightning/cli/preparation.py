@@ -18,7 +18,7 @@ def plan(setup: Setup) -> None:
     loader = build_from_data(model, setup.data)
     limit = trainer.limit_train_batches
     batches = number_of_batches(loader) / trainer.world_size
-    if isinstance(limit, int):
+    if isinstance(limit, int):  # a count of batches; a float is a share of them
         batches = min(batches, limit)
     elif not math.isinf(batches):
         batches = int(math.ceil(batches) * limit)
@@ -40,6 +40,7 @@ def check(setup: Setup) -> None:
 
 def prefetch(setup: Setup) -> None:
     """Reads all pretrained weights once, so that they are in the caches of a machine without a network."""
+    # a DataModule may fetch what its inputs need, such as tokenizers
     fetch = getattr(setup.data, "prefetch", list)
     for line in fetch():
         print(line)

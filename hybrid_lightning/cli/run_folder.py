@@ -39,21 +39,22 @@ class Run:
 
 def versions(folder: Path) -> list[Path]:
     """The run folders below the folder of a name, the newest first."""
-    numbers = {path: re.fullmatch(_VERSION, path.name) for path in folder.glob("version_*")}
-    found = [(int(match[1]), path) for path, match in numbers.items() if match and path.is_dir()]
-    return [path for _, path in sorted(found, reverse=True)]
+    found = []
+    for path in folder.glob("version_*"):
+        match = re.fullmatch(_VERSION, path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+    found.sort(reverse=True)
+    return [path for _, path in found]
 
 
 def newest_checkpoint(folder: Path, name: str) -> Path:
-    """The checkpoint of this name in the newest run that has one.
-
-    Raises:
-        ConfigError: If there is none.
-    """
+    """The checkpoint of this name in the newest run below `folder` that has one."""
     for version in versions(folder):
-        if (version / "checkpoints" / name).exists():
-            return version / "checkpoints" / name
-    raise ConfigError(f"--ckpt_path: there is no {name} below {str(folder)!r}. Run fit first, or give a path.")
+        path = version / "checkpoints" / name
+        if path.exists():
+            return path
+    raise ConfigError(f"there is no {name} below {str(folder)!r}. Run fit first, or give a path.", "--ckpt_path")
 
 
 def run_to_continue(resume: str, runs: Path, limits: dict[str, Any]) -> Run | None:
@@ -61,39 +62,46 @@ def run_to_continue(resume: str, runs: Path, limits: dict[str, Any]) -> Run | No
 
     Args:
         resume: ``auto``, or the folder of a run.
-        runs: Folder of the runs of one name; ``auto`` is the newest fit in it.
+        runs: Folder of the runs of one name; ``auto`` is the newest fit in it, or None.
         limits: Where the fit ends; a run that has ended at these is finished.
-
-    Returns:
-        None if ``auto`` finds no fit to continue.
 
     Raises:
         ConfigError: If the folder is not that of a run, or has checkpoints of which none can be continued.
     """
-    if resume == "auto":
-        # a fit makes the folder of its checkpoints before it writes its config
-        fits = [v for v in versions(runs) if (v / "checkpoints").is_dir() or not (v / "config.yaml").is_file()]
-        if not fits:
-            say(f"resume: there is no run below {str(runs)!r} yet; starting from scratch")
-            return None
-        folder = fits[0]
-    else:
-        folder = Path(resume).absolute()
-        is_run = (folder / "checkpoints").is_dir() or (folder / "config.yaml").is_file()
-        if not (is_run and re.fullmatch(_VERSION, folder.name)):
-            raise ConfigError(
-                f"--resume: there is no run's folder {resume!r}, named version_<number> and with a config.yaml. Give "
-                f"'auto' or a folder such as {str(runs / 'version_0')!r}; --ckpt_path continues from a file, in a new "
-                f"folder."
-            )
-    if _limits_reached(folder) == limits:
+    folder = _newest_fit(runs) if resume == "auto" else _given_run(resume, runs)
+    if folder is None:
+        say(f"resume: there is no run below {str(runs)!r} yet; starting from scratch")
+        return None
+    finished = folder / _FINISHED
+    if finished.is_file() and yaml.safe_load(finished.read_text(encoding="utf-8")) == limits:
         return Run(folder, finished=True)
     found = last_whole_checkpoint(folder / "checkpoints")
     if found is None:
         say(f"resume: {folder} ended before its first checkpoint; starting from scratch in it")
         return Run(folder)
-    say(f"resume: {folder} continues from {found[0].name}, step {found[1]}")
-    return Run(folder, *found)
+    checkpoint, step = found
+    say(f"resume: {folder} continues from {checkpoint.name}, step {step}")
+    return Run(folder, checkpoint, step)
+
+
+def _newest_fit(runs: Path) -> Path | None:
+    for version in versions(runs):
+        # a fit makes the folder of its checkpoints before it writes its config; an evaluation makes none
+        if (version / "checkpoints").is_dir() or not (version / "config.yaml").is_file():
+            return version
+    return None
+
+
+def _given_run(resume: str, runs: Path) -> Path:
+    folder = Path(resume).absolute()
+    is_run = (folder / "checkpoints").is_dir() or (folder / "config.yaml").is_file()
+    if not is_run or not re.fullmatch(_VERSION, folder.name):
+        raise ConfigError(
+            f"there is no run's folder {resume!r}, named version_<number> and with a config.yaml. Give 'auto' or a "
+            f"folder such as {str(runs / 'version_0')!r}; --ckpt_path continues from a file, in a new folder.",
+            "--resume",
+        )
+    return folder
 
 
 def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
@@ -103,33 +111,32 @@ def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
         ConfigError: If there are checkpoints, but none to continue from.
     """
     # a sharded one is a folder, whose old version is found if the process was killed while the new one took its place
-    saved = sorted([*folder.glob("*.ckpt"), *folder.glob(f"*.ckpt{OLD}")], key=lambda path: path.lstat().st_mtime_ns)
-    found: dict[Path, int] = {}
+    saved = [*folder.glob("*.ckpt"), *folder.glob(f"*.ckpt{OLD}")]
+    saved.sort(key=lambda path: path.lstat().st_mtime_ns)
+    found: tuple[Path, int] | None = None
     for path in saved:
         try:
             content = read_file(path, "resume", tensors=False)
         except ConfigError as error:
             say(f"{error} It is skipped.")
             continue
-        if CHECKPOINT_KEY in content and "optimizer_states" in content:  # others hold weights only
-            found[path] = content["global_step"]
-    if saved and not found:
+        # others hold weights alone
+        is_whole = CHECKPOINT_KEY in content and "optimizer_states" in content
+        if is_whole and (found is None or content["global_step"] >= found[1]):
+            found = (path, content["global_step"])
+    if saved and found is None:
         raise ConfigError(
-            f"--resume: none of the checkpoints in {str(folder)!r} can be continued. Leave out --resume to start a new "
-            f"run, or remove them to start from scratch in this folder."
+            f"none of the checkpoints in {str(folder)!r} can be continued. Leave out --resume to start a new run, or "
+            f"remove them to start from scratch in this folder.",
+            "--resume",
         )
-    return max(reversed(found.items()), key=lambda item: item[1], default=None)
+    return found
 
 
 def mark_finished(folder: Path, limits: dict[str, Any]) -> None:
     """Notes in a run's folder that its fit has ended at these limits."""
     with whole_file(folder / _FINISHED) as temporary:
         temporary.write_text(yaml.safe_dump(limits), encoding="utf-8")
-
-
-def _limits_reached(folder: Path) -> Any:
-    path = folder / _FINISHED
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 class RunConfig(pl.Callback):

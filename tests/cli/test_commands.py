@@ -1,6 +1,7 @@
 """What the command line answers by itself, before it runs a command."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,11 @@ def test_the_overview_names_every_command_in_a_line():
         [line] = [line for line in lines if line.split()[:1] == [name]]
         assert line.endswith(row.description)
     assert max(map(len, lines)) <= 120
+
+
+def test_the_page_of_commands_has_the_rows_of_the_table():
+    page = (Path(hybrid_lightning.__file__).parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert page.endswith("".join(f"| `{name}` | {row.description} |\n" for name, row in COMMANDS.items()))
 
 
 @pytest.mark.parametrize(
