@@ -12,9 +12,6 @@ import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationStage
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
@@ -183,38 +180,6 @@ def cluster_environment(trainer: pl.Trainer) -> ClusterEnvironment:
     return trainer._accelerator_connector.cluster_environment
 
 
-def table_of(logger: CSVLogger) -> ExperimentWriter | None:
-    """The table that a logger has opened; None before.
-
-    The public ``experiment`` would open it (2.6).
-    """
-    table = logger._experiment
-    assert table is None or isinstance(table, ExperimentWriter)
-    return table
-
-
-def set_table(logger: CSVLogger, table: ExperimentWriter) -> None:
-    """Gives a logger a table of another kind, which it closes at the end.
-
-    2.6 makes its own kind, in the middle of ``experiment``.
-    """
-    logger._experiment = table
-
-
-class TableWriter(ExperimentWriter):
-    """A table in a folder that may hold one already; 2.6 deletes that one, in a private hook."""
-
-    def _check_log_dir_exists(self) -> None:
-        self.take_over()
-
-    def take_over(self) -> None:
-        """Is called by the constructor, for what the folder holds; does nothing."""
-
-    def new_columns(self) -> set[str]:
-        """The names in the rows that no row before had; from now on they are columns."""
-        return self._record_new_keys()
-
-
 # Strategies
 
 
@@ -249,49 +214,3 @@ def ddp_hook_state(strategy: Strategy) -> Any:
     Given to the constructor, and kept in private (2.6).
     """
     return getattr(strategy, "_ddp_comm_state", None)
-
-
-# Command line
-
-
-class SubcommandCLI(LightningCLI):
-    """`LightningCLI` with the hooks under public names that 2.6 has as private ones."""
-
-    def setting(self, config: Any, key: str) -> Any:
-        """A value of the config, from the section of the subcommand; None if there is none."""
-        return self._get(config, key)
-
-    def prepare_subcommand_parser(self, trainer_class: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Makes the parser of a subcommand, to which arguments can be added."""
-        return super()._prepare_subcommand_parser(trainer_class, subcommand, **kwargs)
-
-    def config_from_checkpoint(self) -> None:
-        """Overwrites settings with those in the file of ``--ckpt_path``."""
-        super()._parse_ckpt_path()
-
-    def set_seed(self) -> None:
-        """Applies ``seed_everything``."""
-        super()._set_seed()
-
-    def make_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-        """Makes the Trainer of its arguments and of the callbacks that are arguments of the command themselves."""
-        return super()._instantiate_trainer(config, callbacks)
-
-    def run_subcommand(self, subcommand: str) -> None:
-        """Runs the subcommand, once all is made."""
-        super()._run_subcommand(subcommand)
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        return self.prepare_subcommand_parser(klass, subcommand, **kwargs)
-
-    def _parse_ckpt_path(self) -> None:
-        self.config_from_checkpoint()
-
-    def _set_seed(self) -> None:
-        self.set_seed()
-
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-        return self.make_trainer(config, callbacks)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        self.run_subcommand(subcommand)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, model_parallel
 from lightning.pytorch.utilities import CombinedLoader
@@ -23,8 +23,6 @@ from torch.utils.data import DataLoader, RandomSampler
 import hybrid_lightning
 from hybrid_lightning import lightning_private
 from hybrid_lightning.lightning_private import (
-    SubcommandCLI,
-    TableWriter,
     accumulates,
     before_transfer,
     cluster_environment,
@@ -44,8 +42,6 @@ from hybrid_lightning.lightning_private import (
     saves_shares,
     set_data_parallel_size,
     set_logged_steps,
-    set_table,
-    table_of,
     validation_fetcher,
     validation_is_due,
     wrapped_samplers,
@@ -218,7 +214,7 @@ def test_only_lightning_private_uses_private_names_of_lightning():
         ("class A(LightningCLI):\n    def f(self): return self._get(1, 2)", "A uses _get"),
         ("class A(LightningCLI):\n    def f(self): return super()._set_seed()", "A uses _set_seed"),
         ("class A(LightningCLI):\n    f = classmethod(lambda cls: cls._set_seed())", "A uses _set_seed"),
-        ("class A(HybridCLI):\n    def f(self): return self._get(1, 2)", "A uses _get"),
+        ("class A(RunLogger):\n    def f(self): return self._experiment", "A uses _experiment"),
         (
             "class A:\n    def f(self): return self._monitor_candidates(1)\nclass B(A, ModelCheckpoint): pass",
             "A uses _monitor_candidates",
@@ -228,7 +224,7 @@ def test_only_lightning_private_uses_private_names_of_lightning():
 def test_the_rule_finds_every_kind_of_use(source, expected):
     names: dict[str, Any] = {"__name__": "made_up"}
     exec(
-        "import operator\nfrom hybrid_lightning.cli.lightning_cli import HybridCLI\n"
+        "import operator\nfrom hybrid_lightning.cli.metrics_table import RunLogger\n"
         "from lightning.pytorch.cli import LightningCLI\n"
         "from lightning.pytorch.callbacks import ModelCheckpoint\nfrom lightning.pytorch.loggers import CSVLogger",
         names,
@@ -500,29 +496,6 @@ def test_is_local_tells_paths_from_urls(tmp_path):
     assert not is_local("memory://folder/last.ckpt")
 
 
-def test_table_of_is_none_until_set_table_gives_the_logger_what_it_writes_to(tmp_path):
-    logger = CSVLogger(tmp_path)
-    assert table_of(logger) is None
-    table = TableWriter(logger.log_dir)
-    set_table(logger, table)
-    assert table_of(logger) is logger.experiment is table
-    logger.log_metrics({"loss": 1.0}, step=3)
-    logger.finalize("success")
-    assert Path(logger.log_dir, "metrics.csv").read_text().splitlines() == ["loss,step", "1.0,3"]
-
-
-def test_a_table_writer_keeps_what_it_finds_and_knows_new_columns(tmp_path):
-    file = tmp_path / "metrics.csv"
-    file.write_text("loss,step\n1.0,3\n")
-    table = TableWriter(str(tmp_path))  # Lightning's would warn, and delete it
-    assert file.read_text() == "loss,step\n1.0,3\n"
-    table.log_metrics({"loss": 2.0}, 4)
-    assert table.new_columns() == {"loss", "step"}
-    table.log_metrics({"norm": 2.0}, 4)
-    assert table.new_columns() == {"norm"}
-    assert table.metrics_keys == ["loss", "norm", "step"]
-
-
 def test_set_data_parallel_size_reaches_the_mesh(monkeypatch):
     asked = []
     strategy = ModelParallelStrategy()
@@ -549,45 +522,3 @@ def test_ddp_options_and_ddp_hook_state_are_what_the_strategy_was_told():
     assert ddp_hook_state(DDPStrategy()) is None
     assert ddp_options(SingleDeviceStrategy()) == {}
     assert ddp_hook_state(SingleDeviceStrategy()) is None
-
-
-class Told(SubcommandCLI):
-    """Notes when each hook is called; each does what it does by default."""
-
-    calls: list[Any]
-
-    def prepare_subcommand_parser(self, trainer_class: type, subcommand: str, **kwargs: Any) -> Any:
-        parser = super().prepare_subcommand_parser(trainer_class, subcommand, **kwargs)
-        parser.add_argument("--of", type=str, default=subcommand)
-        return parser
-
-    def config_from_checkpoint(self) -> None:
-        self.calls = ["config_from_checkpoint"]
-        super().config_from_checkpoint()
-
-    def set_seed(self) -> None:
-        self.calls.append("set_seed")
-        super().set_seed()
-        self.calls.append(torch.initial_seed())
-
-    def make_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-        self.calls.append("make_trainer")
-        return super().make_trainer({**config, "max_epochs": 7}, callbacks)
-
-    def run_subcommand(self, subcommand: str) -> None:
-        self.calls += ["run_subcommand", subcommand]
-        super().run_subcommand(subcommand)
-
-    def fit(self, **kwargs: Any) -> None:
-        self.calls.append("fit")
-
-
-def test_a_subcommand_cli_calls_its_public_hooks_and_does_by_default_what_lightning_does(monkeypatch):
-    quiet = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
-    monkeypatch.setattr("sys.argv", ["tiny"])  # Lightning warns of other arguments of the process
-    cli = Told(Tiny, args=["fit", "--seed_everything", "5"], trainer_defaults=quiet, save_config_callback=None)
-    assert isinstance(cli, SubcommandCLI)
-    assert cli.calls == ["config_from_checkpoint", "set_seed", 5, "make_trainer", "run_subcommand", "fit", "fit"]
-    assert cli.trainer.max_epochs == 7
-    assert cli.setting(cli.config, "of") == "fit"
-    assert cli.setting(cli.config, "nothing") is None

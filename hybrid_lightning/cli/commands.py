@@ -1,32 +1,52 @@
-"""The commands that there are, and ``main``. Lightning is imported only when a command runs."""
+"""The commands: one table, from which ``main``, the help and the parsers are made. Imports no torch."""
 
-import os
-import sys
-import warnings
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import hybrid_lightning
-from hybrid_lightning.errors import ConfigError, listing, shortened
+
+class Command(NamedTuple):
+    """A row of the table.
+
+    Args:
+        path: File of this folder and the function in it.
+        description: What it does, in one line.
+        has_setup: Whether the function takes the `Setup` of a config, and its other arguments become flags; False: it
+            takes the words of the command line.
+    """
+
+    path: str
+    description: str
+    has_setup: bool = True
+
+    def function(self) -> Callable[..., Any]:
+        """The function; imports its file, and with it Lightning."""
+        module, name = self.path.split(".")
+        found: Callable[..., Any] = getattr(importlib.import_module(f"hybrid_lightning.cli.{module}"), name)
+        return found
+
 
 COMMANDS = {
-    "fit": "Trains a model, and writes config, metrics and checkpoints to a run folder.",
-    "validate": "Measures a checkpoint on the validation data.",
-    "test": "Measures a checkpoint on the test data.",
-    "predict": "Writes a table with the predictions of a checkpoint.",
-    "plan": "Prints what would train when and at which rate; trains nothing.",
-    "check": "Reads all files of the data, and lists what is wrong with them.",
-    "prefetch": "Fetches pretrained weights, for machines without a network.",
-    "export": "Writes the plain network of a checkpoint for other programs.",
-    "export_part": "Writes the weights of one part of a checkpoint.",
-    "cross_validate": "Fits, tests and predicts on each fold of the data.",
+    "fit": Command("training.fit", "Trains a model, and writes config, metrics and checkpoints to a run folder."),
+    "validate": Command("training.validate", "Measures a checkpoint on the validation data."),
+    "test": Command("training.test", "Measures a checkpoint on the test data."),
+    "predict": Command("predictions.predict", "Writes a table with the predictions of a checkpoint."),
+    "plan": Command("preparation.plan", "Prints what would train when and at which rate; trains nothing."),
+    "check": Command("preparation.check", "Reads all files of the data, and lists what is wrong with them."),
+    "prefetch": Command("preparation.prefetch", "Fetches pretrained weights, for machines without a network."),
+    "export": Command("export.export", "Writes the plain network of a checkpoint for other programs."),
+    "export_part": Command("export.export_part", "Writes the weights of one part of a checkpoint.", has_setup=False),
+    "cross_validate": Command(
+        "cross_validation.cross_validate", "Fits, tests and predicts on each fold of the data.", has_setup=False
+    ),
 }
-"""Name → what it does, in one line."""
+"""Name → command, in the order of the help."""
 
 
 def overview() -> str:
     """The help that is printed without a command."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {command.description}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: python -m hybrid_lightning COMMAND --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]",
@@ -39,78 +59,3 @@ def overview() -> str:
             "'COMMAND --help' lists the keys of a command, 'fit --model.help HybridClassifier' those of a model.",
         ]
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        arguments: Words after the program's name; None takes those of the process.
-
-    Returns:
-        0; 2 if an input was wrong (the reason is on standard error) or no command was given; 130 after an interrupt;
-        143 if a fit was told to end by SIGTERM.
-    """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words:
-        print(overview())
-        print(f"error: no command was given. Possible: {listing(COMMANDS)}.", file=sys.stderr)
-        return 2
-    if words[0] in ("-h", "--help"):
-        print(overview())
-        return 0
-    if words[0] == "--version":
-        print(f"hybrid_lightning {hybrid_lightning.__version__}")
-        return 0
-    return _run(words)
-
-
-def _run(words: list[str]) -> int:
-    """Runs a command; for what it returns see `main`."""
-    # not at the top of the file: importing Lightning takes seconds, and help needs none of it
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-    _mute_warnings()
-    try:
-        _dispatch(words)
-    except (ConfigError, MisconfigurationException) as error:
-        if os.environ.get("HYBRID_LIGHTNING_TRACEBACK"):
-            raise
-        print(f"error: {shortened(str(error))}", file=sys.stderr)
-        return 2
-    except SIGTERMException as error:
-        return int(error.code or 0)
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning turns an interrupt of a fit into sys.exit(1)
-        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _mute_warnings() -> None:
-    # the data of this package are in memory; worker processes would cost more than they bring
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    # a repeated sample counts once, see tasks/evaluation.py
-    warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
-    # of a stream, whose order is taken as it comes
-    warnings.filterwarnings("ignore", "Couldn't infer the batch indices fetched")
-    # lightning 2.6.6 calls a function that torch 2.13 deprecates
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-
-
-def _dispatch(words: list[str]) -> None:
-    if words[0] == "export_part":
-        from hybrid_lightning.cli.export import export_part
-
-        export_part(words[1:])
-    elif words[0] == "cross_validate":
-        from hybrid_lightning.cli.cross_validation import cross_validate
-
-        cross_validate(words[1:])
-    else:
-        from hybrid_lightning.cli.lightning_cli import run_cli
-
-        run_cli(words)

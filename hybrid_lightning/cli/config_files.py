@@ -1,14 +1,15 @@
 """Config files: several merge deeply, flags reach into them, and a path in one is looked up beside it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from hybrid_lightning.errors import ConfigError, unknown
+from hybrid_lightning.errors import ConfigError, at, check_keys
 from hybrid_lightning.optim.factory import torch_classes
 from hybrid_lightning.tasks.losses import LOSSES
 
@@ -21,9 +22,8 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
                 if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key_node.value!r} stands twice; remove one", key_node.start_mark
-                    )
+                    problem = f"the key {key_node.value!r} stands twice; remove one"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
@@ -62,20 +62,34 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def _anchor_weights(config: Mapping[str, Any], folder: Path) -> None:
-    model = config.get("model")
-    init_args = model.get("init_args") if isinstance(model, Mapping) else None
-    parts = init_args.get("parts") if isinstance(init_args, Mapping) else None
-    owners = [(part, "weights") for part in parts.values()] if isinstance(parts, Mapping) else []
-    for owner, key in [*owners, (init_args, "init_from")]:
-        given = owner.get(key) if isinstance(owner, dict) else None
-        owner, key = (given, "path") if isinstance(given, dict) else (owner, key)
-        path = owner.get(key) if isinstance(owner, dict) else None
-        if isinstance(path, str) and path != "pretrained" and (folder / path).exists():
-            owner[key] = str(folder / path)
+    """Makes paths of weights absolute: ``weights`` of each part and ``init_from``, as text or under ``path``."""
+    init_args = _mapping_at(config, "model", "init_args")
+    for part in _mapping_at(init_args, "parts").values():
+        _anchor(part, "weights", folder)
+    _anchor(init_args, "init_from", folder)
 
 
-_FORMS = {"unfreeze": ("plateau", "start", "stages"), "clip": ("norm", "value", "agc", "zclip")}
-"""Facts of a part that have several forms, each told by a key of its own."""
+def _anchor(owner: Any, key: str, folder: Path) -> None:
+    given = owner.get(key) if isinstance(owner, dict) else None
+    if isinstance(given, dict):
+        _anchor(given, "path", folder)
+    elif isinstance(given, str) and given != "pretrained" and (folder / given).exists():
+        owner[key] = str(folder / given)
+
+
+def _mapping_at(config: Any, *keys: str) -> dict[str, Any]:
+    """The mapping under nested keys; an empty one if something else stands there, which the parser refuses later."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config if isinstance(config, dict) else {}
+
+
+# Merging
+
+_ARGUMENTS = {"class_path": "init_args", "module": "args"}
+"""What names a class → the arguments that belong to this class alone."""
+_FORMS = {"unfreeze": {"plateau", "start", "stages"}, "clip": {"norm", "value", "agc", "zclip"}}
+"""Option of a part → keys that only one of its forms has."""
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,58 +99,26 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
     limit where the overlay gives one of another form.
     """
     merged = dict(base)
-    for kind, arguments in (("class_path", "init_args"), ("module", "args")):
-        if kind in overlay and base.get(kind, overlay[kind]) != overlay[kind]:
+    for kind, arguments in _ARGUMENTS.items():
+        if kind in overlay and kind in base and base[kind] != overlay[kind]:
             merged.pop(arguments, None)
     for key, value in overlay.items():
         old = merged.get(key)
+        # lists replace, because their entries have no names by which they could be matched
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            other_form = any(form in value and form not in old for form in _FORMS.get(key, ()))
-            merged[key] = value if other_form else merge(old, value)
+            new_keys = value.keys() - old.keys()
+            is_of_another_form = new_keys & _FORMS.get(key, set())
+            merged[key] = value if is_of_another_form else merge(old, value)
         else:
             merged[key] = value
     return merged
 
 
-def _complete_names(config: Mapping[str, Any]) -> None:
-    """Writes the names of torch's optimizers and schedulers, and of losses, in full, as the parser knows them."""
-    arguments = (config.get("model") or {}).get("init_args") if isinstance(config.get("model"), Mapping) else None
-    for key, namespace in (("optimizer", torch.optim), ("scheduler", torch.optim.lr_scheduler)):
-        spec = arguments.get(key) if isinstance(arguments, Mapping) else None
-        if isinstance(spec, dict) and isinstance(spec.get("class_path"), str):
-            name = spec["class_path"].removeprefix(namespace.__name__ + ".")
-            if "." not in name and name not in torch_classes(namespace):
-                raise unknown(f"model.{key}.class_path", "class", name, torch_classes(namespace))
-            spec["class_path"] = name if "." in name else f"{namespace.__name__}.{name}"
-    loss = arguments.get("loss_function") if isinstance(arguments, Mapping) else None
-    if isinstance(loss, dict) and isinstance(loss.get("class_path"), str) and "." not in loss["class_path"]:
-        if loss["class_path"] not in LOSSES:
-            raise unknown("model.loss_function.class_path", "loss", loss["class_path"], LOSSES)
-        loss["class_path"] = f"hybrid_lightning.{loss['class_path']}"
-
-
-def _overlay_of(flag: str, value: str) -> dict[str, Any] | None:
-    """A flag that reaches into a dict, ``--model.parts.image.lr_scale 0.5``, as an overlay; None for any other."""
-    section, *keys = flag.removeprefix("--").split(".")
-    keys = keys[1:] if keys[:1] == ["init_args"] else keys
-    if section not in ("model", "data") or not keys or keys[0] in ("class_path", "dict_kwargs", "help"):
-        return None
-    try:
-        overlay = read_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{flag}: {value!r} is not valid YAML: {error}") from None
-    if flag.endswith("+") or (len(keys) == 1 and not isinstance(overlay, dict)):
-        return None
-    for key in reversed(keys):
-        overlay = {key: overlay}
-    return {section: {"init_args": overlay}}
-
-
 def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None = None) -> list[str]:
-    """Command-line arguments with all ``--config`` files merged to one, in the place of the first.
+    """Command-line arguments with all ``--config`` files merged to one, before the flags, which therefore beat it.
 
-    Flags that reach into a dict of the model or the data are merged over the files, wherever they stand, because
-    jsonargparse would replace the whole dict.
+    Flags that reach into a dict of the model or the data are merged over the files, because jsonargparse would replace
+    the whole dict.
 
     Args:
         arguments: The words of a command.
@@ -145,41 +127,89 @@ def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None
     Raises:
         ConfigError: If a file or a flag's value cannot be read.
     """
-    rest: list[str] = []
-    paths: list[str] = []
+    config: dict[str, Any] = {}
     overlays: list[Mapping[str, Any]] = []
-    position: int | None = None
+    rest: list[str] = []
     waiting = iter(arguments)
-    for argument in waiting:
-        flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-c"):
-            position = len(rest) if position is None else position
-            paths.append(value if equals else next(waiting, ""))
-        elif flag.startswith(("--model.", "--data.")):
-            given = value if equals else next(waiting, None)
-            overlay = None if given is None else _overlay_of(flag, given)
-            if overlay is not None:
-                overlays.append(overlay)
-            else:
-                rest += [argument] if equals or given is None else [argument, given]
+    for word in waiting:
+        flag, equals, value = word.partition("=")
+        is_config = flag in ("--config", "-c")
+        reaches_in = flag.startswith(("--model.", "--data."))
+        own_words = [word]
+        # the flag and its value may be one word or two
+        if (is_config or reaches_in) and not equals:
+            own_words += islice(waiting, 1)
+            value = own_words[-1]
+        if is_config:
+            config = merge(config or {"name": Path(value).stem}, read_config(value))
+        elif reaches_in and (from_flag := _overlay_of(flag, value)):
+            overlays.append(from_flag)
         else:
-            rest.append(argument)
-    overlays += [overlay] if overlay else []
-    if not paths and not overlays:
+            rest += own_words
+    if overlay:
+        overlays.append(overlay)
+    for one in overlays:
+        config = merge(config, one)
+    if not config:
         return rest
-    config: dict[str, Any] = {"name": Path(paths[0]).stem} if paths else {}
-    for overlay in [*map(read_config, paths), *overlays]:
-        config = merge(config, overlay)
     _complete_names(config)
+    _fit_to_parser(config)
+    text = yaml.safe_dump(config, sort_keys=False)
+    # without a file the flags name the classes, whose arguments have to follow
+    return ["--config", text, *rest] if "name" in config else [*rest, "--config", text]
+
+
+def _overlay_of(flag: str, value: str) -> dict[str, Any] | None:
+    """A flag that reaches into a dict, ``--model.parts.image.lr_scale 0.5``, as an overlay; None for any other."""
+    section, *keys = flag.removeprefix("--").split(".")
+    if keys[:1] == ["init_args"]:
+        keys = keys[1:]
+    if not keys or keys[0] in ("class_path", "dict_kwargs", "help"):
+        return None
+    try:
+        overlay = read_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{value!r} is not valid YAML: {error}", flag) from None
+    if flag.endswith("+") or (len(keys) == 1 and not isinstance(overlay, dict)):
+        return None
+    for key in reversed(keys):
+        overlay = {key: overlay}
+    return {section: {"init_args": overlay}}
+
+
+def _complete_names(config: Mapping[str, Any]) -> None:
+    """Writes the names of torch's optimizers and schedulers, and of losses, in full, as the parser needs them."""
+    arguments = _mapping_at(config, "model", "init_args")
+    for key, namespace in (("optimizer", torch.optim), ("scheduler", torch.optim.lr_scheduler)):
+        prefix = f"{namespace.__name__}."
+        with at(f"model.{key}"):
+            _complete(arguments.get(key), "class", prefix, torch_classes(namespace))
+    with at("model.loss_function"):
+        _complete(arguments.get("loss_function"), "loss", "hybrid_lightning.", LOSSES)
+
+
+def _complete(spec: Any, kind: str, prefix: str, known: Collection[str]) -> None:
+    """Puts `prefix` before the name of a known class; a dotted path stays as it is."""
+    path = spec.get("class_path") if isinstance(spec, dict) else None
+    if not isinstance(path, str):
+        return
+    name = path.removeprefix(prefix)
+    if "." not in name:
+        check_keys([name], known, "class_path", kind)
+        spec["class_path"] = prefix + name
+
+
+def _fit_to_parser(config: dict[str, Any]) -> None:
+    """Changes what jsonargparse would misread."""
     for section in ("trainer", "checkpoint"):
-        if config.get(section, 0) is None:  # all of its keys are commented out
+        if config.get(section, "absent") is None:  # all of its keys are commented out
             del config[section]
     for section in ("model", "data"):
+        content = _mapping_at(config, section)
         for key in ("class_path", "init_args"):
-            if isinstance(config.get(section), dict) and config[section].get(key, 0) is None:
-                del config[section][key]
-    for section in config:
-        if config[section] == {} and section not in ("trainer", "checkpoint"):
-            config[section] = None  # the parser would skip an unknown section that is empty
-    position = len(rest) if position is None else position
-    return [*rest[:position], "--config", yaml.safe_dump(config, sort_keys=False), *rest[position:]]
+            # null would be read as a value of this key, without the hint at what has to stand there
+            if content.get(key, "absent") is None:
+                del content[key]
+    for section, content in config.items():
+        if content == {} and section not in ("trainer", "checkpoint"):
+            config[section] = None  # an unknown section that is empty would be skipped

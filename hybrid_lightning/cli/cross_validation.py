@@ -6,37 +6,23 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from hybrid_lightning.cli.lightning_cli import HybridCLI, run_cli
+from hybrid_lightning.cli.building import runs_folder
 from hybrid_lightning.cli.metrics_table import read_rows
+from hybrid_lightning.cli.parser import parse
 from hybrid_lightning.cli.run_folder import versions
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.files import whole_file
+from hybrid_lightning.files import write_csv
 
 Row = dict[str, Any]
-_OWN = ("--data.fold", "--data.init_args.fold", "--ckpt_path", "--resume", "--output", "--row_numbers")
-
-
-class _Parsed(HybridCLI):
-    """Reads a command, and makes nothing of it."""
-
-    def set_seed(self) -> None:
-        pass
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def run_subcommand(self, subcommand: str) -> None:
-        pass
+PER_FOLD = ("--data.fold", "--data.init_args.fold", "--ckpt_path", "--resume", "--output", "--row_numbers")
+"""Flags that the commands of each fold are given."""
 
 
 class Plan(NamedTuple):
@@ -66,11 +52,12 @@ class Plan(NamedTuple):
             ConfigError: If they are wrong, or the data cannot be split into folds.
         """
         for word in words:
-            if word.partition("=")[0] in _OWN:
-                raise ConfigError(f"cross_validate: {word.partition('=')[0]} differs between the folds; leave it out.")
+            flag = word.partition("=")[0]
+            if flag in PER_FOLD:
+                raise ConfigError(f"cross_validate: {flag} differs between the folds; leave it out.")
         if folds < 2:
-            raise ConfigError(f"--folds: {folds} folds leave nothing to train on; give 2 or more.")
-        config = _parsed(words)
+            raise ConfigError(f"{folds} folds leave nothing to train on; give 2 or more.", "--folds")
+        config = parse(["fit", *words]).config
         arguments = config.data.get("init_args") or {}
         if "fold" not in arguments:
             raise ConfigError(
@@ -78,11 +65,16 @@ class Plan(NamedTuple):
                 f"is the test split), so it cannot be cross-validated. ManifestDataModule has one."
             )
         for key in ("logger", "enable_checkpointing"):
-            if config.trainer.get(key) is False:
-                raise ConfigError(f"trainer.{key}: cross_validate reads what it would write; leave it out.")
-        runs = Path(config.trainer.get("default_root_dir") or ".") / "runs"
-        tested = config.test_after_fit or "best"
-        return cls(words, folds, runs, config.name, tested, bool(arguments.get("predict_path")))
+            if config.trainer[key] is False:
+                raise ConfigError("cross_validate reads what it would write; leave it out.", f"trainer.{key}")
+        return cls(
+            words,
+            folds,
+            runs=runs_folder(config).parent,
+            name=config.name,
+            tested=config.test_after_fit or "best",
+            predict_path=bool(arguments.get("predict_path")),
+        )
 
     def run_of(self, fold: int) -> Path | None:
         """The folder of the newest fit of a fold; None if there is none of this fold."""
@@ -92,35 +84,33 @@ class Plan(NamedTuple):
         return None
 
 
-def _parsed(words: list[str]) -> Any:
-    return run_cli(["fit", *words], _Parsed).config["fit"]
-
-
 def _fold_in(run: Path) -> Any:
     """The fold in a run's config."""
     path = run / "config.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return ((config.get("data") or {}).get("init_args") or {}).get("fold")
+    arguments = (config.get("data") or {}).get("init_args") or {}
+    return arguments.get("fold")
 
 
-def cross_validate(arguments: Sequence[str]) -> None:
+def cross_validate(words: Sequence[str]) -> None:
     """Fits and tests a model on each fold of the data; --config and all other flags are those of fit."""
     parser = argparse.ArgumentParser(
         "hybrid_lightning cross_validate", description=cross_validate.__doc__, allow_abbrev=False
     )
     parser.add_argument("--folds", type=int, default=5, help="Number of folds; each sample is tested once (default 5).")
     parser.add_argument("--resume", action="store_true", help="Keep the folds that are finished, and go on.")
-    options, words = parser.parse_known_args(arguments)
-    plan = Plan.parse(words, options.folds)
+    options, fit_words = parser.parse_known_args(words)  # unknown ones are checked by the parser of fit
+    plan = Plan.parse(fit_words, options.folds)
     with _ended_by_sigterm():
         runs = [_run_fold(plan, fold, options.resume) for fold in range(1, plan.folds + 1)]
     scores = [_test_scores(run) for run in runs]
     folder = plan.runs / f"{plan.name}_folds"
-    _write(folder / "scores.csv", [*numbered(scores), *_summary(scores)])
+    _write(folder / "scores.csv", score_rows(scores))
     _write(folder / "predictions.csv", in_order([_read(run / "predictions.csv") for run in runs]))
-    print(
-        *score_lines(scores), f"scores: {folder / 'scores.csv'}", f"predictions: {folder / 'predictions.csv'}", sep="\n"
-    )
+    for line in score_lines(scores):
+        print(line)
+    print(f"scores: {folder / 'scores.csv'}")
+    print(f"predictions: {folder / 'predictions.csv'}")
 
 
 def _run_fold(plan: Plan, fold: int, resume: bool) -> Path:
@@ -131,19 +121,25 @@ def _run_fold(plan: Plan, fold: int, resume: bool) -> Path:
         return before
     print(f"fold {fold}/{plan.folds}", flush=True)
     common = [*plan.words, "--name", f"{plan.name}_fold{fold}", "--data.fold", f"{fold}/{plan.folds}"]
-    fit = [*common, "--test_after_fit", plan.tested, *(["--resume", str(before)] if before else [])]
-    _run(["fit", *fit], f"{fold}/{plan.folds}")
+    fit = ["fit", *common, "--test_after_fit", plan.tested]
+    if before:
+        fit += ["--resume", str(before)]
+    _run(fit, f"{fold}/{plan.folds}")
     run = plan.run_of(fold)
     assert run is not None
-    wanted = run / "checkpoints" / f"{plan.tested}.ckpt"
-    checkpoint = wanted if wanted.exists() else wanted.with_name("last.ckpt")  # without validation nothing is best
-    predict = ["--ckpt_path", str(checkpoint), "--output", str(run / "predictions.csv"), "--row_numbers", "true"]
-    predict += ["--data.predict_path", "null"] if plan.predict_path else []
-    _run(["predict", *common, *predict], f"{fold}/{plan.folds}")
+    checkpoint = run / "checkpoints" / f"{plan.tested}.ckpt"
+    if not checkpoint.exists():  # without validation nothing is best
+        checkpoint = checkpoint.with_name("last.ckpt")
+    predict = ["predict", *common, "--ckpt_path", str(checkpoint), "--output", str(run / "predictions.csv")]
+    predict += ["--row_numbers", "true"]  # by which the tables of all folds are put in order
+    if plan.predict_path:  # else the new samples would be predicted instead of the fold
+        predict += ["--data.predict_path", "null"]
+    _run(predict, f"{fold}/{plan.folds}")
     return run
 
 
 def _run(words: list[str], fold: str) -> None:
+    """Runs a command in a process of its own, which releases all memory of the device at its end."""
     with subprocess.Popen([sys.executable, "-m", "hybrid_lightning", *words]) as process:
         try:
             status = process.wait()
@@ -176,33 +172,38 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 def _test_scores(run: Path) -> dict[str, float]:
     """Metric → its value in the test of a run."""
-    found = {
-        k: float(v) for row in read_rows(run / "metrics.csv") for k, v in row.items() if k.startswith("test/") and v
-    }
+    found = {}
+    for row in read_rows(run / "metrics.csv"):
+        for name, text in row.items():
+            if name.startswith("test/") and text:
+                found[name] = float(text)
     if not found:
         raise ConfigError(f"cross_validate: {str(run)!r} has no test metrics. Repeat the command without --resume.")
     return found
 
 
-def numbered(scores: Sequence[dict[str, float]]) -> list[Row]:
-    """A row per fold."""
-    return [{"fold": fold, **row} for fold, row in enumerate(scores, 1)]
-
-
 def mean_and_std(scores: Sequence[dict[str, float]]) -> dict[str, tuple[float, float | None, int]]:
     """Metric → mean and standard deviation (of a sample) over the folds that have it, and their number."""
-    names = dict.fromkeys(name for row in scores for name in row)
-    values = {name: [row[name] for row in scores if name in row] for name in names}
-    return {
-        name: (statistics.fmean(of), statistics.stdev(of) if len(of) > 1 else None, len(of))
-        for name, of in values.items()
-    }
+    values: dict[str, list[float]] = {}
+    for of_fold in scores:
+        for name, value in of_fold.items():
+            values.setdefault(name, []).append(value)
+    found = {}
+    for name, of_metric in values.items():
+        std = statistics.stdev(of_metric) if len(of_metric) > 1 else None
+        found[name] = (statistics.fmean(of_metric), std, len(of_metric))
+    return found
 
 
-def _summary(scores: Sequence[dict[str, float]]) -> list[Row]:
-    known = mean_and_std(scores)
-    mean = {name: value for name, (value, _, _) in known.items()}
-    return [{"fold": "mean", **mean}, {"fold": "std", **{name: std for name, (_, std, _) in known.items()}}]
+def score_rows(scores: Sequence[dict[str, float]]) -> list[Row]:
+    """A row per fold, and one each for mean and standard deviation."""
+    rows: list[Row] = [{"fold": fold, **of_fold} for fold, of_fold in enumerate(scores, 1)]
+    means: Row = {"fold": "mean"}
+    stds: Row = {"fold": "std"}
+    for name, (mean, std, _) in mean_and_std(scores).items():
+        means[name] = mean
+        stds[name] = std
+    return [*rows, means, stds]
 
 
 def score_lines(scores: Sequence[dict[str, float]]) -> list[str]:
@@ -211,12 +212,16 @@ def score_lines(scores: Sequence[dict[str, float]]) -> list[str]:
     width = max(map(len, known))
     lines = []
     for name, (mean, std, count) in known.items():
-        of = "" if count == len(scores) else f"  ({count} of {len(scores)} folds)"
-        lines.append(f"{name:<{width}}  {mean:.4g}" + ("" if std is None else f" ± {std:.2g}") + of)
+        line = f"{name:<{width}}  {mean:.4g}"
+        if std is not None:
+            line += f" ± {std:.2g}"
+        if count < len(scores):
+            line += f"  ({count} of {len(scores)} folds)"
+        lines.append(line)
     return lines
 
 
-# Predictions
+# Tables
 
 
 def _read(path: Path) -> list[Row]:
@@ -229,15 +234,18 @@ def in_order(folds: Sequence[list[Row]]) -> list[Row]:
 
     If the folds number their rows each from 0, because batches have no ``id``, they are kept one after the other.
     """
-    rows = [{"fold": fold, **row} for fold, of_fold in enumerate(folds, 1) for row in of_fold]
-    numbers = [int(row["row"]) for row in rows]
-    return sorted(rows, key=lambda row: int(row["row"])) if len(set(numbers)) == len(numbers) else rows
+    rows = []
+    for fold, of_fold in enumerate(folds, 1):
+        rows += [{"fold": fold, **row} for row in of_fold]
+    numbers = {int(row["row"]) for row in rows}
+    if len(numbers) < len(rows):
+        return rows
+    return sorted(rows, key=lambda row: int(row["row"]))
 
 
-def _write(path: Path, rows: Iterable[Row]) -> None:
-    rows = list(rows)
-    columns = dict.fromkeys(name for row in rows for name in row)
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
-        writer.writerows(rows)
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    """Writes rows of which some lack columns."""
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns |= dict.fromkeys(row)
+    write_csv(path, columns, ([row.get(name) for name in columns] for row in rows))

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import yaml
 
-from hybrid_lightning.cli.lightning_cli import HybridCLI, run_cli
+from hybrid_lightning.cli.building import build
+from hybrid_lightning.cli.parser import parse
+from hybrid_lightning.cli.warning_filters import without_known_warnings
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.tasks import HybridTask
 
@@ -18,13 +20,6 @@ class Built(NamedTuple):
     model: HybridTask
     data: pl.LightningDataModule
     trainer: pl.Trainer
-
-
-class _Builder(HybridCLI):
-    """Stops where the command would run."""
-
-    def run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 def from_config(path: str | Path | Sequence[str | Path], **overrides: Any) -> Built:
@@ -38,8 +33,11 @@ def from_config(path: str | Path | Sequence[str | Path], **overrides: Any) -> Bu
     Raises:
         ConfigError: If the command line would refuse it.
     """
-    paths = [path] if isinstance(path, str | Path) else list(path)
-    overlay = {section: _arguments(section, value) for section, value in overrides.items()}
+    overlay = {}
+    for section, value in overrides.items():
+        # in a config the arguments of a class stand under init_args
+        is_arguments = isinstance(value, Mapping) and not {"class_path", "init_args"} & value.keys()
+        overlay[section] = {"init_args": dict(value)} if section in ("model", "data") and is_arguments else value
     try:
         yaml.safe_dump(overlay)
     except yaml.YAMLError as error:
@@ -47,12 +45,10 @@ def from_config(path: str | Path | Sequence[str | Path], **overrides: Any) -> Bu
             f"from_config: {error} Overrides are numbers, text, lists and dicts, as in a config; live objects go into "
             f"HybridClassifier(...) itself."
         ) from None
-    words = [word for one in paths for word in ("--config", str(one))]
-    cli = run_cli(["fit", *words], _Builder, overlay)
-    return Built(cli.model, cli.datamodule, cli.trainer)
-
-
-def _arguments(section: str, value: Any) -> Any:
-    """An override as it stands in a config: the arguments of a class are under ``init_args`` there."""
-    is_class = section in ("model", "data") and isinstance(value, Mapping)
-    return {"init_args": dict(value)} if is_class and not {"class_path", "init_args"} & value.keys() else value
+    paths = [path] if isinstance(path, str | Path) else path
+    words = ["fit"]
+    for one in paths:
+        words += ["--config", str(one)]
+    with without_known_warnings():
+        setup = build(parse(words, overlay))
+    return Built(setup.model, setup.data, setup.trainer)

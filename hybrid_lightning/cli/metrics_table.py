@@ -1,18 +1,19 @@
 """The table of a run, ``metrics.csv``, that later processes continue."""
 
 import csv
-import sys
-from collections.abc import Iterable, Mapping
-from itertools import count
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
-from hybrid_lightning.files import remove_leftovers, whole_file
-from hybrid_lightning.lightning_private import TableWriter, set_table, table_of
+from hybrid_lightning.files import remove_leftovers, write_csv
+
+Row = dict[str, str]
+"""Column → text of its cell."""
 
 
 class RunLogger(CSVLogger):
@@ -28,91 +29,117 @@ class RunLogger(CSVLogger):
     """
 
     def __init__(self, save_dir: str | Path, name: str, version: str | None = None, first_step: int = 0) -> None:
-        # the Trainer saves after each row of its own; until then the row is filled up
-        super().__init__(save_dir, name=name, version=version, flush_logs_every_n_steps=sys.maxsize)
+        super().__init__(save_dir, name=name, version=version)
         self.first_step = first_step
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """The table; opening it cleans the run's folder and its checkpoints of what killed processes left."""
-        table = table_of(self)
-        if table is None:
-            remove_leftovers(Path(self.log_dir))
-            remove_leftovers(Path(self.log_dir) / "checkpoints")
-            table = _Table(self.log_dir, self.first_step)
-            set_table(self, table)
-        return table
-
-
-class _Table(TableWriter):
-    """A table that is appended to row by row, and rewritten as a whole when columns appear."""
-
-    def __init__(self, log_dir: str, first_step: int) -> None:
-        self._first_step = first_step
-        self._at_last_step: list[dict[str, str]] = []
-        super().__init__(log_dir)
+        self._is_open = False
+        self._columns: list[str] = []
+        self._rows: list[Row] = []
+        """Those that are logged, but not in the file yet."""
+        self._at_last_step: list[Row] = []
+        """Those in the file that are of its last step."""
 
     @property
     def path(self) -> Path:
-        return Path(self.metrics_file_path)
+        """The file of the table."""
+        return Path(self.log_dir) / "metrics.csv"
 
-    def take_over(self) -> None:
-        """Keeps what Lightning would delete here, up to the step at which the run continues."""
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """This logger, with its table open; a Trainer reads it at the start of a run."""
+        self._open()
+        return self
+
+    def _open(self) -> None:
+        """Keeps the rows of an earlier process up to the step at which the run continues."""
+        if self._is_open:
+            return
+        self._is_open = True
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        remove_leftovers(folder / "checkpoints")
         found = read_rows(self.path)
-        rows = [row for row in found if int(row["step"]) < self._first_step]
+        rows = [row for row in found if int(row["step"]) < self.first_step]
         if rows:
-            self.metrics_keys = list(rows[0])
-            self._write(rows)
-            self._at_last_step = [_filled(row) for row in rows if row["step"] == rows[-1]["step"]]
-        elif found and self._first_step == 0:
-            names = (self.path.with_name(f"metrics.old_{number}.csv") for number in count())
-            self.path.rename(next(name for name in names if not name.exists()))
+            self._columns = list(rows[0])
+            self._rewrite(rows)
+            for row in rows:
+                self._note(_without_empty_cells(row))
+        elif found and self.first_step == 0:
+            # the rows of another run in this folder, which ended before its first checkpoint
+            number = 0
+            while (folder / f"metrics.old_{number}.csv").exists():
+                number += 1
+            self.path.rename(folder / f"metrics.old_{number}.csv")
         else:
             self.path.unlink(missing_ok=True)
 
-    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
         """Adds a row, or fills up the last one that was not saved yet if it is of the same step."""
-        super().log_metrics(metrics_dict, step)
-        *_, before, row = [{}, *self.metrics]
-        if before.get("step") == row["step"]:
-            self.metrics[-2:] = [before | row]
+        row = {}
+        for name, value in metrics.items():
+            number = value.item() if isinstance(value, Tensor) else value
+            row[name] = str(number)
+        row["step"] = str(len(self._rows) if step is None else step)
+        if self._rows and self._rows[-1]["step"] == row["step"]:
+            self._rows[-1] |= row
+        else:
+            self._rows.append(row)
 
+    @rank_zero_only
+    def log_hyperparams(self, params: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Writes nothing: they stand in ``config.yaml``."""
+
+    @rank_zero_only
     def save(self) -> None:
-        """Writes the new rows; the whole table, in one step, if they have new columns.
-
-        Not those that stand there already: from a step that was saved, or a validation that is repeated.
-        """
-        self.metrics = [row for row in self.metrics if self._is_new(_filled(row))]
-        if self.metrics and self.new_columns():
-            self._write([*read_rows(self.path), *self.metrics])
-        elif self.metrics:
+        """Appends the new rows; rewrites the table, in one step, if they have new columns."""
+        self._open()
+        rows = []
+        for row in self._rows:
+            # the same row again: of a step that was saved, or a validation that is repeated after a restart
+            is_repeated = any(row.items() <= old.items() for old in self._at_last_step)
+            if not is_repeated:
+                self._note(row)
+                rows.append(row)
+        self._rows = []
+        if not rows:
+            return
+        columns = set(self._columns).union(*rows)
+        if len(columns) > len(self._columns):
+            self._columns = sorted(columns)
+            self._rewrite([*read_rows(self.path), *rows])
+        else:
             with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self.metrics_keys).writerows(self.metrics)
-        self.metrics = []
+                csv.DictWriter(file, self._columns).writerows(rows)
 
-    def _is_new(self, row: dict[str, str]) -> bool:
-        if any(row.items() <= old.items() for old in self._at_last_step):
-            return False
-        self._at_last_step = [*(old for old in self._at_last_step if old["step"] == row["step"]), row]
-        return True
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Saves the last rows."""
+        # a process that has logged nothing must not open the table of another one
+        if self._rows:
+            self.save()
 
-    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        with whole_file(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)
+    def _note(self, row: Row) -> None:
+        """Keeps a row for comparison as long as no later step is in the file."""
+        if self._at_last_step and self._at_last_step[0]["step"] != row["step"]:
+            self._at_last_step = []
+        self._at_last_step.append(row)
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        cells = ([row.get(name) for name in self._columns] for row in rows)
+        write_csv(self.path, self._columns, cells)
 
 
-def _filled(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row as it stands in the file, without its empty cells."""
-    return {key: str(value) for key, value in row.items() if value not in (None, "")}
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[Row]:
     """The rows of a table, without a last one that was torn when its process was killed; none if there is no file."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        whole = [line for line in file if line.endswith("\n")]
-    return list(csv.DictReader(whole))
+        whole_lines = [line for line in file if line.endswith("\n")]
+    return list(csv.DictReader(whole_lines))
+
+
+def _without_empty_cells(row: Row) -> Row:
+    return {name: text for name, text in row.items() if text}

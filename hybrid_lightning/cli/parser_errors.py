@@ -16,11 +16,23 @@ _BASES: dict[str, type] = {
     "trainer.callbacks": pl.Callback,
     "trainer.logger": Logger,
 }
+_REMOVED = {
+    "weights_only": "checkpoints are always read as plain data. Leave it out.",
+    "verbose": "results are always printed. Leave it out.",
+    "return_predictions": "predict writes them to a table. Leave it out.",
+    "trust_program": "predict reads no exported programs any more. Leave it out, and give the .ckpt file of a fit as "
+    "--ckpt_path; in a program of your own, torch.export.load reads a .pt2 file.",
+}
+"""Former key → what to do without it."""
 _UNKNOWN_KEY = re.compile(
-    r"(?:Subcommand|Group) '.*' does not accept option '(.+)'|Option '(.+)' is not accepted|"
-    r"unrecognized arguments: --([\w.]+).*",
+    r"Group '(?P<section>.*)' does not accept option '(?P<key>.+)'|Option '(?P<option>.+)' is not accepted|"
+    r"unrecognized arguments: --(?P<flag>[\w.]+).*",
     re.DOTALL,
 )
+_HIDDEN = ("help", "config", "print_config", "print_shtab")
+"""Options that are not keys of a config."""
+_KEY = re.compile(r'Parser key "([^"]+)":')
+_TYPES = ("Expected a <", "Expected a typing", "Not a valid subclass")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _FRAME = re.compile(  # what surrounds the reasons in jsonargparse's messages
@@ -30,22 +42,17 @@ _FRAME = re.compile(  # what surrounds the reasons in jsonargparse's messages
 
 
 def parser_error(message: str, known: Sequence[str]) -> ConfigError:
-    """The error for a message of the parser.
-
-    Args:
-        message: What jsonargparse says.
-        known: The dotted names of all options.
-    """
+    """The error for a message of jsonargparse; `known` are the dotted names of all options."""
     found = _UNKNOWN_KEY.fullmatch(message.strip())
-    return _unknown_key(next(filter(None, found.groups())), known) if found else ConfigError(explained(message))
-
-
-def _unknown_key(given: str, known: Sequence[str]) -> ConfigError:
-    """Names the keys beside the one that does not exist."""
-    section, dot, key = given.rpartition(".")
+    if found is None:
+        return ConfigError(explained(message))
+    path = found["option"] or found["flag"] or f"{found['section']}.{found['key']}"
+    section, dot, key = path.rpartition(".")
+    if path in _REMOVED:
+        return ConfigError(_REMOVED[path], path)
     beside = [name.removeprefix(section + dot) for name in known if name.startswith(section + dot)]
-    hidden = ("help", "config", "print_config", "print_shtab", "subcommand")
-    return unknown(section or "config", "key", key, [n for n in beside if "." not in n and n not in hidden])
+    possible = [name for name in beside if "." not in name and name not in _HIDDEN]
+    return unknown(section or "config", "key", key, possible)
 
 
 def explained(message: str) -> str:
@@ -54,33 +61,40 @@ def explained(message: str) -> str:
     reasons: list[str] = []
     given = ""
     for line in message.splitlines():
-        path += [key for key in re.findall(r'Parser key "([^"]+)":', line) if key != "config"]
-        text = re.sub(r'Parser key "[^"]+":', "", line).strip().removeprefix("- ").strip()
+        path += [key for key in _KEY.findall(line) if key != "config"]
+        text = _KEY.sub("", line).strip().removeprefix("- ").strip()
         if text.startswith("Given value: "):
             given = given or text.removeprefix("Given value: ")
         elif text and not _FRAME.match(text):
             reasons.append(text)
-    where = ".".join(path)
-    telling = [r for r in reasons if not r.startswith(("Expected a <", "Expected a typing", "Not a valid subclass"))]
-    words = [_in_words(where, reason) for reason in dict.fromkeys(telling or reasons)]
+    place = ".".join(path)
+    # where a reason names a fault, those that list the types of a union say nothing more
+    faults = [reason for reason in reasons if not reason.startswith(_TYPES)]
+    words = [_in_words(place, reason) for reason in dict.fromkeys(faults or reasons)]
     text = " ".join(words)
-    if not telling:
-        text = " or ".join(words).replace(" or Expected a ", " or ") + (f". Given: {given}" if given else "")
-    nested = re.match(r"[\w.]+: ", text)  # from the arguments of a class
-    return f"{where}{'.' if nested else ': '}{text}".replace(".config: ", ": ") if where else text
+    if not faults:
+        text = " or ".join(words).replace(" or Expected a ", " or ")
+        text += f". Given: {given}" if given else ""
+    if not place:
+        return text
+    is_nested = re.match(r"[\w.]+: ", text)  # a path within the arguments of a class
+    return f"{place}{'.' if is_nested else ': '}{text}".replace(".config: ", ": ")
 
 
-def _in_words(where: str, reason: str) -> str:
+def _in_words(place: str, reason: str) -> str:
     """One reason of jsonargparse, with what is possible and what to do."""
     if found := _UNKNOWN_CLASS.match(reason):
-        found_classes: list[type] = concrete_subclasses(_BASES[where]) if where in _BASES else []
-        known = [c.__name__ for c in found_classes if c is not _BASES[where] and c.__name__[0] != "_"]
-        return str(unknown("class_path", "class", found[1], known)) + " Any other class needs its full dotted path."
+        base = _BASES.get(place)
+        classes: list[type] = [] if base is None else concrete_subclasses(base)
+        known = [cls.__name__ for cls in classes if cls is not base and not cls.__name__.startswith("_")]
+        return f"{unknown('class_path', 'class', found[1], known)} Any other class needs its full dotted path."
     if found := _REQUIRED.match(reason):
         missing = [name.rpartition(".")[2] for name in found[1].split(", ")]
-        example = "{class_path: ..., init_args: {...}}"
-        hints = [f" Add '{name}: {example}' to the config." for name in missing if name in _BASES]
-        return f"{listing(missing)} must be given.{''.join(hints)}"
+        text = f"{listing(missing)} must be given."
+        for name in missing:
+            if name in _BASES:
+                text += f" Add '{name}: {{class_path: ..., init_args: {{...}}}}' to the config."
+        return text
     if reason.startswith("Not a valid subclass of"):
         return "Expected a class: write {class_path: ..., init_args: {...}}, with nothing else beside these two keys"
     return re.sub(r"<class '([^']+)'>", r"\1", reason).replace("typing.Literal", "one of ")

@@ -1,6 +1,5 @@
-"""Tables of predictions: a row per sample in the order of the data, complete also if several ranks predict."""
+"""``predict``: a table with a row per sample in the order of the data, complete also if several ranks predict."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,13 +13,43 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.files import whole_file
+from hybrid_lightning.files import whole_file, write_csv
 from hybrid_lightning.tasks import HybridTask
 
 FORMATS = (".csv", ".parquet")
 Columns = dict[str, Any]
 """Name → a value per row: an array or a list."""
+
+
+def predict(
+    setup: Setup,
+    ckpt_path: str | None = None,
+    output: str | None = None,
+    row_numbers: bool = False,
+) -> None:
+    """Writes a table of predictions in the order of the data.
+
+    Args:
+        setup: The model and what it predicts.
+        ckpt_path: best, last (of the newest run of this name) or a path.
+        output: The table to write, .csv or .parquet (extra 'data'); null: predictions.csv in the run's folder.
+        row_numbers: Whether the table also has the samples' row numbers if the data name them by ids.
+    """
+    if output is not None:
+        check_output(output)
+    model, trainer = setup.model, setup.trainer
+    model.explain = True  # adds what each part contributes
+    collected = CollectPredictions()
+    trainer.callbacks.append(collected)  # type: ignore[attr-defined]
+    trainer.predict(model, datamodule=setup.data, return_predictions=False, ckpt_path=ckpt_path, weights_only=True)
+    predicted = collected.gathered()
+    folder = trainer.log_dir or "."  # a collective call: the answer is broadcast
+    if predicted is not None:
+        path = Path(folder) / "predictions.csv" if output is None else Path(output)
+        write_table(prediction_table(predicted, model, setup.data, row_numbers), path)
+        print(f"predictions: {path}")
 
 
 class Predicted(NamedTuple):
@@ -51,7 +80,8 @@ class CollectPredictions(BasePredictionWriter):
         """Refuses to share samples unevenly among ranks that have to make equally many steps."""
         if trainer.world_size == 1 or not isinstance(trainer.strategy, ModelParallelStrategy):
             return
-        sampler = getattr(getattr(trainer.predict_dataloaders, "batch_sampler", None), "sampler", None)
+        batch_sampler = getattr(trainer.predict_dataloaders, "batch_sampler", None)
+        sampler = getattr(batch_sampler, "sampler", None)
         if not isinstance(sampler, UnrepeatedDistributedSampler):
             return
         count: int = len(sampler.dataset)  # type: ignore[arg-type]
@@ -73,48 +103,47 @@ class CollectPredictions(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Keeps the predictions of a batch, on the CPU."""
-        parts: Mapping[str, Tensor] = {}
+        contributions = {}
         if isinstance(prediction, Mapping):
-            prediction, parts = prediction["predictions"], prediction["contributions"]
+            contributions = {part: values.cpu() for part, values in prediction["contributions"].items()}
+            prediction = prediction["predictions"]
         places = self._places(batch_indices, len(prediction), trainer.world_size)
-        own = batch.get("id") if isinstance(batch, Mapping) else None
-        if not isinstance(own, Tensor) or own.shape != places.shape or own.is_floating_point():
-            own = None
-        rows = None if own is None else own.cpu()
-        contributions = {part: values.cpu() for part, values in parts.items()}
+        given = batch.get("id") if isinstance(batch, Mapping) else None
+        rows = None
+        if isinstance(given, Tensor) and given.shape == places.shape and not given.is_floating_point():
+            rows = given.cpu()
         self.batches.append(Predicted(places, prediction.cpu(), rows, contributions))
 
     def _places(self, indices: Sequence[Any] | None, count: int, ranks: int) -> Tensor:
-        """The samples' places: what their loader asked the dataset for, or else the order in which they come."""
-        start, self._count = self._count, self._count + count
+        """Indices into the dataset `(count,)`; of a stream, the order in which samples come."""
+        start = self._count
+        self._count += count
         if indices and all(isinstance(index, int | np.integer) for index in indices):
             if len(indices) != count:
                 raise ConfigError(
                     f"data: a batch of {len(indices)} samples has {count} predictions, so they cannot be told apart. "
                     f"Let the loader's collation keep all samples."
                 )
-            return torch.as_tensor([int(index) for index in indices])
+            return torch.tensor([int(index) for index in indices])
         if ranks > 1:
             raise ConfigError(
-                "predict: these data do not tell the places of their samples, which several devices need to put them "
+                "predict: these data do not give the places of their samples, which several devices need to put them "
                 "in order. Set --trainer.devices 1, or give a DataLoader over a dataset with a length."
             )
         return torch.arange(start, start + count)
 
     def gathered(self) -> Predicted | None:
-        """The predictions of all ranks on the first one, in the order of the data, each sample once; None elsewhere.
-
-        Raises:
-            ConfigError: If there are none.
-        """
+        """The predictions of all ranks, joined, on the first one; None elsewhere. Collective: call it on every rank."""
         batches = self.batches
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            first = torch.distributed.get_rank() == 0
-            of_ranks: list[Any] | None = [None] * torch.distributed.get_world_size() if first else None
-            torch.distributed.gather_object(batches, of_ranks)
-            if of_ranks is None:
+            is_first = torch.distributed.get_rank() == 0
+            by_rank: list[Any] | None = [None] * torch.distributed.get_world_size() if is_first else None
+            torch.distributed.gather_object(batches, by_rank)
+            if by_rank is None:
                 return None
-            batches = [batch for of_rank in of_ranks for batch in of_rank]
+            batches = []
+            for of_rank in by_rank:
+                batches += of_rank
         if not batches:
             raise ConfigError("predict: the data have no samples, so there is nothing to write.")
         return joined(batches)
@@ -122,94 +151,83 @@ class CollectPredictions(BasePredictionWriter):
 
 def joined(batches: Sequence[Predicted]) -> Predicted:
     """Batches as one, in the order of the data, each sample once."""
-    places = torch.cat([batch.places for batch in batches])
-    ordered, order = places.sort(stable=True)
-    order = order[torch.cat([torch.tensor([True]), ordered[1:] != ordered[:-1]])]
-    rows = [batch.rows for batch in batches if batch.rows is not None]
-    return Predicted(
-        places[order],
-        torch.cat([batch.predictions for batch in batches])[order],
-        torch.cat(rows)[order] if len(rows) == len(batches) else None,
-        {part: torch.cat([b.contributions[part] for b in batches])[order] for part in batches[0].contributions},
-    )
+    all_places, all_predictions, all_rows, all_contributions = zip(*batches, strict=True)
+    places, order = torch.cat(all_places).sort(stable=True)
+    # a sample that pads the share of a rank comes twice; the first one is kept
+    is_first = torch.ones(len(places), dtype=torch.bool)
+    is_first[1:] = places[1:] != places[:-1]
+    order = order[is_first]
+    rows = None
+    if all(of_batch is not None for of_batch in all_rows):
+        rows = torch.cat(all_rows)[order]
+    contributions = {}
+    for part in all_contributions[0]:
+        contributions[part] = torch.cat([of_batch[part] for of_batch in all_contributions])[order]
+    return Predicted(places[is_first], torch.cat(all_predictions)[order], rows, contributions)
 
 
 def prediction_table(predicted: Predicted, task: HybridTask, data: Any, row_numbers: bool = False) -> Columns:
-    """The columns of a table of predictions.
+    """The columns of a table: ``id`` or ``row``, those that the task gives, and ``contribution_<part>``.
 
     Args:
         predicted: In the order of the data.
-        task: Says what predictions mean.
+        task: Names what predictions mean.
         data: A DataModule; if it has them, its ``target_names`` name classes or outputs, and its ``predict_ids`` the
             samples.
-        row_numbers: Whether ``row`` stands beside ``id``.
-
-    Returns:
-        ``id`` (without ids, ``row``: the batches' own numbers, or places in the data); then what the task gives, such
-        as ``prediction`` and ``probability_<class>``; then ``contribution_<part>``.
-
-    Raises:
-        ConfigError: If the data name other classes or samples than there are.
+        row_numbers: Whether ``row`` stands beside ``id``. It is the batches' own number, or else the place in the data.
     """
     ids = getattr(data, "predict_ids", None)
     columns: Columns = {}
     if ids is not None:
-        if int(predicted.places[-1]) >= len(ids):
+        last = int(predicted.places[-1])
+        if last >= len(ids):
             raise ConfigError(
-                f"data: predict_ids has {len(ids)} ids, but sample {int(predicted.places[-1])} was predicted (counted "
-                f"from 0). The DataModule has to give an id per sample of its predict data."
+                f"data: predict_ids has {len(ids)} ids, but sample {last} was predicted (counted from 0). The "
+                f"DataModule has to give an id per sample of its predict data."
             )
         columns["id"] = [ids[place] for place in predicted.places.tolist()]
     if ids is None or row_numbers:
-        columns["row"] = as_array(predicted.places if predicted.rows is None else predicted.rows)
+        columns["row"] = predicted.places if predicted.rows is None else predicted.rows
     names = getattr(data, "target_names", None)
-    given = task.prediction_columns(predicted.predictions, None if names is None else list(names))
-    columns |= {name: as_array(values) for name, values in given.items()}
-    return columns | {f"contribution_{part}": as_array(values) for part, values in predicted.contributions.items()}
+    columns |= task.prediction_columns(predicted.predictions, None if names is None else list(names))
+    for part, values in predicted.contributions.items():
+        columns[f"contribution_{part}"] = values
+    return {name: as_array(values) for name, values in columns.items()}
 
 
 def as_array(values: Any) -> Any:
     """A tensor as an array, in a precision that numpy has; anything else as it is."""
     if not isinstance(values, Tensor):
         return values
-    exact = values.dtype in (torch.float32, torch.float64) or not values.is_floating_point()
-    return (values if exact else values.float()).numpy()
+    if values.is_floating_point() and values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    return values.numpy()
 
 
-def check_output(path: str, where: str = "output") -> None:
+def check_output(path: str) -> None:
     """Raises `ConfigError` unless a table can be written under this name."""
     suffix = Path(path).suffix
     if suffix not in FORMATS:
-        raise ConfigError(f"{where}: {path!r} ends in neither {FORMATS[0]} nor {FORMATS[1]}, the formats of tables.")
+        raise ConfigError(f"{path!r} ends in neither {FORMATS[0]} nor {FORMATS[1]}, the formats of tables.", "output")
     if suffix == ".parquet" and not find_spec("pyarrow"):
         raise ConfigError(
-            f"{where}: Parquet is written with pyarrow, which is missing. Install it with: "
-            f"pip install 'hybrid_lightning[data]'; or write a .csv file."
+            "Parquet is written with pyarrow, which is missing. Install it with: pip install 'hybrid_lightning[data]'; "
+            "or write a .csv file.",
+            "output",
         )
 
 
 def write_table(columns: Columns, path: str | Path) -> None:
-    """Writes columns as CSV or Parquet, by the suffix; the file appears whole or not at all.
-
-    Raises:
-        ConfigError: If the file cannot be written.
-    """
+    """Writes columns as CSV or Parquet, by the suffix; the file appears whole or not at all."""
     try:
-        with whole_file(path) as temporary:
-            if Path(path).suffix == ".parquet":
-                import pyarrow.parquet
+        if Path(path).suffix == ".parquet":
+            import pyarrow.parquet
 
+            with whole_file(path) as temporary:
                 pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
-            else:
-                _write_csv(columns, temporary)
+        else:
+            # numpy's text is the shortest number that reads back as the same
+            texts = [values.astype(str) if isinstance(values, np.ndarray) else values for values in columns.values()]
+            write_csv(path, columns, zip(*texts, strict=True))
     except OSError as error:
-        raise ConfigError(f"output: {str(path)!r} cannot be written: {error.strerror or error}.") from error
-
-
-def _write_csv(columns: Columns, path: Path) -> None:
-    # as text numpy gives the shortest number that reads back as the same
-    texts = [values.astype(str) if isinstance(values, np.ndarray) else values for values in columns.values()]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*texts, strict=True))
+        raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror or error}.", "output") from error

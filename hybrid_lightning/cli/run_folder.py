@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
-from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from hybrid_lightning.errors import ConfigError
@@ -40,21 +39,22 @@ class Run:
 
 def versions(folder: Path) -> list[Path]:
     """The run folders below the folder of a name, the newest first."""
-    numbers = {path: re.fullmatch(_VERSION, path.name) for path in folder.glob("version_*")}
-    found = [(int(match[1]), path) for path, match in numbers.items() if match and path.is_dir()]
-    return [path for _, path in sorted(found, reverse=True)]
+    found = []
+    for path in folder.glob("version_*"):
+        match = re.fullmatch(_VERSION, path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+    found.sort(reverse=True)
+    return [path for _, path in found]
 
 
 def newest_checkpoint(folder: Path, name: str) -> Path:
-    """The checkpoint of this name in the newest run that has one.
-
-    Raises:
-        ConfigError: If there is none.
-    """
+    """The checkpoint of this name in the newest run below `folder` that has one."""
     for version in versions(folder):
-        if (version / "checkpoints" / name).exists():
-            return version / "checkpoints" / name
-    raise ConfigError(f"--ckpt_path: there is no {name} below {str(folder)!r}. Run fit first, or give a path.")
+        path = version / "checkpoints" / name
+        if path.exists():
+            return path
+    raise ConfigError(f"there is no {name} below {str(folder)!r}. Run fit first, or give a path.", "--ckpt_path")
 
 
 def run_to_continue(resume: str, runs: Path, limits: dict[str, Any]) -> Run | None:
@@ -62,39 +62,46 @@ def run_to_continue(resume: str, runs: Path, limits: dict[str, Any]) -> Run | No
 
     Args:
         resume: ``auto``, or the folder of a run.
-        runs: Folder of the runs of one name; ``auto`` is the newest fit in it.
+        runs: Folder of the runs of one name; ``auto`` is the newest fit in it, or None.
         limits: Where the fit ends; a run that has ended at these is finished.
-
-    Returns:
-        None if ``auto`` finds no fit to continue.
 
     Raises:
         ConfigError: If the folder is not that of a run, or has checkpoints of which none can be continued.
     """
-    if resume == "auto":
-        # a fit makes the folder of its checkpoints before it writes its config
-        fits = [v for v in versions(runs) if (v / "checkpoints").is_dir() or not (v / "config.yaml").is_file()]
-        if not fits:
-            say(f"resume: there is no run below {str(runs)!r} yet; starting from scratch")
-            return None
-        folder = fits[0]
-    else:
-        folder = Path(resume).absolute()
-        is_run = (folder / "checkpoints").is_dir() or (folder / "config.yaml").is_file()
-        if not (is_run and re.fullmatch(_VERSION, folder.name)):
-            raise ConfigError(
-                f"--resume: there is no run's folder {resume!r}, named version_<number> and with a config.yaml. Give "
-                f"'auto' or a folder such as {str(runs / 'version_0')!r}; --ckpt_path continues from a file, in a new "
-                f"folder."
-            )
-    if _limits_reached(folder) == limits:
+    folder = _newest_fit(runs) if resume == "auto" else _given_run(resume, runs)
+    if folder is None:
+        say(f"resume: there is no run below {str(runs)!r} yet; starting from scratch")
+        return None
+    finished = folder / _FINISHED
+    if finished.is_file() and yaml.safe_load(finished.read_text(encoding="utf-8")) == limits:
         return Run(folder, finished=True)
     found = last_whole_checkpoint(folder / "checkpoints")
     if found is None:
         say(f"resume: {folder} ended before its first checkpoint; starting from scratch in it")
         return Run(folder)
-    say(f"resume: {folder} continues from {found[0].name}, step {found[1]}")
-    return Run(folder, *found)
+    checkpoint, step = found
+    say(f"resume: {folder} continues from {checkpoint.name}, step {step}")
+    return Run(folder, checkpoint, step)
+
+
+def _newest_fit(runs: Path) -> Path | None:
+    for version in versions(runs):
+        # a fit makes the folder of its checkpoints before it writes its config; an evaluation makes none
+        if (version / "checkpoints").is_dir() or not (version / "config.yaml").is_file():
+            return version
+    return None
+
+
+def _given_run(resume: str, runs: Path) -> Path:
+    folder = Path(resume).absolute()
+    is_run = (folder / "checkpoints").is_dir() or (folder / "config.yaml").is_file()
+    if not is_run or not re.fullmatch(_VERSION, folder.name):
+        raise ConfigError(
+            f"there is no run's folder {resume!r}, named version_<number> and with a config.yaml. Give 'auto' or a "
+            f"folder such as {str(runs / 'version_0')!r}; --ckpt_path continues from a file, in a new folder.",
+            "--resume",
+        )
+    return folder
 
 
 def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
@@ -104,8 +111,9 @@ def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
         ConfigError: If there are checkpoints, but none to continue from.
     """
     # a sharded one is a folder, whose old version is found if the process was killed while the new one took its place
-    saved = sorted([*folder.glob("*.ckpt"), *folder.glob(f"*.ckpt{OLD}")], key=lambda path: path.lstat().st_mtime_ns)
-    found: dict[Path, int] = {}
+    saved = [*folder.glob("*.ckpt"), *folder.glob(f"*.ckpt{OLD}")]
+    saved.sort(key=lambda path: path.lstat().st_mtime_ns)
+    found: list[tuple[int, Path]] = []
     for path in saved:
         try:
             content = peek(path, "resume")
@@ -114,18 +122,20 @@ def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
             continue
         step = content.get("global_step")
         if CHECKPOINT_KEY in content and "optimizer_states" in content and isinstance(step, int):
-            found[path] = step  # others hold weights only
-    by_step = sorted(found.items(), key=lambda item: item[1])  # of equal ones the one written last stays last
-    for path, step in reversed(by_step):
+            found.append((step, path))  # others hold weights alone
+    found.sort(key=lambda pair: pair[0])  # of equal ones the one written last stays last
+    for step, path in reversed(found):
         try:
             verify(path, "resume")  # of the one to continue alone, because this reads all of the file
-            return path, step
         except ConfigError as error:
             say(f"{error} It is skipped.")
+            continue
+        return path, step
     if saved:
         raise ConfigError(
-            f"--resume: none of the checkpoints in {str(folder)!r} can be continued. Leave out --resume to start a new "
-            f"run, or remove them to start from scratch in this folder."
+            f"none of the checkpoints in {str(folder)!r} can be continued. Leave out --resume to start a new run, or "
+            f"remove them to start from scratch in this folder.",
+            "--resume",
         )
     return None
 
@@ -136,27 +146,25 @@ def mark_finished(folder: Path, limits: dict[str, Any]) -> None:
         temporary.write_text(yaml.safe_dump(limits), encoding="utf-8")
 
 
-def _limits_reached(folder: Path) -> Any:
-    path = folder / _FINISHED
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+class RunConfig(pl.Callback):
+    """Writes ``config.yaml`` into the run's folder.
 
+    Args:
+        text: The config as YAML.
+    """
 
-class RunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run's folder; of a continued run so that it repeats the whole run."""
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._is_written = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Writes the file once."""
-        folder = Path(trainer.log_dir or ".")  # every rank has to ask, because the answer is broadcast
-        if self.already_saved or not trainer.is_global_zero:
+        """Writes the file once, on the first rank."""
+        folder = Path(trainer.log_dir or ".")  # a collective call: the answer is broadcast
+        if self._is_written or not trainer.is_global_zero:
             return
         if stage == "fit" and trainer.checkpoint_callbacks:
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)  # by this a fit is known, see run_to_continue
-        config = self.config.clone()
-        if stage == "fit" and config.get("resume"):
-            arguments = config.data.get("init_args") if config.get("data") else None
-            if arguments and config["ckpt_path"] and arguments.get("statistics") == config["ckpt_path"]:
-                arguments["statistics"] = None  # those of the checkpoint that is continued
-            config["resume"] = config["ckpt_path"] = None
-        with whole_file(folder / self.config_filename) as temporary:
-            temporary.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
-        self.already_saved = True
+            # the sign of a fit, by which run_to_continue finds it
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / "config.yaml") as temporary:
+            temporary.write_text(self.text, encoding="utf-8")
+        self._is_written = True

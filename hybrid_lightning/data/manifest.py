@@ -299,6 +299,14 @@ class ManifestDataModule(pl.LightningDataModule):
         """What a checkpoint keeps, plain data: statistics of the inputs, incomplete keys, names of the classes."""
         return dict(self._state or {})
 
+    def use_statistics(self, path: str) -> None:
+        """Takes statistics and classes from this checkpoint, unless ``statistics`` names another one.
+
+        The command line calls it with the checkpoint that it reads, before `setup`.
+        """
+        if self.statistics is None:
+            self.statistics = path
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the statistics of a checkpoint in place of those of the training rows."""
         if not state_dict or state_dict == self._state:

@@ -1,11 +1,16 @@
 """What the command line answers by itself, before it runs a command."""
 
+import warnings
+from pathlib import Path
+
 import pytest
 
 import hybrid_lightning
-from hybrid_lightning.cli.commands import COMMANDS, main, overview
-from hybrid_lightning.cli.lightning_cli import HybridCLI
+from hybrid_lightning import from_config
+from hybrid_lightning.cli import main
+from hybrid_lightning.cli.commands import COMMANDS, overview
 from tests.processes import succeed
+from tests.small import CONFIG, changed, command, write
 
 
 def test_help_and_version_import_neither_torch_nor_lightning():
@@ -27,9 +32,57 @@ def test_only_a_missing_command_is_an_error(words, code, capsys):
 
 
 def test_the_overview_names_every_command_in_a_line():
-    assert COMMANDS.keys() == HybridCLI.subcommands().keys() | {"export_part", "cross_validate"}
     lines = overview().splitlines()
-    for name, text in COMMANDS.items():
+    for name, row in COMMANDS.items():
         [line] = [line for line in lines if line.split()[:1] == [name]]
-        assert line.endswith(text)
+        assert line.endswith(row.description)
     assert max(map(len, lines)) <= 120
+
+
+def test_the_page_of_commands_has_the_rows_of_the_table():
+    page = (Path(hybrid_lightning.__file__).parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert page.endswith("".join(f"| `{name}` | {row.description} |\n" for name, row in COMMANDS.items()))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("fitt", "fit"), ("cross_validation", "cross_validate"), ("exprt", "export")]
+)
+def test_an_unknown_command_suggests_the_closest(given, meant, capsys):
+    assert main([given, "--config", "x.yaml"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: unknown command '{given}'. Did you mean '{meant}'?")
+    assert all(repr(name) in message for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_begins_with_its_line(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith(f"usage: hybrid_lightning {name} ")
+    if COMMANDS[name].has_setup:
+        assert COMMANDS[name].description in shown
+        assert "--model" in shown
+
+
+@pytest.mark.parametrize("changes", [{}, {"init.num_classes": 1}])
+@pytest.mark.parametrize("verb", ["fit", "plan", "cross_validate"])
+def test_a_command_leaves_the_warning_filters_as_they_were(verb, changes, folder, capsys):
+    before = list(warnings.filters)
+    command(verb, config=changed(changes))
+    assert warnings.filters == before
+
+
+def test_a_continued_run_and_an_evaluation_leave_the_warning_filters_as_they_were(folder):
+    before = list(warnings.filters)
+    assert command("fit") == 0
+    assert command("fit", "--resume", "auto", "--trainer.max_epochs", "2") == 0
+    assert command("test", "--ckpt_path", "last") == 0
+    assert warnings.filters == before
+
+
+def test_from_config_leaves_the_warning_filters_as_they_were(folder):
+    before = list(warnings.filters)
+    from_config(write(CONFIG))
+    assert warnings.filters == before

@@ -80,20 +80,20 @@ def test_a_file_that_is_no_mapping_is_refused(content, message, tmp_path):
 @pytest.mark.parametrize("arguments", [["--config", "no.yaml"], ["--config=no.yaml"], ["-c", "no.yaml"], ["--config"]])
 def test_a_config_that_is_missing_is_named(arguments):
     with pytest.raises(ConfigError, match=r"^--config: there is no file"):
-        merged_arguments(["fit", *arguments])
+        merged_arguments(arguments)
 
 
-def test_several_configs_become_one_in_the_place_of_the_first(tmp_path):
+def test_several_configs_become_one_before_the_flags(tmp_path):
     (tmp_path / "base.yaml").write_text("a: {b: 1, c: 2}")
     (tmp_path / "over.yaml").write_text("a: {c: 3}")
-    arguments = ["fit", "--x=1", f"--config={tmp_path}/base.yaml", "--y", "2", "-c", f"{tmp_path}/over.yaml", "--z"]
-    *before, flag, config, y, two, z = merged_arguments(arguments)
-    assert (before, flag, y, two, z) == (["fit", "--x=1"], "--config", "--y", "2", "--z")
+    arguments = ["--x=1", f"--config={tmp_path}/base.yaml", "--y", "2", "-c", f"{tmp_path}/over.yaml", "--z"]
+    flag, config, *rest = merged_arguments(arguments)
+    assert (flag, rest) == ("--config", ["--x=1", "--y", "2", "--z"])
     assert yaml.safe_load(config) == {"name": "base", "a": {"b": 1, "c": 3}}
 
 
 def test_arguments_without_a_config_stay_as_they_are():
-    assert merged_arguments(["fit", "--trainer.max_epochs", "3"]) == ["fit", "--trainer.max_epochs", "3"]
+    assert merged_arguments(["--trainer.max_epochs", "3"]) == ["--trainer.max_epochs", "3"]
 
 
 def test_a_text_that_looks_like_a_number_stays_a_text(tmp_path):

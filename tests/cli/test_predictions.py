@@ -35,6 +35,9 @@ class Named(InMemoryDataModule):
             entries["id"] = 100 + torch.arange(COUNT)
         return {split: DictDataset(entries) for split in ("train", "val", "test")}
 
+    def use_statistics(self, path):
+        self.statistics = self.statistics or path
+
     def setup(self, stage=None):
         super().setup(stage)
         if self.statistics:

@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import hybrid_lightning
 from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import main
-from hybrid_lightning.cli.hybrid_trainer import HybridTrainer
-from hybrid_lightning.cli.lightning_cli import HybridCLI
+from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.cli.parser_errors import explained
+from hybrid_lightning.cli.preparation import plan
 from hybrid_lightning.errors import shortened
 from tests.processes import LIMIT, Running, succeed
-from tests.small import CONFIG, DELETE, changed, classifier, command, write
+from tests.small import CONFIG, DELETE, changed, classifier, command, trainer, write
 
 ROOT = Path(hybrid_lightning.__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -56,13 +56,6 @@ def error_of(capsys) -> str:
 def test_every_config_plans(config, capsys):
     assert main(["plan", "--config", str(config), "--trainer.accelerator", "cpu"]) == 0
     assert "unfreezes at" in capsys.readouterr().out
-
-
-def test_a_command_makes_the_arguments_of_no_other(folder, monkeypatch):
-    made, add = [], HybridCLI.add_arguments_to_parser
-    monkeypatch.setattr(HybridCLI, "add_arguments_to_parser", lambda cli, p: (made.append(p), add(cli, p)))
-    assert command("plan") == 0
-    assert len(made) == 1
 
 
 @pytest.mark.parametrize("config", FAST, ids=lambda path: path.stem)
@@ -137,9 +130,10 @@ def test_a_flag_beats_the_config_and_changes_nothing_else(flags, part, column, v
     assert {"stem", "body", "head"} <= plan.keys()
 
 
-def test_a_nested_flag_beats_the_config_also_when_it_stands_before_it(capsys):
+@pytest.mark.parametrize("flag", [["--model.parts.stem.lr_scale", "0.5"], ["--model.lr", "0.0005"]])
+def test_a_flag_beats_the_config_also_when_it_stands_before_it(flag, capsys):
     write(CONFIG)
-    assert main(["plan", "--model.parts.stem.lr_scale", "0.5", "--config", "small.yaml"]) == 0
+    assert main(["plan", *flag, "--config", "small.yaml"]) == 0
     assert "0.0005" in capsys.readouterr().out
 
 
@@ -188,7 +182,7 @@ def test_plan_tells_that_batches_are_no_dicts():
     data = hybrid_lightning.DigitsDataModule([0, 1, 2], size=16)
     data.train_dataloader = lambda: DataLoader(TensorDataset(torch.ones(4, 1), torch.ones(4)), batch_size=2)
     with pytest.raises(ConfigError, match="a batch is a dict"):
-        HybridTrainer(logger=False, accelerator="cpu").plan(classifier(), data)
+        plan(Setup(classifier(), data, trainer()))
 
 
 @pytest.mark.parametrize(
@@ -466,7 +460,10 @@ BAD = {
     "init_args all commented out": ({"model.init_args": None}, ["model: ", "must be given"]),
     "class_path null": ({"model.class_path": None}, ["model: ", "class_path: ..."]),
     "negative seed": ({"seed_everything": -5}, ["seed_everything", "-5"]),
-    "no accumulation": ({"trainer.accumulate_grad_batches": 0}, ["trainer.accumulate_grad_batches", "1 or more"]),
+    "no accumulation": (
+        {"trainer.accumulate_grad_batches": 0},
+        ["trainer.accumulate_grad_batches", "0 is not", "at least 1"],
+    ),
     "no batch": ({"data.init_args.batch_size": 0}, ["data.batch_size", "0"]),
     "no pixels": ({"data.init_args.size": 0}, ["data.size", "0"]),
     "unknown monitor": ({"checkpoint.monitor": "val/acuracy"}, ["'val/acuracy'", "could not find"]),
@@ -476,6 +473,55 @@ BAD = {
     ),
     "name with a slash": ({"name": "../x"}, ["name: '../x'", "slashes"]),
 }
+
+
+def manifest(**curve):
+    """Changes to a config: a manifest with this series, which is refused before the file is read."""
+    arguments = {"path": "samples.csv", "inputs": {"curve": {"series": "curve", **curve}}}
+    return {"data": {"class_path": "ManifestDataModule", "init_args": arguments}}
+
+
+REGRESSOR = {"model.class_path": "HybridRegressor", "init.num_classes": DELETE}
+RENAMED = {
+    # where: the changes, the place, the former name and the one that it has now
+    "key of a part": ({f"{STEM}.norm": "eval"}, "model.parts.stem", "norm", "batch_norm"),
+    "frozen statistics": ({f"{STEM}.batch_norm": "eval"}, "model.parts.stem.batch_norm", "eval", "frozen"),
+    "new statistics": ({f"{STEM}.batch_norm": "stats"}, "model.parts.stem.batch_norm", "stats", "recalibrate"),
+    "images of a part": ({f"{STEM}.normalise": True}, "model.parts.stem", "normalise", "normalize"),
+    "default of pretrained parts": ({"init.pretrained": {"norm": "eval"}}, "model.pretrained", "norm", "batch_norm"),
+    "default of untrained parts": ({"init.untrained": {"norm": "eval"}}, "model.untrained", "norm", "batch_norm"),
+    "value of a default": ({"init.untrained": {"batch_norm": "stats"}}, "batch_norm", "stats", "recalibrate"),
+    "fusion": (
+        {"init.parts.other": {"module": "MLP", "input": "image"}, "init.fusion": {"args": {"standardise": "none"}}},
+        "model.fusion.args",
+        "standardise",
+        "standardize",
+    ),
+    "regressor": ({**REGRESSOR, "init.standardise": False}, "model", "standardise", "standardize"),
+    "input of the data": (manifest(standardise=False), "data.inputs.curve", "standardise", "standardize"),
+}
+
+
+@pytest.mark.parametrize("case", RENAMED)
+def test_a_former_name_is_refused_with_the_new_one(case, folder, capsys):
+    changes, place, former, new = RENAMED[case]
+    assert command("fit", config=changed(changes)) == 2
+    message = error_of(capsys)
+    assert place in message, message
+    assert f"'{former}' is called '{new}' now; write '{new}'." in message
+
+
+def test_a_former_name_is_refused_in_a_flag_too(folder, capsys):
+    assert command("fit", "--model.standardise", "false", config=changed(REGRESSOR)) == 2
+    assert "'standardise' is called 'standardize' now" in error_of(capsys)
+
+
+@pytest.mark.parametrize("key", ["weights_only", "verbose", "return_predictions"])
+def test_an_option_that_is_gone_is_refused_with_what_to_do(key, folder, capsys):
+    assert command("fit", config=changed({key: True})) == 2
+    message = error_of(capsys)
+    assert message.startswith(f"error: {key}: ")
+    assert message.endswith("Leave it out.")
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -1,0 +1,231 @@
+"""From a parsed config to the model, its data and the Trainer, with all checks that need none of them."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
+
+from hybrid_lightning.callbacks import LastCheckpoint
+from hybrid_lightning.cli.commands import COMMANDS
+from hybrid_lightning.cli.metrics_table import RunLogger
+from hybrid_lightning.cli.parser import Parsed, parse
+from hybrid_lightning.cli.parser_errors import cause_of, explained
+from hybrid_lightning.cli.run_folder import Run, RunConfig, newest_checkpoint, run_to_continue
+from hybrid_lightning.errors import ConfigError, check_number
+from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
+from hybrid_lightning.tasks import HybridTask
+from hybrid_lightning.tasks.checkpoint import read_checkpoint
+
+_WITH_RUN_FOLDER = ("fit", "validate", "test", "predict")
+
+
+@dataclass
+class Setup:
+    """What a command works with.
+
+    Args:
+        model: The task; its network is built when the data are there.
+        data: The DataModule.
+        trainer: With the callbacks and loggers of the run.
+        options: The config, with objects in the place of classes.
+        checkpoint: The file that the command reads, also that of a continued run; None reads none.
+        continued: The run that ``--resume`` continues.
+    """
+
+    model: HybridTask
+    data: pl.LightningDataModule
+    trainer: pl.Trainer
+    options: Namespace = field(default_factory=Namespace)
+    checkpoint: str | None = None
+    continued: Run | None = None
+
+
+def run_with_setup(words: Sequence[str]) -> None:
+    """Runs a command whose function takes a `Setup`."""
+    parsed = parse(words)
+    setup = build(parsed)
+    function = COMMANDS[parsed.command].function()
+    flags = [name for name in inspect.signature(function).parameters if name != "setup"]
+    arguments = {name: setup.options[name] for name in flags}
+    if "ckpt_path" in arguments:
+        arguments["ckpt_path"] = setup.checkpoint
+    function(setup, **arguments)
+
+
+def build(parsed: Parsed) -> Setup:
+    """Makes what a command works with; what could be wrong without model and data is checked before.
+
+    Raises:
+        ConfigError: If a value of the config is impossible, or the checkpoint cannot be read.
+    """
+    command, config, parser = parsed
+    _check_name(config.name)
+    check_number(config.trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches", low=1)
+    _seed(config)
+    continued = _continued_run(config) if command == "fit" and config.resume else None
+    # the saved config repeats the whole run, so that it does not name the checkpoint of an interrupted one
+    config.resume = None
+    checkpoint = _given_checkpoint(command, config)
+    if continued and continued.checkpoint:
+        checkpoint = str(continued.checkpoint)
+    saved = None if checkpoint is None else _read_facts(checkpoint, config.trainer.strategy)
+    try:
+        options = parser.instantiate_classes(config)
+        trainer = _make_trainer(parsed, options, continued)
+        setup = Setup(options.model, options.data, trainer, options, checkpoint, continued)
+        if saved is not None:
+            _follow_checkpoint(command, setup, saved)
+    except (ValueError, TypeError, OSError) as error:
+        raise cause_of(error) or ConfigError(explained(str(error))) from error
+    return setup
+
+
+def _check_name(name: str) -> None:
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ConfigError(f"{name!r} is not the name of one folder below runs/. Choose one without slashes.", "name")
+
+
+def _seed(config: Namespace) -> None:
+    """Seeds all generators, and notes the seed."""
+    seed = config.seed_everything
+    if seed is False:
+        return
+    if seed is not True:
+        check_number(seed, "seed_everything", low=0, high=2**32 - 1)
+    config.seed_everything = pl.seed_everything(None if seed is True else seed, workers=True)
+
+
+# The checkpoint that is read
+
+
+def runs_folder(config: Namespace) -> Path:
+    """The folder of the runs of this name."""
+    root = Path(config.trainer.default_root_dir or ".")
+    return root / "runs" / str(config.name)
+
+
+def limits(config: Namespace) -> dict[str, Any]:
+    """Where a fit ends."""
+    return {key: config.trainer[key] for key in ("max_epochs", "max_steps", "max_time")}
+
+
+def _continued_run(config: Namespace) -> Run | None:
+    """The run that ``--resume`` means; None if there is none yet."""
+    if config.ckpt_path:
+        raise ConfigError("it finds its checkpoint itself; leave out --ckpt_path, or --resume.", "resume")
+    if config.on_group_change == "weights_only":
+        raise ConfigError(
+            "--on_group_change weights_only starts a new fit, which does not belong into the old one's folder. Use "
+            "--ckpt_path PATH instead of --resume, which makes a new folder.",
+            "resume",
+        )
+    if config.trainer.logger is False:
+        raise ConfigError("trainer.logger false makes no folder that could be continued; leave it out.", "resume")
+    return run_to_continue(config.resume, runs_folder(config), limits(config))
+
+
+def _given_checkpoint(command: str, config: Namespace) -> str | None:
+    """The file of ``--ckpt_path``, which is written into the config in place of ``best`` and ``last``."""
+    if "ckpt_path" not in config:
+        return None
+    path = config.ckpt_path
+    if path is None and command == "fit":
+        return None
+    if path is None:
+        raise ConfigError(
+            f"{command}: without a checkpoint the weights would be random. "
+            f"Add --ckpt_path best, --ckpt_path last (of the newest run of this name) or a path."
+        )
+    if path in ("best", "last"):
+        path = str(newest_checkpoint(runs_folder(config), f"{path}.ckpt"))
+    if path.endswith(".pt2"):
+        raise ConfigError(
+            f"{path!r} is an exported program, which is for other programs (torch.export.load). Give the .ckpt file of "
+            f"a fit, from which it was exported.",
+            "--ckpt_path",
+        )
+    config.ckpt_path = path
+    return str(path)
+
+
+def _read_facts(checkpoint: str, strategy: Any) -> Mapping[str, Any]:
+    """What the task has written into a checkpoint; refuses files that this command could not load."""
+    saved, _ = read_checkpoint(checkpoint, "--ckpt_path", tensors=False)
+    if Path(checkpoint).is_dir() and "fsdp2" not in str(strategy).lower():
+        raise ConfigError(
+            f"--ckpt_path: {checkpoint!r} is a sharded checkpoint, which only the strategy fsdp2 reads. "
+            f"Add --trainer.strategy fsdp2; any number of devices will do."
+        )
+    return saved
+
+
+def _follow_checkpoint(command: str, setup: Setup, saved: Mapping[str, Any]) -> None:
+    """Prepares model and data for a checkpoint that will be loaded into them."""
+    model = setup.model
+    model.on_group_change = setup.options.on_group_change
+    model.reads_weights = model.on_group_change != "error"  # for parts that are new
+    if command != "fit":
+        model.rebuild_as(saved)
+    use_statistics = getattr(setup.data, "use_statistics", None)
+    if callable(use_statistics):
+        use_statistics(setup.checkpoint)
+
+
+# The Trainer
+
+
+def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None) -> pl.Trainer:
+    """A Trainer that keeps ``best.ckpt`` and ``last.ckpt``, and writes each checkpoint in one step."""
+    settings = dict(options.trainer)
+    callbacks = _as_list(settings["callbacks"])
+    plugins = _as_list(settings["plugins"])
+    if settings["enable_checkpointing"] is not False:
+        # not ModelCheckpoint's save_last, which writes only when the best one is written too
+        callbacks += [options.checkpoint, LastCheckpoint(options.save_every)]
+    has_checkpoint_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+    if not has_checkpoint_io:
+        plugins.append(AtomicCheckpointIO())
+    has_folder = parsed.command in _WITH_RUN_FOLDER
+    if has_folder and not settings["fast_dev_run"]:
+        callbacks.append(RunConfig(parsed.parser.dump(parsed.config, skip_none=False)))
+    if has_folder and settings["logger"] is not False:
+        settings["logger"] = _make_loggers(parsed.config, settings["logger"], continued)
+    else:
+        settings["logger"] = False
+    return pl.Trainer(**{**settings, "callbacks": callbacks, "plugins": plugins})
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A setting of which Lightning takes none, one or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _make_loggers(config: Namespace, given: Any, continued: Run | None) -> list[Logger]:
+    """The table ``runs/<name>/<version>/metrics.csv``, and beside it the loggers of the config."""
+    runs, version, step = runs_folder(config), None, 0
+    if continued:
+        runs, version, step = continued.folder.parent, continued.folder.name, continued.step
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"no folder can be made at {str(runs)!r}: {error.strerror}. Choose another place with "
+            f"--trainer.default_root_dir.",
+            "trainer.default_root_dir",
+        ) from error
+    # the first logger: Lightning puts checkpoints into its folder
+    table = RunLogger(runs.parent, runs.name, version, first_step=step)
+    if isinstance(given, Logger | list):
+        return [table, *_as_list(given)]
+    if not find_spec("tensorboard"):
+        return [table]
+    return [table, TensorBoardLogger(runs.parent, runs.name, table.version, purge_step=step if continued else None)]

@@ -1,0 +1,97 @@
+"""From the words of a command to a config: the parser of each command, and `parse`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
+
+from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
+from hybrid_lightning.cli.commands import COMMANDS
+from hybrid_lightning.cli.config_files import merged_arguments
+from hybrid_lightning.cli.parser_errors import parser_error
+from hybrid_lightning.demo import digits, elpv, plaid  # noqa: F401  for the same reason
+from hybrid_lightning.tasks import HybridTask
+
+_DEFAULTS = {
+    "trainer.log_every_n_steps": 10,
+    "trainer.enable_model_summary": False,
+    "checkpoint.monitor": "val/loss",
+    "checkpoint.filename": "best",
+    "checkpoint.save_top_k": 1,
+    "checkpoint.auto_insert_metric_name": False,
+}
+"""Ours in place of Lightning's."""
+
+
+@dataclass
+class RunOptions:
+    """Options of a run.
+
+    Args:
+        name: Folder under runs/; the config's file name if left out.
+        seed_everything: Seed of everything that is drawn; true draws the seed, false sets none.
+        test_after_fit: Checkpoint that is tested once at the end of fit: best or last; null tests nothing.
+        resume: Run that fit continues in its folder: auto (the newest of this name) or a path; null: a new one.
+        save_every: How often last.ckpt is saved between the ends of epochs, such as '500 steps'; null: only there.
+        on_group_change: If the groups or the optimizer differ from those of fit's --ckpt_path: error; weights_only
+            starts a new fit with the weights that match; match also keeps the optimizer state that matches, and
+            goes on.
+    """
+
+    name: str = "run"
+    seed_everything: bool | int = 0
+    test_after_fit: Literal["best", "last"] | None = None
+    resume: str | None = None
+    save_every: str | None = None
+    on_group_change: Literal["error", "weights_only", "match"] = "error"
+
+
+class Parser(LightningArgumentParser):
+    """Raises what is wrong as a `ConfigError`, without the usage of all options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Replaces a method that prints and ends the process."""
+        raise parser_error(message, [action.dest for action in self._actions]) from ex
+
+
+class Parsed(NamedTuple):
+    """A command and its config, checked by the parser that made it; nothing is instantiated yet."""
+
+    command: str
+    config: Namespace
+    parser: Parser
+
+
+def make_parser(name: str) -> Parser:
+    """The parser of a command: model, data, trainer, checkpoint, `RunOptions`, and the arguments of its function."""
+    command = COMMANDS[name]
+    parser = Parser(prog=f"hybrid_lightning {name}", description=command.description)
+    parser.add_argument("-c", "--config", action="config", help="A YAML file; several are merged key by key.")
+    parser.add_class_arguments(RunOptions, instantiate=False)
+    parser.add_function_arguments(command.function(), skip={"setup"})
+    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    parser.add_lightning_class_args(HybridTask, "model", subclass_mode=True)
+    parser.add_lightning_class_args(pl.LightningDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+    parser.set_defaults(_DEFAULTS)
+    return parser
+
+
+def parse(words: Sequence[str], overlay: Mapping[str, Any] | None = None) -> Parsed:
+    """Reads a command and its config, and builds nothing.
+
+    Args:
+        words: The command and its flags, such as ``["fit", "--config", "x.yaml"]``.
+        overlay: Sections of a config that are merged over those of the words.
+
+    Raises:
+        ConfigError: If a file or a value is wrong.
+    """
+    name, *flags = words
+    parser = make_parser(name)
+    config = parser.parse_args(merged_arguments(flags, overlay))
+    return Parsed(name, config, parser)

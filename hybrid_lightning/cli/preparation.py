@@ -1,0 +1,59 @@
+"""The commands before a fit: ``plan``, ``check`` and ``prefetch``. They train nothing and write no run folder."""
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+
+from hybrid_lightning.cli.building import Setup
+from hybrid_lightning.data.loaders import first_batch, number_of_batches
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.tasks import HybridTask
+from hybrid_lightning.trainer import length_of
+
+
+def plan(setup: Setup) -> None:
+    """Prints what would train when and at which rate; the data decide sizes and moments."""
+    model, trainer = setup.model, setup.trainer
+    loader = build_from_data(model, setup.data)
+    limit = trainer.limit_train_batches
+    batches = number_of_batches(loader) / trainer.world_size
+    if isinstance(limit, int):  # a count of batches; a float is a share of them
+        batches = min(batches, limit)
+    elif not math.isinf(batches):
+        batches = int(math.ceil(batches) * limit)
+    length = length_of(trainer, batches)
+    optimization = model.optimization()
+    optimization["lr_scheduler"]["scheduler"].bind(length)
+    print(model.plan(optimization["optimizer"].param_groups, trainer, length))
+
+
+def check(setup: Setup) -> None:
+    """Checks the data, and reads each file as a whole; the model is not built."""
+    check_data = getattr(setup.data, "check", None)
+    if not callable(check_data):
+        raise ConfigError(f"check: {type(setup.data).__name__} has no checks; ManifestDataModule has.")
+    setup.data.prepare_data()
+    check_data(decode=True)
+    print("check: nothing is wrong")
+
+
+def prefetch(setup: Setup) -> None:
+    """Reads all pretrained weights once, so that they are in the caches of a machine without a network."""
+    # a DataModule may fetch what its inputs need, such as tokenizers
+    fetch = getattr(setup.data, "prefetch", list)
+    for line in fetch():
+        print(line)
+    build_from_data(setup.model, setup.data)
+    for name, part in setup.model.built().facts.items():
+        if part.weights is not None:
+            print(f"{name}: the weights of {part.module!r} are here")
+
+
+def build_from_data(model: HybridTask, data: pl.LightningDataModule, load: bool = True) -> Any:
+    """Builds a task's network from two training samples of its data; returns the loader of these data."""
+    data.prepare_data()
+    data.setup("fit")
+    loader = data.train_dataloader()
+    model.build_for(data, lambda: first_batch(loader), load)
+    return loader

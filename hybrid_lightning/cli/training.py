@@ -1,0 +1,75 @@
+"""The commands that Lightning's Trainer runs: ``fit``, ``validate`` and ``test``."""
+
+from pathlib import Path
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from hybrid_lightning.cli.building import Setup, limits
+from hybrid_lightning.cli.run_folder import mark_finished, say
+
+
+def fit(setup: Setup, ckpt_path: str | None = None) -> None:
+    """Trains, unless the run to continue has ended; then tests one checkpoint, if the config names it.
+
+    Args:
+        setup: What to train.
+        ckpt_path: Checkpoint that a new run continues from: best, last (of the newest run of this name) or a path.
+    """
+    continued, trainer = setup.continued, setup.trainer
+    if continued and continued.finished:
+        say(f"finished: {continued.folder} has ended; raise max_epochs, max_steps or max_time to train on")
+        return
+    trainer.fit(
+        setup.model,
+        datamodule=setup.data,
+        ckpt_path=ckpt_path,
+        weights_only=True,  # plain data alone: a file cannot run code
+    )
+    if setup.options.test_after_fit:
+        _test_after_fit(setup, setup.options.test_after_fit)
+    folder = trainer.log_dir  # a collective call: the answer is broadcast
+    if trainer.is_global_zero and folder:
+        if trainer.logger:
+            mark_finished(Path(folder), limits(setup.options))
+        print(f"results: {folder}")
+
+
+def _test_after_fit(setup: Setup, which: str) -> None:
+    """Tests ``best`` or ``last``; the model as it is, if no such checkpoint was saved."""
+    path = None
+    for callback in setup.trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.filename == which:
+            path = callback.best_model_path
+    if not path:
+        print(f"test: no {which} checkpoint was saved; the model is tested as it is now")
+    setup.trainer.test(setup.model, setup.data, ckpt_path=path or None, weights_only=True)
+
+
+def validate(setup: Setup, ckpt_path: str | None = None) -> None:
+    """Measures a checkpoint on the validation data.
+
+    Args:
+        setup: What to measure.
+        ckpt_path: best, last (of the newest run of this name) or a path.
+    """
+    setup.trainer.validate(
+        setup.model,
+        datamodule=setup.data,
+        ckpt_path=ckpt_path,
+        weights_only=True,  # plain data alone: a file cannot run code
+    )
+
+
+def test(setup: Setup, ckpt_path: str | None = None) -> None:  # noqa: PT028  a command
+    """Measures a checkpoint on the test data.
+
+    Args:
+        setup: What to measure.
+        ckpt_path: best, last (of the newest run of this name) or a path.
+    """
+    setup.trainer.test(
+        setup.model,
+        datamodule=setup.data,
+        ckpt_path=ckpt_path,
+        weights_only=True,  # plain data alone: a file cannot run code
+    )
