@@ -125,7 +125,7 @@ class ManifestDataModule(pl.LightningDataModule):
         self.batch_size, self.workers, self.sampling = batch_size, workers, sampling
         self.predict_path, self.statistics, self.checks = predict_path, statistics, checks
         self.target = None if target is None else Target(target)
-        self.augment = make_augmentation(augment, list(kinds.parse_entries(inputs)))  # refuses what is impossible
+        self.augment = make_augmentation(augment, list(kinds.parse_inputs(inputs)))  # refuses what is impossible
         self.datasets: dict[str, SampleDataset] = {}
         """Split → dataset, after `setup`; ``predict`` only with its own manifest."""
         self.split: Array = np.zeros(0, dtype=np.int8)
@@ -192,7 +192,7 @@ class ManifestDataModule(pl.LightningDataModule):
         """The manifest; in CSV all columns but those of numbers are read as the text that they are."""
         if path not in self._tables:
             columns = [self.id, self.split_by, self.split_column, *(self.target.text_columns if self.target else ())]
-            for key, entry in kinds.parse_entries(self.inputs).items():
+            for key, entry in kinds.parse_inputs(self.inputs).items():
                 numbers = self.inputs[key].get("numeric", ())
                 columns += [column for column in entry.columns if column != numbers and column not in numbers]
             self._tables[path] = Table.read(path, where, [column for column in columns if column is not None])
@@ -232,7 +232,7 @@ class ManifestDataModule(pl.LightningDataModule):
 
     def _samples(self, table: Table, rows: Array, saved: Mapping[str, Any], target: Tensor | None = None) -> Samples:
         """The manifest with its inputs fitted on `rows`, or as a checkpoint knows them."""
-        entries, folder = kinds.parse_entries(self.inputs), self._folder(table)
+        entries, folder = kinds.parse_inputs(self.inputs), self._folder(table)
         fit_entries(entries, table, folder, rows, saved, refuse=self._stage != "fit")
         shapes = {key: known["shape"] for key, known in saved.get("inputs", {}).items() if known.get("shape")}
         samples = Samples(entries, table, folder, saved.get("incomplete", ()), target, shapes)
@@ -246,7 +246,7 @@ class ManifestDataModule(pl.LightningDataModule):
 
     def prefetch(self) -> list[str]:
         """Fetches what inputs take from this machine alone, such as tokenizers; lines that say what is here now."""
-        return [line for entry in kinds.parse_entries(self.inputs).values() for line in entry.prefetch()]
+        return [line for entry in kinds.parse_inputs(self.inputs).values() for line in entry.prefetch()]
 
     # Checking
 
@@ -272,7 +272,7 @@ class ManifestDataModule(pl.LightningDataModule):
         wanted = self._decode is not None or (self.checks and self.trainer is not None)
         if not wanted or table.path in self._checked:
             return
-        entries, folder = kinds.parse_entries(self.inputs), self._folder(table)
+        entries, folder = kinds.parse_inputs(self.inputs), self._folder(table)
         joined = self.batch_size > 1
         checked = Checked(table, entries, folder, self.id, split, self.target, target, self.split_by, joined)
         check_on_first_rank(checked, self.trainer, bool(self._decode))
@@ -330,7 +330,9 @@ class ManifestDataModule(pl.LightningDataModule):
     @property
     def input_facts(self) -> dict[str, dict[str, Any]]:
         """Batch key → arguments that a part reading it may leave out, such as ``categories``."""
-        return {key: entry.facts for key, entry in next(iter(self.datasets.values())).samples.entries.items()}
+        return {
+            key: entry.inferred_arguments for key, entry in next(iter(self.datasets.values())).samples.entries.items()
+        }
 
     @property
     def target_names(self) -> list[str] | None:

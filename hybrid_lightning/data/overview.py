@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from hybrid_lightning.data.inputs.base import Entry
-from hybrid_lightning.data.inputs.text import TextEntry
+from hybrid_lightning.data.inputs.base import Input
+from hybrid_lightning.data.inputs.text import TextInput
 from hybrid_lightning.data.preflight_files import FileFindings
 from hybrid_lightning.data.splits import SPLITS, TRAIN, Array, groups_of, rows_of
 from hybrid_lightning.data.table import Table
@@ -34,7 +34,7 @@ class Checked:
     """
 
     table: Table
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, Input]
     folder: str
     id: str | None = None
     split: Array | None = None
@@ -122,7 +122,7 @@ def _shape_row(checked: Checked, key: str, found: FileFindings | None) -> Row:
     if found is not None:
         return dict(zip(_INPUTS, (key, str(found.stored), str(found.values)), strict=True))
     stored = f"{len(entry.columns)} column{'s' if len(entry.columns) > 1 else ''}"
-    if isinstance(entry, TextEntry):
+    if isinstance(entry, TextInput):
         stored = _letters(checked.table, entry.columns[0])
     return dict(zip(_INPUTS, (key, stored, ""), strict=True))
 

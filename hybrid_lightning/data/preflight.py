@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from hybrid_lightning.data.inputs.files import FileEntry
+from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.overview import Checked, overview
 from hybrid_lightning.data.preflight_files import FileFindings, Problem, check_files
 from hybrid_lightning.data.splits import SPLITS, rows_of
@@ -108,8 +108,8 @@ def _progress(checked: Checked, bar: bool) -> Iterator[Callable[[int], object]]:
         yield shown.update
 
 
-def _files(checked: Checked) -> list[FileEntry]:
-    return [entry for entry in checked.entries.values() if isinstance(entry, FileEntry)]
+def _files(checked: Checked) -> list[FileInput]:
+    return [entry for entry in checked.entries.values() if isinstance(entry, FileInput)]
 
 
 def _all_files(checked: Checked, decode: bool, advance: Callable[[int], object]) -> dict[str, FileFindings]:

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hybrid_lightning.data.inputs.audio import AudioEntry
+from hybrid_lightning.data.inputs.audio import AudioInput
 from hybrid_lightning.data.inputs.base import Value
-from hybrid_lightning.data.inputs.files import FileEntry
-from hybrid_lightning.data.inputs.images import ImageEntry
+from hybrid_lightning.data.inputs.files import FileInput
+from hybrid_lightning.data.inputs.images import ImageInput
 from hybrid_lightning.data.inputs.numpy_files import is_numpy
-from hybrid_lightning.data.inputs.series import SeriesEntry
-from hybrid_lightning.data.inputs.volumes import VolumeEntry
+from hybrid_lightning.data.inputs.series import SeriesInput
+from hybrid_lightning.data.inputs.volumes import VolumeInput
 from hybrid_lightning.data.splits import TRAIN, Array
 from hybrid_lightning.errors import ConfigError
 
@@ -83,7 +83,7 @@ class FileFindings:
         rows: Number of rows of the manifest.
     """
 
-    def __init__(self, entry: FileEntry, rows: int) -> None:
+    def __init__(self, entry: FileInput, rows: int) -> None:
         self.entry = entry
         self.problems: list[Problem] = []
         self.stored, self.values = Extent(), Extent()
@@ -138,7 +138,7 @@ class FileFindings:
 
 
 def check_files(
-    entry: FileEntry, rows: Array, total: int, decode: bool, advance: Callable[[int], object]
+    entry: FileInput, rows: Array, total: int, decode: bool, advance: Callable[[int], object]
 ) -> FileFindings:
     """Looks at files of an input, with several threads and in bounded memory.
 
@@ -184,20 +184,20 @@ def _try_one(findings: FileFindings, rows: Array) -> None:
     findings.values.add(seen.value)
 
 
-def without_statistics(entry: FileEntry) -> FileEntry:
+def without_statistics(entry: FileInput) -> FileInput:
     """The input as it can be read before it is fitted: a series that is not standardized."""
-    if not isinstance(entry, SeriesEntry) or not entry.standardize:
+    if not isinstance(entry, SeriesInput) or not entry.standardize:
         return entry
     plain = copy.copy(entry)
     plain.standardize = False
     return plain
 
 
-def _look(entry: FileEntry, decode: bool, rows: Sequence[int]) -> list[Seen]:
+def _look(entry: FileInput, decode: bool, rows: Sequence[int]) -> list[Seen]:
     return [look(entry, row, read=decode) for row in rows]
 
 
-def look(entry: FileEntry, row: int, probe: bool = True, read: bool = False, training: bool = False) -> Seen:
+def look(entry: FileInput, row: int, probe: bool = True, read: bool = False, training: bool = False) -> Seen:
     """What the file of a row shows.
 
     Args:
@@ -211,7 +211,7 @@ def look(entry: FileEntry, row: int, probe: bool = True, read: bool = False, tra
         ConfigError: If something is wrong that is not about this file, such as a missing library.
     """
     try:
-        stored = entry.probe(row) if probe else ()
+        stored = entry.peek(row) if probe else ()
         if not read:
             return Seen(stored, decisive=_decisive(entry, row, stored))
         return Seen(stored, *_shapes_of(entry.read(row, training)))
@@ -219,7 +219,7 @@ def look(entry: FileEntry, row: int, probe: bool = True, read: bool = False, tra
         return Seen(reason=_reason(entry, row, error))
 
 
-def _reason(entry: FileEntry, row: int, error: ConfigError) -> str:
+def _reason(entry: FileInput, row: int, error: ConfigError) -> str:
     text = str(error)
     if f"row {row}: " not in text:
         raise error
@@ -234,15 +234,15 @@ def _shapes_of(value: Value) -> tuple[Shape, Shape]:
     return tuple(value.shape), tuple(value.shape)
 
 
-def _decisive(entry: FileEntry, row: int, stored: Shape) -> Shape:
+def _decisive(entry: FileInput, row: int, stored: Shape) -> Shape:
     """What of a stated shape has to be the same in all files, unless transforms make it so; empty if nothing has."""
-    if isinstance(entry, ImageEntry):
+    if isinstance(entry, ImageInput):
         return () if entry.size else stored[1:]
-    if isinstance(entry, SeriesEntry):
+    if isinstance(entry, SeriesInput):
         return () if not stored else stored[1:] or (1,)
-    if isinstance(entry, AudioEntry):
+    if isinstance(entry, AudioInput):
         return (1 if entry.channels == 1 else stored[0], 1 if entry.seconds else stored[1])
-    if isinstance(entry, VolumeEntry) and entry.size:
+    if isinstance(entry, VolumeInput) and entry.size:
         return (stored[:-3] if is_numpy(Path(entry.cell(row))) else stored[3:]) or (1,)
     return stored
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from hybrid_lightning.data.inputs.base import Entry
+from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.splits import SPLITS, Array
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.target import Target
@@ -50,7 +50,7 @@ def check_version(state: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def fit_entries(
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, Input],
     table: Table,
     folder: str,
     rows: Array,
@@ -85,7 +85,7 @@ def fit_entries(
         entry.statistics = entry.fit(table, rows)
 
 
-def no_statistics(entry: Entry, saved: Mapping[str, Any]) -> ConfigError:
+def no_statistics(entry: Input, saved: Mapping[str, Any]) -> ConfigError:
     """An error for an input of which neither a checkpoint nor training rows tell anything."""
     if not saved:
         return ConfigError(
@@ -118,7 +118,7 @@ def digest(split: Array) -> str:
     return hashlib.blake2b(split.tobytes(), digest_size=16).hexdigest()
 
 
-def unseen_lines(entries: Mapping[str, Entry], table: Table) -> list[str]:
+def unseen_lines(entries: Mapping[str, Input], table: Table) -> list[str]:
     """A line for each column with categories that no training row has."""
     import pyarrow
     import pyarrow.compute as compute

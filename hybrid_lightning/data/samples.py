@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hybrid_lightning.data.in_memory import as_batch
-from hybrid_lightning.data.inputs.base import Entry, Value
+from hybrid_lightning.data.inputs.base import Input, Value
 from hybrid_lightning.data.splits import rows_of
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
@@ -42,7 +42,7 @@ class Samples:
 
     def __init__(
         self,
-        entries: Mapping[str, Entry],
+        entries: Mapping[str, Input],
         table: Table,
         folder: str,
         incomplete: Sequence[str] = (),

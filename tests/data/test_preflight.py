@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hybrid_lightning.data import ManifestDataModule
-from hybrid_lightning.data.inputs.images import ImageEntry
+from hybrid_lightning.data.inputs.images import ImageInput
 from hybrid_lightning.data.preflight import first_rank_first
 from hybrid_lightning.errors import ConfigError
 from tests.data.make_files import make_manifest
@@ -201,14 +201,14 @@ def test_all_kinds_of_files_are_read(folder, capsys):
 def test_a_file_that_fails_beside_others_gets_a_second_chance_alone(folder, monkeypatch):
     manifest(rows())
     Path("7.png").unlink()
-    state = ImageEntry.state
+    state = ImageInput.stated_shape
 
-    def shy(entry: ImageEntry, path: Path) -> tuple[int, ...]:
+    def shy(entry: ImageInput, path: Path) -> tuple[int, ...]:
         if threading.current_thread() is not threading.main_thread():
             raise SystemError("AST constructor recursion depth mismatch")
         return state(entry, path)
 
-    monkeypatch.setattr(ImageEntry, "state", shy)
+    monkeypatch.setattr(ImageInput, "stated_shape", shy)
     with pytest.raises(ConfigError, match=r"1 files"):
         check(decode=False)
     assert [row["row"] for row in rows_in()] == ["7"]

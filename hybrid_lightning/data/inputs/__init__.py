@@ -4,25 +4,25 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hybrid_lightning.data.inputs.audio import AudioEntry
-from hybrid_lightning.data.inputs.base import Entry
-from hybrid_lightning.data.inputs.images import ImageEntry
-from hybrid_lightning.data.inputs.series import SeriesEntry
-from hybrid_lightning.data.inputs.tabular import CategoricalEntry, NumericEntry, TableEntry
-from hybrid_lightning.data.inputs.text import TextEntry
-from hybrid_lightning.data.inputs.volumes import ArrayEntry, VolumeEntry
+from hybrid_lightning.data.inputs.audio import AudioInput
+from hybrid_lightning.data.inputs.base import Input
+from hybrid_lightning.data.inputs.images import ImageInput
+from hybrid_lightning.data.inputs.series import SeriesInput
+from hybrid_lightning.data.inputs.tabular import CategoricalInput, NumericInput, TableInput
+from hybrid_lightning.data.inputs.text import TextInput
+from hybrid_lightning.data.inputs.volumes import ArrayInput, VolumeInput
 from hybrid_lightning.errors import ConfigError, unknown
 from hybrid_lightning.importing import parameters_of
 
-KINDS: dict[str, Callable[..., Entry]] = {
-    "image": ImageEntry,
-    "volume": VolumeEntry,
-    "array": ArrayEntry,
-    "series": SeriesEntry,
-    "audio": AudioEntry,
-    "text": TextEntry,
-    "numeric": NumericEntry,
-    "categorical": CategoricalEntry,
+KINDS: dict[str, Callable[..., Input]] = {
+    "image": ImageInput,
+    "volume": VolumeInput,
+    "array": ArrayInput,
+    "series": SeriesInput,
+    "audio": AudioInput,
+    "text": TextInput,
+    "numeric": NumericInput,
+    "categorical": CategoricalInput,
 }
 """The word that says what an input is, which is also the name of the argument that takes its column."""
 
@@ -30,7 +30,7 @@ _RESERVED = ("target", "id", "present")
 _EXAMPLE = "{image: path, size: 64}"
 
 
-def parse_entries(inputs: Any, where: str = "data.inputs") -> dict[str, Entry]:
+def parse_inputs(inputs: Any, where: str = "data.inputs") -> dict[str, Input]:
     """The entries of a batch from the config, in the order given.
 
     Args:
@@ -43,10 +43,10 @@ def parse_entries(inputs: Any, where: str = "data.inputs") -> dict[str, Entry]:
     """
     if not isinstance(inputs, Mapping) or not inputs:
         raise ConfigError(f"{where}: {inputs!r} names no input. Write such as {{photo: {_EXAMPLE}}}.")
-    return {key: _parse_entry(key, given, f"{where}.{key}") for key, given in inputs.items()}
+    return {key: _parse_input(key, given, f"{where}.{key}") for key, given in inputs.items()}
 
 
-def _parse_entry(key: Any, given: Any, where: str) -> Entry:
+def _parse_input(key: Any, given: Any, where: str) -> Input:
     if not isinstance(key, str) or not re.fullmatch("[a-z][a-z0-9_]*", key) or key in _RESERVED:
         raise ConfigError(
             f"{where}: an input cannot be named {key!r}. Names are small letters, digits and _, begin with a letter, "
@@ -60,9 +60,9 @@ def _parse_entry(key: Any, given: Any, where: str) -> Entry:
             (str(word) for word in given if all(word not in parameters_of(kind) for kind in KINDS.values())), ""
         )
         raise unknown(where, "kind of input", strange, KINDS) if strange else _no_kind(where)
-    factory = TableEntry if kinds == ["numeric", "categorical"] else KINDS[kinds[0]]
+    factory = TableInput if kinds == ["numeric", "categorical"] else KINDS[kinds[0]]
     options = [name for name in parameters_of(factory) if name not in ("key", "where")]
-    if len(kinds) > 1 and factory is not TableEntry:
+    if len(kinds) > 1 and factory is not TableInput:
         raise ConfigError(f"{where}: {' and '.join(kinds)} are two kinds of input. Give each a key of its own.")
     for word in given:
         if word not in options:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_count
-from hybrid_lightning.data.inputs.files import FileEntry
+from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.inputs.series import window_start
 from hybrid_lightning.data.inputs.signals import log_mel, mel_filters, resample
 from hybrid_lightning.data.inputs.volumes import without_gaps
@@ -18,7 +18,7 @@ from hybrid_lightning.errors import ConfigError, check_number
 _HIGHEST_RATE = 1_000_000
 
 
-class AudioEntry(FileEntry):
+class AudioInput(FileInput):
     """A sound per sample (WAV, FLAC, OGG, MP3), read with soundfile (extra ``audio``): `(C, L)` float32 from -1 to 1.
 
     Args:
@@ -103,7 +103,7 @@ class AudioEntry(FileEntry):
             raise ValueError(f"it ends after {start + len(samples)} samples of {start + count}")
         return torch.from_numpy(without_gaps(samples, "refuse").T.copy()), rate
 
-    def state(self, path: Path) -> tuple[int, ...]:
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
         """Channels and samples."""
         import soundfile
 

@@ -14,7 +14,7 @@ from hybrid_lightning.errors import ConfigError
 Value = Tensor | dict[str, Tensor]
 
 
-class Entry(ABC):
+class Input(ABC):
     """One key of the batches, from one or several columns of a manifest.
 
     Life: made from the config; `fit` on the training rows (or `statistics` taken from a checkpoint); then `bind` to a
@@ -46,7 +46,7 @@ class Entry(ABC):
         return {}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def inferred_arguments(self) -> dict[str, Any]:
         """Arguments that a part which reads this key may leave out, such as ``categories``; known once it is fitted."""
         return {}
 
@@ -66,7 +66,7 @@ class Entry(ABC):
         """
         raise NotImplementedError
 
-    def probe(self, row: int) -> tuple[int, ...]:
+    def peek(self, row: int) -> tuple[int, ...]:
         """Opens the row's file without reading all of it, and gives the shape that it states.
 
         Raises:

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hybrid_lightning.data.inputs.base import Entry, Value, cell_error
+from hybrid_lightning.data.inputs.base import Input, Value, cell_error
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.transforms import make_transforms
 from hybrid_lightning.errors import ConfigError
 
 
-class FileEntry(Entry):
+class FileInput(Input):
     """A file per sample, read into one tensor when it is asked for.
 
     Args:
@@ -46,7 +46,7 @@ class FileEntry(Entry):
         """The tensor of one file, before transforms; any exception tells why it cannot be read."""
 
     @abstractmethod
-    def state(self, path: Path) -> tuple[int, ...]:
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The shape that a file states, from its first bytes; any exception tells why it cannot be read."""
 
     def read(self, row: int, training: bool) -> Value:
@@ -62,10 +62,10 @@ class FileEntry(Entry):
         except ConfigError as error:
             raise ConfigError(f"{error} (row {row}: {self.cell(row)!r})") from error
 
-    def probe(self, row: int) -> tuple[int, ...]:
+    def peek(self, row: int) -> tuple[int, ...]:
         """The shape that the row's file states."""
         with self.telling(row) as path:
-            return self.state(path)
+            return self.stated_shape(path)
 
     @contextmanager
     def telling(self, row: int) -> Iterator[Path]:

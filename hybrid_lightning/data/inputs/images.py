@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hybrid_lightning.data.inputs.base import Value
 from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_size
-from hybrid_lightning.data.inputs.files import FileEntry
+from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MODES = {1: "L", 3: "RGB"}
 
 
-class ImageEntry(FileEntry):
+class ImageInput(FileInput):
     """An image per sample, read with Pillow and turned as its EXIF data say.
 
     Gray, RGB and palette images with 8 bits are divided by 255, gray ones with 16 bits by 65535; transparency is
@@ -117,7 +117,7 @@ class ImageEntry(FileEntry):
         padded.paste(image.resize(inner, bilinear), ((width - inner[0]) // 2, (height - inner[1]) // 2))
         return padded
 
-    def state(self, path: Path) -> tuple[int, ...]:
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
         """Channels, height and width as stored."""
         from PIL import Image
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hybrid_lightning.data.inputs.base import Value, collate_padded
 from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_count
-from hybrid_lightning.data.inputs.files import FileEntry, spread
+from hybrid_lightning.data.inputs.files import FileInput, spread
 from hybrid_lightning.data.inputs.numpy_files import Array, is_numpy, read_array, stated_shape
 from hybrid_lightning.data.inputs.volumes import GAPS, without_gaps
 from hybrid_lightning.data.table import Table
@@ -22,7 +22,7 @@ _GAPS = {"", "NA", "N/A", "NULL", "null"}
 _MOST_FITTED = 1000
 
 
-class SeriesEntry(FileEntry):
+class SeriesInput(FileInput):
     """A series per sample: ``.npy`` or ``.npz`` `(T,)` or `(T, C)`, or text with a step a line, with or without names.
 
     Each channel is standardized with mean and standard deviation over the steps of the training series; of more than
@@ -141,7 +141,7 @@ class SeriesEntry(FileEntry):
             )
         return collate_padded(values, placeholder)
 
-    def state(self, path: Path) -> tuple[int, ...]:
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The array's shape; nothing for text."""
         if is_numpy(path):
             return stated_shape(path, self.name)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.inputs.base import Entry
+from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.inputs.checks import check_choice, check_columns
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Rows = np.ndarray[Any, Any]
 
 
-class NumericEntry(Entry):
+class NumericInput(Input):
     """Columns of numbers, standardized with mean and standard deviation of the training rows: `(B, n)` float32.
 
     A column that is constant there is only centered.
@@ -61,7 +61,7 @@ class NumericEntry(Entry):
         return self._values[rows]
 
 
-class CategoricalEntry(Entry):
+class CategoricalInput(Input):
     """Columns of categories, numbered from 0 in the order of their text in the training rows: `(B, m)` int64.
 
     Args:
@@ -86,7 +86,7 @@ class CategoricalEntry(Entry):
         return fit_categories(table, self.columns, rows, self.where)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def inferred_arguments(self) -> dict[str, Any]:
         """``categories``: how many each column has; nothing with `one_hot`."""
         return {} if self.one_hot else {"categories": self._sizes}
 
@@ -108,11 +108,11 @@ class CategoricalEntry(Entry):
         return torch.cat(columns, dim=1).float()
 
 
-class TableEntry(Entry):
+class TableInput(Input):
     """Columns of numbers and of categories, as ``TabularMLP`` takes them, gaps included.
 
-    A batch has ``numeric`` `(B, n)` float32, standardized as in `NumericEntry`, nan in gaps, and ``categorical``
-    `(B, m)` int64, numbered as in `CategoricalEntry`, -1 for missing and unknown categories. Without columns of a kind
+    A batch has ``numeric`` `(B, n)` float32, standardized as in `NumericInput`, nan in gaps, and ``categorical``
+    `(B, m)` int64, numbered as in `CategoricalInput`, -1 for missing and unknown categories. Without columns of a kind
     its entry is left out. Rows in which all cells are empty are zeros.
 
     Args:
@@ -135,7 +135,7 @@ class TableEntry(Entry):
         return {**numbers, **fit_categories(table, self.categorical, rows, self.where)}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def inferred_arguments(self) -> dict[str, Any]:
         """``categories``: how many each column of categories has."""
         return {"categories": [len(self.statistics["categories"][column]) for column in self.categorical]}
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.inputs.base import Entry, Value, cell_error, collate_padded
+from hybrid_lightning.data.inputs.base import Input, Value, cell_error, collate_padded
 from hybrid_lightning.data.inputs.checks import check_column, check_count
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
@@ -20,7 +20,7 @@ _RESERVED = 2
 """0 is padding, 1 an unknown word."""
 
 
-class TextEntry(Entry):
+class TextInput(Input):
     """A text per sample, from a cell of the manifest.
 
     With ``tokenizer: words``, the words of the training rows, in small letters, are numbered from 2; a batch has
@@ -71,7 +71,7 @@ class TextEntry(Entry):
         return {"words": [word for word, _ in frequent[: self.vocabulary]]}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def inferred_arguments(self) -> dict[str, Any]:
         """``vocabulary``: how many numbers there are, of ``words`` only."""
         return {"vocabulary": len(self.statistics["words"]) + _RESERVED} if self._by_words else {}
 
@@ -132,7 +132,7 @@ class TextEntry(Entry):
         fill = {} if self._by_words else {"input_ids": self._encoder.pad_token_id or 0}
         return collate_padded(values, placeholder, fill)
 
-    def probe(self, row: int) -> tuple[int, ...]:
+    def peek(self, row: int) -> tuple[int, ...]:
         """The number of letters."""
         return (len(str(self._texts[row].as_py())),)
 

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_size
-from hybrid_lightning.data.inputs.files import FileEntry
+from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.inputs.numpy_files import Array, is_numpy, read_array, refuse_huge, stated_shape
 from hybrid_lightning.errors import ConfigError, check_number
 
 GAPS = ("refuse", "zero")
 
 
-class ArrayEntry(FileEntry):
+class ArrayInput(FileInput):
     """An array per sample, ``.npy`` or ``.npz``, as it is: `(...)`, float32. A single number becomes `(1,)`.
 
     Args:
@@ -48,12 +48,12 @@ class ArrayEntry(FileEntry):
         """`(...)`, float32."""
         return torch.from_numpy(np.atleast_1d(without_gaps(read_array(path, self.name), self.gaps)))
 
-    def state(self, path: Path) -> tuple[int, ...]:
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The array's shape."""
         return stated_shape(path, self.name) or (1,)
 
 
-class VolumeEntry(FileEntry):
+class VolumeInput(FileInput):
     """A volume per sample: `(C, D, H, W)`, float32.
 
     ``.npy`` and ``.npz`` files hold `(D, H, W)` or `(C, D, H, W)`. NIfTI files (extra ``nifti``) hold x, y, z and, if
@@ -125,7 +125,7 @@ class VolumeEntry(FileEntry):
             ) from None
         return nibabel
 
-    def state(self, path: Path) -> tuple[int, ...]:
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The shape as stored."""
         if is_numpy(path):
             return stated_shape(path, self.name)

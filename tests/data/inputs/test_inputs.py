@@ -1,13 +1,13 @@
 import pytest
 
-from hybrid_lightning.data.inputs import KINDS, parse_entries
-from hybrid_lightning.data.inputs.tabular import TableEntry
+from hybrid_lightning.data.inputs import KINDS, parse_inputs
+from hybrid_lightning.data.inputs.tabular import TableInput
 from hybrid_lightning.errors import ConfigError
 
 
 def test_each_kind_has_a_word_of_its_own():
     inputs = {word: {word: "column"} for word in KINDS}
-    entries = parse_entries(inputs)
+    entries = parse_inputs(inputs)
     assert list(entries) == list(KINDS)
     for word, entry in entries.items():
         assert type(entry) is KINDS[word]
@@ -15,14 +15,14 @@ def test_each_kind_has_a_word_of_its_own():
 
 
 def test_numbers_and_categories_together_are_a_table():
-    entry = parse_entries({"t": {"categorical": "site", "numeric": ["age", "dose"]}})["t"]
-    assert isinstance(entry, TableEntry)
+    entry = parse_inputs({"t": {"categorical": "site", "numeric": ["age", "dose"]}})["t"]
+    assert isinstance(entry, TableInput)
     assert entry.columns == ["age", "dose", "site"]
 
 
 def test_a_table_may_be_of_one_kind_of_columns_alone():
     for empty, columns in (("numeric", "categorical"), ("categorical", "numeric")):
-        assert isinstance(parse_entries({"t": {empty: [], columns: ["a"]}})["t"], TableEntry)
+        assert isinstance(parse_inputs({"t": {empty: [], columns: ["a"]}})["t"], TableInput)
 
 
 @pytest.mark.parametrize(
@@ -66,4 +66,4 @@ def test_a_table_may_be_of_one_kind_of_columns_alone():
 )
 def test_an_impossible_input_is_told_with_its_place(inputs, message):
     with pytest.raises(ConfigError, match=message):
-        parse_entries(inputs)
+        parse_inputs(inputs)

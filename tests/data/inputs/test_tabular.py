@@ -7,7 +7,7 @@ import pandas
 import pytest
 import torch
 
-from hybrid_lightning.data.inputs import parse_entries
+from hybrid_lightning.data.inputs import parse_inputs
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.modules.tabular_mlp import TabularMLP
@@ -76,7 +76,7 @@ def test_a_column_that_is_not_there_is_told_with_the_closest(tmp_path, kind):
 def test_categories_are_numbered_in_the_order_of_the_training_rows_texts(tmp_path):
     entry = bound(tmp_path, {"site": SITES, "n": [10, 9, 9, 10, None]}, fit_rows=[0, 1, 2], categorical=["site", "n"])
     assert entry.statistics == {"categories": {"site": ["a", "b"], "n": ["10", "9"]}}
-    assert entry.facts == {"categories": [2, 2]}
+    assert entry.inferred_arguments == {"categories": [2, 2]}
     assert entry.batch(torch.arange(5)).tolist() == [[1, 0], [-1, 1], [0, 1], [-1, 0], [1, -1]]
     assert entry.batch(torch.arange(5)).dtype == torch.int64
 
@@ -87,19 +87,19 @@ def test_one_hot_columns_equal_those_of_pandas(tmp_path):
     known = pandas.DataFrame(columns).where(lambda c: c.isin(["a", "b", 1, 2]))
     expected = torch.from_numpy(pandas.get_dummies(known, columns=["site", "n"]).to_numpy(dtype=np.float32))
     assert torch.equal(entry.batch(torch.arange(5)), expected)
-    assert entry.facts == {}
+    assert entry.inferred_arguments == {}
 
 
 def test_a_table_is_what_tabular_mlp_takes(tmp_path):
     columns = {"age": AGES, "site": SITES, "sex": ["f", "m", None, "m", "f"]}
     entry = bound(tmp_path, columns, fit_rows=[0, 1, 2], numeric="age", categorical=["site", "sex"])
-    assert entry.facts == {"categories": [2, 2]}
+    assert entry.inferred_arguments == {"categories": [2, 2]}
     batch = entry.batch(torch.arange(5))
     torch.testing.assert_close(
         batch["numeric"], torch.tensor([[-1.0], [1.0], [float("nan")], [9.0], [13.0]]), equal_nan=True
     )
     assert batch["categorical"].tolist() == [[1, 0], [-1, 1], [0, -1], [-1, 1], [1, 0]]
-    assert TabularMLP(1, **entry.facts)(**batch).isfinite().all()
+    assert TabularMLP(1, **entry.inferred_arguments)(**batch).isfinite().all()
 
 
 def test_a_row_of_a_table_without_any_cell_is_absent_and_zeros(tmp_path):
@@ -119,11 +119,11 @@ def test_statistics_are_plain_and_belong_to_their_columns(tmp_path):
     columns = {"a": [1.0, 3.0], "b": [10.0, 30.0], "c": ["x", "y"]}
     first = bound(tmp_path, columns, numeric=["a", "b"], categorical="c")
     assert json.loads(json.dumps(first.statistics)) == first.statistics
-    turned = parse_entries({"x": {"numeric": ["b", "a"], "categorical": "c"}})["x"]
+    turned = parse_inputs({"x": {"numeric": ["b", "a"], "categorical": "c"}})["x"]
     turned.statistics = first.statistics
     turned.bind(table(tmp_path, columns), ".")
     assert torch.equal(turned.batch(torch.arange(2))["numeric"], torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
-    other = parse_entries({"x": {"numeric": ["c", "a"]}})["x"]
+    other = parse_inputs({"x": {"numeric": ["c", "a"]}})["x"]
     other.statistics = first.statistics
     with pytest.raises(ConfigError, match=r"the statistics hold no mean of column 'c'; they were fitted for another"):
         other.bind(table(tmp_path, {"a": [1.0], "c": [2.0]}), ".")
@@ -143,7 +143,7 @@ def test_a_million_rows_are_ready_within_seconds():
         {f"n{i}": random.standard_normal(rows) for i in range(5)}
         | {f"c{i}": random.choice(["a", "b", "c"], rows) for i in range(5)}
     ).convert_dtypes(dtype_backend="pyarrow")
-    [entry] = parse_entries({"x": {"numeric": list(frame)[:5], "categorical": list(frame)[5:]}}).values()
+    [entry] = parse_inputs({"x": {"numeric": list(frame)[:5], "categorical": list(frame)[5:]}}).values()
     manifest, start = Table(frame, "x"), time.process_time()
     entry.statistics = entry.fit(manifest, np.arange(rows))
     entry.bind(manifest, ".")
