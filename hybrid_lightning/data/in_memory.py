@@ -1,7 +1,7 @@
 """Data that fit into memory: one dict of tensors per split, served in whole batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import check_number
 
-Entry = Tensor | dict[str, Tensor]
+Tensors = Tensor | dict[str, Tensor]
 
 
 class DictDataset(Dataset[dict[str, Any]]):
@@ -21,7 +21,7 @@ class DictDataset(Dataset[dict[str, Any]]):
         entries: Key → tensor `(N, ...)` or dict of such tensors; ``target`` holds the labels.
     """
 
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, entries: Mapping[str, Tensors]) -> None:
         self.entries = dict(entries)
 
     @property
@@ -35,17 +35,23 @@ class DictDataset(Dataset[dict[str, Any]]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._select(index)
+        return pick(self.entries, index)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """A whole batch at once; torch's loader prefers this to one call per sample."""
-        return self._select(torch.as_tensor(indices))
+        return pick(self.entries, torch.as_tensor(indices))
 
-    def _select(self, index: int | Tensor) -> dict[str, Any]:
-        return {
-            key: {name: tensor[index] for name, tensor in entry.items()} if isinstance(entry, dict) else entry[index]
-            for key, entry in self.entries.items()
-        }
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Tensors) -> Tensors:
+    """Applies a function to a tensor, or to each one of a dict."""
+    if isinstance(value, dict):
+        return {name: function(tensor) for name, tensor in value.items()}
+    return function(value)
+
+
+def pick(entries: Mapping[str, Tensors], index: int | Tensor) -> dict[str, Any]:
+    """A sample of a batch, or several of them as a smaller batch."""
+    return {key: map_tensors(lambda tensor: tensor[index], entry) for key, entry in entries.items()}
 
 
 def as_batch(batch: Any) -> Any:
@@ -66,7 +72,7 @@ def stratified_mask(targets: Tensor, fraction: float, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(targets), dtype=torch.bool)
-    for label in sorted(set(targets.tolist())):
+    for label in torch.unique(targets):
         members = (targets == label).nonzero().flatten()
         shuffled = members[torch.randperm(len(members), generator=generator)]
         chosen[shuffled[: max(1, round(fraction * len(members)))]] = True
@@ -82,8 +88,7 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
 
     def __init__(self, batch_size: int = 32) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ConfigError(f"data.batch_size: {batch_size} is less than 1.")
+        check_number(batch_size, "data.batch_size", low=1)
         self.batch_size = batch_size
         self.splits: dict[str, DictDataset] = {}
 
@@ -97,7 +102,7 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled training batches; the last one is dropped if it holds a single sample."""
-        return self._loader("train", shuffle=True)
+        return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Validation batches in order."""
@@ -111,7 +116,14 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
         """The test batches."""
         return self._loader("test")
 
-    def _loader(self, split: str, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
-        dataset = self.splits[split]
-        lonely = shuffle and len(dataset) % self.batch_size == 1 and len(dataset) > 1
-        return DataLoader(dataset, batch_size=self.batch_size, shuffle=shuffle, collate_fn=as_batch, drop_last=lonely)
+    def _loader(self, split: str) -> DataLoader[dict[str, Any]]:
+        dataset, training = self.splits[split], split == "train"
+        # BatchNorm needs two samples in training.
+        is_lonely = len(dataset) > 1 and len(dataset) % self.batch_size == 1
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=training,
+            collate_fn=as_batch,
+            drop_last=training and is_lonely,
+        )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hybrid_lightning.data.in_memory import as_batch
+from hybrid_lightning.data.in_memory import as_batch, map_tensors, pick
 from hybrid_lightning.data.inputs.base import Input, Value
 from hybrid_lightning.data.splits import rows_of
 from hybrid_lightning.data.table import Table
@@ -19,17 +19,18 @@ Shape = dict[str, Any]
 
 
 class SampleError(ConfigError):
-    """A sample or batch cannot be made; of what a worker adds to it on its way, only the reason is kept."""
+    """A sample or batch cannot be made."""
 
     def __init__(self, message: str) -> None:
+        # A worker sends its traceback as the message, of which the last line tells the user what is wrong.
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
 
 
 class Samples:
-    """The rows of one manifest, as its entries read them; it can be sent to a worker.
+    """The rows of one manifest, as its inputs read them; it can be sent to a worker.
 
     Args:
-        entries: Key → entry, fitted; they are bound to the table here.
+        entries: Key → input, fitted; they are bound to the table here.
         table: The manifest.
         folder: Where relative paths start.
         incomplete: Keys that have a presence although no cell of them is empty here.
@@ -49,81 +50,101 @@ class Samples:
         target: Tensor | None = None,
         shapes: Mapping[str, Shape] | None = None,
     ) -> None:
-        self.entries, self.target, self.rows = dict(entries), target, len(table)
+        self.entries, self.target = dict(entries), target
         self.files = [key for key, entry in self.entries.items() if not entry.in_memory]
         """Keys that are read sample by sample."""
-        for entry in self.entries.values():
-            for column in entry.columns:
-                table.require(column, entry.where)
-        present = {key: torch.from_numpy(~entry.empty(table)) for key, entry in self.entries.items()}
-        self._refuse_empty_rows(present, table)
-        gaps = {key for key, known in present.items() if not bool(known.all())}
-        self.incomplete = [key for key in self.entries if key in gaps or key in incomplete]
-        """Keys of which batches say in ``present/<key>`` whether a sample has them."""
-        self.present = {key: present[key] for key in self.incomplete}
-        for entry in self.entries.values():
+        self.present: dict[str, Tensor] = {}
+        """Key → whether each row has it `(rows,)`, of keys for which batches have a ``present/<key>``."""
+        self.shapes: dict[str, Shape | None] = {}
+        """Key of a file → what its values look like, if that is known."""
+        present = self._presences(table)
+        for key, entry in self.entries.items():
+            if key in incomplete or not present[key].all():
+                self.present[key] = torch.from_numpy(present[key])
             entry.bind(table, folder)
-        self.shapes = {key: self._shape(key, present[key], shapes or {}) for key in self.files}
-        """Key of a file entry → what its values look like, if that is known."""
+            if not entry.in_memory:
+                known = (shapes or {}).get(key)
+                self.shapes[key] = known or self._shape_of_first(entry, present[key])
 
-    def _refuse_empty_rows(self, present: Mapping[str, Tensor], table: Table) -> None:
-        empty = np.flatnonzero(~torch.stack(list(present.values())).any(dim=0).numpy())
+    @property
+    def incomplete(self) -> list[str]:
+        """Keys for which batches have a ``present/<key>``."""
+        return list(self.present)
+
+    def _presences(self, table: Table) -> dict[str, np.ndarray[Any, Any]]:
+        """Key → whether each row has it, `(rows,)` bool; each row has something."""
+        present = {}
+        for key, entry in self.entries.items():
+            require_columns(entry, table)
+            present[key] = ~entry.empty(table)
+        empty = np.flatnonzero(~np.logical_or.reduce(list(present.values())))
         if len(empty):
             raise ConfigError(
-                f"{table.where}: in {len(empty)} rows of {str(table.path)!r} all inputs are empty: {rows_of(empty)}. "
-                f"Fill in a cell of {', '.join(present)}, or remove these rows."
+                f"in {len(empty)} rows of {str(table.path)!r} all inputs are empty: {rows_of(empty)}. "
+                f"Fill in a cell of {', '.join(present)}, or remove these rows.",
+                table.place,
             )
+        return present
 
-    def _shape(self, key: str, present: Tensor, shapes: Mapping[str, Shape]) -> Shape | None:
-        """Known from an earlier run, or from the first row that has a file."""
-        if key in shapes or not bool(present.any()):
-            return shapes.get(key)
-        return shape_of(self.entries[key].read(int(present.int().argmax()), training=False))
+    @staticmethod
+    def _shape_of_first(entry: Input, present: np.ndarray[Any, Any]) -> Shape | None:
+        """From the first row that has a file."""
+        return shape_of(entry.read(int(present.argmax()), training=False)) if present.any() else None
 
     def read(self, row: int, training: bool) -> dict[str, Any]:
         """What one row adds to a batch: ``id``, and the values of its files; None where there is none."""
         sample: dict[str, Any] = {"id": row}
+        for key in self.files:
+            is_present = key not in self.present or bool(self.present[key][row])
+            sample[key] = self._read(self.entries[key], row, training) if is_present else None
+        return sample
+
+    @staticmethod
+    def _read(entry: Input, row: int, training: bool) -> Value:
         try:
-            for key in self.files:
-                known = key not in self.present or bool(self.present[key][row])
-                sample[key] = self.entries[key].read(row, training) if known else None
+            return entry.read(row, training)
         except ConfigError as error:
             raise SampleError(str(error)) from error
-        return sample
 
     def join(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch from what `read` gave."""
         batch = self.batch(torch.tensor([sample["id"] for sample in samples]))
-        try:
-            for key in self.files:
-                values = [sample[key] for sample in samples]
+        for key in self.files:
+            values = [sample[key] for sample in samples]
+            try:
                 batch[key] = self.entries[key].collate(values, self._placeholder(key, values))
-        except ConfigError as error:
-            raise SampleError(str(error)) from error
+            except ConfigError as error:
+                raise SampleError(str(error)) from error
         return batch
 
     def _placeholder(self, key: str, values: Sequence[Value | None]) -> Value:
-        known = next((value for value in values if value is not None), None)
-        if known is not None:
-            return known
-        shape = self.shapes.get(key)
+        """A value of the shape that absent samples of a batch get."""
+        for value in values:
+            if value is not None:
+                return value
+        shape = self.shapes[key]
         if shape is None:
             raise ConfigError(
-                f"{self.entries[key].where}: no row has a file, so that its shape is unknown. Give the statistics of a "
-                f"checkpoint (data.statistics)."
+                "no row has a file, so that its shape is unknown. Give the statistics of a checkpoint "
+                "(data.statistics).",
+                self.entries[key].where,
             )
         return zeros_of(shape)
 
     def batch(self, rows: Tensor) -> dict[str, Any]:
         """What is in memory of rows: entries, ``target``, ``id`` and presences."""
-        batch: dict[str, Any] = {key: e.batch(rows) for key, e in self.entries.items() if e.in_memory}
+        batch: dict[str, Any] = {}
+        for key, entry in self.entries.items():
+            if entry.in_memory:
+                batch[key] = entry.batch(rows)
         for key, present in self.present.items():
             batch[f"present/{key}"] = present[rows]
             if key in batch:
                 batch[key] = zeroed(batch[key], ~present[rows])
         if self.target is not None:
             batch["target"] = self.target[rows]
-        return {**batch, "id": rows}
+        batch["id"] = rows
+        return batch
 
 
 class SampleDataset(Dataset[dict[str, Any]]):
@@ -171,33 +192,46 @@ class MemoryDataset(SampleDataset):
         return self.samples.batch(self.rows[torch.as_tensor(indices)])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        batch = self.__getitems__([index])
-        return {key: {n: v[0] for n, v in e.items()} if isinstance(e, dict) else e[0] for key, e in batch.items()}
+        return pick(self.__getitems__([index]), 0)
 
 
 def dataset_of(samples: Samples, rows: Tensor, training: bool = False) -> SampleDataset:
     """The rows of a split as a dataset, the fastest that can be."""
-    return (SampleDataset if samples.files else MemoryDataset)(samples, rows, training)
+    kind = SampleDataset if samples.files else MemoryDataset
+    return kind(samples, rows, training)
+
+
+def require_columns(entry: Input, table: Table) -> None:
+    """Raises `ConfigError` if the table lacks a column that an input reads."""
+    for column in entry.columns:
+        table.require(column, entry.where)
 
 
 def shape_of(value: Value) -> Shape:
     """What a value looks like."""
     if isinstance(value, dict):
-        return {name: shape_of(each) for name, each in value.items()}
+        return {name: shape_of(tensor) for name, tensor in value.items()}
     return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
 
 
 def zeros_of(shape: Shape) -> Value:
     """Zeros that look like a value."""
-    if isinstance(shape.get("shape"), list):
-        dtype = getattr(torch, shape["dtype"])
-        assert isinstance(dtype, torch.dtype)  # the name may come from a file
-        return torch.zeros(shape["shape"], dtype=dtype)
-    return {name: zeros_of(each) for name, each in shape.items()}  # type: ignore[misc]
+    if not isinstance(shape.get("shape"), list):
+        return {name: _zeros(one) for name, one in shape.items()}
+    return _zeros(shape)
+
+
+def _zeros(shape: Shape) -> Tensor:
+    dtype = getattr(torch, shape["dtype"])
+    assert isinstance(dtype, torch.dtype)  # the name may come from a file
+    return torch.zeros(shape["shape"], dtype=dtype)
 
 
 def zeroed(value: Value, absent: Tensor) -> Value:
-    """A batch of values with zeros in the samples that are absent."""
-    if isinstance(value, dict):
-        return {name: zeroed(each, absent) for name, each in value.items()}  # type: ignore[misc]
-    return value.masked_fill(absent.reshape(-1, *[1] * (value.ndim - 1)), 0)
+    """A batch of values with zeros in the samples that are `absent`, `(B,)` bool."""
+
+    def fill(tensor: Tensor) -> Tensor:
+        per_sample = absent.reshape(-1, *[1] * (tensor.ndim - 1))
+        return tensor.masked_fill(per_sample, 0)
+
+    return map_tensors(fill, value)

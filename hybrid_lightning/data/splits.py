@@ -5,45 +5,134 @@ processes find the same split, whatever else the seed of a fit is.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing
 
 SPLITS = ("train", "val", "test")
 """Names of the splits; a row's split is the position in this list, int8."""
 TRAIN, VAL, TEST = range(3)
 Array = np.ndarray[Any, Any]
 
+_MOST_BINS, _ROWS_OF_BIN = 10, 20
+"""Strata of numbers: at most so many, of about so many rows or more."""
 
-def split_from_column(table: Table, column: str, where: str = "data.split_column") -> Array:
-    """The split of each row, `(rows,)`, as a column says it.
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How the rows of a manifest are split: by a column, by folds or by shares.
+
+    Args:
+        column: Column with the split of each row; None draws it.
+        fold: Which of how many folds is the test split, from 1; None draws shares.
+        fractions: Split → its share of the rows; with folds ``val`` alone, of the other folds.
+        stratify: Whether classes, combinations of labels, or ranges of a number are split alike.
+        group_column: Column of which rows with one value stay together.
+        seed: Equal seeds draw equal splits.
+    """
+
+    column: str | None
+    fold: tuple[int, int] | None
+    fractions: Mapping[str, float]
+    stratify: bool
+    group_column: str | None
+    seed: int
+
+    @classmethod
+    def parse(
+        cls,
+        column: str | None,
+        fold: str | None,
+        fractions: Mapping[str, Any] | None,
+        stratify: bool,
+        group_column: str | None,
+        seed: int,
+    ) -> Self:
+        """Reads the arguments of `ManifestDataModule`.
+
+        Raises:
+            ConfigError: If one is impossible.
+        """
+        check_number(seed, "data.split_seed", low=0, high=2**32 - 1)
+        if column is not None and (fractions or fold):
+            raise ConfigError("it decides the split; leave out 'fractions' and 'fold', or this.", "data.split_column")
+        parsed = None if fold is None else parse_fold(fold)
+        return cls(column, parsed, parse_fractions(fractions, fold), stratify, group_column, seed)
+
+    def split(self, table: Table, strata: Array | None, labels: Array | None) -> Array:
+        """The split of each row, `(rows,)`; `strata` and `labels` as in `split_by_fractions`."""
+        if self.column is not None:
+            split = split_from_column(table, self.column)
+            if self.group_column is not None:
+                refuse_shared(split, table, self.group_column)
+            return split
+        groups = None if self.group_column is None else groups_of(table, self.group_column)[0]
+        strata = strata if self.stratify else None
+        if self.fold is not None:
+            return split_by_fold(len(table), self.fold, self.fractions["val"], self.seed, strata, groups, labels)
+        return split_by_fractions(len(table), self.fractions, self.seed, strata, groups, labels)
+
+
+def parse_fold(fold: str) -> tuple[int, int]:
+    """``2/5`` → (2, 5), the second of five folds."""
+    with at("data.fold"):
+        number, slash, count = str(fold).partition("/")
+        if not (slash and number.strip().isdigit() and count.strip().isdigit()):
+            raise ConfigError(f"{fold!r} is not a fold and their number, such as 1/5, the first of five.")
+        k, n = int(number), int(count)
+        if n < 2 or not 1 <= k <= n:
+            n = max(n, 2)
+            raise ConfigError(f"{fold!r} is impossible; the folds of {n} are 1/{n} to {n}/{n}.")
+        return k, n
+
+
+def parse_fractions(fractions: Mapping[str, Any] | None, fold: str | None) -> dict[str, float]:
+    """Shares of all rows for ``val`` and ``test``; 0.15 each if left out, ``val`` alone with folds, of the other folds.
 
     Raises:
-        ConfigError: If there is no such column, or it holds anything but ``train``, ``val`` and ``test``.
+        ConfigError: If a key or share is impossible.
     """
+    possible, kind = ("val", "test"), "split"
+    if fold is not None:
+        possible, kind = ("val",), "split (the fold is the test split)"
+    shares = dict.fromkeys(possible, 0.15)
+    with at("data.fractions"):
+        check_keys(fractions or (), possible, kind=kind)
+        for name, share in (fractions or {}).items():
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+                raise ConfigError(f"{share!r} is not a share of the rows from 0 to below 1.", name)
+            shares[name] = float(share)
+        if sum(shares.values()) >= 1:
+            raise ConfigError(f"{shares} leave no rows to train on; together they are below 1.")
+    return shares
+
+
+def split_from_column(table: Table, column: str) -> Array:
+    """The split of each row, `(rows,)`, from a column that holds ``train``, ``val`` and ``test`` and nothing else."""
     import pyarrow
     import pyarrow.compute as compute
 
-    table.require(column, where)
-    texts = table.texts(column)
-    codes = compute.index_in(texts, value_set=pyarrow.array(SPLITS, type=texts.type))
-    wrong = np.flatnonzero(np.asarray(codes.is_null()))
-    if len(wrong):
-        others = [text for text in texts.unique().to_pylist() if text not in SPLITS]
-        shown = listing(["" if text is None else text for text in others], 6)
-        raise ConfigError(
-            f"{where}: column {column!r} of {str(table.path)!r} holds {shown} ({rows_of(wrong)}). "
-            f"Possible: {listing(SPLITS)}."
-        )
-    return np.asarray(codes).astype(np.int8)
+    with at("data.split_column"):
+        table.require(column)
+        texts = table.texts(column)
+        codes = compute.index_in(texts, value_set=pyarrow.array(SPLITS, type=texts.type))
+        wrong = np.flatnonzero(np.asarray(codes.is_null()))
+        if len(wrong):
+            others = texts.take(pyarrow.array(wrong)).fill_null("").unique()
+            raise ConfigError(
+                f"column {column!r} of {str(table.path)!r} holds {listing(others.to_pylist(), 6)} "
+                f"({rows_of(wrong)}). Possible: {listing(SPLITS)}."
+            )
+        return np.asarray(codes).astype(np.int8)
 
 
-def refuse_shared(split: Array, table: Table, split_by: str, where: str = "data.split_by") -> None:
+def refuse_shared(split: Array, table: Table, group_column: str) -> None:
     """Raises `ConfigError` if rows of one value of a column are in several splits, with some of the values and rows."""
-    groups, names = groups_of(table, split_by, where)
+    groups, names = groups_of(table, group_column)
     lowest = np.full(len(names), len(SPLITS), dtype=np.int8)
     highest = np.zeros(len(names), dtype=np.int8)
     np.minimum.at(lowest, groups, split)
@@ -54,68 +143,29 @@ def refuse_shared(split: Array, table: Table, split_by: str, where: str = "data.
     shown = []
     for group in shared[:3]:
         rows = np.flatnonzero(groups == group)
-        places = {SPLITS[code]: int(rows[split[rows] == code][0]) for code in np.unique(split[rows])}
-        shown.append(f"{names[int(group)].as_py()!r} ({', '.join(f'{s}: row {row}' for s, row in places.items())})")
+        codes, firsts = np.unique(split[rows], return_index=True)
+        places = [f"{SPLITS[code]}: row {rows[first]}" for code, first in zip(codes, firsts, strict=True)]
+        shown.append(f"{names[int(group)].as_py()!r} ({', '.join(places)})")
     raise ConfigError(
-        f"{where}: {len(shared)} values of {split_by!r} are in more than one split, such as {'; '.join(shown)}. A "
+        f"{len(shared)} values of {group_column!r} are in more than one split, such as {'; '.join(shown)}. A "
         f"model would be tested on what it has seen. Correct the split column, or leave it out: then rows "
-        f"of one value stay together."
+        f"of one value stay together.",
+        "data.split_by",
     )
 
 
-def groups_of(table: Table, column: str, where: str = "data.split_by") -> tuple[Array, Any]:
-    """Number of each row's value `(rows,)` and the values, an Arrow array, in order of their first rows.
-
-    Raises:
-        ConfigError: If there is no such column, or a cell is empty.
-    """
-    table.require(column, where)
-    empty = np.flatnonzero(table.empty(column))
-    if len(empty):
-        raise ConfigError(
-            f"{where}: column {column!r} of {str(table.path)!r} is empty in {rows_of(empty)}, so nobody knows what "
-            f"these rows belong to. Give each a value, such as one of its own."
-        )
-    encoded = table.texts(column).dictionary_encode()
-    return np.asarray(encoded.indices).astype(np.int64), encoded.dictionary
-
-
-def parse_fold(fold: str, where: str = "data.fold") -> tuple[int, int]:
-    """``2/5`` → (2, 5): the second of five folds.
-
-    Raises:
-        ConfigError: If it is something else.
-    """
-    number, slash, count = str(fold).partition("/")
-    if not (slash and number.strip().isdigit() and count.strip().isdigit()):
-        raise ConfigError(f"{where}: {fold!r} is not a fold and their number, such as 1/5, the first of five.")
-    k, n = int(number), int(count)
-    if n < 2 or not 1 <= k <= n:
-        raise ConfigError(
-            f"{where}: {fold!r} is impossible; the folds of {max(n, 2)} are 1/{max(n, 2)} to {max(n, 2)}/{max(n, 2)}."
-        )
-    return k, n
-
-
-def parse_fractions(
-    fractions: Mapping[str, Any] | None, fold: str | None, where: str = "data.fractions"
-) -> dict[str, float]:
-    """Shares of all rows for ``val`` and ``test``; 0.15 each if left out, ``val`` alone with folds, of the other folds.
-
-    Raises:
-        ConfigError: If a key or share is impossible.
-    """
-    possible = ("val", "test") if fold is None else ("val",)
-    shares = dict.fromkeys(possible, 0.15)
-    for name, share in (fractions or {}).items():
-        if name not in possible:
-            raise unknown(where, "split" if fold is None else "split (the fold is the test split)", str(name), possible)
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-            raise ConfigError(f"{where}.{name}: {share!r} is not a share of the rows from 0 to below 1.")
-        shares[name] = float(share)
-    if sum(shares.values()) >= 1:
-        raise ConfigError(f"{where}: {shares} leave no rows to train on; together they are below 1.")
-    return shares
+def groups_of(table: Table, column: str) -> tuple[Array, Any]:
+    """Number of each row's value `(rows,)` and the values, an Arrow array, in order of their first rows."""
+    with at("data.split_by"):
+        table.require(column)
+        empty = np.flatnonzero(table.empty(column))
+        if len(empty):
+            raise ConfigError(
+                f"column {column!r} of {str(table.path)!r} is empty in {rows_of(empty)}, so nobody knows what these "
+                f"rows belong to. Give each a value, such as one of its own."
+            )
+        encoded = table.texts(column).dictionary_encode()
+        return np.asarray(encoded.indices).astype(np.int64), encoded.dictionary
 
 
 def split_by_fractions(
@@ -145,7 +195,7 @@ def split_by_fractions(
     strata = np.zeros(count, dtype=np.int64) if strata is None else strata
     shares = [1 - fractions["val"] - fractions["test"], fractions["val"], fractions["test"]]
     if groups is None:
-        split = _systematic(strata, shares, np.random.RandomState(seed))
+        split = _draw_rows(strata, shares, seed)
     else:
         split = assign_groups(groups, strata, shares, seed).astype(np.int8)
     return split if labels is None else with_all_labels(split, labels, seed, groups)
@@ -160,63 +210,53 @@ def split_by_fold(
     groups: Array | None = None,
     labels: Array | None = None,
 ) -> Array:
-    """One of several splits of which each row is in the test split of exactly one.
+    """One of several splits of which each row is in the test split of exactly one; arguments as `split_by_fractions`.
 
-    The folds differ by at most one row, all in all and in each stratum. With groups see `assign_groups`.
-
-    Args:
-        count: Number of rows.
-        fold: Which is the test split, from 1, and the number of folds.
-        val: Share of the other folds for validation.
-        seed: Equal seeds give equal folds; it is the same for all of them.
-        strata: Number of each row's stratum, `(count,)`; None is a single one.
-        groups: Number of each row's group, `(count,)`; rows of one group are in one fold.
-        labels: Labels that validation may not take from the training split, see `with_all_labels`.
-
-    Returns:
-        `(count,)`, positions in `SPLITS`.
+    The folds differ by at most one row, in all and in each stratum. With groups see `assign_groups`. The share `val` is
+    one of the rows of the other folds.
     """
     strata = np.zeros(count, dtype=np.int64) if strata is None else strata
-    folds = folds_of(fold[1], seed, strata, groups)
-    split = np.where(folds == fold[0] - 1, TEST, TRAIN).astype(np.int8)
-    rest = np.flatnonzero(split == TRAIN)
-    inner = (None if each is None else each[rest] for each in (strata, groups, labels))
-    split[rest] = split_by_fractions(len(rest), {"val": val, "test": 0.0}, seed, *inner)
+    number, folds = fold
+    is_test = folds_of(folds, seed, strata, groups) == number - 1
+    split = np.where(is_test, TEST, TRAIN).astype(np.int8)
+    rest = np.flatnonzero(~is_test)
+    groups = None if groups is None else groups[rest]
+    labels = None if labels is None else labels[rest]
+    split[rest] = split_by_fractions(len(rest), {"val": val, "test": 0.0}, seed, strata[rest], groups, labels)
     return split
 
 
 def folds_of(number: int, seed: int, strata: Array, groups: Array | None = None) -> Array:
-    """The fold of each row, `(rows,)`, from 0.
-
-    Raises:
-        ConfigError: If there are fewer rows, or groups, than folds.
-    """
-    found, what = (len(strata), "rows") if groups is None else (len(np.unique(groups)), "values of split_by")
+    """The fold of each row, `(rows,)`, from 0."""
+    found, what = len(strata), "rows"
+    if groups is not None:
+        found, what = len(np.unique(groups)), "values of split_by"
     if found < number:
-        raise ConfigError(f"data.fold: {found} {what} cannot fill {number} folds. Take fewer folds.")
+        raise ConfigError(f"{found} {what} cannot fill {number} folds. Take fewer folds.", "data.fold")
     if groups is not None:
         return assign_groups(groups, strata, [1 / number] * number, seed)
     folds = np.empty(len(strata), dtype=np.int64)
-    folds[_by_stratum(strata, np.random.RandomState(seed))] = np.arange(len(strata)) % number
+    folds[_by_stratum(strata, seed)] = np.arange(len(strata)) % number
     return folds
 
 
-def _by_stratum(strata: Array, random: np.random.RandomState) -> Array:
+def _by_stratum(strata: Array, seed: int) -> Array:
     """All rows, shuffled, then ordered by stratum."""
-    shuffled = random.permutation(len(strata))
+    shuffled = np.random.RandomState(seed).permutation(len(strata))
     order: Array = shuffled[np.argsort(strata[shuffled], kind="stable")]
     return order
 
 
-def _systematic(strata: Array, shares: list[float], random: np.random.RandomState) -> Array:
+def _draw_rows(strata: Array, shares: list[float], seed: int) -> Array:
     """Takes every so many-th of the rows ordered by stratum, first for the test, then of the rest for validation."""
-    order = _by_stratum(strata, random)
+    order = _by_stratum(strata, seed)
     split = np.full(len(strata), TRAIN, dtype=np.int8)
     for code, share in ((TEST, shares[TEST]), (VAL, shares[VAL] / (1 - shares[TEST]))):
-        edges = np.floor(np.arange(len(order) + 1) * share + 0.5 + 1e-9)
-        chosen = np.diff(edges) > 0
-        split[order[chosen]] = code
-        order = order[~chosen]
+        # After n rows, n * share of them are taken, rounded. 1e-9: products that are a half but for their last bit.
+        taken = np.floor(np.arange(len(order) + 1) * share + 0.5 + 1e-9)
+        is_taken = np.diff(taken) > 0
+        split[order[is_taken]] = code
+        order = order[~is_taken]
     return split
 
 
@@ -227,32 +267,42 @@ def assign_groups(groups: Array, strata: Array, shares: list[float], seed: int) 
     the group's strata for its share, the group's own rows counted half (with a single stratum this is Sainte-Laguë's
     method). Large and small groups spread over all parts. A part is off its share by about the size of a group, so that
     a few groups that hold most rows cannot be dealt out well.
-
-    Args:
-        groups: Number of each row's group.
-        strata: Number of each row's stratum.
-        shares: Of each part; sum to 1.
-        seed: Of the order of equal groups.
     """
-    _, groups = np.unique(groups, return_inverse=True)
-    totals = np.bincount(strata).astype(float)
-    pairs, counts = np.unique(groups * np.int64(len(totals)) + strata, return_counts=True)
-    owners, owned = np.divmod(pairs, len(totals))
+    _, groups = np.unique(groups, return_inverse=True)  # numbered without gaps
     sizes = np.bincount(groups)
-    starts = np.searchsorted(owners, np.arange(len(sizes) + 1))
-    parts = [index for index, share in enumerate(shares) if share > 0]
-    weights = np.array([shares[part] for part in parts])[:, None]
-    filled = np.zeros((len(parts), len(totals)))
-    chosen = np.empty(len(sizes), dtype=np.int64)
+    totals = np.bincount(strata).astype(float)
+    strata_of_group, rows_of_group = _rows_by_stratum(groups, strata, len(sizes), len(totals))
+
+    parts = np.flatnonzero(np.array(shares) > 0)
+    own_shares = np.array(shares)[parts, None]
+    dealt = np.zeros((len(parts), len(totals)))  # rows of each stratum that a part has so far
+    part_of_group = np.empty(len(sizes), dtype=np.int64)
+
     shuffled = np.random.RandomState(seed).permutation(len(sizes))
-    for group in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
-        own = slice(starts[group], starts[group + 1])
-        column, amount = owned[own], counts[own]
-        cost = ((filled[:, column] + amount / 2) / weights * (amount / totals[column])).sum(axis=1)
+    largest_first = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    for group in largest_first:
+        own_strata, own_rows = strata_of_group[group], rows_of_group[group]
+        fill = (dealt[:, own_strata] + own_rows / 2) / own_shares
+        # A row counts more in a rare stratum, where it is a larger part of all there are.
+        cost = (fill * (own_rows / totals[own_strata])).sum(axis=1)
         best = int(cost.argmin())
-        filled[best, column] += amount
-        chosen[group] = parts[best]
-    return chosen[groups]
+        dealt[best, own_strata] += own_rows
+        part_of_group[group] = parts[best]
+    return part_of_group[groups]
+
+
+def _rows_by_stratum(
+    groups: Array, strata: Array, number_of_groups: int, number_of_strata: int
+) -> tuple[list[Array], list[Array]]:
+    """Of each group, the strata that it has rows in, and the number of these rows.
+
+    Lists, and not a matrix of all groups and strata, which would be large and nearly empty.
+    """
+    pairs, counts = np.unique(groups * np.int64(number_of_strata) + strata, return_counts=True)
+    group_of_pair, stratum_of_pair = np.divmod(pairs, number_of_strata)
+    # Pairs are sorted, so those of a group stand together.
+    starts = np.searchsorted(group_of_pair, np.arange(1, number_of_groups))
+    return np.split(stratum_of_pair, starts), np.split(counts, starts)
 
 
 def with_all_labels(split: Array, labels: Array, seed: int, groups: Array | None = None) -> Array:
@@ -280,22 +330,24 @@ def with_all_labels(split: Array, labels: Array, seed: int, groups: Array | None
 def _untrained(split: Array, labels: Array) -> list[Array]:
     """The rows of each label that no training row has."""
     if labels.ndim == 1:
-        return [np.flatnonzero(labels == label) for label in np.setdiff1d(labels, labels[split == TRAIN])]
-    found = labels.astype(bool)
-    lacking = found.any(axis=0) & ~found[split == TRAIN].any(axis=0)
-    return [np.flatnonzero(found[:, label]) for label in np.flatnonzero(lacking)]
+        lacking = np.setdiff1d(labels, labels[split == TRAIN])
+        return [np.flatnonzero(labels == label) for label in lacking]
+    has = labels.astype(bool)
+    lacking = np.flatnonzero(has.any(axis=0) & ~has[split == TRAIN].any(axis=0))
+    return [np.flatnonzero(has[:, label]) for label in lacking]
 
 
-def quantile_bins(values: Array, most: int = 10, least: int = 20) -> Array:
-    """Strata of numbers, `(rows,)`: bins of equal counts, at most `most` and with about `least` rows or more.
+def quantile_bins(values: Array) -> Array:
+    """Strata of numbers, `(rows,)`: bins of equal counts; of columns `(rows, k)`, of the mean of their ranks."""
+    ranks = _ranks(values.reshape(len(values), -1)).mean(axis=1)
+    bins = int(np.clip(len(values) // _ROWS_OF_BIN, 1, _MOST_BINS))
+    return _ranks(ranks) * bins // max(len(values), 1)
 
-    Of several columns `(rows, k)`, the mean of their ranks is taken.
-    """
-    columns = values.reshape(len(values), -1)
-    ranks = np.argsort(np.argsort(columns, axis=0, kind="stable"), axis=0, kind="stable").mean(axis=1)
-    place = np.argsort(np.argsort(ranks, kind="stable"), kind="stable")
-    bins = int(np.clip(len(values) // least, 1, most))
-    return place * bins // max(len(values), 1)
+
+def _ranks(values: Array) -> Array:
+    """The place of each value in the order of its column, from 0."""
+    order = np.argsort(values, axis=0, kind="stable")
+    return np.argsort(order, axis=0, kind="stable")
 
 
 def combinations_of(values: Array) -> Array:
@@ -307,8 +359,7 @@ def combinations_of(values: Array) -> Array:
 
 def rows_of(rows: Iterable[Any], limit: int = 5) -> str:
     """Rows for a message: "rows 3, 8 and 2 more"."""
-    rows = [int(row) for row in rows]
+    rows = list(rows)
     shown = ", ".join(map(str, rows[:limit]))
-    return f"{'row' if len(rows) == 1 else 'rows'} {shown}" + (
-        f" and {len(rows) - limit} more" if len(rows) > limit else ""
-    )
+    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
+    return f"{'row' if len(rows) == 1 else 'rows'} {shown}{more}"

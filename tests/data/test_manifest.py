@@ -381,10 +381,10 @@ def test_testing_elsewhere_uses_the_statistics_of_the_checkpoint(folder):
     with pytest.raises(ConfigError, match=r"data.inputs.ages: the checkpoint has no statistics of this input"):
         other.setup("test")
     path = write([{**row, "label": "new"} for row in others], "others.csv")
-    with pytest.raises(ConfigError, match=r"holds 'new' .*, which the checkpoint does not know"):
+    with pytest.raises(ConfigError, match=r"holds 'new' .*, which the checkpoint does not have"):
         ManifestDataModule(path, INPUTS, "label", split_column="split", statistics=checkpoint).setup("test")
     torch.save({"state_dict": {}}, "other.ckpt")
-    with pytest.raises(ConfigError, match=r"data.statistics: 'other.ckpt' is no checkpoint of a run with"):
+    with pytest.raises(ConfigError, match=r"data.statistics: 'other.ckpt' is not a checkpoint of a run with"):
         ManifestDataModule(path, INPUTS, "label", statistics="other.ckpt").setup("test")
 
 

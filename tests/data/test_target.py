@@ -5,7 +5,7 @@ import torch
 
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.target import Target, check_split, few_rows, strata_of
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, at
 
 
 def table(**columns):
@@ -13,8 +13,10 @@ def table(**columns):
 
 
 def read(spec, saved=None, **columns):
-    target = Target(spec)
-    return target, target.values(table(**columns), saved)
+    with at("data.target"):
+        target = Target(spec)
+        target.fit(table(**columns), saved)
+        return target, target.values(table(**columns))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_a_column_that_could_be_either_is_asked_about(column, said):
 def test_a_list_of_classes_decides_their_order():
     target, found = read({"column": "y", "classes": ["low", "middle", "high"]}, y=["high", "low", "high"])
     assert (target.kind, target.names, found.tolist()) == ("multiclass", ["low", "middle", "high"], [2, 0, 2])
-    with pytest.raises(ConfigError, match=r"holds 'other' \(row 1\), which data.target.classes does not know"):
+    with pytest.raises(ConfigError, match=r"holds 'other' \(row 1\), which data.target.classes does not have"):
         read({"column": "y", "classes": ["low", "high"]}, y=["low", "other"])
 
 
@@ -64,7 +66,7 @@ def test_names_of_an_earlier_run_hold():
     target, found = read("y", saved={"kind": "multiclass", "names": ["a", "b", "c"]}, y=["c", "b"])
     assert (target.names, found.tolist()) == (["a", "b", "c"], [2, 1])
     assert read("y", saved={"kind": "binary", "names": ["a", "b"]}, y=["b", "b"])[1].tolist() == [1, 1]
-    with pytest.raises(ConfigError, match=r"holds 'd' \(row 0\), which the checkpoint does not know"):
+    with pytest.raises(ConfigError, match=r"holds 'd' \(row 0\), which the checkpoint does not have"):
         read("y", saved={"kind": "binary", "names": ["a", "b"]}, y=["d", "a"])
 
 
@@ -88,7 +90,7 @@ def test_labels_may_be_listed_in_one_cell():
     target, found = read(spec, y=["dog;cat", " cat ", ";", "bird; dog;"])
     assert target.names == ["bird", "cat", "dog"]
     assert found.tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
-    with pytest.raises(ConfigError, match=r"holds 'fish' \(row 1\), which data.target.classes does not know"):
+    with pytest.raises(ConfigError, match=r"holds 'fish' \(row 1\), which data.target.classes does not have"):
         read({**spec, "classes": ["cat", "dog"]}, y=["cat", "dog;fish"])
 
 
@@ -112,7 +114,7 @@ def test_empty_cells_are_named(column):
     ],
 )
 def test_an_impossible_target_is_refused(spec, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message), at("data.target"):
         Target(spec)
 
 
