@@ -30,8 +30,8 @@ from hybrid_lightning.data.prepared import (
     write_split,
 )
 from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of
-from hybrid_lightning.data.splits import SPLITS, TRAIN, Array, SplitRule
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule
+from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.data.target import Target, check_split, few_rows, strata_of
 from hybrid_lightning.errors import ConfigError, at
 
@@ -102,7 +102,7 @@ class ManifestDataModule(pl.LightningDataModule):
         super().__init__()
         check_loading(batch_size, workers, sampling)
         self.batch_size, self.workers, self.sampling = batch_size, workers, sampling
-        self.split_rule = SplitRule.parse(split_column, fold, fractions, stratify, split_by, split_seed)
+        self.split_rule = SplitRule(split_column, fold, fractions, stratify, split_by, split_seed)
         self.path, self.root, self.id = path, root, id
         self.predict_path, self.statistics, self.checks = predict_path, statistics, checks
         with at("data.target"):

@@ -9,8 +9,8 @@ from torch import Tensor
 from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.inputs.text import TextInput
 from hybrid_lightning.data.preflight_files import FileFindings
-from hybrid_lightning.data.splits import SPLITS, TRAIN, Array, groups_of, rows_of
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.splits import SPLITS, TRAIN, groups_of
+from hybrid_lightning.data.table import Array, Table, rows_of
 from hybrid_lightning.data.target import Target, label_counts
 from hybrid_lightning.errors import format_table
 
@@ -68,7 +68,7 @@ def overview(manifest: ManifestToCheck, findings: Mapping[str, FileFindings]) ->
 def _sizes(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
     lines = [("rows", [f"{len(own):,}" for own in rows])]
     if manifest.split_by is not None:
-        groups, _ = groups_of(manifest.table, manifest.split_by)
+        groups = groups_of(manifest.table, manifest.split_by)
         lines.append((f"values of {manifest.split_by}", [f"{len(np.unique(groups[own])):,}" for own in rows]))
     return lines
 

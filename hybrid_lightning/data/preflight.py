@@ -14,7 +14,8 @@ from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.overview import ManifestToCheck, overview
 from hybrid_lightning.data.preflight_files import FileFindings, Problem, check_files
 from hybrid_lightning.data.samples import require_columns
-from hybrid_lightning.data.splits import SPLITS, Array, rows_of
+from hybrid_lightning.data.splits import places_of
+from hybrid_lightning.data.table import Array, rows_of
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.files import write_csv
 
@@ -97,29 +98,24 @@ def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool = False
         path.unlink(missing_ok=True)
         return overview(manifest, findings) if manifest.split is not None else ""
     _write_problems(sorted([*of_files, *_problems_of_ids(repeated)]), manifest, path)
+    more = "" if decode else " Only the first bytes were read; the command 'check' reads whole files."
     lines = [*_lines_of_files(manifest, sorted(of_files)), *_lines_of_ids(manifest, repeated)]
-    lines.append(
-        f"All are listed in {str(path)!r}. Correct the cells, the files or data.root, or remove these rows."
-        + ("" if decode else " Only the first bytes were read; the command 'check' reads whole files.")
-    )
-    raise ConfigError("\n".join(lines))
+    advice = f"All are listed in {str(path)!r}. Correct the cells, the files or data.root, or remove these rows.{more}"
+    raise ConfigError("\n".join([*lines, advice]))
 
 
 def _check_all_files(manifest: ManifestToCheck, decode: bool, bar: bool) -> dict[str, FileFindings]:
     """Key → what was found, for the inputs that are files."""
-    findings: dict[str, FileFindings] = {}
-    rows: dict[str, Array] = {}
-    for key, entry in manifest.entries.items():
-        if isinstance(entry, FileInput):
-            rows[key] = np.flatnonzero(~entry.empty(manifest.table))
-    with _progress(sum(map(len, rows.values())), bar) as advance:
-        for key, own_rows in rows.items():
-            entry = manifest.entries[key]
-            assert isinstance(entry, FileInput)
-            entry.bind(manifest.table, manifest.folder)
-            findings[key] = check_files(entry, own_rows, len(manifest.table), decode, advance)
+    table, findings = manifest.table, {}
+    files = [entry for entry in manifest.entries.values() if isinstance(entry, FileInput)]
+    rows = [np.flatnonzero(~entry.empty(table)) for entry in files]
+    with _progress(sum(map(len, rows)), bar) as advance:
+        for entry, own_rows in zip(files, rows, strict=True):
+            entry.bind(table, manifest.folder)
+            found = check_files(entry, own_rows, len(table), decode, advance)
             if manifest.split is not None and manifest.joined:
-                findings[key].compare(manifest.split)
+                found.compare(manifest.split)
+            findings[entry.key] = found
     return findings
 
 
@@ -129,30 +125,32 @@ def _progress(total: int, bar: bool) -> Iterator[Callable[[int], object]]:
         yield shown.update
 
 
-def _repeated_ids(manifest: ManifestToCheck) -> dict[str, list[int]]:
+def _repeated_ids(manifest: ManifestToCheck) -> dict[str, Array]:
     """Id → its rows, for those that stand in several; those in several splits first."""
     split = manifest.split
     if manifest.id is None or split is None:
         return {}
-    encoded = manifest.table.texts(manifest.id).dictionary_encode()
-    # Empty cells get a number of their own, whose count is then forgotten.
-    numbers = np.asarray(encoded.indices.fill_null(len(encoded.dictionary)))
-    counts = np.bincount(numbers, minlength=len(encoded.dictionary) + 1)
-    counts[-1] = 0
+    texts = manifest.table.texts(manifest.id)
+    filled = np.flatnonzero(np.asarray(texts.is_valid()))
+    numbers = np.asarray(texts.take(filled).dictionary_encode().indices)
+    counts = np.bincount(numbers)
     repeated: dict[str, list[int]] = {}
-    for row in np.flatnonzero(counts[numbers] > 1).tolist():
-        name = encoded.dictionary[int(numbers[row])].as_py()
-        repeated.setdefault(name, []).append(row)
-    in_one_split = {name: len(np.unique(split[rows])) == 1 for name, rows in repeated.items()}
-    return {name: repeated[name] for name in sorted(repeated, key=in_one_split.__getitem__)}
+    for row in filled[counts[numbers] > 1].tolist():
+        repeated.setdefault(texts[row].as_py(), []).append(row)
+    rows_of_id = {name: np.array(rows) for name, rows in repeated.items()}
+    return dict(sorted(rows_of_id.items(), key=lambda item: not _is_shared(item[1], split)))
 
 
-def _problems_of_ids(repeated: Mapping[str, list[int]]) -> list[Problem]:
+def _is_shared(rows: Array, split: Array) -> bool:
+    return len(np.unique(split[rows])) > 1
+
+
+def _problems_of_ids(repeated: Mapping[str, Array]) -> list[Problem]:
     problems = []
     for name, rows in repeated.items():
-        for row in rows:
-            others = [other for other in rows if other != row]
-            problems.append(Problem(row, "id", "", f"{name!r} is also in {rows_of(others)}"))
+        for row in rows.tolist():
+            reason = f"{name!r} is also in {rows_of(rows[rows != row])}"
+            problems.append(Problem(row, "id", "", reason))
     return problems
 
 
@@ -167,24 +165,17 @@ def _lines_of_files(manifest: ManifestToCheck, problems: list[Problem]) -> list[
     return lines
 
 
-def _lines_of_ids(manifest: ManifestToCheck, repeated: Mapping[str, list[int]]) -> list[str]:
-    if not repeated or manifest.split is None:
+def _lines_of_ids(manifest: ManifestToCheck, repeated: Mapping[str, Array]) -> list[str]:
+    split = manifest.split
+    if not repeated or split is None:
         return []
-    shown, shared = [], 0
-    for name, rows in repeated.items():
-        rows_by_split: dict[str, list[int]] = {}
-        for row in rows:
-            rows_by_split.setdefault(SPLITS[manifest.split[row]], []).append(row)
-        places = rows_of(rows, 3)
-        if len(rows_by_split) > 1:
-            shared += 1
-            places = "; ".join(f"{split}: {rows_of(own, 3)}" for split, own in rows_by_split.items())
-        shown.append(f"{name!r} ({places})")
+    shown = [f"{name!r} ({places_of(rows, split)})" for name, rows in list(repeated.items())[:_SHOWN]]
+    shared = sum(_is_shared(rows, split) for rows in repeated.values())
     seen = f", {shared} of them in more than one split, so that a model is tested on what it has seen"
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    more = f" and {len(repeated) - _SHOWN} more" if len(repeated) > _SHOWN else ""
     return [
-        f"data.id: {len(shown)} values of {manifest.id!r} stand in several rows{seen if shared else ''}: "
-        f"{', '.join(shown[:_SHOWN])}{more}."
+        f"data.id: {len(repeated)} values of {manifest.id!r} stand in several rows{seen if shared else ''}: "
+        f"{', '.join(shown)}{more}."
     ]
 
 

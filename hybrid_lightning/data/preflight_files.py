@@ -1,7 +1,7 @@
 """Checks of the files of a manifest: which cannot be used, and which shapes they have."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,14 @@ from hybrid_lightning.data.inputs.images import ImageInput
 from hybrid_lightning.data.inputs.numpy_files import is_numpy
 from hybrid_lightning.data.inputs.series import SeriesInput
 from hybrid_lightning.data.inputs.volumes import VolumeInput
-from hybrid_lightning.data.splits import TRAIN, Array
+from hybrid_lightning.data.splits import TRAIN
+from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import ConfigError
 
 Shape = tuple[int, ...]
 _THREADS = 8
-_HEADERS, _FILES = 64, 2
-"""Rows that a thread takes at once: headers are read much faster than whole files."""
-_WAITING = 16
-"""Such portions per thread that are handed out at once, so that a long manifest takes no memory."""
+_WAITING = 4096
+"""Rows that are handed out to the threads at once, so that a long manifest takes no memory."""
 _COMPARED = 20
 """Different shapes of which a file is read to find whether they differ in a batch."""
 
@@ -163,15 +162,14 @@ def check_files(
     check = partial(read_whole if decode else read_header, entry)
     failed = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for portions in _portions(rows, _FILES if decode else _HEADERS):
-            results = pool.map(lambda portion: list(map(check, portion)), portions)
-            for portion, found_in_portion in zip(portions, results, strict=True):
-                for row, found in zip(portion, found_in_portion, strict=True):
-                    if found.reason:
-                        failed.append(row)
-                    else:
-                        findings.add(row, found)
-                advance(len(portion))
+        for start in range(0, len(rows), _WAITING):
+            some = rows[start : start + _WAITING].tolist()
+            for row, found in zip(some, pool.map(check, some), strict=True):
+                if found.reason:
+                    failed.append(row)
+                else:
+                    findings.add(row, found)
+                advance(1)
     for row in failed:  # again and alone: Python's parser of literals, in numpy's headers, may fail in threads
         findings.add(row, check(row))
     if not decode:
@@ -179,25 +177,14 @@ def check_files(
     return findings
 
 
-def _portions(rows: Array, size: int) -> Iterator[list[list[int]]]:
-    """The rows in portions of `size`, as many at a time as threads may have waiting."""
-    handed_out = size * _THREADS * _WAITING
-    for start in range(0, len(rows), handed_out):
-        some = rows[start : start + handed_out].tolist()
-        yield [some[place : place + size] for place in range(0, len(some), size)]
-
-
 def _read_one(findings: FileFindings, rows: Array) -> None:
     """Reads the first file that seems to be good, for the shape in a batch."""
-    bad = [problem.row for problem in findings.problems]
-    good = np.setdiff1d(rows, bad)
-    if not len(good):
-        return
-    row = int(good[0])
-    found = read_whole(findings.entry, row)
-    if found.reason:
-        findings.refuse(row, found.reason)
-    findings.values.add(found.value)
+    good = np.setdiff1d(rows, [problem.row for problem in findings.problems])
+    for row in good[:1].tolist():
+        found = read_whole(findings.entry, row)
+        findings.values.add(found.value)
+        if found.reason:
+            findings.refuse(row, found.reason)
 
 
 def _without_statistics(entry: FileInput) -> FileInput:

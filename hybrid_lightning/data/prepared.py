@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.samples import Samples, require_columns
-from hybrid_lightning.data.splits import SPLITS, Array
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.splits import SPLITS
+from hybrid_lightning.data.table import Array, Table, positions
 from hybrid_lightning.data.target import Target
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.files import write_csv
@@ -129,19 +129,15 @@ def digest(split: Array) -> str:
 
 def unseen_lines(entries: Mapping[str, Input], table: Table) -> list[str]:
     """A line for each column with categories that no training row has."""
-    import pyarrow
-    import pyarrow.compute as compute
-
     lines = []
     for entry in entries.values():
         for column, known in entry.statistics.get("categories", {}).items():
             texts = table.texts(column).drop_null()
-            is_known = compute.is_in(texts, value_set=pyarrow.array(known, texts.type))
-            strange = texts.filter(compute.invert(is_known))
-            if len(strange):
+            unknown = np.flatnonzero(positions(texts, known) < 0)
+            if len(unknown):
                 lines.append(
-                    f"{entry.where}: {len(strange)} cells of {column!r} hold categories that no training row has, "
-                    f"such as {strange[0].as_py()!r}; they count as unknown"
+                    f"{entry.where}: {len(unknown)} cells of {column!r} hold categories that no training row has, "
+                    f"such as {texts[int(unknown[0])].as_py()!r}; they count as unknown"
                 )
     return lines
 

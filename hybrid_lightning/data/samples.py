@@ -10,8 +10,7 @@ from torch.utils.data import Dataset
 
 from hybrid_lightning.data.in_memory import as_batch, map_tensors, pick
 from hybrid_lightning.data.inputs.base import Input, Value
-from hybrid_lightning.data.splits import rows_of
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.table import Array, Table, rows_of
 from hybrid_lightning.errors import ConfigError
 
 Shape = dict[str, Any]
@@ -71,7 +70,7 @@ class Samples:
         """Keys for which batches have a ``present/<key>``."""
         return list(self.present)
 
-    def _presences(self, table: Table) -> dict[str, np.ndarray[Any, Any]]:
+    def _presences(self, table: Table) -> dict[str, Array]:
         """Key → whether each row has it, `(rows,)` bool; each row has something."""
         present = {}
         for key, entry in self.entries.items():
@@ -87,7 +86,7 @@ class Samples:
         return present
 
     @staticmethod
-    def _shape_of_first(entry: Input, present: np.ndarray[Any, Any]) -> Shape | None:
+    def _shape_of_first(entry: Input, present: Array) -> Shape | None:
         """From the first row that has a file."""
         return shape_of(entry.read(int(present.argmax()), training=False)) if present.any() else None
 

@@ -4,90 +4,78 @@ Rows are drawn from numpy's `RandomState`, whose numbers are the same in every v
 processes find the same split, whatever else the seed of a fit is.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.table import Array, Table, positions, rows_of
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing
 
 SPLITS = ("train", "val", "test")
 """Names of the splits; a row's split is the position in this list, int8."""
 TRAIN, VAL, TEST = range(3)
-Array = np.ndarray[Any, Any]
 
 _MOST_BINS, _ROWS_OF_BIN = 10, 20
 """Strata of numbers: at most so many, of about so many rows or more."""
 
 
-@dataclass(frozen=True)
 class SplitRule:
     """How the rows of a manifest are split: by a column, by folds or by shares.
 
     Args:
         column: Column with the split of each row; None draws it.
-        fold: Which of how many folds is the test split, from 1; None draws shares.
+        fold: Which fold is the test split, such as 2/5; None draws shares.
         fractions: Split → its share of the rows; with folds ``val`` alone, of the other folds.
         stratify: Whether classes, combinations of labels, or ranges of a number are split alike.
         group_column: Column of which rows with one value stay together.
         seed: Equal seeds draw equal splits.
+
+    Raises:
+        ConfigError: If one is impossible.
     """
 
-    column: str | None
-    fold: tuple[int, int] | None
-    fractions: Mapping[str, float]
-    stratify: bool
-    group_column: str | None
-    seed: int
-
-    @classmethod
-    def parse(
-        cls,
+    def __init__(
+        self,
         column: str | None,
         fold: str | None,
         fractions: Mapping[str, Any] | None,
         stratify: bool,
         group_column: str | None,
         seed: int,
-    ) -> Self:
-        """Reads the arguments of `ManifestDataModule`.
-
-        Raises:
-            ConfigError: If one is impossible.
-        """
+    ) -> None:
         check_number(seed, "data.split_seed", low=0, high=2**32 - 1)
         if column is not None and (fractions or fold):
             raise ConfigError("it decides the split; leave out 'fractions' and 'fold', or this.", "data.split_column")
-        parsed = None if fold is None else parse_fold(fold)
-        return cls(column, parsed, parse_fractions(fractions, fold), stratify, group_column, seed)
+        self.column, self.group_column, self.stratify, self.seed = column, group_column, stratify, seed
+        self.fold = None if fold is None else parse_fold(fold)
+        self.fractions = parse_fractions(fractions, fold)
 
     def split(self, table: Table, strata: Array | None, labels: Array | None) -> Array:
         """The split of each row, `(rows,)`; `strata` and `labels` as in `split_by_fractions`."""
+        groups = None if self.group_column is None else groups_of(table, self.group_column)
         if self.column is not None:
             split = split_from_column(table, self.column)
-            if self.group_column is not None:
-                refuse_shared(split, table, self.group_column)
+            if groups is not None:
+                refuse_shared(split, table, groups, self.group_column)
             return split
-        groups = None if self.group_column is None else groups_of(table, self.group_column)[0]
-        strata = strata if self.stratify else None
+        options = {"strata": strata if self.stratify else None, "groups": groups, "labels": labels}
         if self.fold is not None:
-            return split_by_fold(len(table), self.fold, self.fractions["val"], self.seed, strata, groups, labels)
-        return split_by_fractions(len(table), self.fractions, self.seed, strata, groups, labels)
+            return split_by_fold(len(table), self.fold, self.fractions["val"], self.seed, **options)
+        return split_by_fractions(len(table), self.fractions, self.seed, **options)
 
 
 def parse_fold(fold: str) -> tuple[int, int]:
     """``2/5`` → (2, 5), the second of five folds."""
-    with at("data.fold"):
-        number, slash, count = str(fold).partition("/")
-        if not (slash and number.strip().isdigit() and count.strip().isdigit()):
-            raise ConfigError(f"{fold!r} is not a fold and their number, such as 1/5, the first of five.")
-        k, n = int(number), int(count)
-        if n < 2 or not 1 <= k <= n:
-            n = max(n, 2)
-            raise ConfigError(f"{fold!r} is impossible; the folds of {n} are 1/{n} to {n}/{n}.")
-        return k, n
+    found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", str(fold))
+    if not found:
+        raise ConfigError(f"{fold!r} is not a fold and their number, such as 1/5, the first of five.", "data.fold")
+    number, folds = int(found[1]), int(found[2])
+    if folds < 2 or not 1 <= number <= folds:
+        most = max(folds, 2)
+        raise ConfigError(f"{fold!r} is impossible; the folds of {most} are 1/{most} to {most}/{most}.", "data.fold")
+    return number, folds
 
 
 def parse_fractions(fractions: Mapping[str, Any] | None, fold: str | None) -> dict[str, float]:
@@ -96,16 +84,16 @@ def parse_fractions(fractions: Mapping[str, Any] | None, fold: str | None) -> di
     Raises:
         ConfigError: If a key or share is impossible.
     """
-    possible, kind = ("val", "test"), "split"
-    if fold is not None:
-        possible, kind = ("val",), "split (the fold is the test split)"
-    shares = dict.fromkeys(possible, 0.15)
+    given = fractions or {}
     with at("data.fractions"):
-        check_keys(fractions or (), possible, kind=kind)
-        for name, share in (fractions or {}).items():
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-                raise ConfigError(f"{share!r} is not a share of the rows from 0 to below 1.", name)
-            shares[name] = float(share)
+        if fold is None:
+            check_keys(given, ("val", "test"), kind="split")
+            shares = {"val": 0.15, "test": 0.15, **given}
+        else:
+            check_keys(given, ("val",), kind="split (the fold is the test split)")
+            shares = {"val": 0.15, **given}
+        for name, share in shares.items():
+            check_number(share, name, low=0, high=1)
         if sum(shares.values()) >= 1:
             raise ConfigError(f"{shares} leave no rows to train on; together they are below 1.")
     return shares
@@ -113,59 +101,55 @@ def parse_fractions(fractions: Mapping[str, Any] | None, fold: str | None) -> di
 
 def split_from_column(table: Table, column: str) -> Array:
     """The split of each row, `(rows,)`, from a column that holds ``train``, ``val`` and ``test`` and nothing else."""
-    import pyarrow
-    import pyarrow.compute as compute
-
     with at("data.split_column"):
         table.require(column)
         texts = table.texts(column)
-        codes = compute.index_in(texts, value_set=pyarrow.array(SPLITS, type=texts.type))
-        wrong = np.flatnonzero(np.asarray(codes.is_null()))
+        codes = positions(texts, SPLITS)
+        wrong = np.flatnonzero(codes < 0)
         if len(wrong):
-            others = texts.take(pyarrow.array(wrong)).fill_null("").unique()
+            others = texts.take(wrong).fill_null("").unique().to_pylist()
             raise ConfigError(
-                f"column {column!r} of {str(table.path)!r} holds {listing(others.to_pylist(), 6)} "
-                f"({rows_of(wrong)}). Possible: {listing(SPLITS)}."
+                f"column {column!r} of {str(table.path)!r} holds {listing(others, 6)} ({rows_of(wrong)}). "
+                f"Possible: {listing(SPLITS)}."
             )
-        return np.asarray(codes).astype(np.int8)
+        return codes.astype(np.int8)
 
 
-def refuse_shared(split: Array, table: Table, group_column: str) -> None:
+def refuse_shared(split: Array, table: Table, groups: Array, group_column: str | None) -> None:
     """Raises `ConfigError` if rows of one value of a column are in several splits, with some of the values and rows."""
-    groups, names = groups_of(table, group_column)
-    lowest = np.full(len(names), len(SPLITS), dtype=np.int8)
-    highest = np.zeros(len(names), dtype=np.int8)
-    np.minimum.at(lowest, groups, split)
-    np.maximum.at(highest, groups, split)
-    shared = np.flatnonzero(lowest != highest)
+    splits_of_groups = np.unique(groups * len(SPLITS) + split) // len(SPLITS)
+    found, counts = np.unique(splits_of_groups, return_counts=True)
+    shared = found[counts > 1]
     if not len(shared):
         return
     shown = []
     for group in shared[:3]:
         rows = np.flatnonzero(groups == group)
-        codes, firsts = np.unique(split[rows], return_index=True)
-        places = [f"{SPLITS[code]}: row {rows[first]}" for code, first in zip(codes, firsts, strict=True)]
-        shown.append(f"{names[int(group)].as_py()!r} ({', '.join(places)})")
+        name = table.texts(str(group_column))[int(rows[0])].as_py()
+        shown.append(f"{name!r} ({places_of(rows, split)})")
     raise ConfigError(
-        f"{len(shared)} values of {group_column!r} are in more than one split, such as {'; '.join(shown)}. A "
+        f"{len(shared)} values of {group_column!r} are in more than one split, such as {', '.join(shown)}. A "
         f"model would be tested on what it has seen. Correct the split column, or leave it out: then rows "
         f"of one value stay together.",
         "data.split_by",
     )
 
 
-def groups_of(table: Table, column: str) -> tuple[Array, Any]:
-    """Number of each row's value `(rows,)` and the values, an Arrow array, in order of their first rows."""
+def groups_of(table: Table, column: str) -> Array:
+    """Number of each row's value, `(rows,)`, in order of their first rows."""
     with at("data.split_by"):
-        table.require(column)
-        empty = np.flatnonzero(table.empty(column))
-        if len(empty):
-            raise ConfigError(
-                f"column {column!r} of {str(table.path)!r} is empty in {rows_of(empty)}, so nobody knows what these "
-                f"rows belong to. Give each a value, such as one of its own."
-            )
-        encoded = table.texts(column).dictionary_encode()
-        return np.asarray(encoded.indices).astype(np.int64), encoded.dictionary
+        advice = ", so nobody knows what these rows belong to. Give each a value, such as one of its own."
+        table.require_filled(column, advice)
+        return np.array(table.texts(column).dictionary_encode().indices, dtype=np.int64)
+
+
+def places_of(rows: Array, split: Array) -> str:
+    """Rows for a message, by their split: "train: rows 3, 8; val: row 7"."""
+    places = []
+    for code in np.unique(split[rows]):
+        own = rows[split[rows] == code]
+        places.append(f"{SPLITS[code]}: {rows_of(own, 3)}")
+    return "; ".join(places)
 
 
 def split_by_fractions(
@@ -215,29 +199,26 @@ def split_by_fold(
     The folds differ by at most one row, in all and in each stratum. With groups see `assign_groups`. The share `val` is
     one of the rows of the other folds.
     """
-    strata = np.zeros(count, dtype=np.int64) if strata is None else strata
     number, folds = fold
-    is_test = folds_of(folds, seed, strata, groups) == number - 1
-    split = np.where(is_test, TEST, TRAIN).astype(np.int8)
-    rest = np.flatnonzero(~is_test)
+    strata = np.zeros(count, dtype=np.int64) if strata is None else strata
+    if groups is None:
+        _refuse_empty_folds(count, "rows", folds)
+        fold_of_row = np.empty(count, dtype=np.int64)
+        fold_of_row[_by_stratum(strata, seed)] = np.arange(count) % folds
+    else:
+        _refuse_empty_folds(len(np.unique(groups)), "values of split_by", folds)
+        fold_of_row = assign_groups(groups, strata, [1 / folds] * folds, seed)
+    split = np.full(count, TEST, dtype=np.int8)
+    rest = np.flatnonzero(fold_of_row != number - 1)
     groups = None if groups is None else groups[rest]
     labels = None if labels is None else labels[rest]
     split[rest] = split_by_fractions(len(rest), {"val": val, "test": 0.0}, seed, strata[rest], groups, labels)
     return split
 
 
-def folds_of(number: int, seed: int, strata: Array, groups: Array | None = None) -> Array:
-    """The fold of each row, `(rows,)`, from 0."""
-    found, what = len(strata), "rows"
-    if groups is not None:
-        found, what = len(np.unique(groups)), "values of split_by"
-    if found < number:
-        raise ConfigError(f"{found} {what} cannot fill {number} folds. Take fewer folds.", "data.fold")
-    if groups is not None:
-        return assign_groups(groups, strata, [1 / number] * number, seed)
-    folds = np.empty(len(strata), dtype=np.int64)
-    folds[_by_stratum(strata, seed)] = np.arange(len(strata)) % number
-    return folds
+def _refuse_empty_folds(found: int, what: str, folds: int) -> None:
+    if found < folds:
+        raise ConfigError(f"{found} {what} cannot fill {folds} folds. Take fewer folds.", "data.fold")
 
 
 def _by_stratum(strata: Array, seed: int) -> Array:
@@ -321,20 +302,18 @@ def with_all_labels(split: Array, labels: Array, seed: int, groups: Array | None
         if groups is None:
             split[np.random.RandomState(seed).choice(rows)] = TRAIN
         else:
-            members = np.unique(groups[rows])
-            sizes = [(groups == member).sum() for member in members]
-            split[groups == members[int(np.argmin(sizes))]] = TRAIN
+            smallest = min(np.unique(groups[rows]), key=lambda group: np.count_nonzero(groups == group))
+            split[groups == smallest] = TRAIN
     return split
 
 
 def _untrained(split: Array, labels: Array) -> list[Array]:
     """The rows of each label that no training row has."""
+    training = labels[split == TRAIN]
     if labels.ndim == 1:
-        lacking = np.setdiff1d(labels, labels[split == TRAIN])
-        return [np.flatnonzero(labels == label) for label in lacking]
-    has = labels.astype(bool)
-    lacking = np.flatnonzero(has.any(axis=0) & ~has[split == TRAIN].any(axis=0))
-    return [np.flatnonzero(has[:, label]) for label in lacking]
+        return [np.flatnonzero(labels == label) for label in np.setdiff1d(labels, training)]
+    lacking = labels.any(axis=0) & ~training.any(axis=0)
+    return [np.flatnonzero(column) for column in labels.T[lacking]]
 
 
 def quantile_bins(values: Array) -> Array:
@@ -355,11 +334,3 @@ def combinations_of(values: Array) -> Array:
     packed = np.packbits(values.astype(bool), axis=1)
     _, numbers = np.unique(packed, axis=0, return_inverse=True)
     return numbers.reshape(-1).astype(np.int64)
-
-
-def rows_of(rows: Iterable[Any], limit: int = 5) -> str:
-    """Rows for a message: "rows 3, 8 and 2 more"."""
-    rows = list(rows)
-    shown = ", ".join(map(str, rows[:limit]))
-    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
-    return f"{'row' if len(rows) == 1 else 'rows'} {shown}{more}"

@@ -1,7 +1,7 @@
 """A manifest: a table with a row per sample, read from CSV or Parquet and kept as Arrow columns."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,9 @@ import numpy as np
 from hybrid_lightning.errors import ConfigError, at, listing, unknown
 
 if TYPE_CHECKING:
-    from pyarrow import Array, ChunkedArray
-    from pyarrow import Table as ArrowTable
+    import pyarrow
+
+Array = np.ndarray[Any, Any]
 
 _PARQUET = (".parquet", ".pq")
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
@@ -33,7 +34,7 @@ class Table:
         ConfigError: If two columns have one name, or there are no rows.
     """
 
-    def __init__(self, arrow: "ArrowTable", path: str | Path = "table", place: str = "data.path") -> None:
+    def __init__(self, arrow: "pyarrow.Table", path: str | Path = "table", place: str = "data.path") -> None:
         self.arrow, self.path, self.place = arrow, Path(path), place
         self.columns: list[str] = list(arrow.column_names)
         """Names of the columns."""
@@ -42,8 +43,7 @@ class Table:
             raise ConfigError(f"{str(path)!r} has several columns named {listing(twice, 5)}. Rename them.")
         if not len(self):
             raise ConfigError(f"{str(path)!r} has no rows; its columns are {listing(self.columns)}.")
-        self._texts: dict[str, Array] = {}
-        self._empty: dict[str, np.ndarray[Any, Any]] = {}
+        self._texts: dict[str, pyarrow.Array] = {}
 
     @classmethod
     def read(cls, path: str | Path, place: str = "data.path", texts: Collection[str] = ()) -> "Table":
@@ -72,7 +72,7 @@ class Table:
         if column not in self.columns:
             raise unknown(place, f"column of {str(self.path)!r}", str(column), self.columns)
 
-    def texts(self, column: str) -> "Array":
+    def texts(self, column: str) -> "pyarrow.Array":
         """A column as text, where ``array[row].as_py()`` is a str, or None for an empty cell; blank text is empty.
 
         Raises:
@@ -82,7 +82,7 @@ class Table:
             self._texts[column] = self._as_text(column)
         return self._texts[column]
 
-    def _as_text(self, column: str) -> "Array":
+    def _as_text(self, column: str) -> "pyarrow.Array":
         import pyarrow
         import pyarrow.compute as compute
 
@@ -101,25 +101,27 @@ class Table:
         blank = compute.or_(compute.equal(text, ""), compute.utf8_is_space(text))
         return compute.if_else(blank, None, text) if compute.any(blank).as_py() else text
 
-    def values(self, column: str) -> "ChunkedArray":
+    def values(self, column: str) -> "pyarrow.ChunkedArray":
         """A column in its own type; of a column of categories, the type of these."""
         import pyarrow
 
         cells = self.arrow.column(column)
         return cells.cast(cells.type.value_type) if pyarrow.types.is_dictionary(cells.type) else cells
 
-    def empty(self, column: str) -> np.ndarray[Any, Any]:
+    def empty(self, column: str) -> Array:
         """Which cells are empty: `(rows,)` bool; blank text and nan are empty."""
-        if column not in self._empty:
-            import pyarrow.compute as compute
+        cells = self.values(column)
+        nulls = self.texts(column).is_null() if _is_text(cells.type) else cells.is_null(nan_is_null=True)
+        return np.asarray(nulls, dtype=bool)
 
-            cells = self.values(column)
-            is_text = _is_text(cells.type)
-            nulls = self.texts(column).is_null() if is_text else compute.is_null(cells, nan_is_null=True)
-            self._empty[column] = np.asarray(nulls, dtype=bool)
-        return self._empty[column]
+    def require_filled(self, column: str, advice: str) -> None:
+        """Raises `ConfigError` if there is no such column, or a cell of it is empty."""
+        self.require(column)
+        empty = np.flatnonzero(self.empty(column))
+        if len(empty):
+            raise ConfigError(f"column {column!r} of {str(self.path)!r} is empty in {rows_of(empty)}{advice}")
 
-    def numbers(self, column: str, place: str = "") -> np.ndarray[Any, Any]:
+    def numbers(self, column: str, place: str = "") -> Array:
         """A column as `(rows,)` float64, nan in empty cells; true is 1 and false 0.
 
         Raises:
@@ -134,14 +136,15 @@ class Table:
             wrong = compute.invert(compute.match_substring_regex(cells, _NUMBER))
             self._refuse(column, place, np.asarray(compute.fill_null(wrong, False)))
             cells = compute.utf8_ltrim(cells, "+")  # Arrow reads no sign but the minus
-        elif not _is_numeric(cells.type):
-            self._refuse(column, place, ~self.empty(column))
-        floats = cells.cast(pyarrow.float64(), safe=False)  # safe would refuse whole numbers above 2**53
-        values: np.ndarray[Any, Any] = np.array(floats.to_numpy(zero_copy_only=False))
+        try:
+            # safe would refuse whole numbers above 2**53
+            values: Array = np.array(cells.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False))
+        except pyarrow.ArrowException:  # dates, lists
+            values = np.where(self.empty(column), np.nan, np.inf)
         self._refuse(column, place, np.isinf(values))
         return values
 
-    def _refuse(self, column: str, place: str, wrong: np.ndarray[Any, Any]) -> None:
+    def _refuse(self, column: str, place: str, wrong: Array) -> None:
         """Raises an error about the cells that are not numbers, if there are any."""
         rows = np.flatnonzero(wrong)
         if len(rows):
@@ -159,14 +162,24 @@ def _is_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def _is_numeric(kind: Any) -> bool:
-    from pyarrow import types
+def positions(texts: "pyarrow.Array", names: Sequence[str]) -> Array:
+    """The place of each text in a list of names, int64; -1 for others and for empty cells."""
+    import pyarrow
+    import pyarrow.compute as compute
 
-    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
-    return any(test(kind) for test in tests)
+    found = compute.index_in(texts, value_set=pyarrow.array(names, type=texts.type))
+    return np.array(found.fill_null(-1), dtype=np.int64)
 
 
-def _read_arrow(path: Path, texts: Collection[str]) -> "ArrowTable":
+def rows_of(rows: Iterable[Any], limit: int = 5) -> str:
+    """Rows for a message: "rows 3, 8 and 2 more"."""
+    rows = list(rows)
+    shown = ", ".join(map(str, rows[:limit]))
+    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
+    return f"{'row' if len(rows) == 1 else 'rows'} {shown}{more}"
+
+
+def _read_arrow(path: Path, texts: Collection[str]) -> "pyarrow.Table":
     try:
         import pyarrow
     except ModuleNotFoundError:
@@ -175,8 +188,9 @@ def _read_arrow(path: Path, texts: Collection[str]) -> "ArrowTable":
         ) from None
     if not path.is_file():
         raise ConfigError(f"there is no file {str(path)!r} (looked up from {str(Path.cwd())!r}).")
+    is_parquet = path.suffix in _PARQUET
     try:
-        arrow = _read_parquet(path) if path.suffix in _PARQUET else _read_csv(path, texts)
+        arrow = _read_parquet(path) if is_parquet else _read_csv(path, texts)
         names = arrow.column_names  # which decodes them
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
@@ -185,18 +199,18 @@ def _read_arrow(path: Path, texts: Collection[str]) -> "ArrowTable":
     _check_separator(names, path)
     for field in arrow.schema:
         # Arrow's reader of CSV keeps text that it cannot decode as bytes
-        if pyarrow.types.is_binary(field.type) and path.suffix not in _PARQUET:
+        if pyarrow.types.is_binary(field.type) and not is_parquet:
             raise _not_utf8(path, f"column {field.name!r}")
     return arrow
 
 
-def _read_parquet(path: Path) -> "ArrowTable":
+def _read_parquet(path: Path) -> "pyarrow.Table":
     import pyarrow.parquet
 
     return pyarrow.parquet.read_table(path)
 
 
-def _read_csv(path: Path, texts: Collection[str]) -> "ArrowTable":
+def _read_csv(path: Path, texts: Collection[str]) -> "pyarrow.Table":
     import pyarrow
     from pyarrow import csv
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.splits import SPLITS, TEST, TRAIN, VAL, Array, combinations_of, quantile_bins, rows_of
-from hybrid_lightning.data.table import Table
-from hybrid_lightning.errors import ConfigError, check_keys, listing, unknown
+from hybrid_lightning.data.splits import SPLITS, TEST, TRAIN, VAL, combinations_of, quantile_bins
+from hybrid_lightning.data.table import Array, Table, positions, rows_of
+from hybrid_lightning.errors import ConfigError, check_choice, check_keys, listing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,23 +32,27 @@ class Target:
     """
 
     def __init__(self, spec: str | Sequence[str] | Mapping[str, Any]) -> None:
-        given: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {"column": spec}
+        given: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {"column": spec}
         check_keys(given, ("column", "kind", "classes"))
-        columns, classes = given.get("column"), given.get("classes")
+        columns = given.get("column")
         self.columns: list[str] = [columns] if isinstance(columns, str) else list(columns or [])
         if not self.columns or not all(isinstance(name, str) for name in self.columns):
             raise ConfigError(f"{columns!r} is neither the name of a column nor a list of names.")
-        self.kind: str | None = given.get("kind")
-        """One of `KINDS`; None until it is known."""
-        if self.kind not in (None, *KINDS):
-            raise unknown("kind", "kind", str(self.kind), KINDS)
-        self.names: list[str] | None = None if classes is None else _class_names(classes)
-        """Names of classes, labels or numbers in order of their index; None until they are known."""
-        self._given_kind, self._given_names = self.kind, self.names
-        if len(self.columns) > 1 and self.kind in ("binary", "multiclass"):
-            raise ConfigError(f"a {self.kind} target is one column, not {len(self.columns)}.")
-        if self.names and (len(self.columns) > 1 or self.kind == "regression"):
-            raise ConfigError("only a target of one column with classes has them.", "classes")
+        is_single = len(self.columns) == 1
+        self._given_kind: str | None = given.get("kind")
+        if self._given_kind is not None:
+            check_choice(self._given_kind, "kind", KINDS, "kind")
+        if self._given_kind in ("binary", "multiclass") and not is_single:
+            raise ConfigError(f"a {self._given_kind} target is one column, not {len(self.columns)}.")
+        self._given_names: list[str] | None = None
+        if given.get("classes") is not None:
+            self._given_names = _class_names(given["classes"])
+            if not is_single or self._given_kind == "regression":
+                raise ConfigError("only a target of one column with classes has them.", "classes")
+        self.kind: str | None = None
+        """One of `KINDS`, once it is fitted."""
+        self.names: list[str] | None = None
+        """Names of classes, labels or numbers in order of their index, once it is fitted."""
 
     @property
     def text_columns(self) -> list[str]:
@@ -67,26 +71,24 @@ class Target:
             ConfigError: If a column is missing, a cell empty or impossible, or the kind open.
         """
         for column in self.columns:
-            table.require(column)
-            empty = np.flatnonzero(table.empty(column))
-            if len(empty):
-                raise ConfigError(
-                    f"column {column!r} of {str(table.path)!r} is empty in {rows_of(empty)}. Fill in "
-                    f"these cells or remove the rows; data to predict go into predict_path."
-                )
+            advice = ". Fill in these cells or remove the rows; data to predict go into predict_path."
+            table.require_filled(column, advice)
         saved = saved or {}
         self.kind = self._given_kind or saved.get("kind") or self._inferred_kind(table)
         if self.kind == "regression" or len(self.columns) > 1:
-            self.names = list(self.columns)
+            self.names = self.columns
             return
-        self.names = self._given_names or list(saved.get("names") or ()) or self._found_names(table)
-        if self.kind == "multilabel":
-            return
-        if len(self.names) < 2 or (self.kind == "binary" and len(self.names) > 2):
+        self.names = self._given_names or saved.get("names")
+        if not self.names:
+            labels, _ = self._labels(table)
+            self.names = in_order(labels.unique().to_pylist())
+        number = len(self.names)
+        possible = {"binary": number == 2, "multiclass": number >= 2, "multilabel": True}
+        if not possible[self.kind]:
             wanted = "exactly two" if self.kind == "binary" else "at least two"
             raise ConfigError(
-                f"column {self.columns[0]!r} has {len(self.names)} classes, {listing(self.names, 6)}; a "
-                f"{self.kind} target has {wanted}."
+                f"column {self.columns[0]!r} has {number} classes, {listing(self.names, 6)}; a {self.kind} target has "
+                f"{wanted}."
             )
 
     def values(self, table: Table) -> Tensor:
@@ -102,10 +104,19 @@ class Target:
         if self.kind == "regression" or len(self.columns) > 1:
             return self._numbers(table)
         labels, rows = self._labels(table)
-        codes = self._codes(labels, rows, table)
+        names = self.names or []
+        codes = positions(labels, names)
+        wrong = np.flatnonzero(codes < 0)
+        if len(wrong):
+            source = "data.target.classes" if self._given_names else "the checkpoint"
+            others = labels.take(wrong).unique().to_pylist()
+            raise ConfigError(
+                f"column {self.columns[0]!r} of {str(table.path)!r} holds {listing(others, _MOST_SHOWN)} "
+                f"({rows_of(rows[wrong])}), which {source} does not have; it has {listing(names, 8)}."
+            )
         if self.kind != "multilabel":
             return torch.from_numpy(codes)
-        values = torch.zeros(len(table), len(self.names or ()))
+        values = torch.zeros(len(table), len(names))
         values[torch.from_numpy(rows), torch.from_numpy(codes)] = 1
         return values
 
@@ -118,10 +129,6 @@ class Target:
             if not np.isin(table.numbers(column), (0, 1)).all():
                 return "regression"
         return "multilabel"
-
-    def _found_names(self, table: Table) -> list[str]:
-        labels, _ = self._labels(table)
-        return in_order(labels.unique().to_pylist())
 
     def _numbers(self, table: Table) -> Tensor:
         """Columns of numbers, or of labels, which hold 0 and 1."""
@@ -149,22 +156,6 @@ class Target:
         filled = compute.not_equal(labels, "")  # a lone separator stands for a row without labels
         rows = compute.list_parent_indices(lists).filter(filled)
         return labels.filter(filled), np.array(rows, dtype=np.int64)
-
-    def _codes(self, labels: "pyarrow.Array", rows: Array, table: Table) -> Array:
-        """The position of each label in the names."""
-        import pyarrow
-        import pyarrow.compute as compute
-
-        codes = compute.index_in(labels, value_set=pyarrow.array(self.names, type=labels.type))
-        wrong = np.flatnonzero(np.asarray(codes.is_null()))
-        if len(wrong):
-            source = "data.target.classes" if self._given_names else "the checkpoint"
-            others = labels.take(pyarrow.array(wrong)).unique().to_pylist()
-            raise ConfigError(
-                f"column {self.columns[0]!r} of {str(table.path)!r} holds {listing(others, _MOST_SHOWN)} "
-                f"({rows_of(rows[wrong])}), which {source} does not have; it has {listing(self.names or (), 8)}."
-            )
-        return np.asarray(codes).astype(np.int64)
 
 
 def _class_names(classes: Any) -> list[str]:
@@ -243,14 +234,11 @@ def check_split(target: Target, values: Tensor, split: Array) -> None:
 
 def label_counts(target: Target, values: Tensor, split: Array) -> Array:
     """Rows of each split and class or label, `(3, labels)`."""
-    counts = []
-    for code in range(len(SPLITS)):
-        own = values.numpy()[split == code]
-        if target.kind == "multilabel":
-            counts.append(own.sum(axis=0).astype(np.int64))
-        else:
-            counts.append(np.bincount(own, minlength=len(target.names or ())))
-    return np.stack(counts)
+    array, labels = values.numpy(), len(target.names or ())
+    if target.kind == "multilabel":
+        return np.stack([array[split == code].sum(axis=0) for code in (TRAIN, VAL, TEST)]).astype(np.int64)
+    cells = split * np.int64(labels) + array  # of the table of counts, row by row
+    return np.bincount(cells, minlength=len(SPLITS) * labels).reshape(len(SPLITS), labels)
 
 
 def few_rows(target: Target, values: Tensor, split: Array) -> str | None:
