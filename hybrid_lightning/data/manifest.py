@@ -1,7 +1,6 @@
 """A DataModule for a table of one's own: a row per sample, cells with values and with paths of files."""
 
 import copy
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from hybrid_lightning.data.augment import make_augmentation
 from hybrid_lightning.data.inputs import parse_inputs
 from hybrid_lightning.data.inputs.base import Input
-from hybrid_lightning.data.loaders import balanced_sampler, check_loading, padded_sampler, worker_count
+from hybrid_lightning.data.loaders import balanced_sampler, check_loading, padded_sampler
 from hybrid_lightning.data.overview import ManifestToCheck
 from hybrid_lightning.data.preflight import check_on_first_rank
 from hybrid_lightning.data.prepared import (
@@ -29,11 +27,13 @@ from hybrid_lightning.data.prepared import (
     warn_of_other_split,
     write_split,
 )
-from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of
+from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of, make_loader
 from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule
 from hybrid_lightning.data.table import Array, Table
-from hybrid_lightning.data.target import Target, check_split, few_rows, strata_of
+from hybrid_lightning.data.target import FittedTarget, Target
 from hybrid_lightning.errors import ConfigError, at
+
+Loader = DataLoader[dict[str, Any]]
 
 
 class ManifestDataModule(pl.LightningDataModule):
@@ -118,6 +118,7 @@ class ManifestDataModule(pl.LightningDataModule):
         """Split → dataset, after `setup`; ``predict`` only with its own manifest."""
         self.split: Array = np.zeros(0, dtype=np.int8)
         """Split of each row of the manifest, a position in `SPLITS`, after `setup`."""
+        self._target: FittedTarget | None = None
         self._tables: dict[str, Table] = {}
         self._saved: dict[str, Any] = {}
         """State of a checkpoint, which comes before what training rows would give."""
@@ -147,35 +148,49 @@ class ManifestDataModule(pl.LightningDataModule):
             self._prepare_predict(self.predict_path)
         if stage == "fit":
             # Rows that were set up without a Trainer have not been checked yet.
-            self._check(self._tables[self.path], self.datasets["test"].samples.target, self.split)
-            self._write_split()
+            self._check(self._tables[self.path], self.split)
+            write_split(self.trainer, self._tables[self.path], self.split, self.id)
 
     def _prepare(self) -> None:
         table = self._table(self.path, "data.path")
-        values = self._target_values(table)
-        self.split = self._split_rows(table, values)
-        if self.target is not None and values is not None:
+        if self.target is not None:
             with at("data.target"):
-                check_split(self.target, values, self.split)
-                compare_names(self.target, self._saved, refuse=self._stage != "fit")
-            line = few_rows(self.target, values, self.split)
-            if line:
-                rank_zero_info(line)
-        if self.split_rule.column is None:
-            warn_of_other_split(self.split, self._saved)
+                self._target = self.target.fit(table, self._saved.get("target"))
+        elif self._stage == "fit":
+            raise ConfigError("a fit needs a column to learn. Name it.", "data.target")
+        self.split = self._split_rows(table)
         if self._stage == "fit":
-            self._check(table, values, self.split)
-        samples = self._samples(table, np.flatnonzero(self.split == TRAIN), self._saved, values)
+            self._check(table, self.split)
+        samples = self._samples(table, np.flatnonzero(self.split == TRAIN), self._saved)
         for code, split in enumerate(SPLITS):
             rows = torch.from_numpy(np.flatnonzero(self.split == code))
             self.datasets[split] = dataset_of(samples, rows, training=split == "train")
-        self._state = state_of(samples, self.target, self.id, self.split)
+        self._state = state_of(samples, self._target, self.id, self.split)
+
+    def _split_rows(self, table: Table) -> Array:
+        target, rule = self._target, self.split_rule
+        strata = labels = None
+        if target is not None and rule.column is None:
+            strata, labels = target.strata(), target.labels
+        split = rule.split(table, strata, labels)
+        if self._stage == "fit" and not (split == TRAIN).any():
+            raise ConfigError(f"none of the {len(table)} rows of {str(table.path)!r} is a training row.", "data")
+        if target is not None:
+            with at("data.target"):
+                target.check_split(split)
+                compare_names(target, self._saved, refuse=self._stage != "fit")
+            line = target.few_rows(split)
+            if line:
+                rank_zero_info(line)
+        if rule.column is None:
+            warn_of_other_split(split, self._saved)
+        return split
 
     def _prepare_predict(self, path: str) -> None:
         table = self._table(path, "data.predict_path")
         self._check(table)
         no_training_rows = np.zeros(0, dtype=np.int64)
-        samples = self._samples(table, no_training_rows, self._state)
+        samples = self._samples(table, no_training_rows, self._state, has_target=False)
         self.datasets["predict"] = dataset_of(samples, torch.arange(len(table)))
 
     def _table(self, path: str, place: str) -> Table:
@@ -191,31 +206,13 @@ class ManifestDataModule(pl.LightningDataModule):
             self._tables[path] = table
         return self._tables[path]
 
-    def _target_values(self, table: Table) -> Tensor | None:
-        if self.target is None:
-            if self._stage == "fit":
-                raise ConfigError("a fit needs a column to learn. Name it.", "data.target")
-            return None
-        with at("data.target"):
-            self.target.fit(table, self._saved.get("target"))
-            return self.target.values(table)
-
-    def _split_rows(self, table: Table, values: Tensor | None) -> Array:
-        strata = labels = None
-        if self.target is not None and values is not None and self.split_rule.column is None:
-            strata = strata_of(self.target, values)
-            labels = None if self.target.kind == "regression" else values.numpy()
-        split = self.split_rule.split(table, strata, labels)
-        if self._stage == "fit" and not (split == TRAIN).any():
-            raise ConfigError(f"none of the {len(table)} rows of {str(table.path)!r} is a training row.", "data")
-        return split
-
-    def _samples(self, table: Table, rows: Array, saved: dict[str, Any], values: Tensor | None = None) -> Samples:
+    def _samples(self, table: Table, rows: Array, saved: dict[str, Any], has_target: bool = True) -> Samples:
         """The manifest with its inputs fitted on `rows`, or as in a checkpoint."""
         entries = self._unbound_inputs(table)
         fit_inputs(entries, table, rows, saved, refuse=self._stage != "fit")
         shapes = {key: known["shape"] for key, known in saved.get("inputs", {}).items()}
-        samples = Samples(entries, table, self._folder(table), saved.get("incomplete", ()), values, shapes)
+        target = self._target.values if has_target and self._target else None
+        samples = Samples(entries, table, saved.get("incomplete", ()), target, shapes)
         for line in unseen_lines(entries, table):
             rank_zero_info(line)
         return samples
@@ -224,12 +221,8 @@ class ManifestDataModule(pl.LightningDataModule):
         """Copies, as each manifest and each check binds its own."""
         entries = copy.deepcopy(self.inputs)
         for entry in entries.values():
-            entry.folder = self._folder(table)
+            entry.folder = str(table.path.parent) if self.root is None else self.root
         return entries
-
-    def _folder(self, table: Table) -> str:
-        """Where relative paths in cells start."""
-        return str(table.path.parent) if self.root is None else self.root
 
     def prefetch(self) -> list[str]:
         """Downloads what inputs load offline, such as tokenizers; a line for each that is here now."""
@@ -257,22 +250,14 @@ class ManifestDataModule(pl.LightningDataModule):
         finally:
             self._decode = None
 
-    def _check(self, table: Table, values: Tensor | None = None, split: Array | None = None) -> None:
+    def _check(self, table: Table, split: Array | None = None) -> None:
         """Checks a manifest once, before its files are read: by `check`, or under a Trainer."""
         is_wanted = self._decode is not None or (self.checks and self.trainer is not None)
         if not is_wanted or table.path in self._checked:
             return
-        manifest = ManifestToCheck(
-            table,
-            self._unbound_inputs(table),
-            self._folder(table),
-            self.id,
-            split,
-            self.target,
-            values,
-            self.split_rule.group_column,
-            joined=self.batch_size > 1,
-        )
+        entries, group_column = self._unbound_inputs(table), self.split_rule.group_column
+        joined = self.batch_size > 1
+        manifest = ManifestToCheck(table, entries, self.id, split, self._target, group_column, joined)
         check_on_first_rank(manifest, self.trainer, bool(self._decode))
         self._checked.add(table.path)
 
@@ -295,21 +280,7 @@ class ManifestDataModule(pl.LightningDataModule):
         if "predict" in prepared and self.predict_path is not None:
             self._prepare_predict(self.predict_path)
 
-    def _write_split(self) -> None:
-        """Writes ``split.csv`` into the run's folder, on the first rank."""
-        trainer = self.trainer
-        if trainer is None or not trainer.loggers:
-            return
-        folder = trainer.log_dir  # collective: read on every rank
-        if trainer.is_global_zero and folder:
-            write_split(Path(folder) / "split.csv", self._tables[self.path], self.split, self.id)
-
     # What a task reads
-
-    @property
-    def incomplete(self) -> list[str]:
-        """Keys with a ``present/<key>`` in the batches of the stage that was set up last."""
-        return next(reversed(self.datasets.values())).samples.incomplete
 
     @property
     def inferred_arguments(self) -> dict[str, dict[str, Any]]:
@@ -342,7 +313,7 @@ class ManifestDataModule(pl.LightningDataModule):
 
     # Loading
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def train_dataloader(self) -> Loader:
         """Training batches in random order; the last one is dropped if it holds a single sample."""
         if self.sampling == "shuffle":
             return self._loader("train")
@@ -352,15 +323,15 @@ class ManifestDataModule(pl.LightningDataModule):
             )
         return self._loader("train", balanced_sampler(self.datasets["train"].targets, self.split_rule.seed))
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
+    def val_dataloader(self) -> Loader | list[Any]:
         """Validation batches in order of the rows; none if there are no such rows."""
         return self._loader("val") if len(self.datasets["val"]) or self._stage == "validate" else []
 
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def test_dataloader(self) -> Loader:
         """Test batches in order of the rows."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def predict_dataloader(self) -> Loader:
         """The rows of ``predict_path``, or else the test batches."""
         split = "predict" if "predict" in self.datasets else "test"
         return self._loader(split, padded_sampler(self.datasets[split], self.trainer))
@@ -370,27 +341,12 @@ class ManifestDataModule(pl.LightningDataModule):
         is_training = self.trainer is not None and self.trainer.training
         return self.augment(batch) if self.augment and is_training else batch
 
-    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[dict[str, Any]]:
-        dataset, training = self.datasets[split], split == "train"
+    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> Loader:
+        dataset = self.datasets[split]
         if not len(dataset):
             raise ConfigError(f"there are no {split} rows in {self.path!r}.", "data")
-        rows = math.ceil(len(dataset) / (self.trainer.world_size if self.trainer else 1))  # of a rank
-        workers = self.workers
-        if workers is None and dataset.samples.files:
-            processes = self.trainer.num_devices if self.trainer else 1
-            workers = worker_count(processes, math.ceil(rows / self.batch_size))
-        device = self.trainer.strategy.root_device.type if self.trainer else "cpu"
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=training and sampler is None,
-            sampler=sampler,
-            collate_fn=dataset.collate,
-            drop_last=training and rows > 1 and rows % self.batch_size == 1,
-            num_workers=workers or 0,
-            persistent_workers=bool(workers) and split in ("train", "val"),  # validation draws nothing at random
-            pin_memory=device != "cpu",
-        )
+        persistent = split in ("train", "val")  # these are read in every epoch
+        return make_loader(dataset, self.batch_size, self.workers, persistent, sampler, self.trainer)
 
 
 def _number_columns(inputs: Any) -> dict[str, list[str]]:

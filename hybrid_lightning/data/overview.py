@@ -1,23 +1,22 @@
 """What a manifest holds: rows, classes and gaps of each split, shapes of each input, and columns that never vary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.inputs.text import TextInput
 from hybrid_lightning.data.preflight_files import FileFindings
 from hybrid_lightning.data.splits import SPLITS, TRAIN, groups_of
 from hybrid_lightning.data.table import Array, Table, rows_of
-from hybrid_lightning.data.target import Target, label_counts
+from hybrid_lightning.data.target import FittedTarget
 from hybrid_lightning.errors import format_table
 
 _MOST_LABELS = 12
 _INPUTS = ("input", "stored", "in a batch")
 
-Line = tuple[str, list[str]]
+Line = list[str]
 """A line of the table of splits: what is counted, and its text for each split."""
 
 
@@ -27,82 +26,72 @@ class ManifestToCheck:
 
     Args:
         table: The manifest.
-        entries: Key → input, not yet bound.
-        folder: Where relative paths start.
+        entries: Key → input, not yet bound to it.
         id: Column that names the samples.
         split: Of each row; None: nothing but files is checked.
-        target: What is predicted, fitted; None for nothing.
-        values: Its tensor.
-        split_by: Column such as a patient.
+        target: What is predicted; None for nothing.
+        group_column: Column such as a patient.
         joined: Whether samples are joined with others, and so need equal shapes.
     """
 
     table: Table
     entries: Mapping[str, Input]
-    folder: str
     id: str | None = None
     split: Array | None = None
-    target: Target | None = None
-    values: Tensor | None = None
-    split_by: str | None = None
+    target: FittedTarget | None = None
+    group_column: str | None = None
     joined: bool = True
 
 
-def overview(manifest: ManifestToCheck, findings: Mapping[str, FileFindings]) -> str:
+def overview(manifest: ManifestToCheck, split: Array, findings: Mapping[str, FileFindings]) -> str:
     """Two aligned tables, of the splits and of the inputs, and a line for each warning.
 
     Args:
-        manifest: The manifest, with a split.
+        manifest: The manifest.
+        split: Of each row.
         findings: Key → what was found about its files, for inputs that are files.
     """
-    assert manifest.split is not None
-    rows = [np.flatnonzero(manifest.split == code) for code in range(len(SPLITS))]
-    lines = [*_sizes(manifest, rows), *_targets(manifest, manifest.split), *_gaps(manifest, rows)]
+    rows = [np.flatnonzero(split == code) for code in range(len(SPLITS))]
+    lines = [*_sizes(manifest, rows), *_targets(manifest.target, split, rows), *_gaps(manifest, rows)]
     name = manifest.table.path.name
-    splits = [{name: what, **dict(zip(SPLITS, cells, strict=True))} for what, cells in lines]
+    splits = [dict(zip((name, *SPLITS), line, strict=True)) for line in lines]
     inputs = [_shapes(manifest, key, findings.get(key)) for key in manifest.entries]
     tables = [format_table(splits, (name, *SPLITS), SPLITS), "", format_table(inputs, _INPUTS)]
     return "\n".join([*tables, *_constant_columns(manifest, rows[TRAIN]), *_empty_ids(manifest)])
 
 
 def _sizes(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
-    lines = [("rows", [f"{len(own):,}" for own in rows])]
-    if manifest.split_by is not None:
-        groups = groups_of(manifest.table, manifest.split_by)
-        lines.append((f"values of {manifest.split_by}", [f"{len(np.unique(groups[own])):,}" for own in rows]))
+    lines = [_counts("rows", [len(own) for own in rows])]
+    if manifest.group_column is not None:
+        groups = groups_of(manifest.table, manifest.group_column)
+        lines.append(_counts(f"values of {manifest.group_column}", [len(np.unique(groups[own])) for own in rows]))
     return lines
 
 
-def _targets(manifest: ManifestToCheck, split: Array) -> list[Line]:
+def _counts(what: str, counts: Iterable[int]) -> Line:
+    return [what, *(f"{count:,}" for count in counts)]
+
+
+def _targets(target: FittedTarget | None, split: Array, rows: Sequence[Array]) -> list[Line]:
     """A line per class or label with its counts, or per number with its range."""
-    target, values = manifest.target, manifest.values
-    if target is None or values is None or target.names is None:
+    if target is None:
         return []
     if target.kind == "regression":
-        return _ranges(target.names, values, split)
+        columns = target.values.numpy().reshape(len(split), -1).T
+        return [
+            [name, *(_range(column[own]) for own in rows)] for name, column in zip(target.names, columns, strict=True)
+        ]
     column = f"{target.columns[0]} " if len(target.columns) == 1 else ""
-    counts = label_counts(target, values, split).T
-    shown = len(counts) if len(counts) <= _MOST_LABELS else _MOST_LABELS - 1
-    lines = [(f"{column}{name}", _thousands(own)) for name, own in zip(target.names[:shown], counts, strict=False)]
-    if shown < len(counts):
-        lines.append((f"{len(counts) - shown} others", _thousands(counts[shown:].sum(axis=0))))
-    return lines
+    counts = target.counts(split).T
+    lines = [_counts(f"{column}{name}", own) for name, own in zip(target.names, counts, strict=True)]
+    if len(lines) <= _MOST_LABELS:
+        return lines
+    shown = _MOST_LABELS - 1
+    return [*lines[:shown], _counts(f"{len(lines) - shown} others", counts[shown:].sum(axis=0))]
 
 
-def _thousands(counts: Array) -> list[str]:
-    return [f"{count:,}" for count in counts]
-
-
-def _ranges(names: Sequence[str], values: Tensor, split: Array) -> list[Line]:
-    numbers = values.numpy().reshape(len(values), -1)
-    lines = []
-    for index, name in enumerate(names):
-        cells = []
-        for code in range(len(SPLITS)):
-            own = numbers[split == code, index]
-            cells.append(f"{own.min():.4g} to {own.max():.4g}" if len(own) else "")
-        lines.append((name, cells))
-    return lines
+def _range(values: Array) -> str:
+    return f"{values.min():.4g} to {values.max():.4g}" if len(values) else ""
 
 
 def _gaps(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
@@ -111,7 +100,8 @@ def _gaps(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
     for key, entry in manifest.entries.items():
         empty = np.mean([manifest.table.empty(column) for column in entry.columns], axis=0)
         if empty.any():
-            lines.append((f"{key} empty", [f"{empty[own].mean():.1%}" if len(own) else "" for own in rows]))
+            shares = [f"{empty[own].mean():.1%}" if len(own) else "" for own in rows]
+            lines.append([f"{key} empty", *shares])
     return lines
 
 

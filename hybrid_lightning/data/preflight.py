@@ -96,7 +96,7 @@ def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool = False
     path = folder / f"{manifest.table.path.name.removesuffix('.gz').rpartition('.')[0]}.problems.csv"
     if not of_files and not repeated:
         path.unlink(missing_ok=True)
-        return overview(manifest, findings) if manifest.split is not None else ""
+        return "" if manifest.split is None else overview(manifest, manifest.split, findings)
     _write_problems(sorted([*of_files, *_problems_of_ids(repeated)]), manifest, path)
     more = "" if decode else " Only the first bytes were read; the command 'check' reads whole files."
     lines = [*_lines_of_files(manifest, sorted(of_files)), *_lines_of_ids(manifest, repeated)]
@@ -111,7 +111,7 @@ def _check_all_files(manifest: ManifestToCheck, decode: bool, bar: bool) -> dict
     rows = [np.flatnonzero(~entry.empty(table)) for entry in files]
     with _progress(sum(map(len, rows)), bar) as advance:
         for entry, own_rows in zip(files, rows, strict=True):
-            entry.bind(table, manifest.folder)
+            entry.bind(table, entry.folder)
             found = check_files(entry, own_rows, len(table), decode, advance)
             if manifest.split is not None and manifest.joined:
                 found.compare(manifest.split)
@@ -185,6 +185,6 @@ def _write_problems(problems: list[Problem], manifest: ManifestToCheck, path: Pa
     rows = []
     for one in problems:
         name = one.row if ids is None else ids[one.row].as_py()
-        file = str(Path(manifest.folder, one.cell)) if one.cell else ""
+        file = str(Path(manifest.entries[one.key].folder, one.cell)) if one.cell else ""
         rows.append((one.row, name, one.key, file, one.reason))
     write_csv(path, ["row", "id", "key", "path", "problem"], rows)

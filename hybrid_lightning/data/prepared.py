@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -12,7 +13,7 @@ from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.samples import Samples, require_columns
 from hybrid_lightning.data.splits import SPLITS
 from hybrid_lightning.data.table import Array, Table, positions
-from hybrid_lightning.data.target import Target
+from hybrid_lightning.data.target import FittedTarget
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.files import write_csv
 from hybrid_lightning.weights.safe_files import read_file
@@ -42,12 +43,12 @@ def check_version(state: Mapping[str, Any]) -> dict[str, Any]:
     return dict(state)
 
 
-def state_of(samples: Samples, target: Target | None, id: str | None, split: Array) -> dict[str, Any]:
+def state_of(samples: Samples, target: FittedTarget | None, id: str | None, split: Array) -> dict[str, Any]:
     """What a checkpoint keeps, as plain data."""
     inputs = {}
     for key, entry in samples.entries.items():
-        own = {"columns": entry.columns, "statistics": entry.statistics, "shape": samples.shapes.get(key)}
-        inputs[key] = own
+        shape = samples.shapes.get(key)
+        inputs[key] = {"columns": entry.columns, "statistics": entry.statistics, "shape": shape}
     return {
         "version": STATE_VERSION,
         "inputs": inputs,
@@ -98,7 +99,7 @@ def _no_statistics(entry: Input, saved: Mapping[str, Any]) -> ConfigError:
     )
 
 
-def compare_names(target: Target, saved: Mapping[str, Any], refuse: bool) -> None:
+def compare_names(target: FittedTarget, saved: Mapping[str, Any], refuse: bool) -> None:
     """Reports that the classes of the config are not those of the checkpoint, or refuses it.
 
     Raises:
@@ -107,7 +108,7 @@ def compare_names(target: Target, saved: Mapping[str, Any], refuse: bool) -> Non
     old = (saved.get("target") or {}).get("names")
     if old is None or old == target.names:
         return
-    difference = f"{listing(old, 8)} in the checkpoint, {listing(target.names or (), 8)} here"
+    difference = f"{listing(old, 8)} in the checkpoint, {listing(target.names, 8)} here"
     if refuse:
         raise ConfigError(f"other classes or columns: {difference}. Use the target of its run.")
     rank_zero_info(f"data.target: {difference}")
@@ -142,9 +143,13 @@ def unseen_lines(entries: Mapping[str, Input], table: Table) -> list[str]:
     return lines
 
 
-def write_split(path: Path, table: Table, split: Array, id: str | None = None) -> None:
-    """Writes the split of each row as CSV with the columns id, row and split; a second for a million rows."""
-    rows = range(len(split))
-    ids = rows if id is None else table.texts(id).to_pylist()
-    names = np.array(SPLITS)[split].tolist()
-    write_csv(path, ["id", "row", "split"], zip(ids, rows, names, strict=True))
+def write_split(trainer: pl.Trainer | None, table: Table, split: Array, id: str | None) -> None:
+    """Writes ``split.csv`` into the run's folder, on the first rank: id, row and split; a second for a million rows."""
+    if trainer is None or not trainer.loggers:
+        return
+    folder = trainer.log_dir  # collective: read on every rank
+    if trainer.is_global_zero and folder:
+        rows = range(len(split))
+        ids = rows if id is None else table.texts(id).to_pylist()
+        names = np.array(SPLITS)[split].tolist()
+        write_csv(Path(folder) / "split.csv", ["id", "row", "split"], zip(ids, rows, names, strict=True))

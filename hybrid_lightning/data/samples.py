@@ -1,15 +1,18 @@
-"""Samples and batches from the rows of a manifest."""
+"""Samples, batches and loaders from the rows of a manifest."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hybrid_lightning.data.in_memory import as_batch, map_tensors, pick
 from hybrid_lightning.data.inputs.base import Input, Value
+from hybrid_lightning.data.loaders import worker_count
 from hybrid_lightning.data.table import Array, Table, rows_of
 from hybrid_lightning.errors import ConfigError
 
@@ -29,9 +32,8 @@ class Samples:
     """The rows of one manifest, as its inputs read them; it can be sent to a worker.
 
     Args:
-        entries: Key → input, fitted; they are bound to the table here.
+        entries: Key → input, fitted; they are bound to the table here, and to their folder.
         table: The manifest.
-        folder: Where relative paths start.
         incomplete: Keys that have a presence although no cell of them is empty here.
         target: Of all rows; None if there is none.
         shapes: Key → what a value looks like, for keys of which no row is at hand.
@@ -44,7 +46,6 @@ class Samples:
         self,
         entries: Mapping[str, Input],
         table: Table,
-        folder: str,
         incomplete: Sequence[str] = (),
         target: Tensor | None = None,
         shapes: Mapping[str, Shape] | None = None,
@@ -60,7 +61,7 @@ class Samples:
         for key, entry in self.entries.items():
             if key in incomplete or not present[key].all():
                 self.present[key] = torch.from_numpy(present[key])
-            entry.bind(table, folder)
+            entry.bind(table, entry.folder)
             if not entry.in_memory:
                 known = (shapes or {}).get(key)
                 self.shapes[key] = known or self._shape_of_first(entry, present[key])
@@ -198,6 +199,36 @@ def dataset_of(samples: Samples, rows: Tensor, training: bool = False) -> Sample
     """The rows of a split as a dataset, the fastest that can be."""
     kind = SampleDataset if samples.files else MemoryDataset
     return kind(samples, rows, training)
+
+
+def make_loader(
+    dataset: SampleDataset,
+    batch_size: int,
+    workers: int | None,
+    persistent: bool,
+    sampler: Sampler[int] | None,
+    trainer: pl.Trainer | None,
+) -> DataLoader[dict[str, Any]]:
+    """A loader of some rows, with as many workers as `worker_count` allows, or as given; `persistent` keeps them."""
+    ranks, processes, device = 1, 1, "cpu"
+    if trainer is not None:
+        ranks, processes = trainer.world_size, trainer.num_devices
+        device = trainer.strategy.root_device.type
+    rows = math.ceil(len(dataset) / ranks)  # of a rank
+    if workers is None:
+        is_slow = bool(dataset.samples.files)
+        workers = worker_count(processes, math.ceil(rows / batch_size)) if is_slow else 0
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=dataset.training and sampler is None,
+        sampler=sampler,
+        collate_fn=dataset.collate,
+        drop_last=dataset.training and rows > 1 and rows % batch_size == 1,  # BatchNorm needs two samples
+        num_workers=workers,
+        persistent_workers=workers > 0 and persistent,
+        pin_memory=device != "cpu",
+    )
 
 
 def require_columns(entry: Input, table: Table) -> None:

@@ -1,6 +1,7 @@
 """The target of a manifest: what kind it is, its classes, and its tensor."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,80 @@ _SEPARATOR = ";"
 _MOST_SHOWN = 5
 
 
+@dataclass(frozen=True)
+class FittedTarget:
+    """The target of the rows of a manifest.
+
+    Args:
+        columns: Names of its columns.
+        kind: One of `KINDS`.
+        names: Of classes, labels or numbers, in order of their index.
+        values: int64 `(rows,)` for classes, float32 `(rows, labels)` of 0 and 1 for labels, float32 `(rows,)` or
+            `(rows, columns)` for numbers.
+    """
+
+    columns: list[str]
+    kind: str
+    names: list[str]
+    values: Tensor
+
+    @property
+    def labels(self) -> Array | None:
+        """The class of each row `(rows,)`, or whether it has each label `(rows, labels)`; None for numbers."""
+        return None if self.kind == "regression" else self.values.numpy()
+
+    def strata(self) -> Array:
+        """Stratum of each row: its class, its combination of labels, or its quantile bin."""
+        array = self.values.numpy()
+        if self.kind == "regression":
+            return quantile_bins(array)
+        return combinations_of(array) if self.kind == "multilabel" else array
+
+    def counts(self, split: Array) -> Array:
+        """Rows of each split and class or label, `(3, labels)`; there are none of numbers."""
+        array, number = self.values.numpy(), len(self.names)
+        if self.kind == "regression":
+            return np.zeros((len(SPLITS), 0), dtype=np.int64)
+        if self.kind == "multilabel":
+            return np.stack([array[split == code].sum(axis=0) for code in (TRAIN, VAL, TEST)]).astype(np.int64)
+        cells = split * np.int64(number) + array  # of the table of counts, line by line
+        return np.bincount(cells, minlength=len(SPLITS) * number).reshape(len(SPLITS), number)
+
+    def check_split(self, split: Array) -> None:
+        """Raises `ConfigError` if a class or label of a validation or test row has no training row."""
+        if not (split == TRAIN).any():  # another run trained
+            return
+        counts = self.counts(split)
+        for code in (VAL, TEST):
+            lacking = np.flatnonzero((counts[TRAIN] == 0) & (counts[code] > 0))
+            if len(lacking):
+                first = int(lacking[0])
+                has_first = self.values[:, first] == 1 if self.kind == "multilabel" else self.values == first
+                rows = np.flatnonzero(has_first.numpy() & (split == code))
+                shown = listing([self.names[label] for label in lacking], _MOST_SHOWN)
+                raise ConfigError(
+                    f"{shown} stand in {SPLITS[code]} rows, but in no training row; {self.names[first]!r} in "
+                    f"{rows_of(rows)}. A model cannot learn them. Move rows to the training split, gather more, or "
+                    f"leave these rows out; another split_seed may help."
+                )
+
+    def few_rows(self, split: Array) -> str | None:
+        """A line about classes that have too few rows for each split to have one; None if all have."""
+        counts = self.counts(split)
+        used = np.unique(split)  # a split without rows is meant to have none
+        short = np.flatnonzero((counts[used] == 0).any(axis=0) & counts.any(axis=0))
+        if not len(short):
+            return None
+        shown = []
+        for label in short[:_MOST_SHOWN]:
+            in_splits = [f"{SPLITS[code]} {counts[code, label]}" for code in used]
+            shown.append(f"{self.names[label]!r} ({', '.join(in_splits)})")
+        more = f" and {len(short) - _MOST_SHOWN} more" if len(short) > _MOST_SHOWN else ""
+        return f"data.target: too few rows for one in each split: {', '.join(shown)}{more}"
+
+
 class Target:
-    """What a manifest predicts. Parsed from the config; `fit` finds what the config leaves open.
+    """What a manifest predicts, from the config.
 
     Args:
         spec: A column; a list of columns; or ``{column: ..., kind: ..., classes: ...}``.
@@ -34,34 +107,25 @@ class Target:
     def __init__(self, spec: str | Sequence[str] | Mapping[str, Any]) -> None:
         given: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {"column": spec}
         check_keys(given, ("column", "kind", "classes"))
-        columns = given.get("column")
+        columns, self.kind = given.get("column"), given.get("kind")
         self.columns: list[str] = [columns] if isinstance(columns, str) else list(columns or [])
         if not self.columns or not all(isinstance(name, str) for name in self.columns):
             raise ConfigError(f"{columns!r} is neither the name of a column nor a list of names.")
-        is_single = len(self.columns) == 1
-        self._given_kind: str | None = given.get("kind")
-        if self._given_kind is not None:
-            check_choice(self._given_kind, "kind", KINDS, "kind")
-        if self._given_kind in ("binary", "multiclass") and not is_single:
-            raise ConfigError(f"a {self._given_kind} target is one column, not {len(self.columns)}.")
-        self._given_names: list[str] | None = None
-        if given.get("classes") is not None:
-            self._given_names = _class_names(given["classes"])
-            if not is_single or self._given_kind == "regression":
-                raise ConfigError("only a target of one column with classes has them.", "classes")
-        self.kind: str | None = None
-        """One of `KINDS`, once it is fitted."""
-        self.names: list[str] | None = None
-        """Names of classes, labels or numbers in order of their index, once it is fitted."""
+        if self.kind is not None:
+            check_choice(self.kind, "kind", KINDS, "kind")
+        self.names = None if given.get("classes") is None else _class_names(given["classes"])
+        if self.kind in ("binary", "multiclass") and len(self.columns) > 1:
+            raise ConfigError(f"a {self.kind} target is one column, not {len(self.columns)}.")
+        if self.names and (len(self.columns) > 1 or self.kind == "regression"):
+            raise ConfigError("only a target of one column with classes has them.", "classes")
 
     @property
     def text_columns(self) -> list[str]:
         """Columns to read as text, so that a class 007 keeps its name."""
-        has_classes = self._given_kind in ("binary", "multiclass") or self._given_names
-        return self.columns if has_classes else []
+        return self.columns if self.names or self.kind in ("binary", "multiclass") else []
 
-    def fit(self, table: Table, saved: Mapping[str, Any] | None = None) -> None:
-        """Finds the kind and the names, from all rows of the manifest.
+    def fit(self, table: Table, saved: Mapping[str, Any] | None = None) -> FittedTarget:
+        """Reads the target of all rows, and finds the kind and the names that the config leaves open.
 
         Args:
             table: The manifest.
@@ -74,54 +138,34 @@ class Target:
             advice = ". Fill in these cells or remove the rows; data to predict go into predict_path."
             table.require_filled(column, advice)
         saved = saved or {}
-        self.kind = self._given_kind or saved.get("kind") or self._inferred_kind(table)
-        if self.kind == "regression" or len(self.columns) > 1:
-            self.names = self.columns
-            return
-        self.names = self._given_names or saved.get("names")
-        if not self.names:
-            labels, _ = self._labels(table)
-            self.names = in_order(labels.unique().to_pylist())
-        number = len(self.names)
-        possible = {"binary": number == 2, "multiclass": number >= 2, "multilabel": True}
-        if not possible[self.kind]:
-            wanted = "exactly two" if self.kind == "binary" else "at least two"
+        kind = self.kind or saved.get("kind") or self._inferred_kind(table)
+        if kind == "regression" or len(self.columns) > 1:
+            return FittedTarget(self.columns, kind, self.columns, self._numbers(table, kind))
+        labels, rows = _labels(table.texts(self.columns[0]), kind)
+        names = self.names or saved.get("names") or in_order(labels.unique().to_pylist())
+        if kind != "multilabel" and (len(names) < 2 or (kind == "binary" and len(names) > 2)):
+            wanted = "exactly two" if kind == "binary" else "at least two"
             raise ConfigError(
-                f"column {self.columns[0]!r} has {number} classes, {listing(self.names, 6)}; a {self.kind} target has "
+                f"column {self.columns[0]!r} has {len(names)} classes, {listing(names, 6)}; a {kind} target has "
                 f"{wanted}."
             )
-
-    def values(self, table: Table) -> Tensor:
-        """The target of all rows, once it is fitted.
-
-        Returns:
-            int64 `(rows,)` for classes, float32 `(rows, labels)` of 0 and 1 for labels, float32 `(rows,)` or
-            `(rows, columns)` for numbers.
-
-        Raises:
-            ConfigError: If a cell is impossible.
-        """
-        if self.kind == "regression" or len(self.columns) > 1:
-            return self._numbers(table)
-        labels, rows = self._labels(table)
-        names = self.names or []
         codes = positions(labels, names)
         wrong = np.flatnonzero(codes < 0)
         if len(wrong):
-            source = "data.target.classes" if self._given_names else "the checkpoint"
+            source = "data.target.classes" if self.names else "the checkpoint"
             others = labels.take(wrong).unique().to_pylist()
             raise ConfigError(
                 f"column {self.columns[0]!r} of {str(table.path)!r} holds {listing(others, _MOST_SHOWN)} "
                 f"({rows_of(rows[wrong])}), which {source} does not have; it has {listing(names, 8)}."
             )
-        if self.kind != "multilabel":
-            return torch.from_numpy(codes)
-        values = torch.zeros(len(table), len(names))
-        values[torch.from_numpy(rows), torch.from_numpy(codes)] = 1
-        return values
+        values = torch.from_numpy(codes)
+        if kind == "multilabel":
+            values = torch.zeros(len(table), len(names))
+            values[torch.from_numpy(rows), torch.from_numpy(codes)] = 1
+        return FittedTarget(self.columns, kind, names, values)
 
     def _inferred_kind(self, table: Table) -> str:
-        if self._given_names:
+        if self.names:
             return "multiclass"
         if len(self.columns) == 1:
             return inferred_kind(table, self.columns[0])
@@ -130,13 +174,13 @@ class Target:
                 return "regression"
         return "multilabel"
 
-    def _numbers(self, table: Table) -> Tensor:
+    def _numbers(self, table: Table, kind: str) -> Tensor:
         """Columns of numbers, or of labels, which hold 0 and 1."""
         tensors = []
         for column in self.columns:
             numbers = table.numbers(column)
             wrong = np.flatnonzero(~np.isin(numbers, (0, 1)))
-            if self.kind == "multilabel" and len(wrong):
+            if kind == "multilabel" and len(wrong):
                 raise ConfigError(
                     f"a column of labels holds 0 and 1; {column!r} holds {numbers[wrong[0]]:g} in row "
                     f"{wrong[0]} ({len(wrong)} such cells)."
@@ -144,25 +188,25 @@ class Target:
             tensors.append(torch.from_numpy(numbers).float())
         return tensors[0] if len(tensors) == 1 else torch.stack(tensors, dim=1)
 
-    def _labels(self, table: Table) -> "tuple[pyarrow.Array, Array]":
-        """The labels in the cells, as text, and the row of each: one in a row, or several such as ``dog;cat``."""
-        import pyarrow.compute as compute
-
-        texts = table.texts(self.columns[0])
-        if self.kind != "multilabel":
-            return texts, np.arange(len(table))
-        lists = compute.split_pattern(texts, _SEPARATOR)
-        labels = compute.utf8_trim_whitespace(compute.list_flatten(lists))
-        filled = compute.not_equal(labels, "")  # a lone separator stands for a row without labels
-        rows = compute.list_parent_indices(lists).filter(filled)
-        return labels.filter(filled), np.array(rows, dtype=np.int64)
-
 
 def _class_names(classes: Any) -> list[str]:
     names = [str(name) for name in classes] if isinstance(classes, list | tuple) else []
     if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(f"{classes!r} is not a list of two or more different names.", "classes")
     return names
+
+
+def _labels(texts: "pyarrow.Array", kind: str) -> "tuple[pyarrow.Array, Array]":
+    """The labels in cells, as text, and the row of each: one in a row, or of a multilabel several, as ``dog;cat``."""
+    import pyarrow.compute as compute
+
+    if kind != "multilabel":
+        return texts, np.arange(len(texts))
+    lists = compute.split_pattern(texts, _SEPARATOR)
+    labels = compute.utf8_trim_whitespace(compute.list_flatten(lists))
+    filled = compute.not_equal(labels, "")  # a lone separator stands for a row without labels
+    rows = compute.list_parent_indices(lists).filter(filled)
+    return labels.filter(filled), np.array(rows, dtype=np.int64)
 
 
 def inferred_kind(table: Table, column: str) -> str:
@@ -189,7 +233,7 @@ def inferred_kind(table: Table, column: str) -> str:
         if distinct > _MOST_CODES:
             return "regression"
         found = np.unique(table.numbers(column)).astype(np.int64)
-        if found[0] != 0 or found[-1] != distinct - 1:
+        if not np.array_equal(found, np.arange(distinct)):
             shown = ", ".join(map(str, found[:8])) + (", ..." if distinct > 8 else "")
             raise ConfigError(
                 f"column {column!r} holds the {distinct} whole numbers {shown}: classes, or a quantity? {what_to_write}"
@@ -203,56 +247,3 @@ def in_order(names: Sequence[str]) -> list[str]:
         return sorted(names, key=lambda name: (float(name), name))
     except ValueError:
         return sorted(names)
-
-
-def strata_of(target: Target, values: Tensor) -> Array:
-    """Stratum of each row: its class, its combination of labels, or its quantile bin."""
-    array = values.numpy()
-    if target.kind == "regression":
-        return quantile_bins(array)
-    return combinations_of(array) if target.kind == "multilabel" else array
-
-
-def check_split(target: Target, values: Tensor, split: Array) -> None:
-    """Raises `ConfigError` if a class or label of a validation or test row has no training row."""
-    if target.kind == "regression" or not (split == TRAIN).any():
-        return
-    names, counts = target.names or [], label_counts(target, values, split)
-    for code in (VAL, TEST):
-        lacking = np.flatnonzero((counts[TRAIN] == 0) & (counts[code] > 0))
-        if len(lacking):
-            first = int(lacking[0])
-            has_first = values[:, first] == 1 if target.kind == "multilabel" else values == first
-            rows = np.flatnonzero(has_first.numpy() & (split == code))
-            shown = listing([names[label] for label in lacking], _MOST_SHOWN)
-            raise ConfigError(
-                f"{shown} stand in {SPLITS[code]} rows, but in no training row; {names[first]!r} in {rows_of(rows)}. "
-                f"A model cannot learn them. Move rows to the training split, gather more, or leave these rows out; "
-                f"another split_seed may help."
-            )
-
-
-def label_counts(target: Target, values: Tensor, split: Array) -> Array:
-    """Rows of each split and class or label, `(3, labels)`."""
-    array, labels = values.numpy(), len(target.names or ())
-    if target.kind == "multilabel":
-        return np.stack([array[split == code].sum(axis=0) for code in (TRAIN, VAL, TEST)]).astype(np.int64)
-    cells = split * np.int64(labels) + array  # of the table of counts, row by row
-    return np.bincount(cells, minlength=len(SPLITS) * labels).reshape(len(SPLITS), labels)
-
-
-def few_rows(target: Target, values: Tensor, split: Array) -> str | None:
-    """A line about classes that have too few rows for each split to have one; None if all have."""
-    if target.kind == "regression":
-        return None
-    counts = label_counts(target, values, split)
-    used = np.unique(split)  # a split without rows is meant to have none
-    short = np.flatnonzero((counts[used] == 0).any(axis=0) & (counts.sum(axis=0) > 0))
-    if not len(short):
-        return None
-    names, shown = target.names or [], []
-    for label in short[:_MOST_SHOWN]:
-        in_splits = [f"{SPLITS[code]} {counts[code, label]}" for code in used]
-        shown.append(f"{names[label]!r} ({', '.join(in_splits)})")
-    more = f" and {len(short) - _MOST_SHOWN} more" if len(short) > _MOST_SHOWN else ""
-    return f"data.target: too few rows for one in each split: {', '.join(shown)}{more}"

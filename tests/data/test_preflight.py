@@ -296,10 +296,8 @@ def test_ids_that_stand_twice_are_refused_those_in_two_splits_first(folder, caps
     assert command("fit", config=config(id="sample")) == 2
     err = capsys.readouterr().err
     assert "data.id: 4 values of 'sample' stand in several rows, 2 of them in more than one split" in err
-    assert (
-        "'c' (train: row 3; val: row 8), 'f' (val: row 7; test: row 11), 'a' (train: rows 0, 1), 'b' (train: rows 2, 5)."
-        in err
-    )
+    assert "'c' (train: row 3; val: row 8), 'f' (val: row 7; test: row 11)" in err
+    assert "'a' (train: rows 0, 1), 'b' (train: rows 2, 5)." in err
     [path] = Path("runs").rglob("samples.problems.csv")
     assert {row["row"]: row["problem"] for row in rows_in(path)}["8"] == "'c' is also in row 3"
     assert [row["row"] for row in rows_in(path)] == ["0", "1", "2", "3", "5", "7", "8", "11"]

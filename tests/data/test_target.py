@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.target import Target, check_split, few_rows, strata_of
+from hybrid_lightning.data.target import Target
 from hybrid_lightning.errors import ConfigError, at
 
 
@@ -14,9 +14,8 @@ def table(**columns):
 
 def read(spec, saved=None, **columns):
     with at("data.target"):
-        target = Target(spec)
-        target.fit(table(**columns), saved)
-        return target, target.values(table(**columns))
+        target = Target(spec).fit(table(**columns), saved)
+        return target, target.values
 
 
 @pytest.mark.parametrize(
@@ -128,26 +127,26 @@ def test_one_class_or_too_many_are_refused():
 
 
 def test_a_class_that_does_not_train_is_named():
-    target, values = read("y", y=["a", "b", "a", "c", "c"])
+    target, _ = read("y", y=["a", "b", "a", "c", "c"])
     with pytest.raises(ConfigError, match=r"'c' stand in test rows, but in no training row; 'c' in rows 3, 4\."):
-        check_split(target, values, np.array([0, 0, 0, 2, 2]))
-    check_split(target, values, np.array([0, 0, 2, 0, 2]))
-    check_split(target, values, np.array([2, 2, 2, 2, 2]))  # another run trained
-    labels, values = read(["p", "q"], p=[1, 1, 0], q=[0, 0, 1])
+        target.check_split(np.array([0, 0, 0, 2, 2]))
+    target.check_split(np.array([0, 0, 2, 0, 2]))
+    target.check_split(np.array([2, 2, 2, 2, 2]))  # another run trained
+    labels, _ = read(["p", "q"], p=[1, 1, 0], q=[0, 0, 1])
     with pytest.raises(ConfigError, match=r"'q' stand in val rows, but in no training row; 'q' in row 2\."):
-        check_split(labels, values, np.array([0, 0, 1]))
+        labels.check_split(np.array([0, 0, 1]))
 
 
 def test_classes_with_too_few_rows_are_counted():
-    target, values = read("y", y=["a", "b", "a", "b", "a"])
-    line = few_rows(target, values, np.array([0, 0, 1, 0, 2]))
+    target, _ = read("y", y=["a", "b", "a", "b", "a"])
+    line = target.few_rows(np.array([0, 0, 1, 0, 2]))
     assert line == "data.target: too few rows for one in each split: 'b' (train 2, val 0, test 0)"
-    assert few_rows(target, values, np.array([0, 0, 1, 1, 0])) is None
+    assert target.few_rows(np.array([0, 0, 1, 1, 0])) is None
 
 
 def test_strata_follow_the_kind():
-    assert strata_of(*read("y", y=["a", "b", "a"])).tolist() == [0, 1, 0]
-    labels = strata_of(*read(["p", "q"], p=[1, 0, 1], q=[0, 1, 0]))
+    assert read("y", y=["a", "b", "a"])[0].strata().tolist() == [0, 1, 0]
+    labels = read(["p", "q"], p=[1, 0, 1], q=[0, 1, 0])[0].strata()
     assert labels[0] == labels[2] != labels[1]
-    numbers = strata_of(*read("y", y=[float(index) for index in range(40)]))
+    numbers = read("y", y=[float(index) for index in range(40)])[0].strata()
     assert numbers.tolist() == [0] * 20 + [1] * 20
