@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.errors import ConfigError, check_number, unknown
-from hybrid_lightning.importing import check_arguments
-from hybrid_lightning.network.registry import resolve
+from hybrid_lightning.errors import ConfigError, at, check_number, unknown
+from hybrid_lightning.importing import check_arguments, resolve
 
 Transform = Callable[[Tensor], Any]
 
@@ -215,7 +214,8 @@ def _make_step(item: Any, where: str, names: Mapping[str, Callable[..., Any]]) -
         raise unknown(where, "name", path, names)
     if path.startswith("kornia.") and find_spec("kornia") is None:
         raise ConfigError(f"{where}: {path!r} needs kornia. Install it with: pip install 'hybrid_lightning[kornia]'")
-    found = names.get(path) or resolve(path, where)
+    with at(where):
+        found = resolve(path, names)
     if not isinstance(arguments, Mapping):
         raise ConfigError(f"{where}.init_args: {arguments!r} are no names and values.")
     built = {name: _nested(value, f"{where}.{name}", names) for name, value in arguments.items()}
