@@ -45,7 +45,7 @@ class ElpvDataModule(InMemoryDataModule):
         images, probabilities, types = import_extra("elpv_dataset.utils", "elpv", user).load_dataset()
         target = torch.from_numpy(probabilities > 0.5).long()
         is_poly = torch.from_numpy(types == "poly").long()
-        chunks = torch.from_numpy(images)[:, None].split(128)  # all at once would take 1 GB as floats
+        chunks = torch.split(torch.from_numpy(images)[:, None], 128)  # all at once would take 1 GB as floats
         image = torch.cat([functional.adaptive_avg_pool2d(chunk.float() / 255, self.size) for chunk in chunks])
         kind = functional.one_hot(is_poly, 2).float()
 

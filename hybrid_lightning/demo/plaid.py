@@ -64,13 +64,10 @@ class PlaidDataModule(InMemoryDataModule):
         splits = {}
         for split, (own, labels) in parts.items():
             values, mask = pad_left(own, self.context)
-            entries = {
-                "trace": {"values": values, "mask": mask},
-                "wave": pad_right(own, self.wave_length),
-                "stats": (describe(own) - mean) / std,
-                "target": labels,
-            }
-            splits[split] = DictDataset(entries)
+            wave = pad_right(own, self.wave_length)
+            stats = (describe(own) - mean) / std
+            trace = {"values": values, "mask": mask}
+            splits[split] = DictDataset({"trace": trace, "wave": wave, "stats": stats, "target": labels})
         return splits
 
 

@@ -1,5 +1,6 @@
 """Numbers and categories: cells of the manifest itself, all in memory."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -17,6 +18,10 @@ class ColumnInput(Input):
     """Columns of the manifest, each of which is fitted by itself."""
 
     in_memory: ClassVar[bool] = True
+
+    @abstractmethod
+    def batch(self, rows: Tensor) -> Tensor:
+        """`(B, columns)`."""
 
     def fitted(self, name: str, column: str) -> Any:
         """What was fitted for a column."""

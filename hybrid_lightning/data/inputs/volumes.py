@@ -101,27 +101,26 @@ class VolumeInput(NumpyInput):
         """The shape as stored."""
         if is_numpy(path):
             return stated_shape(path, self.name)
-        return tuple(int(side) for side in _open_nifti(path).shape)
+        return tuple(int(side) for side in _nibabel(path).load(path).shape)
 
 
-def _open_nifti(path: Path) -> Any:
-    """An image of nibabel, of which only the header was read."""
+def _nibabel(path: Path) -> Any:
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError("its name ends in none of .npy, .npz, .nii and .nii.gz")
-    return import_extra("nibabel", "nifti", f"{path.name!r}").load(path)
+    return import_extra("nibabel", "nifti", repr(path.name))
 
 
 def _read_nifti(path: Path) -> Array:
     """`(D, H, W)` or `(C, D, H, W)`."""
-    image = _open_nifti(path)
-    refuse_huge(4 * math.prod(image.shape))
+    nibabel = _nibabel(path)
+    image = nibabel.load(path)  # the header alone
+    refuse_huge(4 * math.prod(image.shape))  # as float32
     data = image.get_fdata(dtype=np.float32, caching="unchanged")
     if data.ndim not in (3, 4):
         raise ValueError(f"its shape {data.shape} is neither (x, y, z) nor (x, y, z, channels)")
-    from nibabel import orientations
-
-    turned = orientations.apply_orientation(data, orientations.io_orientation(image.affine))
-    return np.ascontiguousarray(turned.T)
+    to_ras = nibabel.orientations.io_orientation(image.affine)
+    turned = nibabel.orientations.apply_orientation(data, to_ras)
+    return np.ascontiguousarray(turned.T)  # slices come first, as in arrays of torch
 
 
 def resized(volume: Tensor, size: list[int] | None) -> Tensor:
@@ -129,8 +128,8 @@ def resized(volume: Tensor, size: list[int] | None) -> Tensor:
     sides = list(volume.shape[1:])
     if size is None or sides == size:
         return volume
-    smaller = [min(side, wanted) for side, wanted in zip(sides, size, strict=True)]
-    shrunk = functional.adaptive_avg_pool3d(volume, smaller)
+    depth, height, width = map(min, sides, size)
+    shrunk = functional.adaptive_avg_pool3d(volume, (depth, height, width))
     return functional.interpolate(shrunk[None], size, mode="trilinear", align_corners=False)[0]
 
 
@@ -145,7 +144,7 @@ def scaled(volume: Tensor, scale: str | tuple[float, float]) -> Tensor:
     if scale == "standard":
         std, mean = torch.std_mean(volume, dim=(1, 2, 3), keepdim=True, correction=0)
         return (volume - mean) / torch.where(std > 1e-12, std, 1.0)
-    return volume
+    return volume  # "none"
 
 
 def _check_scale(scale: Any) -> str | tuple[float, float]:
