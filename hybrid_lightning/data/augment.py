@@ -72,7 +72,7 @@ class BatchAugmentation:
 
 
 def make_augmentation(config: Any, keys: Collection[str]) -> BatchAugmentation:
-    """The augmentation of ``data.augment``: batch key, one of `keys`, → list as in `make_transforms`; None for nothing.
+    """The augmentation of ``data.augment``: batch key, one of `keys`, → list as in `make_steps`; None for nothing.
 
     Raises:
         ConfigError: If a key or name is unknown, the arguments do not fit, or something is not a module.

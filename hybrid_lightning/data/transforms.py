@@ -136,35 +136,19 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 """Names that an item of a list of transforms may take without a dot."""
 
 
-class Transforms:
-    """Transforms of one sample, in turn.
+def transformed(value: Tensor, steps: Sequence[Step]) -> Tensor:
+    """A sample without batch dimension after all transforms, a tensor of any shape.
 
     Random ones should draw from torch, which is seeded for each sample, so that a resumed fit repeats them. One that
     keeps a random state of its own and has ``set_random_state`` (MONAI) gets a seed drawn from torch before each call.
-
-    Args:
-        steps: Called with a tensor; each returns one.
     """
-
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = list(steps)
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __call__(self, value: Tensor) -> Tensor:
-        """A sample without batch dimension → a tensor of any shape.
-
-        Raises:
-            ConfigError: If a transform fails, or does not return a tensor.
-        """
-        for index, step in enumerate(self.steps):
-            seed = getattr(step, "set_random_state", None)
-            if callable(seed):
-                seed(seed=int(torch.randint(2**31, ())))
-            with at(str(index)):
-                value = apply_step(step, value)
-        return value
+    for index, step in enumerate(steps):
+        seed = getattr(step, "set_random_state", None)
+        if callable(seed):
+            seed(seed=int(torch.randint(2**31, ())))
+        with at(str(index)):
+            value = apply_step(step, value)
+    return value
 
 
 def apply_step(step: Step, value: Tensor) -> Tensor:
@@ -183,21 +167,17 @@ def apply_step(step: Step, value: Tensor) -> Tensor:
     return result.as_subclass(Tensor)  # subclasses with their own metadata do not stack
 
 
-def make_transforms(items: Any) -> Transforms:
+def make_steps(items: Any, names: Mapping[str, Callable[..., Any]] = TRANSFORMS) -> list[Step]:
     """Transforms from the config.
 
     Args:
-        items: A list; each item is a name, or ``{class_path: ..., init_args: {...}}``. A name is one of `TRANSFORMS`,
-            or the dotted path of a class, or of a function from tensor to tensor. Or a callable itself.
+        items: A list; each item is a name, or ``{class_path: ..., init_args: {...}}``. A name is one of `names`, or the
+            dotted path of a class, or of a function from tensor to tensor. Or a callable itself.
+        names: Classes by the names that they may have without a dot.
 
     Raises:
         ConfigError: If a name is unknown, or the arguments do not fit.
     """
-    return Transforms(make_steps(items, TRANSFORMS))
-
-
-def make_steps(items: Any, names: Mapping[str, Callable[..., Any]]) -> list[Step]:
-    """The callables behind a list of the config; `names` are those without a dot. See `make_transforms`."""
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise ConfigError(f"{items!r} is not a list. Write such as [{{class_path: {next(iter(names))}}}].")
     steps = []

@@ -1,19 +1,25 @@
 import pickle
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from hybrid_lightning.data.transforms import RandomFlip, make_transforms
+from hybrid_lightning.data.transforms import RandomFlip, make_steps, transformed
 from hybrid_lightning.errors import ConfigError, at
 
 IMAGE = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0))
 
 
+def made(items):
+    """The transforms of a list, in turn."""
+    return partial(transformed, steps=make_steps(items))
+
+
 def make(path, **arguments):
     with at("data.inputs.photo.train"):
-        return make_transforms([{"class_path": path, "init_args": arguments}])
+        return made([{"class_path": path, "init_args": arguments}])
 
 
 def scaled_by(value, factor=2.0):
@@ -89,7 +95,7 @@ def test_a_resized_crop_of_everything_is_the_antialiased_image():
 
 
 def test_a_resized_crop_keeps_its_bounds():
-    crop = make("RandomResizedCrop", size=8, scale=[0.25, 0.5], ratio=[0.5, 2.0]).steps[0]
+    crop = make("RandomResizedCrop", size=8, scale=[0.25, 0.5], ratio=[0.5, 2.0]).keywords["steps"][0]
     areas, ratios = [], []
     for _ in range(300):
         top, left, height, width = crop._window(100, 120)
@@ -118,7 +124,7 @@ def test_normalize_subtracts_the_mean_and_divides_by_the_deviation():
     ],
 )
 def test_random_transforms_repeat_with_torchs_seed(item):
-    transforms = make_transforms([item, f"{__name__}.OfItsOwnState"])
+    transforms = made([item, f"{__name__}.OfItsOwnState"])
     first, again = [], []
     for results in (first, again):
         torch.manual_seed(3)
@@ -159,18 +165,16 @@ def test_transforms_of_monai_repeat_with_torchs_seed():
 
 
 def test_a_live_callable_is_taken_as_it_is():
-    assert torch.equal(make_transforms([scaled_by, RandomFlip(p=1.0)])(IMAGE), 2 * IMAGE.flip(2))
+    assert torch.equal(made([scaled_by, RandomFlip(p=1.0)])(IMAGE), 2 * IMAGE.flip(2))
 
 
 def test_a_subclass_of_tensor_becomes_a_tensor():
-    found = make_transforms([f"{__name__}.tagged"])(IMAGE)
+    found = made([f"{__name__}.tagged"])(IMAGE)
     assert type(found) is torch.Tensor
 
 
 def test_nothing_to_do_is_nothing():
-    transforms = make_transforms([])
-    assert not transforms
-    assert transforms(IMAGE) is IMAGE
+    assert made([])(IMAGE) is IMAGE
 
 
 @pytest.mark.parametrize(
@@ -194,7 +198,7 @@ def test_nothing_to_do_is_nothing():
 )
 def test_an_impossible_transform_is_told_with_its_place(items, message):
     with pytest.raises(ConfigError, match=message), at("x"):
-        make_transforms(items)
+        made(items)
 
 
 def test_a_missing_library_is_named_with_its_installation(monkeypatch):
@@ -214,5 +218,5 @@ def test_a_transform_that_fails_or_returns_no_tensor_is_told():
 
 def test_transforms_can_be_sent_to_another_process():
     items = [{"class_path": "RandomResizedCrop", "init_args": {"size": 4}}, {"class_path": f"{__name__}.scaled_by"}]
-    sent = pickle.loads(pickle.dumps(make_transforms(items)))
+    sent = pickle.loads(pickle.dumps(made(items)))
     assert sent(IMAGE).shape == (3, 4, 4)

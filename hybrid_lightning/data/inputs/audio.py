@@ -32,7 +32,7 @@ class AudioInput(FileInput):
         crop: Which part of a longer file: ``random``, which is the middle unless training, ``start`` or ``end``.
         features: ``waveform``; or ``log_mel``, `(C, mels, frames)`, see `log_mel`, with a frame every 10 ms.
         mels: Number of bands of ``log_mel``.
-        train: Transforms of each training sample, see `make_transforms`.
+        train: Transforms of each training sample, see `make_steps`.
         eval: Transforms of each sample otherwise.
 
     Raises:

@@ -19,7 +19,8 @@ class Input(ABC):
     """One key of the batches, from one or several columns of a manifest.
 
     Life: made from the config; `fit` on the training rows (or `statistics` taken from a checkpoint); then `bind` to a
-    table, after which values can be read. It can be pickled, and reads the same in any process.
+    table, after which values can be read. Both get tables that have the `columns`. It can be pickled, and reads the
+    same in any process.
 
     Errors of the options have their local place, as `at` surrounds the parser. All later ones begin with `where`, as
     they may occur in a worker process.

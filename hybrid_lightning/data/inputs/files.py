@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybrid_lightning.data.inputs.base import Input, Value, check_count
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.transforms import make_transforms
+from hybrid_lightning.data.transforms import Step, make_steps, transformed
 from hybrid_lightning.errors import ConfigError, at
 
 
@@ -21,20 +21,19 @@ class FileInput(Input):
     Args:
         key: The key of the batch.
         column: Name of the column of paths.
-        train: Transforms of each training sample, see `make_transforms`.
+        train: Transforms of each training sample, see `make_steps`.
         eval: Transforms of each sample otherwise.
     """
 
     def __init__(self, key: str, column: str, train: Any = (), eval: Any = ()) -> None:
         super().__init__(key, [column])
-        self.transforms = {}
+        self.transforms: dict[str, list[Step]] = {}
         for split, steps in (("train", train), ("eval", eval)):
             with at(split):
-                self.transforms[split] = make_transforms(steps)
+                self.transforms[split] = make_steps(steps)
 
     def bind(self, table: Table, folder: str) -> None:
         """Takes the column of paths."""
-        table.require(self.columns[0], self.where)
         self.folder = folder
         self._cells = table.texts(self.columns[0])
 
@@ -61,7 +60,7 @@ class FileInput(Input):
         split = "train" if training else "eval"
         try:
             with at(f"{self.where}.{split}"):
-                return self.transforms[split](value)
+                return transformed(value, self.transforms[split])
         except ConfigError as error:
             raise ConfigError(f"{error} (row {row}: {self.cell(row)!r})") from error
 

@@ -33,7 +33,7 @@ class ImageInput(FileInput):
         resize: How other shapes become `size`. ``crop``: scaled until it covers it, and cut at the centre, which keeps
             the aspect; ``pad``: scaled until it fits into it, with black beside it, which loses nothing; ``stretch``:
             scaled to it, which changes the aspect.
-        train: Transforms of each training sample, a tensor `(C, H, W)`, see `make_transforms`.
+        train: Transforms of each training sample, a tensor `(C, H, W)`, see `make_steps`.
         eval: Transforms of each sample otherwise.
 
     Raises:

@@ -40,7 +40,7 @@ class SeriesInput(NumpyInput):
         name: Which array of ``.npz`` files; None if they hold one.
         gaps: What nan, and an empty field of text, becomes: ``refuse`` stops with an error, ``zero`` makes it 0 after
             standardizing, which is the mean.
-        train: Transforms of each training sample, `(T, C)` or `(C, length)`, see `make_transforms`.
+        train: Transforms of each training sample, `(T, C)` or `(C, length)`, see `make_steps`.
         eval: Transforms of each sample otherwise.
     """
 
@@ -153,9 +153,9 @@ class SeriesInput(NumpyInput):
 
 def spread(rows: Array, most: int) -> list[int]:
     """At most so many rows, evenly spaced, the first and the last among them."""
-    count = min(len(rows), most)
-    last = len(rows) - 1
-    return [int(rows[round(i * last / max(1, count - 1))]) for i in range(count)]
+    places = np.linspace(0, len(rows) - 1, min(len(rows), most))
+    chosen: list[int] = np.asarray(rows)[places.round().astype(int)].tolist()
+    return chosen
 
 
 def window_start(length: int, wanted: int, crop: str, training: bool) -> int:

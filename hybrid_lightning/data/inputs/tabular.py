@@ -68,7 +68,6 @@ class NumericInput(ColumnInput):
         means: dict[str, float] = {}
         stds: dict[str, float] = {}
         for column in self.columns:
-            table.require(column, self.where)
             values = table.numbers(column, self.where)[rows]
             values = values[~np.isnan(values)]
             if not len(values):
@@ -87,7 +86,6 @@ class NumericInput(ColumnInput):
         for index, column in enumerate(self.columns):
             mean = self.fitted("mean", column)
             std = self.fitted("std", column)
-            table.require(column, self.where)
             columns[:, index] = (table.numbers(column, self.where) - mean) / std
         values = torch.from_numpy(columns)
         gaps = values.isnan()
@@ -125,7 +123,6 @@ class CategoricalInput(ColumnInput):
 
         categories = {}
         for column in self.columns:
-            table.require(column, self.where)
             texts = table.texts(column).take(pyarrow.array(rows)).unique().drop_null()
             if not len(texts):
                 raise self.empty_column(column, rows)
@@ -148,7 +145,6 @@ class CategoricalInput(ColumnInput):
 
         codes = np.empty((len(table), len(self.columns)), dtype=np.int64)
         for index, column in enumerate(self.columns):
-            table.require(column, self.where)
             texts = table.texts(column)
             categories = pyarrow.array(self.fitted("categories", column), texts.type)
             positions = compute.fill_null(compute.index_in(texts, value_set=categories), -1)

@@ -58,7 +58,6 @@ class TextInput(Input):
         import pyarrow
 
         column = self.columns[0]
-        table.require(column, self.where)
         counts: Counter[str] = Counter()
         for text in table.texts(column).take(pyarrow.array(rows)).to_pylist():
             counts.update(words_of(text or ""))
@@ -74,7 +73,6 @@ class TextInput(Input):
 
     def bind(self, table: Table, folder: str) -> None:
         """Takes the column, and loads the tokenizer from this machine."""
-        table.require(self.columns[0], self.where)
         self._texts = table.texts(self.columns[0])
         if self._by_words:
             self._numbers = {word: number for number, word in enumerate(self.statistics["words"], _FIRST_WORD)}

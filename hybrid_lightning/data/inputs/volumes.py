@@ -31,7 +31,7 @@ class ArrayInput(NumpyInput):
         array: Name of the column of paths.
         name: Which array of ``.npz`` files; None if they hold one.
         gaps: What nan becomes: ``refuse`` stops with an error, ``zero`` makes it 0.
-        train: Transforms of each training sample, see `make_transforms`.
+        train: Transforms of each training sample, see `make_steps`.
         eval: Transforms of each sample otherwise.
     """
 
@@ -68,7 +68,7 @@ class VolumeInput(NumpyInput):
             [-1000, 400] of Hounsfield units, becomes 0 to 1, and what is outside is cut.
         name: Which array of ``.npz`` files; None if they hold one.
         gaps: What nan becomes: ``refuse`` stops with an error, ``zero`` makes it 0, before it is scaled.
-        train: Transforms of each training sample, see `make_transforms`.
+        train: Transforms of each training sample, see `make_steps`.
         eval: Transforms of each sample otherwise.
     """
 

@@ -79,8 +79,9 @@ def test_a_column_without_training_values_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["numeric", "categorical", "image", "text", "series"])
 def test_a_column_that_is_not_there_is_told_with_the_closest(tmp_path, kind):
+    inputs = parse_inputs({"x": {kind: "agee"}})
     with pytest.raises(ConfigError, match=r"^data\.inputs\.x: unknown column of .* 'agee'\. Did you mean 'age'\?"):
-        bound(tmp_path, {"age": [1, 2]}, **{kind: "agee"})
+        Samples(inputs, table(tmp_path, {"age": [1, 2]}), str(tmp_path))
 
 
 def test_categories_are_numbered_in_the_order_of_the_training_rows_texts(tmp_path):
