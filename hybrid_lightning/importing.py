@@ -2,9 +2,13 @@
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
+
+from torch import nn
 
 from hybrid_lightning.errors import ConfigError, check_keys, listing, unknown
 
@@ -56,7 +60,69 @@ def trusted(path: str, trust: Collection[str]) -> bool:
     return any(path == name or path.startswith(name + ".") for name in trust)
 
 
-def import_path(path: str, where: str) -> Any:
+def resolve(
+    path: str, names: Mapping[str, Any], trust: Collection[str] | None = None, kind: str = "module"
+) -> Callable[..., Any]:
+    """The class or function behind a name or a dotted path.
+
+    Args:
+        path: A key of `names`, or ``package.module.name``.
+        names: Name → class or function, or the dotted path of one. Always allowed.
+        trust: None allows every path, as for a config that the user wrote. Otherwise, as for a path found in a file,
+            only `names`, layers of `torch.nn`, models of timm, torchvision and transformers, and paths that begin with
+            one of these package names.
+        kind: What the path stands for ("module", "class"), for the error.
+
+    Raises:
+        ConfigError: If nothing is there, or the path is not allowed.
+    """
+    target = names.get(path, path)
+    if not isinstance(target, str):
+        return target  # type: ignore[no-any-return]
+    if "." not in target or not all(name.isidentifier() for name in target.split(".")):
+        raise unknown("", kind, path, names)
+    is_free = path in names or trust is None
+    if not is_free and not _may_be_imported(path, trust or ()):
+        raise _refused(path)
+    found = import_path(target)
+    if not is_free and not _may_be_called(path, found, trust or ()):
+        raise _refused(path)
+    if not callable(found):
+        raise ConfigError(f"{path!r} is a {type(found).__name__}, not a class or function.")
+    return found  # type: ignore[no-any-return]
+
+
+def _refused(path: str) -> ConfigError:
+    package = path.split(".")[0]
+    return ConfigError(
+        f"the file names {path!r}, which is outside the allowed places (the built-in names, layers of torch.nn, models "
+        f"of timm, torchvision and transformers). A path in a file is code chosen by whoever wrote it. If you trust "
+        f"it, load with trust=[{package!r}]."
+    )
+
+
+def _may_be_imported(path: str, trust: Collection[str]) -> bool:
+    return trusted(path, trust) or path.startswith("torch.nn.") or path.split(".")[0] in INSTALLABLE
+
+
+def _may_be_called(path: str, found: object, trust: Collection[str]) -> bool:
+    """A layer or model class that lives where its path says, or a function of timm or torchvision that makes one."""
+    if trusted(path, trust):
+        return True
+    package = path.split(".")[0]
+    home = getattr(found, "__module__", "") or ""
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        return home.startswith("torch.nn." if package == "torch" else package + ".")
+    if path == "timm.create_model" or not inspect.isfunction(found):
+        return path == "timm.create_model"
+    if home.startswith("timm.models."):
+        from timm import is_model
+
+        return bool(is_model(found.__name__)) and path.endswith(f".{found.__name__}")
+    return home.startswith("torchvision.models.") and not home.endswith("._api")
+
+
+def import_path(path: str) -> Any:
     """Imports the longest prefix that is a module, then follows attributes."""
     names = path.split(".")
     for length in range(len(names) - 1, 0, -1):
@@ -69,22 +135,23 @@ def import_path(path: str, where: str) -> Any:
             raise
         for name in names[length:]:
             if not hasattr(found, name):
-                raise unknown(f"{where}: {path!r}", "name", name, [n for n in dir(found) if not n.startswith("_")])
+                public = [n for n in dir(found) if not n.startswith("_")]
+                raise ConfigError(str(unknown(repr(path), "name", name, public)))
             found = getattr(found, name)
         return found
     package = names[0]
     if package in INSTALLABLE:
-        raise ConfigError(f"{where}: {path!r} needs {package}. Install it: pip install 'hybrid_lightning[{package}]'")
-    raise ConfigError(f"{where}: {path!r} cannot be imported: there is no module {package!r} on the Python path.")
+        raise ConfigError(f"{path!r} needs {package}. Install it: pip install 'hybrid_lightning[{package}]'")
+    raise ConfigError(f"{path!r} cannot be imported: there is no module {package!r} on the Python path.")
 
 
-def check_arguments(factory: Callable[..., Any], args: Mapping[str, Any], where: str) -> None:
+def check_arguments(factory: Callable[..., Any], args: Mapping[str, Any], place: str = "") -> None:
     """Compares argument names with a factory's signature.
 
     Args:
         factory: The class or function.
         args: The keyword arguments it is to be called with.
-        where: Config path named in errors.
+        place: Path of the arguments, within the places that `at` adds.
 
     Raises:
         ConfigError: If a name is unknown (with the closest one) or a required one is missing.
@@ -92,12 +159,10 @@ def check_arguments(factory: Callable[..., Any], args: Mapping[str, Any], where:
     parameters = parameters_of(factory)
     names = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-        for given in args:
-            if given not in names:
-                raise unknown(where, "argument", str(given), names)
+        check_keys(args, names, place, "argument")
     missing = [name for name in names if parameters[name].default is inspect.Parameter.empty and name not in args]
     if missing:
-        raise ConfigError(f"{where}: {listing(missing)} must be given. Arguments: {listing(names)}.")
+        raise ConfigError(f"{listing(missing)} must be given. Arguments: {listing(names)}.", place)
 
 
 def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -106,3 +171,29 @@ def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter
         return inspect.signature(factory).parameters
     except (TypeError, ValueError):
         return {}
+
+
+def import_extra(module: str, extra: str, user: str) -> Any:
+    """A module of an optional package; if it is missing, an error that names its `user` and the `extra` to install."""
+    try:
+        return importlib.import_module(module)
+    except (ModuleNotFoundError, OSError) as error:  # OSError: a C library that it needs is missing
+        raise ConfigError(
+            f"{user} needs {module.partition('.')[0]}: {error}. Install it with: "
+            f"pip install 'hybrid_lightning[{extra}]'"
+        ) from None
+
+
+def cache_hint(path: Any) -> str:
+    """Where the weights of a library's model are kept, and how to get them there; empty for any other module."""
+    package = path.partition(".")[0] if isinstance(path, str) else None
+    if package not in INSTALLABLE:
+        return ""
+    home = Path.home() / ".cache"
+    torch_home = os.environ.get("TORCH_HOME") or str(home / "torch")
+    hub_home = os.environ.get("HF_HUB_CACHE") or str(Path(os.environ.get("HF_HOME") or home / "huggingface") / "hub")
+    folder = torch_home if package == "torchvision" else hub_home
+    return (
+        f" If the network is not reachable from here, run 'python -m hybrid_lightning prefetch --config ...' where it "
+        f"is; weights are kept in {folder!r}."
+    )

@@ -1,13 +1,13 @@
 """From a name to the class or factory behind it, and who may be named by a file."""
 
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.errors import ConfigError, unknown
-from hybrid_lightning.importing import INSTALLABLE, import_path, parameters_of, trusted
+from hybrid_lightning import importing
+from hybrid_lightning.errors import ConfigError, at
+from hybrid_lightning.importing import INSTALLABLE, parameters_of
 
 REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
     "ConvExtractor": "hybrid_lightning.network.modules.convolution.ConvExtractor",
@@ -72,50 +72,8 @@ def resolve(path: str, where: str, trust: Collection[str] | None = None) -> Call
     Raises:
         ConfigError: If nothing is there, or the path is not allowed.
     """
-    ours = {**REGISTRY, **_OURS}
-    target = ours.get(path, path)
-    if not isinstance(target, str):
-        return target
-    if not all(name.isidentifier() for name in target.split(".")) or "." not in target:
-        raise unknown(where, "module", path, REGISTRY)
-    if path not in ours and trust is not None and not _may_be_imported(path, trust):
-        raise _refused(path, where)
-    found = import_path(target, where)
-    if path not in ours and trust is not None and not _may_be_called(path, found, trust):
-        raise _refused(path, where)
-    if not callable(found):
-        raise ConfigError(f"{where}: {path!r} is a {type(found).__name__}, not a class or function.")
-    return found  # type: ignore[no-any-return]
-
-
-def _refused(path: str, where: str) -> ConfigError:
-    package = path.split(".")[0]
-    return ConfigError(
-        f"{where}: the file names {path!r}, which is outside the allowed places (the built-in names, layers of "
-        f"torch.nn, models of timm, torchvision and transformers). A path in a file is code chosen by whoever wrote "
-        f"it. If you trust it, load with trust=[{package!r}]."
-    )
-
-
-def _may_be_imported(path: str, trust: Collection[str]) -> bool:
-    return trusted(path, trust) or path.startswith("torch.nn.") or path.split(".")[0] in INSTALLABLE
-
-
-def _may_be_called(path: str, found: object, trust: Collection[str]) -> bool:
-    """A layer or model class that lives where its path says, or a function of timm or torchvision that makes one."""
-    if trusted(path, trust):
-        return True
-    package = path.split(".")[0]
-    home = getattr(found, "__module__", "") or ""
-    if isinstance(found, type) and issubclass(found, nn.Module):
-        return home.startswith("torch.nn." if package == "torch" else package + ".")
-    if path == "timm.create_model" or not inspect.isfunction(found):
-        return path == "timm.create_model"
-    if home.startswith("timm.models."):
-        from timm import is_model
-
-        return bool(is_model(found.__name__)) and path.endswith(f".{found.__name__}")
-    return home.startswith("torchvision.models.") and not home.endswith("._api")
+    with at(where):
+        return importing.resolve(path, {**REGISTRY, **_OURS}, trust)
 
 
 def switch_weights(factory: Callable[..., Any], args: dict[str, Any], load: bool) -> bool:

@@ -271,7 +271,7 @@ def test_sounds_with_other_channels_than_the_config_says_are_refused(folder):
         soundfile.write(f"{row}.wav", np.zeros((200, 1 if row in (3, 8) else 2)), 1000)
     manifest(rows(photo=lambda row: "", file=lambda row: f"{row}.wav"))
     sound = {"audio": "file", "sample_rate": 1000, "seconds": 0.1, "channels": 2}
-    with pytest.raises(ConfigError, match="it has 1 channels, and 'channels' says 2"):
+    with pytest.raises(ConfigError, match="it has 1 channels, and 'channels' is 2"):
         check({"x": sound})
     assert [row["row"] for row in rows_in()] == ["3", "8"]
     check({"x": {**sound, "channels": 1}})

@@ -86,8 +86,8 @@ def test_adamw_is_fused_unless_a_scaler_scales_gradients(precision, fused):
         ("Adamm", "Did you mean 'Adam"),
         ("Optimizer", "unknown class"),
         ("lr_scheduler", "unknown class"),
-        ("torch.nn.Linear", "Linear is not an optimizer"),
-        ("math.sqrt", "unknown class"),
+        ("torch.nn.Linear", r"^model\.optimizer\.class_path: 'torch\.nn\.Linear' is not an optimizer"),
+        ("math.sqrt", "'math.sqrt' is not an optimizer"),
     ],
 )
 def test_an_impossible_optimizer_is_refused(spec, match):
@@ -158,7 +158,7 @@ def test_a_fit_runs_with_it(scheduler):
         ("StepL", "Did you mean 'StepLR'"),
         ("Counter", "unknown class"),
         ("partial", "unknown class"),
-        ("torch.nn.Linear", "must be given|unknown argument|is not a scheduler"),
+        ("torch.nn.Linear", r"^model\.scheduler\.class_path: 'torch\.nn\.Linear' is not a scheduler"),
         ("StepLR", r"model\.scheduler\.init_args: 'step_size' must be given"),
         ({"class_path": "StepLR", "init_args": {"step_siz": 1}}, "Did you mean 'step_size'"),
         ({"class_path": "StepLR", "init_args": {"step_size": 1}, "interval": "day"}, "'epoch', 'step'"),

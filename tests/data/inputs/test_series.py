@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_lightning.data.inputs.files import spread
+from hybrid_lightning.data.inputs.series import spread
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.modules.convolution import ResidualConv1d
 from hybrid_lightning.network.modules.transformer import SequenceTransformer

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hybrid_lightning.data.inputs import parse_inputs
+from hybrid_lightning.data.samples import Samples
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.modules.tabular_mlp import TabularMLP
@@ -16,6 +17,16 @@ from tests.data.inputs.bound import bound, table
 AGES = [20.0, 30.0, None, 70.0, 90.0]
 DOSES = [1, 1, 1, 5, None]
 SITES = ["b", None, "a", "c", "b"]
+
+
+def batch_of_all(folder, columns, **given):
+    """The values of an input in a batch of all rows, in which a second input is never missing."""
+    rows = len(next(iter(columns.values())))
+    manifest = table(folder, {**columns, "more": [1] * rows})
+    inputs = parse_inputs({"x": given, "more": {"numeric": "more"}})
+    for one in inputs.values():
+        one.statistics = one.fit(manifest, np.arange(rows))
+    return Samples(inputs, manifest, str(folder)).batch(torch.arange(rows))["x"]
 
 
 def test_numbers_are_standardized_with_the_training_rows_alone(tmp_path):
@@ -39,11 +50,10 @@ def test_a_constant_column_is_only_centered(tmp_path):
         ("keep", [[float("nan"), 0.0], [1.0, float("nan")], [0.0, 0.0]]),
     ],
 )
-def test_gaps_become_what_the_option_says_and_absent_rows_zeros(tmp_path, gaps, expected):
+def test_gaps_become_what_the_option_says_and_missing_rows_zeros(tmp_path, gaps, expected):
     columns = {"a": [None, 3.0, None, 1.0], "b": [7.0, None, None, 7.0]}
-    entry = bound(tmp_path, columns, numeric=["a", "b"], gaps=gaps)
-    found = entry.batch(torch.tensor([0, 1, 2]))
-    torch.testing.assert_close(found, torch.tensor(expected), equal_nan=True)
+    found = batch_of_all(tmp_path, columns, numeric=["a", "b"], gaps=gaps)
+    torch.testing.assert_close(found[:3], torch.tensor(expected), equal_nan=True)
 
 
 def test_huge_numbers_do_not_overflow(tmp_path):
@@ -69,8 +79,9 @@ def test_a_column_without_training_values_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["numeric", "categorical", "image", "text", "series"])
 def test_a_column_that_is_not_there_is_told_with_the_closest(tmp_path, kind):
+    inputs = parse_inputs({"x": {kind: "agee"}})
     with pytest.raises(ConfigError, match=r"^data\.inputs\.x: unknown column of .* 'agee'\. Did you mean 'age'\?"):
-        bound(tmp_path, {"age": [1, 2]}, **{kind: "agee"})
+        Samples(inputs, table(tmp_path, {"age": [1, 2]}), str(tmp_path))
 
 
 def test_categories_are_numbered_in_the_order_of_the_training_rows_texts(tmp_path):
@@ -102,12 +113,19 @@ def test_a_table_is_what_tabular_mlp_takes(tmp_path):
     assert TabularMLP(1, **entry.inferred_arguments)(**batch).isfinite().all()
 
 
-def test_a_row_of_a_table_without_any_cell_is_absent_and_zeros(tmp_path):
-    columns = {"age": [None, 5.0, 7.0], "site": [None, "b", "a"], "more": [1, 2, 3]}
-    entry = bound(tmp_path, columns, numeric="age", categorical="site")
-    assert entry.empty(table(tmp_path, columns)).tolist() == [True, False, False]
-    batch = entry.batch(torch.tensor([0]))
-    assert (batch["numeric"].tolist(), batch["categorical"].tolist()) == ([[0.0]], [[0]])
+def test_a_row_of_a_table_without_any_cell_is_missing_and_zeros(tmp_path):
+    columns = {"age": [None, 5.0, 7.0, None], "site": [None, "b", "a", "a"]}
+    batch = batch_of_all(tmp_path, columns, numeric="age", categorical="site")
+    numbers = torch.tensor([[0.0], [-1.0], [1.0], [float("nan")]])
+    torch.testing.assert_close(batch["numeric"], numbers, equal_nan=True)
+    assert batch["categorical"].tolist() == [[0], [1], [0], [0]]
+
+
+def test_a_row_without_any_category_is_missing_and_zeros(tmp_path):
+    columns = {"site": [None, "b", "a", None], "sex": [None, None, "f", "m"]}
+    assert batch_of_all(tmp_path, columns, categorical=["site", "sex"]).tolist() == [[0, 0], [1, -1], [0, 0], [-1, 1]]
+    found = batch_of_all(tmp_path, columns, categorical=["site", "sex"], one_hot=True)
+    assert found.tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
 
 
 def test_a_table_of_one_kind_has_one_entry(tmp_path):

@@ -242,5 +242,5 @@ def test_a_constant_volume_becomes_0(tmp_path, scale):
 def test_a_missing_library_is_named_with_its_installation(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
     (tmp_path / "a.nii").write_bytes(b"x")
-    with pytest.raises(ConfigError, match=r"^data\.inputs\.x: 'a\.nii' is read with nibabel.*\[nifti\]"):
+    with pytest.raises(ConfigError, match=r"^data\.inputs\.x: 'a\.nii' needs nibabel: .*\[nifti\]"):
         read(tmp_path, "a.nii", "volume")
