@@ -12,9 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 from hybrid_lightning.errors import check_number
 
 Tensors = Tensor | dict[str, Tensor]
+Batch = dict[str, Any]
+"""Key → `Tensors`; also a single sample."""
+Loader = DataLoader[Batch]
 
 
-class DictDataset(Dataset[dict[str, Any]]):
+class DictDataset(Dataset[Batch]):
     """Samples as dicts, from tensors whose first dimension counts samples.
 
     Args:
@@ -34,10 +37,10 @@ class DictDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Batch:
         return pick(self.entries, index)
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
         """A whole batch at once; torch's loader prefers this to one call per sample."""
         return pick(self.entries, torch.as_tensor(indices))
 
@@ -49,7 +52,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Tensors) -> Tensors
     return function(value)
 
 
-def pick(entries: Mapping[str, Tensors], index: int | Tensor) -> dict[str, Any]:
+def pick(entries: Mapping[str, Tensors], index: int | Tensor) -> Batch:
     """A sample of a batch, or several of them as a smaller batch."""
     return {key: map_tensors(lambda tensor: tensor[index], entry) for key, entry in entries.items()}
 
@@ -100,23 +103,23 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
         """Loads the splits once."""
         self.splits = self.splits or self.load()
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def train_dataloader(self) -> Loader:
         """Shuffled training batches; the last one is dropped if it holds a single sample."""
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def val_dataloader(self) -> Loader:
         """Validation batches in order."""
         return self._loader("val")
 
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def test_dataloader(self) -> Loader:
         """Test batches in order."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def predict_dataloader(self) -> Loader:
         """The test batches."""
         return self._loader("test")
 
-    def _loader(self, split: str) -> DataLoader[dict[str, Any]]:
+    def _loader(self, split: str) -> Loader:
         dataset, training = self.splits[split], split == "train"
         # BatchNorm needs two samples in training.
         is_lonely = len(dataset) > 1 and len(dataset) % self.batch_size == 1

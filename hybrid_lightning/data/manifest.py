@@ -9,15 +9,17 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from hybrid_lightning.data.augment import make_augmentation
+from hybrid_lightning.data.in_memory import Loader
 from hybrid_lightning.data.inputs import parse_inputs
 from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.loaders import balanced_sampler, check_loading, padded_sampler
 from hybrid_lightning.data.overview import ManifestToCheck
 from hybrid_lightning.data.preflight import check_on_first_rank
 from hybrid_lightning.data.prepared import (
+    State,
     check_version,
     compare_names,
     fit_inputs,
@@ -32,8 +34,6 @@ from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule
 from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.data.target import FittedTarget, Target
 from hybrid_lightning.errors import ConfigError, at
-
-Loader = DataLoader[dict[str, Any]]
 
 
 class ManifestDataModule(pl.LightningDataModule):
@@ -108,7 +108,6 @@ class ManifestDataModule(pl.LightningDataModule):
         with at("data.target"):
             self.target = None if target is None else Target(target)
         self.inputs = parse_inputs(inputs)
-        self._number_columns = _number_columns(inputs)
         self.augment = make_augmentation(augment, list(self.inputs))
         self._forget()
 
@@ -120,9 +119,9 @@ class ManifestDataModule(pl.LightningDataModule):
         """Split of each row of the manifest, a position in `SPLITS`, after `setup`."""
         self._target: FittedTarget | None = None
         self._tables: dict[str, Table] = {}
-        self._saved: dict[str, Any] = {}
+        self._saved: State = {}
         """State of a checkpoint, which comes before what training rows would give."""
-        self._state: dict[str, Any] = {}
+        self._state: State = {}
         self._stage: str | None = None
         self._checked: set[Path] = set()
         self._decode: bool | None = None
@@ -198,15 +197,15 @@ class ManifestDataModule(pl.LightningDataModule):
         if path not in self._tables:
             texts = [self.id, self.split_rule.group_column, self.split_rule.column]
             texts += self.target.text_columns if self.target else []
-            for key, entry in self.inputs.items():
-                texts += [column for column in entry.columns if column not in self._number_columns[key]]
+            for entry in self.inputs.values():
+                texts += entry.text_columns
             table = Table.read(path, place, [column for column in texts if column is not None])
             if self.id is not None:
                 table.require(self.id, "data.id")
             self._tables[path] = table
         return self._tables[path]
 
-    def _samples(self, table: Table, rows: Array, saved: dict[str, Any], has_target: bool = True) -> Samples:
+    def _samples(self, table: Table, rows: Array, saved: State, has_target: bool = True) -> Samples:
         """The manifest with its inputs fitted on `rows`, or as in a checkpoint."""
         entries = self._unbound_inputs(table)
         fit_inputs(entries, table, rows, saved, refuse=self._stage != "fit")
@@ -263,11 +262,11 @@ class ManifestDataModule(pl.LightningDataModule):
 
     # State
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """What a checkpoint keeps, plain data: statistics of the inputs, incomplete keys, names of the classes."""
         return dict(self._state)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Takes the statistics of a checkpoint in place of those of the training rows."""
         if not state_dict or state_dict == self._state:
             return
@@ -347,12 +346,3 @@ class ManifestDataModule(pl.LightningDataModule):
             raise ConfigError(f"there are no {split} rows in {self.path!r}.", "data")
         persistent = split in ("train", "val")  # these are read in every epoch
         return make_loader(dataset, self.batch_size, self.workers, persistent, sampler, self.trainer)
-
-
-def _number_columns(inputs: Any) -> dict[str, list[str]]:
-    """Key → columns that an input reads as numbers."""
-    columns = {}
-    for key, given in inputs.items():
-        numeric = given.get("numeric", [])
-        columns[key] = [numeric] if isinstance(numeric, str) else numeric
-    return columns

@@ -21,11 +21,13 @@ from hybrid_lightning.weights.safe_files import read_file
 STATE_VERSION = 1
 _WRITER = "ManifestDataModule"
 
+State = dict[str, Any]
+"""Plain data: statistics and shapes of the inputs, kind and names of the target, and a digest of the split."""
 
-def read_statistics(path: str, name: str) -> dict[str, Any]:
+
+def read_statistics(path: str, name: str) -> State:
     """The state that a DataModule of class `name` left in a checkpoint; no code of the file is run."""
-    folder_options = {"tensors": False} if Path(path).is_dir() else {}
-    content = read_file(path, "data.statistics", **folder_options)
+    content = read_file(path, "data.statistics", tensors=False)
     state = content.get(name, content.get(_WRITER))
     with at("data.statistics"):
         if not isinstance(state, Mapping):
@@ -33,7 +35,7 @@ def read_statistics(path: str, name: str) -> dict[str, Any]:
         return check_version(state)
 
 
-def check_version(state: Mapping[str, Any]) -> dict[str, Any]:
+def check_version(state: State) -> State:
     """The state; raises `ConfigError` if a newer program wrote it."""
     if state.get("version") != STATE_VERSION:
         raise ConfigError(
@@ -43,7 +45,7 @@ def check_version(state: Mapping[str, Any]) -> dict[str, Any]:
     return dict(state)
 
 
-def state_of(samples: Samples, target: FittedTarget | None, id: str | None, split: Array) -> dict[str, Any]:
+def state_of(samples: Samples, target: FittedTarget | None, id: str | None, split: Array) -> State:
     """What a checkpoint keeps, as plain data."""
     inputs = {}
     for key, entry in samples.entries.items():
@@ -59,7 +61,7 @@ def state_of(samples: Samples, target: FittedTarget | None, id: str | None, spli
     }
 
 
-def fit_inputs(entries: Mapping[str, Input], table: Table, rows: Array, saved: Mapping[str, Any], refuse: bool) -> None:
+def fit_inputs(entries: Mapping[str, Input], table: Table, rows: Array, saved: State, refuse: bool) -> None:
     """Gives inputs their statistics: those of the checkpoint if it has them, or else those of the training rows.
 
     Args:
@@ -85,7 +87,7 @@ def fit_inputs(entries: Mapping[str, Input], table: Table, rows: Array, saved: M
         entry.statistics = entry.fit(table, rows)
 
 
-def _no_statistics(entry: Input, saved: Mapping[str, Any]) -> ConfigError:
+def _no_statistics(entry: Input, saved: State) -> ConfigError:
     if not saved:
         return ConfigError(
             "there is no training row to take statistics from. Give data.statistics, the checkpoint of a run of this "
@@ -99,7 +101,7 @@ def _no_statistics(entry: Input, saved: Mapping[str, Any]) -> ConfigError:
     )
 
 
-def compare_names(target: FittedTarget, saved: Mapping[str, Any], refuse: bool) -> None:
+def compare_names(target: FittedTarget, saved: State, refuse: bool) -> None:
     """Reports that the classes of the config are not those of the checkpoint, or refuses it.
 
     Raises:
@@ -114,7 +116,7 @@ def compare_names(target: FittedTarget, saved: Mapping[str, Any], refuse: bool) 
     rank_zero_info(f"data.target: {difference}")
 
 
-def warn_of_other_split(split: Array, saved: Mapping[str, Any]) -> None:
+def warn_of_other_split(split: Array, saved: State) -> None:
     """Warns if a split that is drawn is not that of the checkpoint."""
     if saved.get("split", digest(split)) != digest(split):
         rank_zero_warn(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hybrid_lightning.data.in_memory import as_batch, map_tensors, pick
+from hybrid_lightning.data.in_memory import Batch, Loader, as_batch, map_tensors, pick
 from hybrid_lightning.data.inputs.base import Input, Value
 from hybrid_lightning.data.loaders import worker_count
 from hybrid_lightning.data.table import Array, Table, rows_of
@@ -91,9 +91,9 @@ class Samples:
         """From the first row that has a file."""
         return shape_of(entry.read(int(present.argmax()), training=False)) if present.any() else None
 
-    def read(self, row: int, training: bool) -> dict[str, Any]:
+    def read(self, row: int, training: bool) -> Batch:
         """What one row adds to a batch: ``id``, and the values of its files; None where there is none."""
-        sample: dict[str, Any] = {"id": row}
+        sample: Batch = {"id": row}
         for key in self.files:
             is_present = key not in self.present or bool(self.present[key][row])
             sample[key] = self._read(self.entries[key], row, training) if is_present else None
@@ -106,7 +106,7 @@ class Samples:
         except ConfigError as error:
             raise SampleError(str(error)) from error
 
-    def join(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def join(self, samples: Sequence[Batch]) -> Batch:
         """A batch from what `read` gave."""
         batch = self.batch(torch.tensor([sample["id"] for sample in samples]))
         for key in self.files:
@@ -131,9 +131,9 @@ class Samples:
             )
         return zeros_of(shape)
 
-    def batch(self, rows: Tensor) -> dict[str, Any]:
+    def batch(self, rows: Tensor) -> Batch:
         """What is in memory of rows: entries, ``target``, ``id`` and presences."""
-        batch: dict[str, Any] = {}
+        batch: Batch = {}
         for key, entry in self.entries.items():
             if entry.in_memory:
                 batch[key] = entry.batch(rows)
@@ -147,7 +147,7 @@ class Samples:
         return batch
 
 
-class SampleDataset(Dataset[dict[str, Any]]):
+class SampleDataset(Dataset[Batch]):
     """Some rows of a manifest, read one by one; see `Samples.read` for what a sample is before it is collated.
 
     Args:
@@ -168,14 +168,14 @@ class SampleDataset(Dataset[dict[str, Any]]):
         return self.samples.target[self.rows]
 
     @property
-    def collate(self) -> Callable[[Any], dict[str, Any]]:
+    def collate(self) -> Callable[[Any], Batch]:
         """Makes a batch of samples."""
         return self.samples.join
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Batch:
         return self.samples.read(int(self._row[index]), self.training)
 
 
@@ -183,15 +183,15 @@ class MemoryDataset(SampleDataset):
     """Rows that have no files: whole batches at once."""
 
     @property
-    def collate(self) -> Callable[[Any], dict[str, Any]]:
+    def collate(self) -> Callable[[Any], Batch]:
         """Batches arrive complete."""
         return as_batch
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
         """A whole batch; torch's loader prefers this to one call per sample."""
         return self.samples.batch(self.rows[torch.as_tensor(indices)])
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Batch:
         return pick(self.__getitems__([index]), 0)
 
 
@@ -208,7 +208,7 @@ def make_loader(
     persistent: bool,
     sampler: Sampler[int] | None,
     trainer: pl.Trainer | None,
-) -> DataLoader[dict[str, Any]]:
+) -> Loader:
     """A loader of some rows, with as many workers as `worker_count` allows, or as given; `persistent` keeps them."""
     ranks, processes, device = 1, 1, "cpu"
     if trainer is not None:

@@ -42,6 +42,11 @@ class Input(ABC):
         self.folder = "."
         """Where relative paths start."""
 
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns that are read as text, so that 007 is not 7."""
+        return self.columns
+
     def empty(self, table: Table) -> Array:
         """Rows in which this modality is missing, `(rows,)` bool: all its cells are empty."""
         empty: Array = np.logical_and.reduce([table.empty(column) for column in self.columns])

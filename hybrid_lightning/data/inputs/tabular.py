@@ -63,6 +63,11 @@ class NumericInput(ColumnInput):
         super().__init__(key, check_columns(numeric, "numeric"))
         self.gaps = check_choice(gaps, "gaps", ("mean", "indicator", "keep"))
 
+    @property
+    def text_columns(self) -> list[str]:
+        """None: cells are numbers."""
+        return []
+
     def fit(self, table: Table, rows: Array) -> dict[str, Any]:
         """``mean`` and ``std`` of each column, gaps left out; a constant column has std 1."""
         means: dict[str, float] = {}
@@ -185,6 +190,11 @@ class TableInput(Input):
             self._inputs["categorical"] = CategoricalInput(key, categorical)
         columns = [column for part in self._inputs.values() for column in part.columns]
         super().__init__(key, check_columns(columns, ""))
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns of categories."""
+        return [column for part in self._inputs.values() for column in part.text_columns]
 
     def fit(self, table: Table, rows: Array) -> dict[str, Any]:
         """``mean`` and ``std`` of columns of numbers, ``categories`` of the others."""
