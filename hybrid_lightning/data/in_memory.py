@@ -73,7 +73,7 @@ def stratified_mask(targets: Tensor, fraction: float, seed: int) -> Tensor:
     Returns:
         `(N,)`, bool; True for the chosen samples.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # its own, so that splits do not follow the seed of the fit
     chosen = torch.zeros(len(targets), dtype=torch.bool)
     for label in torch.unique(targets):
         members = (targets == label).nonzero().flatten()

@@ -99,7 +99,7 @@ def targets_of(dataset: Any) -> Tensor | None:
 
 def training_targets(trainer: pl.Trainer) -> Tensor | None:
     """All labels that a fit is about to read, `(N, ...)` on the CPU; None if the data do not show them."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # making a loader may draw random numbers
         loader = _first_loader(loaders_to_read(trainer))
     targets = targets_of(getattr(loader, "dataset", None))
     if targets is not None and not len(targets):
@@ -144,6 +144,7 @@ def balanced_sampler(targets: Tensor, seed: int) -> Sampler[int]:
 
     It draws from a generator of its own, on all ranks the same, so that Lightning can share the list among them.
     """
+    # in float64, as rounding would favor some classes among millions of samples
     weights: Any = (1 / torch.bincount(targets).double())[targets]
     return WeightedRandomSampler(weights, len(targets), generator=torch.Generator().manual_seed(seed))
 

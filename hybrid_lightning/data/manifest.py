@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Sampler
 
 from hybrid_lightning.data.augment import make_augmentation
@@ -20,12 +19,12 @@ from hybrid_lightning.data.overview import ManifestToCheck
 from hybrid_lightning.data.preflight import check_on_first_rank
 from hybrid_lightning.data.prepared import (
     State,
+    check_target,
     check_version,
-    compare_names,
     fit_inputs,
     read_statistics,
+    report_unseen,
     state_of,
-    unseen_lines,
     warn_of_other_split,
     write_split,
 )
@@ -127,8 +126,6 @@ class ManifestDataModule(pl.LightningDataModule):
         self._decode: bool | None = None
         """Whether `check`, while it runs, reads whole files; None at other times."""
 
-    # Preparing
-
     def setup(self, stage: str | None = None) -> None:
         """Reads the manifest, splits its rows and fits the inputs, once.
 
@@ -163,6 +160,7 @@ class ManifestDataModule(pl.LightningDataModule):
         samples = self._samples(table, np.flatnonzero(self.split == TRAIN), self._saved)
         for code, split in enumerate(SPLITS):
             rows = torch.from_numpy(np.flatnonzero(self.split == code))
+            # Random transforms are drawn for training alone.
             self.datasets[split] = dataset_of(samples, rows, training=split == "train")
         self._state = state_of(samples, self._target, self.id, self.split)
 
@@ -175,12 +173,7 @@ class ManifestDataModule(pl.LightningDataModule):
         if self._stage == "fit" and not (split == TRAIN).any():
             raise ConfigError(f"none of the {len(table)} rows of {str(table.path)!r} is a training row.", "data")
         if target is not None:
-            with at("data.target"):
-                target.check_split(split)
-                compare_names(target, self._saved, refuse=self._stage != "fit")
-            line = target.few_rows(split)
-            if line:
-                rank_zero_info(line)
+            check_target(target, split, self._saved, refuse=self._stage != "fit")
         if rule.column is None:
             warn_of_other_split(split, self._saved)
         return split
@@ -188,8 +181,7 @@ class ManifestDataModule(pl.LightningDataModule):
     def _prepare_predict(self, path: str) -> None:
         table = self._table(path, "data.predict_path")
         self._check(table)
-        no_training_rows = np.zeros(0, dtype=np.int64)
-        samples = self._samples(table, no_training_rows, self._state, has_target=False)
+        samples = self._samples(table, np.zeros(0, dtype=np.int64), self._state, has_target=False)
         self.datasets["predict"] = dataset_of(samples, torch.arange(len(table)))
 
     def _table(self, path: str, place: str) -> Table:
@@ -212,8 +204,7 @@ class ManifestDataModule(pl.LightningDataModule):
         shapes = {key: known["shape"] for key, known in saved.get("inputs", {}).items()}
         target = self._target.values if has_target and self._target else None
         samples = Samples(entries, table, saved.get("incomplete", ()), target, shapes)
-        for line in unseen_lines(entries, table):
-            rank_zero_info(line)
+        report_unseen(entries, table)
         return samples
 
     def _unbound_inputs(self, table: Table) -> dict[str, Input]:
@@ -229,8 +220,6 @@ class ManifestDataModule(pl.LightningDataModule):
         for entry in self.inputs.values():
             lines += entry.prefetch()
         return lines
-
-    # Checking
 
     def check(self, decode: bool = True) -> None:
         """Checks the manifest and that of ``predict_path``, as a fit does at its start, and prints what they hold.
@@ -255,12 +244,10 @@ class ManifestDataModule(pl.LightningDataModule):
         if not is_wanted or table.path in self._checked:
             return
         entries, group_column = self._unbound_inputs(table), self.split_rule.group_column
-        joined = self.batch_size > 1
-        manifest = ManifestToCheck(table, entries, self.id, split, self._target, group_column, joined)
+        is_joined = self.batch_size > 1
+        manifest = ManifestToCheck(table, entries, self.id, split, self._target, group_column, is_joined)
         check_on_first_rank(manifest, self.trainer, bool(self._decode))
         self._checked.add(table.path)
-
-    # State
 
     def state_dict(self) -> State:
         """What a checkpoint keeps, plain data: statistics of the inputs, incomplete keys, names of the classes."""
@@ -268,6 +255,7 @@ class ManifestDataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: State) -> None:
         """Takes the statistics of a checkpoint in place of those of the training rows."""
+        # Equal statistics are the usual case when a fit goes on; its rows are ready already.
         if not state_dict or state_dict == self._state:
             return
         with at("--ckpt_path"):
@@ -344,5 +332,5 @@ class ManifestDataModule(pl.LightningDataModule):
         dataset = self.datasets[split]
         if not len(dataset):
             raise ConfigError(f"there are no {split} rows in {self.path!r}.", "data")
-        persistent = split in ("train", "val")  # these are read in every epoch
-        return make_loader(dataset, self.batch_size, self.workers, persistent, sampler, self.trainer)
+        is_repeated = split in ("train", "val")  # read in every epoch
+        return make_loader(dataset, self.batch_size, self.workers, is_repeated, sampler, self.trainer)

@@ -52,19 +52,23 @@ def overview(manifest: ManifestToCheck, split: Array, findings: Mapping[str, Fil
         findings: Key → what was found about its files, for inputs that are files.
     """
     rows = [np.flatnonzero(split == code) for code in range(len(SPLITS))]
-    lines = [*_sizes(manifest, rows), *_targets(manifest.target, split, rows), *_gaps(manifest, rows)]
-    name = manifest.table.path.name
-    splits = [dict(zip((name, *SPLITS), line, strict=True)) for line in lines]
+    lines = _sizes(manifest, rows)
+    lines += _targets(manifest.target, split, rows)
+    lines += _gaps(manifest, rows)
+    header = (manifest.table.path.name, *SPLITS)
+    splits = [dict(zip(header, line, strict=True)) for line in lines]
     inputs = [_shapes(manifest, key, findings.get(key)) for key in manifest.entries]
-    tables = [format_table(splits, (name, *SPLITS), SPLITS), "", format_table(inputs, _INPUTS)]
-    return "\n".join([*tables, *_constant_columns(manifest, rows[TRAIN]), *_empty_ids(manifest)])
+    warnings = _constant_columns(manifest, rows[TRAIN]) + _empty_ids(manifest)
+    # numbers are aligned at their last digit
+    return "\n".join([format_table(splits, header, right=SPLITS), "", format_table(inputs, _INPUTS), *warnings])
 
 
 def _sizes(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
     lines = [_counts("rows", [len(own) for own in rows])]
     if manifest.group_column is not None:
         groups = groups_of(manifest.table, manifest.group_column)
-        lines.append(_counts(f"values of {manifest.group_column}", [len(np.unique(groups[own])) for own in rows]))
+        numbers = [len(np.unique(groups[own])) for own in rows]
+        lines.append(_counts(f"values of {manifest.group_column}", numbers))
     return lines
 
 
@@ -77,17 +81,27 @@ def _targets(target: FittedTarget | None, split: Array, rows: Sequence[Array]) -
     if target is None:
         return []
     if target.kind == "regression":
-        columns = target.values.numpy().reshape(len(split), -1).T
-        return [
-            [name, *(_range(column[own]) for own in rows)] for name, column in zip(target.names, columns, strict=True)
-        ]
+        return _ranges(target, rows)
+    # labels that are columns bear their names already
     column = f"{target.columns[0]} " if len(target.columns) == 1 else ""
     counts = target.counts(split).T
-    lines = [_counts(f"{column}{name}", own) for name, own in zip(target.names, counts, strict=True)]
-    if len(lines) <= _MOST_LABELS:
-        return lines
-    shown = _MOST_LABELS - 1
-    return [*lines[:shown], _counts(f"{len(lines) - shown} others", counts[shown:].sum(axis=0))]
+    shown = len(counts) if len(counts) <= _MOST_LABELS else _MOST_LABELS - 1
+    lines = []
+    for name, own in zip(target.names[:shown], counts, strict=False):
+        lines.append(_counts(f"{column}{name}", own))
+    if shown < len(counts):
+        others = counts[shown:].sum(axis=0)
+        lines.append(_counts(f"{len(counts) - shown} others", others))
+    return lines
+
+
+def _ranges(target: FittedTarget, rows: Sequence[Array]) -> list[Line]:
+    columns = target.values.numpy().reshape(len(target.values), -1).T
+    lines = []
+    for name, column in zip(target.names, columns, strict=True):
+        ranges = [_range(column[own]) for own in rows]
+        lines.append([name, *ranges])
+    return lines
 
 
 def _range(values: Array) -> str:
@@ -98,6 +112,7 @@ def _gaps(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
     """The share of empty cells, of inputs that have some."""
     lines = []
     for key, entry in manifest.entries.items():
+        # of an input of several columns, the share of its cells
         empty = np.mean([manifest.table.empty(column) for column in entry.columns], axis=0)
         if empty.any():
             shares = [f"{empty[own].mean():.1%}" if len(own) else "" for own in rows]
@@ -106,13 +121,13 @@ def _gaps(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
 
 
 def _shapes(manifest: ManifestToCheck, key: str, found: FileFindings | None) -> dict[str, str]:
-    columns = manifest.entries[key].columns
-    stored, in_a_batch = f"{len(columns)} column{'s' if len(columns) > 1 else ''}", ""
+    entry = manifest.entries[key]
     if found is not None:
-        stored, in_a_batch = str(found.stored), str(found.values)
-    elif isinstance(manifest.entries[key], TextInput):
-        stored = _lengths(manifest.table, columns[0])
-    return dict(zip(_INPUTS, (key, stored, in_a_batch), strict=True))
+        return {"input": key, "stored": str(found.stored), "in a batch": str(found.values)}
+    stored = f"{len(entry.columns)} column{'s' if len(entry.columns) > 1 else ''}"
+    if isinstance(entry, TextInput):
+        stored = _lengths(manifest.table, entry.columns[0])
+    return {"input": key, "stored": stored, "in a batch": ""}
 
 
 def _lengths(table: Table, column: str) -> str:
@@ -136,8 +151,12 @@ def _constant_columns(manifest: ManifestToCheck, training: Array) -> list[str]:
 
 
 def _empty_ids(manifest: ManifestToCheck) -> list[str]:
-    empty = () if manifest.id is None else np.flatnonzero(manifest.table.empty(manifest.id))
-    return [f"warning: data.id: column {manifest.id!r} is empty in {rows_of(empty)}"] if len(empty) else []
+    if manifest.id is None:
+        return []
+    empty = np.flatnonzero(manifest.table.empty(manifest.id))
+    if not len(empty):
+        return []
+    return [f"warning: data.id: column {manifest.id!r} is empty in {rows_of(empty)}"]
 
 
 def _only_value(table: Table, column: str, rows: Array) -> object | None:
@@ -145,6 +164,6 @@ def _only_value(table: Table, column: str, rows: Array) -> object | None:
     import pyarrow
     import pyarrow.compute as compute
 
-    filled = rows[~table.empty(column)[rows]]
+    filled = rows[~table.empty(column)[rows]]  # gaps do not make a column vary
     different = compute.unique(table.values(column).take(pyarrow.array(filled)))
     return different[0].as_py() if len(different) == 1 else None

@@ -91,10 +91,13 @@ def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool = False
         require_columns(entry, manifest.table)
     with torch.random.fork_rng(devices=[]):  # reading draws random transforms
         findings = _check_all_files(manifest, decode, bar)
-    of_files = [problem for found in findings.values() for problem in found.problems]
+    of_files: list[Problem] = []
+    for found in findings.values():
+        of_files += found.problems
     repeated = _repeated_ids(manifest)
     path = folder / f"{manifest.table.path.name.removesuffix('.gz').rpartition('.')[0]}.problems.csv"
     if not of_files and not repeated:
+        # the list of an earlier check would mislead
         path.unlink(missing_ok=True)
         return "" if manifest.split is None else overview(manifest, manifest.split, findings)
     _write_problems(sorted([*of_files, *_problems_of_ids(repeated)]), manifest, path)
@@ -135,6 +138,7 @@ def _repeated_ids(manifest: ManifestToCheck) -> dict[str, Array]:
     numbers = np.asarray(texts.take(filled).dictionary_encode().indices)
     counts = np.bincount(numbers)
     repeated: dict[str, list[int]] = {}
+    # Python objects for the few repeated ids alone
     for row in filled[counts[numbers] > 1].tolist():
         repeated.setdefault(texts[row].as_py(), []).append(row)
     rows_of_id = {name: np.array(rows) for name, rows in repeated.items()}
@@ -169,7 +173,8 @@ def _lines_of_ids(manifest: ManifestToCheck, repeated: Mapping[str, Array]) -> l
     split = manifest.split
     if not repeated or split is None:
         return []
-    shown = [f"{name!r} ({places_of(rows, split)})" for name, rows in list(repeated.items())[:_SHOWN]]
+    first = list(repeated.items())[:_SHOWN]
+    shown = [f"{name!r} ({places_of(rows, split)})" for name, rows in first]
     shared = sum(_is_shared(rows, split) for rows in repeated.values())
     seen = f", {shared} of them in more than one split, so that a model is tested on what it has seen"
     more = f" and {len(repeated) - _SHOWN} more" if len(repeated) > _SHOWN else ""

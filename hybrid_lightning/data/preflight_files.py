@@ -134,7 +134,8 @@ class FileFindings:
         rows_by_shape: dict[Shape, list[int]] = {}
         if len(numbers) == 1:
             return rows_by_shape
-        for place in np.argsort(-counts, kind="stable")[:_COMPARED]:
+        most_frequent = np.argsort(-counts, kind="stable")[:_COMPARED]
+        for place in most_frequent:
             first = int(rows[firsts[place]])
             found = read_whole(self.entry, first, training)
             if found.reason:
@@ -236,9 +237,9 @@ def _shape_of(value: Value) -> Shape:
 
 def _joined(entry: FileInput, row: int, stored: Shape) -> Shape:
     """What of a stated shape has to be the same in all files, unless transforms make it so; empty if nothing has."""
-    if isinstance(entry, ImageInput):
+    if isinstance(entry, ImageInput):  # which is read with the channels that its options name
         return () if entry.size else stored[1:]
-    if isinstance(entry, SeriesInput):
+    if isinstance(entry, SeriesInput):  # without its steps, which are padded
         return () if not stored else stored[1:] or (1,)
     if isinstance(entry, AudioInput):
         return (1 if entry.channels == 1 else stored[0], 1 if entry.seconds else stored[1])

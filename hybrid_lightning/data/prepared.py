@@ -28,7 +28,7 @@ State = dict[str, Any]
 def read_statistics(path: str, name: str) -> State:
     """The state that a DataModule of class `name` left in a checkpoint; no code of the file is run."""
     content = read_file(path, "data.statistics", tensors=False)
-    state = content.get(name, content.get(_WRITER))
+    state = content.get(name, content.get(_WRITER))  # a subclass may have written it, or read it
     with at("data.statistics"):
         if not isinstance(state, Mapping):
             raise ConfigError(f"{path!r} is not a checkpoint of a run with ManifestDataModule.")
@@ -78,7 +78,7 @@ def fit_inputs(entries: Mapping[str, Input], table: Table, rows: Array, saved: S
         require_columns(entry, table)
         known = saved.get("inputs", {}).get(key)
         if known is not None and known["columns"] == entry.columns:
-            entry.statistics = known["statistics"]
+            entry.statistics = known["statistics"]  # a fit that goes on keeps its scales
             continue
         if not len(rows) or (saved and refuse):
             raise _no_statistics(entry, saved)
@@ -101,17 +101,22 @@ def _no_statistics(entry: Input, saved: State) -> ConfigError:
     )
 
 
-def compare_names(target: FittedTarget, saved: State, refuse: bool) -> None:
-    """Reports that the classes of the config are not those of the checkpoint, or refuses it.
+def check_target(target: FittedTarget, split: Array, saved: State, refuse: bool) -> None:
+    """Compares a target with the split and with a checkpoint's; what is not an error is reported."""
+    with at("data.target"):
+        target.check_split(split)
+        _compare_names(target, saved, refuse)
+    line = target.few_rows(split)
+    if line:
+        rank_zero_info(line)
 
-    Raises:
-        ConfigError: If they differ and `refuse` is set, because outputs would get the names of others.
-    """
+
+def _compare_names(target: FittedTarget, saved: State, refuse: bool) -> None:
     old = (saved.get("target") or {}).get("names")
     if old is None or old == target.names:
         return
     difference = f"{listing(old, 8)} in the checkpoint, {listing(target.names, 8)} here"
-    if refuse:
+    if refuse:  # outputs would get the names of others
         raise ConfigError(f"other classes or columns: {difference}. Use the target of its run.")
     rank_zero_info(f"data.target: {difference}")
 
@@ -130,19 +135,17 @@ def digest(split: Array) -> str:
     return hashlib.blake2b(split.tobytes(), digest_size=16).hexdigest()
 
 
-def unseen_lines(entries: Mapping[str, Input], table: Table) -> list[str]:
-    """A line for each column with categories that no training row has."""
-    lines = []
+def report_unseen(entries: Mapping[str, Input], table: Table) -> None:
+    """Reports each column with categories that no training row has."""
     for entry in entries.values():
         for column, known in entry.statistics.get("categories", {}).items():
             texts = table.texts(column).drop_null()
             unknown = np.flatnonzero(positions(texts, known) < 0)
             if len(unknown):
-                lines.append(
+                rank_zero_info(
                     f"{entry.where}: {len(unknown)} cells of {column!r} hold categories that no training row has, "
                     f"such as {texts[int(unknown[0])].as_py()!r}; they count as unknown"
                 )
-    return lines
 
 
 def write_split(trainer: pl.Trainer | None, table: Table, split: Array, id: str | None) -> None:

@@ -57,6 +57,7 @@ class Samples:
         """Key → whether each row has it `(rows,)`, of keys for which batches have a ``present/<key>``."""
         self.shapes: dict[str, Shape | None] = {}
         """Key of a file → what its values look like, if that is known."""
+        # Before any file is read, as rows without inputs are the cheaper error.
         present = self._presences(table)
         for key, entry in self.entries.items():
             if key in incomplete or not present[key].all():
@@ -143,7 +144,7 @@ class Samples:
                 batch[key] = zeroed(batch[key], ~present[rows])
         if self.target is not None:
             batch["target"] = self.target[rows]
-        batch["id"] = rows
+        batch["id"] = rows  # names the samples of predictions
         return batch
 
 

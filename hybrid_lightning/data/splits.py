@@ -117,8 +117,8 @@ def split_from_column(table: Table, column: str) -> Array:
 
 def refuse_shared(split: Array, table: Table, groups: Array, group_column: str | None) -> None:
     """Raises `ConfigError` if rows of one value of a column are in several splits, with some of the values and rows."""
-    splits_of_groups = np.unique(groups * len(SPLITS) + split) // len(SPLITS)
-    found, counts = np.unique(splits_of_groups, return_counts=True)
+    pairs = np.unique(groups * len(SPLITS) + split)  # one number per group and split
+    found, counts = np.unique(pairs // len(SPLITS), return_counts=True)
     shared = found[counts > 1]
     if not len(shared):
         return
@@ -212,7 +212,8 @@ def split_by_fold(
     rest = np.flatnonzero(fold_of_row != number - 1)
     groups = None if groups is None else groups[rest]
     labels = None if labels is None else labels[rest]
-    split[rest] = split_by_fractions(len(rest), {"val": val, "test": 0.0}, seed, strata[rest], groups, labels)
+    fractions = {"val": val, "test": 0.0}
+    split[rest] = split_by_fractions(len(rest), fractions, seed, strata[rest], groups, labels)
     return split
 
 
@@ -302,6 +303,7 @@ def with_all_labels(split: Array, labels: Array, seed: int, groups: Array | None
         if groups is None:
             split[np.random.RandomState(seed).choice(rows)] = TRAIN
         else:
+            # A smaller group changes the shares less.
             smallest = min(np.unique(groups[rows]), key=lambda group: np.count_nonzero(groups == group))
             split[groups == smallest] = TRAIN
     return split
@@ -320,6 +322,7 @@ def quantile_bins(values: Array) -> Array:
     """Strata of numbers, `(rows,)`: bins of equal counts; of columns `(rows, k)`, of the mean of their ranks."""
     ranks = _ranks(values.reshape(len(values), -1)).mean(axis=1)
     bins = int(np.clip(len(values) // _ROWS_OF_BIN, 1, _MOST_BINS))
+    # Ranks of the ranks, so that equal means do not make one bin larger than the others.
     return _ranks(ranks) * bins // max(len(values), 1)
 
 
@@ -331,6 +334,6 @@ def _ranks(values: Array) -> Array:
 
 def combinations_of(values: Array) -> Array:
     """Strata of rows of 0 and 1, `(rows, labels)`: one per combination, similar ones beside each other."""
-    packed = np.packbits(values.astype(bool), axis=1)
+    packed = np.packbits(values.astype(bool), axis=1)  # sorts faster than a column per label
     _, numbers = np.unique(packed, axis=0, return_inverse=True)
     return numbers.reshape(-1).astype(np.int64)

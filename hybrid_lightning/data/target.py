@@ -233,7 +233,7 @@ def inferred_kind(table: Table, column: str) -> str:
         if distinct > _MOST_CODES:
             return "regression"
         found = np.unique(table.numbers(column)).astype(np.int64)
-        if not np.array_equal(found, np.arange(distinct)):
+        if not np.array_equal(found, np.arange(distinct)):  # 1 to 5 may be classes or a score
             shown = ", ".join(map(str, found[:8])) + (", ..." if distinct > 8 else "")
             raise ConfigError(
                 f"column {column!r} holds the {distinct} whole numbers {shown}: classes, or a quantity? {what_to_write}"
