@@ -95,14 +95,15 @@ def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool = False
     for found in findings.values():
         of_files += found.problems
     repeated = _repeated_ids(manifest)
-    path = folder / f"{manifest.table.path.name.removesuffix('.gz').rpartition('.')[0]}.problems.csv"
+    name = manifest.table.path.name.removesuffix(".gz").rpartition(".")[0]
+    path = folder / f"{name}.problems.csv"
     if not of_files and not repeated:
         # the list of an earlier check would mislead
         path.unlink(missing_ok=True)
         return "" if manifest.split is None else overview(manifest, manifest.split, findings)
     _write_problems(sorted([*of_files, *_problems_of_ids(repeated)]), manifest, path)
     more = "" if decode else " Only the first bytes were read; the command 'check' reads whole files."
-    lines = [*_lines_of_files(manifest, sorted(of_files)), *_lines_of_ids(manifest, repeated)]
+    lines = _lines_of_files(manifest, sorted(of_files)) + _lines_of_ids(manifest, repeated)
     advice = f"All are listed in {str(path)!r}. Correct the cells, the files or data.root, or remove these rows.{more}"
     raise ConfigError("\n".join([*lines, advice]))
 

@@ -158,7 +158,9 @@ class SampleDataset(Dataset[Batch]):
     """
 
     def __init__(self, samples: Samples, rows: Tensor, training: bool) -> None:
-        self.samples, self.rows, self.training = samples, rows, training
+        self.samples = samples
+        self.rows = rows
+        self.training = training
         self._row = rows.numpy()  # picks single numbers ten times faster
 
     @property
@@ -213,7 +215,8 @@ def make_loader(
     """A loader of some rows, with as many workers as `worker_count` allows, or as given; `persistent` keeps them."""
     ranks, processes, device = 1, 1, "cpu"
     if trainer is not None:
-        ranks, processes = trainer.world_size, trainer.num_devices
+        ranks = trainer.world_size
+        processes = trainer.num_devices
         device = trainer.strategy.root_device.type
     rows = math.ceil(len(dataset) / ranks)  # of a rank
     if workers is None:

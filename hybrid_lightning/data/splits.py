@@ -48,7 +48,10 @@ class SplitRule:
         check_number(seed, "data.split_seed", low=0, high=2**32 - 1)
         if column is not None and (fractions or fold):
             raise ConfigError("it decides the split; leave out 'fractions' and 'fold', or this.", "data.split_column")
-        self.column, self.group_column, self.stratify, self.seed = column, group_column, stratify, seed
+        self.column = column
+        self.group_column = group_column
+        self.stratify = stratify
+        self.seed = seed
         self.fold = None if fold is None else parse_fold(fold)
         self.fractions = parse_fractions(fractions, fold)
 
@@ -225,7 +228,8 @@ def _refuse_empty_folds(found: int, what: str, folds: int) -> None:
 def _by_stratum(strata: Array, seed: int) -> Array:
     """All rows, shuffled, then ordered by stratum."""
     shuffled = np.random.RandomState(seed).permutation(len(strata))
-    order: Array = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    by_stratum = np.argsort(strata[shuffled], kind="stable")
+    order: Array = shuffled[by_stratum]
     return order
 
 
@@ -261,8 +265,8 @@ def assign_groups(groups: Array, strata: Array, shares: list[float], seed: int) 
     part_of_group = np.empty(len(sizes), dtype=np.int64)
 
     shuffled = np.random.RandomState(seed).permutation(len(sizes))
-    largest_first = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
-    for group in largest_first:
+    largest_first = np.argsort(-sizes[shuffled], kind="stable")
+    for group in shuffled[largest_first]:
         own_strata, own_rows = strata_of_group[group], rows_of_group[group]
         fill = (dealt[:, own_strata] + own_rows / 2) / own_shares
         # A row counts more in a rare stratum, where it is a larger part of all there are.
@@ -314,7 +318,8 @@ def _untrained(split: Array, labels: Array) -> list[Array]:
     training = labels[split == TRAIN]
     if labels.ndim == 1:
         return [np.flatnonzero(labels == label) for label in np.setdiff1d(labels, training)]
-    lacking = labels.any(axis=0) & ~training.any(axis=0)
+    is_trained = training.any(axis=0)
+    lacking = labels.any(axis=0) & ~is_trained
     return [np.flatnonzero(column) for column in labels.T[lacking]]
 
 

@@ -70,8 +70,9 @@ class FittedTarget:
             lacking = np.flatnonzero((counts[TRAIN] == 0) & (counts[code] > 0))
             if len(lacking):
                 first = int(lacking[0])
-                has_first = self.values[:, first] == 1 if self.kind == "multilabel" else self.values == first
-                rows = np.flatnonzero(has_first.numpy() & (split == code))
+                array = self.values.numpy()
+                has_first = array[:, first] == 1 if self.kind == "multilabel" else array == first
+                rows = np.flatnonzero(has_first & (split == code))
                 shown = listing([self.names[label] for label in lacking], _MOST_SHOWN)
                 raise ConfigError(
                     f"{shown} stand in {SPLITS[code]} rows, but in no training row; {self.names[first]!r} in "
@@ -83,7 +84,8 @@ class FittedTarget:
         """A line about classes that have too few rows for each split to have one; None if all have."""
         counts = self.counts(split)
         used = np.unique(split)  # a split without rows is meant to have none
-        short = np.flatnonzero((counts[used] == 0).any(axis=0) & counts.any(axis=0))
+        is_short = (counts[used] == 0).any(axis=0) & counts.any(axis=0)
+        short = np.flatnonzero(is_short)
         if not len(short):
             return None
         shown = []
