@@ -30,7 +30,7 @@ def read_statistics(path: str, name: str) -> State:
     content = read_file(path, "data.statistics", tensors=False)
     state = content.get(name, content.get(_WRITER))  # a subclass may have written it, or read it
     with at("data.statistics"):
-        if not isinstance(state, Mapping):
+        if not isinstance(state, dict):
             raise ConfigError(f"{path!r} is not a checkpoint of a run with ManifestDataModule.")
         return check_version(state)
 
