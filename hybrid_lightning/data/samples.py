@@ -1,7 +1,8 @@
 """Samples, batches and loaders from the rows of a manifest."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,6 +27,15 @@ class SampleError(ConfigError):
     def __init__(self, message: str) -> None:
         # A worker sends its traceback as the message, of which the last line tells the user what is wrong.
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+
+
+@contextmanager
+def _sample_errors() -> Iterator[None]:
+    """Makes a `SampleError` of each error in the block, as it may happen in a worker process."""
+    try:
+        yield
+    except ConfigError as error:
+        raise SampleError(str(error)) from error
 
 
 class Samples:
@@ -95,27 +105,19 @@ class Samples:
     def read(self, row: int, training: bool) -> Batch:
         """What one row adds to a batch: ``id``, and the values of its files; None where there is none."""
         sample: Batch = {"id": row}
-        for key in self.files:
-            is_present = key not in self.present or bool(self.present[key][row])
-            sample[key] = self._read(self.entries[key], row, training) if is_present else None
+        with _sample_errors():
+            for key in self.files:
+                is_present = key not in self.present or bool(self.present[key][row])
+                sample[key] = self.entries[key].read(row, training) if is_present else None
         return sample
-
-    @staticmethod
-    def _read(entry: Input, row: int, training: bool) -> Value:
-        try:
-            return entry.read(row, training)
-        except ConfigError as error:
-            raise SampleError(str(error)) from error
 
     def join(self, samples: Sequence[Batch]) -> Batch:
         """A batch from what `read` gave."""
         batch = self.batch(torch.tensor([sample["id"] for sample in samples]))
-        for key in self.files:
-            values = [sample[key] for sample in samples]
-            try:
+        with _sample_errors():
+            for key in self.files:
+                values = [sample[key] for sample in samples]
                 batch[key] = self.entries[key].collate(values, self._placeholder(key, values))
-            except ConfigError as error:
-                raise SampleError(str(error)) from error
         return batch
 
     def _placeholder(self, key: str, values: Sequence[Value | None]) -> Value:
