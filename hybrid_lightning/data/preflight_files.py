@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from hybrid_lightning.errors import ConfigError
 
 Shape = tuple[int, ...]
 _THREADS = 8
+_PORTION = 16
+"""Rows that a thread takes at once; handing them out one by one takes as long as reading their first bytes."""
 _WAITING = 4096
 """Rows that are handed out to the threads at once, so that a long manifest takes no memory."""
 _COMPARED = 20
@@ -165,7 +168,9 @@ def check_files(
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(rows), _WAITING):
             some = rows[start : start + _WAITING].tolist()
-            for row, found in zip(some, pool.map(check, some), strict=True):
+            portions = [some[place : place + _PORTION] for place in range(0, len(some), _PORTION)]
+            results = pool.map(lambda portion: [check(row) for row in portion], portions)
+            for row, found in zip(some, chain.from_iterable(results), strict=True):
                 if found.reason:
                     failed.append(row)
                 else:
