@@ -2,8 +2,10 @@
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from torch import nn
@@ -169,3 +171,29 @@ def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter
         return inspect.signature(factory).parameters
     except (TypeError, ValueError):
         return {}
+
+
+def import_extra(module: str, extra: str, user: str) -> Any:
+    """A module of an optional package; if it is missing, an error that names its `user` and the `extra` to install."""
+    try:
+        return importlib.import_module(module)
+    except (ModuleNotFoundError, OSError) as error:  # OSError: a C library that it needs is missing
+        raise ConfigError(
+            f"{user} needs {module.partition('.')[0]}: {error}. Install it with: "
+            f"pip install 'hybrid_lightning[{extra}]'"
+        ) from None
+
+
+def cache_hint(path: Any) -> str:
+    """Where the weights of a library's model are kept, and how to get them there; empty for any other module."""
+    package = path.partition(".")[0] if isinstance(path, str) else None
+    if package not in INSTALLABLE:
+        return ""
+    home = Path.home() / ".cache"
+    torch_home = os.environ.get("TORCH_HOME") or str(home / "torch")
+    hub_home = os.environ.get("HF_HUB_CACHE") or str(Path(os.environ.get("HF_HOME") or home / "huggingface") / "hub")
+    folder = torch_home if package == "torchvision" else hub_home
+    return (
+        f" If the network is not reachable from here, run 'python -m hybrid_lightning prefetch --config ...' where it "
+        f"is; weights are kept in {folder!r}."
+    )

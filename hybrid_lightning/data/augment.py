@@ -6,26 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybrid_lightning.data.transforms import make_steps
-from hybrid_lightning.errors import ConfigError, check_number, unknown
+from hybrid_lightning.data.transforms import RandomFlip, apply_step, make_steps
+from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
 
 
-class RandomFlip(nn.Module):
-    """Mirrors samples along one dimension, each with the same probability.
-
-    Args:
-        p: Probability.
-        dim: The dimension, counted from the last one: -1 is left and right in images.
-    """
-
-    def __init__(self, p: float = 0.5, dim: int = -1) -> None:
-        super().__init__()
-        check_number(p, "RandomFlip.p", 0, 1)
-        self.p, self.dim = p, dim
+class BatchFlip(RandomFlip):
+    """`RandomFlip` of each sample of a batch by itself."""
 
     def forward(self, values: Tensor) -> Tensor:
-        """`(B, ...)`, any shape; stays as it is."""
-        chosen = torch.rand(len(values), *[1] * (values.ndim - 1), device=values.device) < self.p
+        """`(B, ...)`, any shape, which it keeps."""
+        chosen = _uniform(values) < self.p
         return torch.where(chosen, values.flip(self.dim), values)
 
 
@@ -38,16 +28,16 @@ class RandomNoise(nn.Module):
 
     def __init__(self, std: float) -> None:
         super().__init__()
-        check_number(std, "RandomNoise.std", 0)
+        check_number(std, "std", 0)
         self.std = std
 
     def forward(self, values: Tensor) -> Tensor:
-        """`(B, ...)`, any shape; stays as it is."""
-        amount = self.std * torch.rand(len(values), *[1] * (values.ndim - 1), device=values.device)
+        """`(B, ...)`, any shape, which it keeps."""
+        amount = self.std * _uniform(values)
         return values + amount * torch.randn_like(values)
 
 
-AUGMENTATIONS: dict[str, Callable[..., nn.Module]] = {"RandomFlip": RandomFlip, "RandomNoise": RandomNoise}
+AUGMENTATIONS: dict[str, Callable[..., nn.Module]] = {"RandomFlip": BatchFlip, "RandomNoise": RandomNoise}
 """Names that an item of a list of augmentations may take without a dot."""
 
 
@@ -55,15 +45,14 @@ class BatchAugmentation:
     """Changes entries of a batch at random, without gradients.
 
     Modules draw from the random state of torch, on the CPU or on the batch's device; both are seeded for each batch, so
-    a resumed fit repeats them. Parameters that they have are not trained. Samples that are absent stay zeros.
+    a resumed fit repeats them. Parameters that they have are not trained. Samples that are missing stay zeros.
 
     Args:
         modules: Batch key → modules, called in turn with a tensor, samples first.
-        where: Config path, for errors.
     """
 
-    def __init__(self, modules: Mapping[str, Sequence[nn.Module]], where: str = "data.augment") -> None:
-        self.modules, self.where = {key: list(steps) for key, steps in modules.items()}, where
+    def __init__(self, modules: Mapping[str, Sequence[nn.Module]]) -> None:
+        self.modules = dict(modules)
 
     def __bool__(self) -> bool:
         return any(self.modules.values())
@@ -76,56 +65,66 @@ class BatchAugmentation:
             ConfigError: If there is no such entry, or a module fails or changes the number of samples.
         """
         changed = dict(batch)
-        for key, steps in self.modules.items():
-            entry = changed.get(key)
-            value = entry.get("values") if isinstance(entry, Mapping) else entry
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                raise ConfigError(f"{self.where}.{key}: the batch has no tensor of floating numbers under this key.")
-            present = changed.get(f"present/{key}")
-            for index, step in enumerate(steps):
-                value = _applied(step.to(value.device), value, f"{self.where}.{key}.{index}")
-            if present is not None:
-                value = torch.where(present.view(-1, *[1] * (value.ndim - 1)), value, 0.0)
-            changed[key] = {**entry, "values": value} if isinstance(entry, Mapping) else value
+        for key, modules in self.modules.items():
+            with at(f"data.augment.{key}"):
+                changed[key] = _augmented(batch.get(key), modules, batch.get(f"present/{key}"))
         return changed
 
 
-def _applied(step: nn.Module, value: Tensor, where: str) -> Tensor:
-    name = type(step).__name__
-    try:
-        result = step(value)
-    except Exception as error:  # somebody else's code may raise anything
-        raise ConfigError(f"{where}: {name} fails on a tensor {tuple(value.shape)}: {str(error)[:300]}") from error
-    if not isinstance(result, Tensor) or len(result) != len(value):
-        what = f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+def make_augmentation(config: Any, keys: Collection[str]) -> BatchAugmentation:
+    """The augmentation of ``data.augment``: batch key, one of `keys`, → list as in `make_steps`; None for nothing.
+
+    Raises:
+        ConfigError: If a key or name is unknown, the arguments do not fit, or something is not a module.
+    """
+    config = {} if config is None else config
+    modules = {}
+    with at("data.augment"):
+        if not isinstance(config, Mapping):
+            raise ConfigError(f"{config!r} is not a dict. Write such as {{photo: [RandomFlip]}}.")
+        check_keys(config, keys, kind="input")
+        for key, items in config.items():
+            with at(key):
+                modules[key] = _make_modules(items)
+    return BatchAugmentation(modules)
+
+
+def _make_modules(items: Any) -> list[nn.Module]:
+    modules = []
+    for index, step in enumerate(make_steps(items, AUGMENTATIONS)):
+        if not isinstance(step, nn.Module):
+            raise ConfigError(f"a {type(step).__name__} is not a torch module.", str(index))
+        modules.append(step)
+    return modules
+
+
+def _augmented(entry: Any, modules: Sequence[nn.Module], present: Tensor | None) -> Any:
+    value = entry.get("values") if isinstance(entry, Mapping) else entry
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise ConfigError("the batch has no tensor of floating numbers under this key.")
+    for index, module in enumerate(modules):
+        with at(str(index)):
+            value = _apply(module.to(value.device), value)
+    if present is not None:
+        value = torch.where(_per_sample(present, value), value, 0.0)
+    return {**entry, "values": value} if isinstance(entry, Mapping) else value
+
+
+def _apply(module: nn.Module, value: Tensor) -> Tensor:
+    result = apply_step(module, value)
+    if result.shape[:1] != value.shape[:1]:
         raise ConfigError(
-            f"{where}: {name} returns {what} for a tensor {tuple(value.shape)}. It has to return one tensor with as "
-            f"many samples; what mixes labels too belongs into a module of your own."
+            f"{type(module).__name__} returns a tensor {tuple(result.shape)} for a tensor {tuple(value.shape)}. It has "
+            f"to return as many samples; what mixes labels too belongs into a module of your own."
         )
     return result
 
 
-def make_augmentation(config: Any, keys: Collection[str], where: str = "data.augment") -> BatchAugmentation:
-    """Augmentations from the config.
+def _uniform(values: Tensor) -> Tensor:
+    """A number from 0 to 1 per sample, `(B, 1, ...)`."""
+    return _per_sample(torch.rand(len(values), device=values.device), values)
 
-    Args:
-        config: Batch key → list; each item is a name of `AUGMENTATIONS`, or ``{class_path: ..., init_args: {...}}``
-            with the dotted path of a module's class, such as ``kornia.augmentation.RandomAffine`` (extra ``kornia``).
-            None stands for no key.
-        keys: Those that there are.
-        where: Config path, for errors.
 
-    Raises:
-        ConfigError: If a key or name is unknown, the arguments do not fit, or something is no module.
-    """
-    if config is not None and not isinstance(config, Mapping):
-        raise ConfigError(f"{where}: {config!r} is no dict. Write such as {{photo: [RandomFlip]}}.")
-    for key in config or {}:
-        if key not in keys:
-            raise unknown(where, "input", str(key), keys)
-    made = {str(key): make_steps(items, f"{where}.{key}", AUGMENTATIONS) for key, items in (config or {}).items()}
-    for key, steps in made.items():
-        for index, step in enumerate(steps):
-            if not isinstance(step, nn.Module):
-                raise ConfigError(f"{where}.{key}.{index}: a {type(step).__name__} is no torch module.")
-    return BatchAugmentation(made, where)
+def _per_sample(numbers: Tensor, values: Tensor) -> Tensor:
+    """`(B,)` → `(B, 1, ...)`, with as many dimensions as `values`."""
+    return numbers.view(-1, *[1] * (values.ndim - 1))

@@ -1,7 +1,7 @@
 """Data that fit into memory: one dict of tensors per split, served in whole batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,19 +9,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import check_number
 
-Entry = Tensor | dict[str, Tensor]
+Tensors = Tensor | dict[str, Tensor]
+Batch = dict[str, Any]
+"""Key → `Tensors`; also a single sample."""
+Loader = DataLoader[Batch]
 
 
-class DictDataset(Dataset[dict[str, Any]]):
+class DictDataset(Dataset[Batch]):
     """Samples as dicts, from tensors whose first dimension counts samples.
 
     Args:
         entries: Key → tensor `(N, ...)` or dict of such tensors; ``target`` holds the labels.
     """
 
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, entries: Mapping[str, Tensors]) -> None:
         self.entries = dict(entries)
 
     @property
@@ -34,18 +37,24 @@ class DictDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._select(index)
+    def __getitem__(self, index: int) -> Batch:
+        return pick(self.entries, index)
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
         """A whole batch at once; torch's loader prefers this to one call per sample."""
-        return self._select(torch.as_tensor(indices))
+        return pick(self.entries, torch.as_tensor(indices))
 
-    def _select(self, index: int | Tensor) -> dict[str, Any]:
-        return {
-            key: {name: tensor[index] for name, tensor in entry.items()} if isinstance(entry, dict) else entry[index]
-            for key, entry in self.entries.items()
-        }
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Tensors) -> Tensors:
+    """Applies a function to a tensor, or to each one of a dict."""
+    if isinstance(value, dict):
+        return {name: function(tensor) for name, tensor in value.items()}
+    return function(value)
+
+
+def pick(entries: Mapping[str, Tensors], index: int | Tensor) -> Batch:
+    """A sample of a batch, or several of them as a smaller batch."""
+    return {key: map_tensors(lambda tensor: tensor[index], entry) for key, entry in entries.items()}
 
 
 def as_batch(batch: Any) -> Any:
@@ -64,9 +73,9 @@ def stratified_mask(targets: Tensor, fraction: float, seed: int) -> Tensor:
     Returns:
         `(N,)`, bool; True for the chosen samples.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # its own, so that splits do not follow the seed of the fit
     chosen = torch.zeros(len(targets), dtype=torch.bool)
-    for label in sorted(set(targets.tolist())):
+    for label in torch.unique(targets):
         members = (targets == label).nonzero().flatten()
         shuffled = members[torch.randperm(len(members), generator=generator)]
         chosen[shuffled[: max(1, round(fraction * len(members)))]] = True
@@ -82,8 +91,7 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
 
     def __init__(self, batch_size: int = 32) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ConfigError(f"data.batch_size: {batch_size} is less than 1.")
+        check_number(batch_size, "data.batch_size", low=1)
         self.batch_size = batch_size
         self.splits: dict[str, DictDataset] = {}
 
@@ -95,23 +103,30 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
         """Loads the splits once."""
         self.splits = self.splits or self.load()
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def train_dataloader(self) -> Loader:
         """Shuffled training batches; the last one is dropped if it holds a single sample."""
-        return self._loader("train", shuffle=True)
+        return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def val_dataloader(self) -> Loader:
         """Validation batches in order."""
         return self._loader("val")
 
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def test_dataloader(self) -> Loader:
         """Test batches in order."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def predict_dataloader(self) -> Loader:
         """The test batches."""
         return self._loader("test")
 
-    def _loader(self, split: str, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
-        dataset = self.splits[split]
-        lonely = shuffle and len(dataset) % self.batch_size == 1 and len(dataset) > 1
-        return DataLoader(dataset, batch_size=self.batch_size, shuffle=shuffle, collate_fn=as_batch, drop_last=lonely)
+    def _loader(self, split: str) -> Loader:
+        dataset, training = self.splits[split], split == "train"
+        # BatchNorm needs two samples in training.
+        is_lonely = len(dataset) > 1 and len(dataset) % self.batch_size == 1
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=training,
+            collate_fn=as_batch,
+            drop_last=training and is_lonely,
+        )

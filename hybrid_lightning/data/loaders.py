@@ -1,7 +1,7 @@
 """Loaders: samples for a dry run, labels, lengths, workers and samplers."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, check_choice, check_number
 from hybrid_lightning.lightning_private import loaders_to_read
 
 _MOST_WORKERS = 8
@@ -26,11 +26,7 @@ _MOST_WORKERS = 8
 
 
 def example_batch(trainer: pl.Trainer) -> Mapping[str, Any]:
-    """A batch of the data that the Trainer is about to read; torch's random state stays as it was.
-
-    Raises:
-        ConfigError: If the loader is empty or its batches are not dicts.
-    """
+    """A batch of the data that the Trainer is about to read; torch's random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         return first_batch(loaders_to_read(trainer))
 
@@ -39,7 +35,8 @@ def require_dict(batch: Any) -> None:
     """Raises `ConfigError` if a batch is not a dict."""
     if not isinstance(batch, Mapping):
         raise ConfigError(
-            f"data: a batch is a dict such as {{'image': ..., 'target': ...}}; the loader gave {type(batch).__name__}."
+            f"a batch is a dict such as {{'image': ..., 'target': ...}}; the loader gave {type(batch).__name__}.",
+            "data",
         )
 
 
@@ -49,48 +46,46 @@ def first_batch(loaders: Any) -> Mapping[str, Any]:
     Raises:
         ConfigError: If the loader is empty or its batches are not dicts.
     """
-    batch = _any_first_batch(loaders)
-    require_dict(batch)
-    return batch  # type: ignore[no-any-return]
+    loader = _first_loader(loaders)
+    batches = [_first_samples(loader)] if _has_samples(loader) else loader
+    for batch in batches:
+        require_dict(batch)
+        return batch  # type: ignore[no-any-return]
+    raise ConfigError("the loader is empty.", "data")
 
 
-def _any_first_batch(loaders: Any) -> Any:
+def _first_loader(loaders: Any) -> Any:
+    """The first of a collection of loaders."""
     loader = next(iter(loaders.values())) if isinstance(loaders, Mapping) else loaders
-    loader = loader[0] if isinstance(loader, list | tuple) else loader
-    if (
-        not isinstance(loader, DataLoader)
-        or loader.batch_sampler is None
-        or isinstance(loader.dataset, IterableDataset)
-    ):
-        return _next(loader)
+    return loader[0] if isinstance(loader, list | tuple) else loader
+
+
+def _has_samples(loader: Any) -> bool:
+    """Whether samples can be taken by their index, without starting the loader and its workers."""
+    is_batched = isinstance(loader, DataLoader) and loader.batch_sampler is not None
+    return is_batched and not isinstance(loader.dataset, IterableDataset)
+
+
+def _first_samples(loader: DataLoader[Any]) -> Any:
     dataset: Any = loader.dataset
-    count = min(2, len(dataset))
-    if count == 0:
-        raise ConfigError("data: the dataset is empty.")
-    whole = hasattr(dataset, "__getitems__")
-    samples = dataset.__getitems__(list(range(count))) if whole else [dataset[index] for index in range(count)]
-    return loader.collate_fn(samples)
-
-
-def _next(loader: Iterable[Any]) -> Any:
-    for batch in loader:
-        return batch
-    raise ConfigError("data: the loader is empty.")
+    indices = list(range(min(2, len(dataset))))  # two, because BatchNorm cannot take one
+    if not indices:
+        raise ConfigError("the dataset is empty.", "data")
+    if hasattr(dataset, "__getitems__"):
+        return loader.collate_fn(dataset.__getitems__(indices))
+    return loader.collate_fn([dataset[index] for index in indices])
 
 
 def shown_targets(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
-    """Split and all labels of each dataset that shows them, while a fit is under way.
-
-    Raises:
-        ConfigError: If a split is empty.
-    """
+    """Split and all labels of each dataset that shows them, while a fit is under way; none may be empty."""
     for split, loaders in (("train", trainer.train_dataloader), ("val", trainer.val_dataloaders)):
         for loader in loaders if isinstance(loaders, list) else [loaders]:
             targets = targets_of(getattr(loader, "dataset", None))
-            if targets is not None:
-                if not len(targets):
-                    raise ConfigError(f"data: the {split} split is empty. Give it samples, or leave its loader out.")
-                yield split, targets
+            if targets is None:
+                continue
+            if not len(targets):
+                raise ConfigError(f"the {split} split is empty. Give it samples, or leave its loader out.", "data")
+            yield split, targets
 
 
 def targets_of(dataset: Any) -> Tensor | None:
@@ -103,36 +98,37 @@ def targets_of(dataset: Any) -> Tensor | None:
 
 
 def training_targets(trainer: pl.Trainer) -> Tensor | None:
-    """All labels of the data that a fit is about to read.
-
-    Returns:
-        Labels `(N, ...)` on the CPU; None if the data do not show them.
-
-    Raises:
-        ConfigError: If there are none.
-    """
-    with torch.random.fork_rng(devices=[]):
-        loaders = loaders_to_read(trainer)
-    loader = next(iter(loaders.values())) if isinstance(loaders, Mapping) else loaders
-    loader = loader[0] if isinstance(loader, list | tuple) else loader
+    """All labels that a fit is about to read, `(N, ...)` on the CPU; None if the data do not show them."""
+    with torch.random.fork_rng(devices=[]):  # making a loader may draw random numbers
+        loader = _first_loader(loaders_to_read(trainer))
     targets = targets_of(getattr(loader, "dataset", None))
     if targets is not None and not len(targets):
-        raise ConfigError("data: the train split is empty. Give it samples.")
+        raise ConfigError("the train split is empty. Give it samples.", "data")
     return targets
 
 
 def number_of_batches(loaders: Any) -> float:
     """Batches of one pass over the training data, as the Trainer counts them; ``inf`` if the data have no length."""
-    if isinstance(loaders, Mapping | list | tuple):
-        return max(map(number_of_batches, loaders.values() if isinstance(loaders, Mapping) else loaders))
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, list | tuple):
+        return max(map(number_of_batches, loaders))
     try:
         return len(loaders)
     except TypeError:
         return float("inf")
 
 
+def check_loading(batch_size: object, workers: object, sampling: object) -> None:
+    """Raises `ConfigError` if an argument of `ManifestDataModule` is impossible."""
+    check_number(batch_size, "data.batch_size", low=1)
+    if workers is not None:
+        check_number(workers, "data.workers", low=0)
+    check_choice(sampling, "data.sampling", ("shuffle", "balanced"), "sampling")
+
+
 def worker_count(processes: int, batches: int) -> int:
-    """Worker processes that the cores of this machine are good for; 0 if there is one core for each training process.
+    """Default number of loader workers per training process; 0 if each process has one core.
 
     Args:
         processes: Training processes on this machine.
@@ -144,23 +140,20 @@ def worker_count(processes: int, batches: int) -> int:
 
 
 def balanced_sampler(targets: Tensor, seed: int) -> Sampler[int]:
-    """Draws as many samples as there are, with replacement, each class equally often.
+    """Draws as many samples as there are, with replacement, each class `(N,)` equally often.
 
     It draws from a generator of its own, on all ranks the same, so that Lightning can share the list among them.
-
-    Args:
-        targets: Classes `(N,)`, int64.
-        seed: Of the generator.
     """
+    # in float64, as rounding would favor some classes among millions of samples
     weights: Any = (1 / torch.bincount(targets).double())[targets]
     return WeightedRandomSampler(weights, len(targets), generator=torch.Generator().manual_seed(seed))
 
 
 def padded_sampler(dataset: Dataset[Any], trainer: pl.Trainer | None) -> Sampler[int] | None:
-    """Under a sharded strategy, shares of equal length, for prediction; the first samples are repeated to fill up.
+    """For prediction under a sharded strategy: equal numbers of samples per rank, the first ones repeated to fill up.
 
     All ranks then have the same number of batches, which they need to gather parameters, and which Lightning does not
-    see to when it predicts. None under other strategies.
+    provide when it predicts. None under other strategies.
     """
     if trainer is None or not isinstance(trainer.strategy, FSDP2Strategy):
         return None

@@ -1,49 +1,38 @@
 """A DataModule for a table of one's own: a row per sample, cells with values and with paths of files."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
-from hybrid_lightning.data import inputs as kinds
 from hybrid_lightning.data.augment import make_augmentation
-from hybrid_lightning.data.loaders import balanced_sampler, padded_sampler, worker_count
-from hybrid_lightning.data.overview import Checked
+from hybrid_lightning.data.in_memory import Loader
+from hybrid_lightning.data.inputs import parse_inputs
+from hybrid_lightning.data.inputs.base import Input
+from hybrid_lightning.data.loaders import balanced_sampler, check_loading, padded_sampler
+from hybrid_lightning.data.overview import ManifestToCheck
 from hybrid_lightning.data.preflight import check_on_first_rank
 from hybrid_lightning.data.prepared import (
-    STATE_VERSION,
+    State,
+    check_target,
     check_version,
-    compare_names,
-    digest,
-    fit_entries,
+    fit_inputs,
     read_statistics,
-    unseen_lines,
+    report_unseen,
+    state_of,
+    warn_of_other_split,
     write_split,
 )
-from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of
-from hybrid_lightning.data.splits import (
-    SPLITS,
-    TRAIN,
-    Array,
-    groups_of,
-    parse_fold,
-    parse_fractions,
-    refuse_shared,
-    split_by_fold,
-    split_by_fractions,
-    split_from_column,
-)
-from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.target import Target, check_split, few_rows, strata_of
-from hybrid_lightning.errors import ConfigError, check_number, unknown
-
-SAMPLING = ("shuffle", "balanced")
+from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of, make_loader
+from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule
+from hybrid_lightning.data.table import Array, Table
+from hybrid_lightning.data.target import FittedTarget, Target
+from hybrid_lightning.errors import ConfigError, at
 
 
 class ManifestDataModule(pl.LightningDataModule):
@@ -110,145 +99,127 @@ class ManifestDataModule(pl.LightningDataModule):
         checks: bool = True,
     ) -> None:
         super().__init__()
-        check_number(batch_size, "data.batch_size", low=1)
-        check_number(split_seed, "data.split_seed", low=0, high=2**32 - 1)
-        if workers is not None:
-            check_number(workers, "data.workers", low=0)
-        if sampling not in SAMPLING:
-            raise unknown("data.sampling", "sampling", sampling, SAMPLING)
-        if split_column is not None and (fractions or fold):
-            raise ConfigError("data.split_column: it decides the split; leave out 'fractions' and 'fold', or this.")
-        self.path, self.inputs, self.root, self.id = path, inputs, root, id
-        self.split_column, self.fold = split_column, None if fold is None else parse_fold(fold)
-        self.fractions = parse_fractions(fractions, fold)
-        self.stratify, self.split_by, self.split_seed = stratify, split_by, split_seed
+        check_loading(batch_size, workers, sampling)
         self.batch_size, self.workers, self.sampling = batch_size, workers, sampling
+        self.split_rule = SplitRule(split_column, fold, fractions, stratify, split_by, split_seed)
+        self.path, self.root, self.id = path, root, id
         self.predict_path, self.statistics, self.checks = predict_path, statistics, checks
-        self.target = None if target is None else Target(target)
-        self.augment = make_augmentation(augment, list(kinds.parse_entries(inputs)))  # refuses what is impossible
+        with at("data.target"):
+            self.target = None if target is None else Target(target)
+        self.inputs = parse_inputs(inputs)
+        self.augment = make_augmentation(augment, list(self.inputs))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begins anew: nothing has been read."""
         self.datasets: dict[str, SampleDataset] = {}
         """Split → dataset, after `setup`; ``predict`` only with its own manifest."""
         self.split: Array = np.zeros(0, dtype=np.int8)
         """Split of each row of the manifest, a position in `SPLITS`, after `setup`."""
+        self._target: FittedTarget | None = None
         self._tables: dict[str, Table] = {}
-        self._state: dict[str, Any] | None = None
-        self._given: dict[str, Any] | None = None
+        self._saved: State = {}
+        """State of a checkpoint, which comes before what training rows would give."""
+        self._state: State = {}
         self._stage: str | None = None
         self._checked: set[Path] = set()
         self._decode: bool | None = None
-
-    # Preparing
+        """Whether `check`, while it runs, reads whole files; None at other times."""
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the manifest, splits its rows and fits the inputs, once.
 
         Raises:
-            ConfigError: If the manifest does not fit the arguments; it says which rows or cells.
+            ConfigError: If the manifest does not fit the arguments; it names the rows or cells.
         """
         self._stage = stage
-        if self._given is None and self.statistics is not None:
-            self._given = read_statistics(self.statistics, type(self).__qualname__)
-        self._state = self._state or self._given
-        alone = stage == "predict" and self.predict_path is not None and self._state is not None
-        if not alone and "test" not in self.datasets:
+        if self.statistics is not None and not self._saved:
+            self._saved = read_statistics(self.statistics, type(self).__qualname__)
+        self._state = self._state or self._saved
+        # New rows need no more than a state; the manifest of the training may be elsewhere.
+        is_alone = stage == "predict" and self.predict_path is not None and self._state
+        if not is_alone and "test" not in self.datasets:
             self._prepare()
         if self.predict_path is not None and stage in ("predict", None) and "predict" not in self.datasets:
             self._prepare_predict(self.predict_path)
         if stage == "fit":
-            self._check(self._tables[self.path], self.datasets["test"].samples.target, self.split)  # if set up before
-            self._write_split()
+            # Rows that were set up without a Trainer have not been checked yet.
+            self._check(self._tables[self.path], self.split)
+            write_split(self.trainer, self._tables[self.path], self.split, self.id)
 
     def _prepare(self) -> None:
-        table, saved = self._table(self.path, "data.path"), self._given or {}
-        target = None
+        table = self._table(self.path, "data.path")
         if self.target is not None:
-            target = self.target.values(table, saved.get("target"))
+            with at("data.target"):
+                self._target = self.target.fit(table, self._saved.get("target"))
         elif self._stage == "fit":
-            raise ConfigError("data.target: a fit needs a column to learn. Name it.")
-        self.split = self._split_rows(table, target)
-        if self.target is not None and target is not None:
-            check_split(self.target, target, self.split)
-            compare_names(self.target, saved, refuse=self._stage != "fit")
-            line = few_rows(self.target, target, self.split)
-            if line:
-                rank_zero_info(line)
-        self._compare_split(saved)
+            raise ConfigError("a fit needs a column to learn. Name it.", "data.target")
+        self.split = self._split_rows(table)
         if self._stage == "fit":
-            self._check(table, target, self.split)
-        samples = self._samples(table, np.flatnonzero(self.split == TRAIN), saved, target)
+            self._check(table, self.split)
+        samples = self._samples(table, np.flatnonzero(self.split == TRAIN), self._saved)
         for code, split in enumerate(SPLITS):
-            own = torch.from_numpy(np.flatnonzero(self.split == code))
-            self.datasets[split] = dataset_of(samples, own, training=split == "train")
-        self._state = self._made_state(samples)
+            rows = torch.from_numpy(np.flatnonzero(self.split == code))
+            # Random transforms are drawn for training alone.
+            self.datasets[split] = dataset_of(samples, rows, training=split == "train")
+        self._state = state_of(samples, self._target, self.id, self.split)
 
-    def _prepare_predict(self, path: str) -> None:
-        assert self._state is not None
-        table = self._table(path, "data.predict_path")
-        self._check(table)
-        samples = self._samples(table, np.zeros(0, dtype=np.int64), self._state)
-        self.datasets["predict"] = dataset_of(samples, torch.arange(len(table)))
-
-    def _table(self, path: str, where: str) -> Table:
-        """The manifest; in CSV all columns but those of numbers are read as the text that they are."""
-        if path not in self._tables:
-            columns = [self.id, self.split_by, self.split_column, *(self.target.text_columns if self.target else ())]
-            for key, entry in kinds.parse_entries(self.inputs).items():
-                numbers = self.inputs[key].get("numeric", ())
-                columns += [column for column in entry.columns if column != numbers and column not in numbers]
-            self._tables[path] = Table.read(path, where, [column for column in columns if column is not None])
-            if self.id is not None:
-                self._tables[path].require(self.id, "data.id")
-        return self._tables[path]
-
-    def _split_rows(self, table: Table, target: Tensor | None) -> Array:
-        if self.split_column is not None:
-            split = split_from_column(table, self.split_column)
-            if self.split_by is not None:
-                refuse_shared(split, table, self.split_by)
-        else:
-            split = self._drawn_split(table, target)
+    def _split_rows(self, table: Table) -> Array:
+        target, rule = self._target, self.split_rule
+        strata = labels = None
+        if target is not None and rule.column is None:
+            strata, labels = target.strata(), target.labels
+        split = rule.split(table, strata, labels)
         if self._stage == "fit" and not (split == TRAIN).any():
-            raise ConfigError(f"data: none of the {len(table)} rows of {str(table.path)!r} is a training row.")
+            raise ConfigError(f"none of the {len(table)} rows of {str(table.path)!r} is a training row.", "data")
+        if target is not None:
+            check_target(target, split, self._saved, refuse=self._stage != "fit")
+        if rule.column is None:
+            warn_of_other_split(split, self._saved)
         return split
 
-    def _drawn_split(self, table: Table, target: Tensor | None) -> Array:
-        strata = labels = None
-        if self.target is not None and target is not None:
-            strata = strata_of(self.target, target) if self.stratify else None
-            labels = None if self.target.kind == "regression" else target.numpy()
-        groups = None if self.split_by is None else groups_of(table, self.split_by)[0]
-        rest: dict[str, Any] = {"seed": self.split_seed, "strata": strata, "groups": groups, "labels": labels}
-        if self.fold is not None:
-            return split_by_fold(len(table), self.fold, self.fractions["val"], **rest)
-        return split_by_fractions(len(table), self.fractions, **rest)
+    def _prepare_predict(self, path: str) -> None:
+        table = self._table(path, "data.predict_path")
+        self._check(table)
+        samples = self._samples(table, np.zeros(0, dtype=np.int64), self._state, has_target=False)
+        self.datasets["predict"] = dataset_of(samples, torch.arange(len(table)))
 
-    def _compare_split(self, saved: Mapping[str, Any]) -> None:
-        """Warns if a split that is drawn is not that of the checkpoint."""
-        if self.split_column is None and saved.get("split", digest(self.split)) != digest(self.split):
-            rank_zero_warn(
-                "data: the rows are split otherwise than in the checkpoint's run, which may have trained on rows that "
-                "are now for validation or test. If the manifest has changed, add the run's split.csv as split_column."
-            )
+    def _table(self, path: str, place: str) -> Table:
+        """The manifest; in CSV all columns but those of numbers are read as the text that they are."""
+        if path not in self._tables:
+            texts = [self.id, self.split_rule.group_column, self.split_rule.column]
+            texts += self.target.text_columns if self.target else []
+            for entry in self.inputs.values():
+                texts += entry.text_columns
+            table = Table.read(path, place, [column for column in texts if column is not None])
+            if self.id is not None:
+                table.require(self.id, "data.id")
+            self._tables[path] = table
+        return self._tables[path]
 
-    def _samples(self, table: Table, rows: Array, saved: Mapping[str, Any], target: Tensor | None = None) -> Samples:
-        """The manifest with its inputs fitted on `rows`, or as a checkpoint knows them."""
-        entries, folder = kinds.parse_entries(self.inputs), self._folder(table)
-        fit_entries(entries, table, folder, rows, saved, refuse=self._stage != "fit")
-        shapes = {key: known["shape"] for key, known in saved.get("inputs", {}).items() if known.get("shape")}
-        samples = Samples(entries, table, folder, saved.get("incomplete", ()), target, shapes)
-        for line in unseen_lines(entries, table):
-            rank_zero_info(line)
+    def _samples(self, table: Table, rows: Array, saved: State, has_target: bool = True) -> Samples:
+        """The manifest with its inputs fitted on `rows`, or as in a checkpoint."""
+        entries = self._unbound_inputs(table)
+        fit_inputs(entries, table, rows, saved, refuse=self._stage != "fit")
+        shapes = {key: known["shape"] for key, known in saved.get("inputs", {}).items()}
+        target = self._target.values if has_target and self._target else None
+        samples = Samples(entries, table, saved.get("incomplete", ()), target, shapes)
+        report_unseen(entries, table)
         return samples
 
-    def _folder(self, table: Table) -> str:
-        """Where relative paths in cells start."""
-        return str(table.path.parent) if self.root is None else self.root
+    def _unbound_inputs(self, table: Table) -> dict[str, Input]:
+        """Copies, as each manifest and each check binds its own."""
+        entries = copy.deepcopy(self.inputs)
+        for entry in entries.values():
+            entry.folder = str(table.path.parent) if self.root is None else self.root
+        return entries
 
     def prefetch(self) -> list[str]:
-        """Fetches what inputs take from this machine alone, such as tokenizers; lines that say what is here now."""
-        return [line for entry in kinds.parse_entries(self.inputs).values() for line in entry.prefetch()]
-
-    # Checking
+        """Downloads what inputs load offline, such as tokenizers; a line for each that is here now."""
+        lines = []
+        for entry in self.inputs.values():
+            lines += entry.prefetch()
+        return lines
 
     def check(self, decode: bool = True) -> None:
         """Checks the manifest and that of ``predict_path``, as a fit does at its start, and prints what they hold.
@@ -267,37 +238,20 @@ class ManifestDataModule(pl.LightningDataModule):
         finally:
             self._decode = None
 
-    def _check(self, table: Table, target: Tensor | None = None, split: Array | None = None) -> None:
-        """Checks a manifest once, before its files are read: when asked to, or under a Trainer; see `Checked`."""
-        wanted = self._decode is not None or (self.checks and self.trainer is not None)
-        if not wanted or table.path in self._checked:
+    def _check(self, table: Table, split: Array | None = None) -> None:
+        """Checks a manifest once, before its files are read: by `check`, or under a Trainer."""
+        is_wanted = self._decode is not None or (self.checks and self.trainer is not None)
+        if not is_wanted or table.path in self._checked:
             return
-        entries, folder = kinds.parse_entries(self.inputs), self._folder(table)
-        joined = self.batch_size > 1
-        checked = Checked(table, entries, folder, self.id, split, self.target, target, self.split_by, joined)
-        check_on_first_rank(checked, self.trainer, bool(self._decode))
+        entries, group_column = self._unbound_inputs(table), self.split_rule.group_column
+        is_joined = self.batch_size > 1
+        manifest = ManifestToCheck(table, entries, self.id, split, self._target, group_column, is_joined)
+        check_on_first_rank(manifest, self.trainer, bool(self._decode))
         self._checked.add(table.path)
 
-    # State
-
-    def _made_state(self, samples: Samples) -> dict[str, Any]:
-        inputs = {
-            key: {"columns": entry.columns, "statistics": entry.statistics, "shape": samples.shapes.get(key)}
-            for key, entry in samples.entries.items()
-        }
-        target = self.target and {"columns": self.target.columns, "kind": self.target.kind, "names": self.target.names}
-        return {
-            "version": STATE_VERSION,
-            "inputs": inputs,
-            "incomplete": samples.incomplete,
-            "target": target,
-            "id": self.id,
-            "split": digest(self.split),
-        }
-
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """What a checkpoint keeps, plain data: statistics of the inputs, incomplete keys, names of the classes."""
-        return dict(self._state or {})
+        return dict(self._state)
 
     def use_statistics(self, path: str) -> None:
         """Takes statistics and classes from this checkpoint, unless ``statistics`` names another one.
@@ -307,11 +261,13 @@ class ManifestDataModule(pl.LightningDataModule):
         if self.statistics is None:
             self.statistics = path
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Takes the statistics of a checkpoint in place of those of the training rows."""
+        # Equal statistics are the usual case when a fit goes on; its rows are ready already.
         if not state_dict or state_dict == self._state:
             return
-        self._given = self._state = check_version(state_dict, "--ckpt_path")
+        with at("--ckpt_path"):
+            self._saved = self._state = check_version(state_dict)
         prepared = set(self.datasets)
         self.datasets = {}
         if "test" in prepared:
@@ -319,96 +275,70 @@ class ManifestDataModule(pl.LightningDataModule):
         if "predict" in prepared and self.predict_path is not None:
             self._prepare_predict(self.predict_path)
 
-    def _write_split(self) -> None:
-        """Writes ``split.csv`` into the run's folder, on the first rank."""
-        trainer = self.trainer
-        if trainer is None or not trainer.loggers:
-            return
-        folder = trainer.log_dir  # every rank has to ask, because the answer is broadcast
-        if trainer.is_global_zero and folder:
-            write_split(Path(folder) / "split.csv", self._tables[self.path], self.split, self.id)
-
-    # What a task may ask
+    # What a task reads
 
     @property
-    def incomplete(self) -> list[str]:
-        """Keys with a ``present/<key>`` in the batches of the stage that was set up last."""
-        return next(reversed(self.datasets.values())).samples.incomplete
-
-    @property
-    def input_facts(self) -> dict[str, dict[str, Any]]:
+    def inferred_arguments(self) -> dict[str, dict[str, Any]]:
         """Batch key → arguments that a part reading it may leave out, such as ``categories``."""
-        return {key: entry.facts for key, entry in next(iter(self.datasets.values())).samples.entries.items()}
+        samples = next(iter(self.datasets.values())).samples
+        return {key: entry.inferred_arguments for key, entry in samples.entries.items()}
 
     @property
     def target_names(self) -> list[str] | None:
         """Names of classes, labels or numbers, in order of their index; also of a checkpoint's."""
-        saved = (self._state or {}).get("target")
+        saved = self._state.get("target")
         return list(saved["names"]) if saved else None
 
     @property
     def target_kind(self) -> str | None:
         """``binary``, ``multiclass``, ``multilabel`` or ``regression``."""
-        saved = (self._state or {}).get("target")
+        saved = self._state.get("target")
         return saved["kind"] if saved else None
 
     @property
     def predict_ids(self) -> Sequence[Any] | None:
-        """The id of each sample that predict sees, in its order; None if no column has ids."""
+        """The id of each sample that predict reads, in its order; None if no column has ids."""
         if self.id is None:
             return None
-        own = "predict" in self.datasets
-        table = self._tables[self.predict_path if own and self.predict_path is not None else self.path]
-        rows = self.datasets["predict" if own else "test"].rows
-        return list(table.texts(self.id).take(rows.numpy()).to_pylist())
+        path, split = self.path, "test"
+        if self.predict_path is not None and "predict" in self.datasets:
+            path, split = self.predict_path, "predict"
+        rows = self.datasets[split].rows.numpy()
+        return list(self._tables[path].texts(self.id).take(rows).to_pylist())
 
     # Loading
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def train_dataloader(self) -> Loader:
         """Training batches in random order; the last one is dropped if it holds a single sample."""
         if self.sampling == "shuffle":
             return self._loader("train")
         if self.target_kind not in ("binary", "multiclass"):
             raise ConfigError(
-                f"data.sampling: 'balanced' needs classes; the target is {self.target_kind}. Use 'shuffle'."
+                f"'balanced' needs classes; the target is {self.target_kind}. Use 'shuffle'.", "data.sampling"
             )
-        return self._loader("train", balanced_sampler(self.datasets["train"].targets, self.split_seed))
+        return self._loader("train", balanced_sampler(self.datasets["train"].targets, self.split_rule.seed))
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
+    def val_dataloader(self) -> Loader | list[Any]:
         """Validation batches in order of the rows; none if there are no such rows."""
         return self._loader("val") if len(self.datasets["val"]) or self._stage == "validate" else []
 
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def test_dataloader(self) -> Loader:
         """Test batches in order of the rows."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def predict_dataloader(self) -> Loader:
         """The rows of ``predict_path``, or else the test batches."""
         split = "predict" if "predict" in self.datasets else "test"
         return self._loader(split, padded_sampler(self.datasets[split], self.trainer))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augments training batches on their device."""
-        training = self.augment and self.trainer is not None and self.trainer.training
-        return self.augment(batch) if training else batch
+        is_training = self.trainer is not None and self.trainer.training
+        return self.augment(batch) if self.augment and is_training else batch
 
-    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[dict[str, Any]]:
-        dataset, training = self.datasets[split], split == "train"
+    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> Loader:
+        dataset = self.datasets[split]
         if not len(dataset):
-            raise ConfigError(f"data: there are no {split} rows in {self.path!r}.")
-        per_rank = -(-len(dataset) // (self.trainer.world_size if self.trainer else 1))
-        processes = self.trainer.num_devices if self.trainer else 1
-        most = worker_count(processes, -(-per_rank // self.batch_size)) if dataset.samples.files else 0
-        workers = most if self.workers is None else self.workers
-        device = self.trainer.strategy.root_device.type if self.trainer else "cpu"
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=training and sampler is None,
-            sampler=sampler,
-            collate_fn=dataset.collate,
-            drop_last=training and per_rank > 1 and per_rank % self.batch_size == 1,
-            num_workers=workers,
-            persistent_workers=workers > 0 and split in ("train", "val"),  # validation draws nothing at random
-            pin_memory=device != "cpu",
-        )
+            raise ConfigError(f"there are no {split} rows in {self.path!r}.", "data")
+        is_repeated = split in ("train", "val")  # read in every epoch
+        return make_loader(dataset, self.batch_size, self.workers, is_repeated, sampler, self.trainer)

@@ -1,6 +1,5 @@
 """Checks of a manifest before a fit: files, shapes and ids; what is wrong is one error and a table of rows."""
 
-import csv
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,35 +10,37 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from hybrid_lightning.data.inputs.files import FileEntry
-from hybrid_lightning.data.overview import Checked, overview
+from hybrid_lightning.data.inputs.files import FileInput
+from hybrid_lightning.data.overview import ManifestToCheck, overview
 from hybrid_lightning.data.preflight_files import FileFindings, Problem, check_files
-from hybrid_lightning.data.splits import SPLITS, rows_of
+from hybrid_lightning.data.samples import require_columns
+from hybrid_lightning.data.splits import places_of
+from hybrid_lightning.data.table import Array, rows_of
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.files import whole_file
+from hybrid_lightning.files import write_csv
 
 _SHOWN = 5
-_ADVICE = "All are listed in {!r}. Correct the cells, the files or data.root, or remove these rows."
+"""Problems of a kind in the error; the table lists all."""
 
 
-def check_on_first_rank(checked: Checked, trainer: pl.Trainer | None, decode: bool = False) -> None:
-    """Runs `check_manifest` on the first rank and prints what it finds; the others wait for its verdict.
+def check_on_first_rank(manifest: ManifestToCheck, trainer: pl.Trainer | None, decode: bool = False) -> None:
+    """Runs `check_manifest` on the first rank and prints what it finds; the others wait for the result.
 
     Problems are listed in ``<manifest>.problems.csv``, in the run's folder, or without a Trainer in the working folder.
 
     Args:
-        checked: What is checked.
+        manifest: What is checked.
         trainer: The Trainer of the fit; None if there is none.
         decode: Whether each file is read as a whole.
 
     Raises:
         ConfigError: If there is a problem, on every rank.
     """
-    folder = None if trainer is None else trainer.log_dir  # every rank has to ask, because the answer is broadcast
+    folder = None if trainer is None else trainer.log_dir  # collective: read on every rank
     bar = sys.stderr.isatty() if trainer is None else trainer.progress_bar_callback is not None
 
     def work() -> None:
-        text = check_manifest(checked, Path(folder or "."), decode, bar)
+        text = check_manifest(manifest, Path(folder or "."), decode, bar)
         if text:
             print(text)
 
@@ -52,28 +53,30 @@ def first_rank_first(trainer: pl.Trainer | None, work: Callable[[], object]) -> 
     Raises:
         ConfigError: On the other ranks, with the words of the first one's error.
     """
+    if trainer is None:
+        work()
+        return
     failure: Exception | None = None
-    if trainer is None or trainer.is_global_zero:
+    if trainer.is_global_zero:
         try:
             work()
-        except Exception as error:  # whatever it is, the others must not wait for ever
+        except Exception as error:  # any failure must reach the other ranks, or they hang
             failure = error
-    words = None if failure is None else str(failure)
-    words = words if trainer is None else trainer.strategy.broadcast(words)
+    words = trainer.strategy.broadcast(None if failure is None else str(failure))
     if failure is not None:
         raise failure
     if words is not None:
         raise ConfigError(words)
 
 
-def check_manifest(checked: Checked, folder: Path, decode: bool = False, bar: bool = False) -> str:
-    """Looks at all rows of a manifest; torch's random state stays as it was.
+def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool = False, bar: bool = False) -> str:
+    """Checks all rows of a manifest; torch's random state stays as it was.
 
     Refused are files that are missing or unreadable, samples whose shapes cannot be joined to a batch, and ids that
     stand twice.
 
     Args:
-        checked: What is checked.
+        manifest: What is checked.
         folder: Where the table of problems is written; one of an earlier check is removed if there are none.
         decode: Whether files are read as a whole; otherwise their first bytes.
         bar: Whether progress is shown on standard error.
@@ -84,103 +87,110 @@ def check_manifest(checked: Checked, folder: Path, decode: bool = False, bar: bo
     Raises:
         ConfigError: If there is a problem; the first five of a kind are shown, all are listed in the table.
     """
-    for entry in checked.entries.values():
-        for column in entry.columns:
-            checked.table.require(column, entry.where)
-    with torch.random.fork_rng(devices=[]), _progress(checked, bar) as advance:
-        findings = _all_files(checked, decode, advance)
-    repeated = _repeated_ids(checked)
-    problems = sorted([*_of_ids(repeated), *(one for found in findings.values() for one in found.problems)])
-    path = folder / f"{checked.table.path.name.removesuffix('.gz').rpartition('.')[0]}.problems.csv"
-    if not problems:
+    for entry in manifest.entries.values():
+        require_columns(entry, manifest.table)
+    with torch.random.fork_rng(devices=[]):  # reading draws random transforms
+        findings = _check_all_files(manifest, decode, bar)
+    of_files: list[Problem] = []
+    for found in findings.values():
+        of_files += found.problems
+    repeated = _repeated_ids(manifest)
+    name = manifest.table.path.name.removesuffix(".gz").rpartition(".")[0]
+    path = folder / f"{name}.problems.csv"
+    if not of_files and not repeated:
+        # the list of an earlier check would mislead
         path.unlink(missing_ok=True)
-        return overview(checked, findings) if checked.split is not None else ""
-    _write(problems, checked, path)
-    lines = [*_file_lines(checked, problems), *_id_lines(checked, repeated)]
+        return "" if manifest.split is None else overview(manifest, manifest.split, findings)
+    _write_problems(sorted([*of_files, *_problems_of_ids(repeated)]), manifest, path)
     more = "" if decode else " Only the first bytes were read; the command 'check' reads whole files."
-    raise ConfigError("\n".join([*lines, f"{_ADVICE.format(str(path))}{more}"]))
+    lines = _lines_of_files(manifest, sorted(of_files)) + _lines_of_ids(manifest, repeated)
+    advice = f"All are listed in {str(path)!r}. Correct the cells, the files or data.root, or remove these rows.{more}"
+    raise ConfigError("\n".join([*lines, advice]))
+
+
+def _check_all_files(manifest: ManifestToCheck, decode: bool, bar: bool) -> dict[str, FileFindings]:
+    """Key → what was found, for the inputs that are files."""
+    table, findings = manifest.table, {}
+    files = [entry for entry in manifest.entries.values() if isinstance(entry, FileInput)]
+    rows = [np.flatnonzero(~entry.empty(table)) for entry in files]
+    with _progress(sum(map(len, rows)), bar) as advance:
+        for entry, own_rows in zip(files, rows, strict=True):
+            entry.bind(table, entry.folder)
+            found = check_files(entry, own_rows, len(table), decode, advance)
+            if manifest.split is not None and manifest.joined:
+                found.compare(manifest.split)
+            findings[entry.key] = found
+    return findings
 
 
 @contextmanager
-def _progress(checked: Checked, bar: bool) -> Iterator[Callable[[int], object]]:
-    total = sum(int((~entry.empty(checked.table)).sum()) for entry in _files(checked))
+def _progress(total: int, bar: bool) -> Iterator[Callable[[int], object]]:
     with Tqdm(total=total, desc="checking files", unit="file", delay=1, leave=False, disable=not bar) as shown:
         yield shown.update
 
 
-def _files(checked: Checked) -> list[FileEntry]:
-    return [entry for entry in checked.entries.values() if isinstance(entry, FileEntry)]
-
-
-def _all_files(checked: Checked, decode: bool, advance: Callable[[int], object]) -> dict[str, FileFindings]:
-    findings = {}
-    for entry in _files(checked):
-        entry.bind(checked.table, checked.folder)
-        rows = np.flatnonzero(~entry.empty(checked.table))
-        found = findings[entry.key] = check_files(entry, rows, len(checked.table), decode, advance)
-        if checked.split is not None and checked.joined:
-            found.compare(checked.split)
-    return findings
-
-
-def _repeated_ids(checked: Checked) -> dict[str, list[int]]:
+def _repeated_ids(manifest: ManifestToCheck) -> dict[str, Array]:
     """Id → its rows, for those that stand in several; those in several splits first."""
-    split = checked.split
-    if checked.id is None or split is None:
+    split = manifest.split
+    if manifest.id is None or split is None:
         return {}
-    encoded = checked.table.texts(checked.id).dictionary_encode()
-    numbers = np.asarray(encoded.indices.fill_null(len(encoded.dictionary)))
-    counts = np.bincount(numbers, minlength=len(encoded.dictionary) + 1)
-    counts[-1] = 0  # empty cells
+    texts = manifest.table.texts(manifest.id)
+    filled = np.flatnonzero(np.asarray(texts.is_valid()))
+    numbers = np.asarray(texts.take(filled).dictionary_encode().indices)
+    counts = np.bincount(numbers)
     repeated: dict[str, list[int]] = {}
-    for row in np.flatnonzero(counts[numbers] > 1).tolist():
-        repeated.setdefault(encoded.dictionary[int(numbers[row])].as_py(), []).append(row)
-    shared = {name: len(set(split[rows].tolist())) > 1 for name, rows in repeated.items()}
-    return {name: repeated[name] for name in sorted(repeated, key=lambda name: not shared[name])}
+    # Python objects for the few repeated ids alone
+    for row in filled[counts[numbers] > 1].tolist():
+        repeated.setdefault(texts[row].as_py(), []).append(row)
+    rows_of_id = {name: np.array(rows) for name, rows in repeated.items()}
+    return dict(sorted(rows_of_id.items(), key=lambda item: not _is_shared(item[1], split)))
 
 
-def _of_ids(repeated: Mapping[str, list[int]]) -> list[Problem]:
-    return [
-        Problem(row, "id", "", f"{name!r} is also in {rows_of(other for other in rows if other != row)}")
-        for name, rows in repeated.items()
-        for row in rows
-    ]
+def _is_shared(rows: Array, split: Array) -> bool:
+    return len(np.unique(split[rows])) > 1
 
 
-def _file_lines(checked: Checked, problems: list[Problem]) -> list[str]:
-    broken = [problem for problem in problems if problem.cell]
-    if not broken:
-        return []
-    lines = [f"{checked.table.where}: {len(broken)} files of {str(checked.table.path)!r} cannot be used:"]
-    lines += [f"  row {one.row}, {one.key}, {one.cell!r}: {one.reason}" for one in broken[:_SHOWN]]
-    return lines + ([f"  and {len(broken) - _SHOWN} more"] if len(broken) > _SHOWN else [])
-
-
-def _id_lines(checked: Checked, repeated: Mapping[str, list[int]]) -> list[str]:
-    if not repeated or checked.split is None:
-        return []
-    shown, both = [], 0
+def _problems_of_ids(repeated: Mapping[str, Array]) -> list[Problem]:
+    problems = []
     for name, rows in repeated.items():
-        places: dict[str, list[int]] = {}
-        for row in rows:
-            places.setdefault(SPLITS[checked.split[row]], []).append(row)
-        both += len(places) > 1
-        by_split = "; ".join(f"{split}: {rows_of(own, 3)}" for split, own in places.items())
-        shown.append(f"{name!r} ({by_split if len(places) > 1 else rows_of(rows, 3)})")
-    seen = f", {both} of them in more than one split, so that a model is tested on what it has seen" if both else ""
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        for row in rows.tolist():
+            reason = f"{name!r} is also in {rows_of(rows[rows != row])}"
+            problems.append(Problem(row, "id", "", reason))
+    return problems
+
+
+def _lines_of_files(manifest: ManifestToCheck, problems: list[Problem]) -> list[str]:
+    if not problems:
+        return []
+    table = manifest.table
+    lines = [f"{table.place}: {len(problems)} files of {str(table.path)!r} cannot be used:"]
+    lines += [f"  row {one.row}, {one.key}, {one.cell!r}: {one.reason}" for one in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    return lines
+
+
+def _lines_of_ids(manifest: ManifestToCheck, repeated: Mapping[str, Array]) -> list[str]:
+    split = manifest.split
+    if not repeated or split is None:
+        return []
+    first = list(repeated.items())[:_SHOWN]
+    shown = [f"{name!r} ({places_of(rows, split)})" for name, rows in first]
+    shared = sum(_is_shared(rows, split) for rows in repeated.values())
+    seen = f", {shared} of them in more than one split, so that a model is tested on what it has seen"
+    more = f" and {len(repeated) - _SHOWN} more" if len(repeated) > _SHOWN else ""
     return [
-        f"data.id: {len(shown)} values of {checked.id!r} stand in several rows{seen}: "
-        f"{', '.join(shown[:_SHOWN])}{more}."
+        f"data.id: {len(repeated)} values of {manifest.id!r} stand in several rows{seen if shared else ''}: "
+        f"{', '.join(shown)}{more}."
     ]
 
 
-def _write(problems: list[Problem], checked: Checked, path: Path) -> None:
-    """Writes the problems as CSV: row, id, key, path, problem."""
-    ids = None if checked.id not in checked.table.columns else checked.table.texts(str(checked.id))
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["row", "id", "key", "path", "problem"])
-        for one in problems:
-            where = str(Path(checked.folder, one.cell)) if one.cell else ""
-            writer.writerow([one.row, one.row if ids is None else ids[one.row].as_py(), one.key, where, one.reason])
+def _write_problems(problems: list[Problem], manifest: ManifestToCheck, path: Path) -> None:
+    """Writes the problems as CSV; a manifest to predict may lack the column of ids."""
+    ids = manifest.table.texts(manifest.id) if manifest.id in manifest.table.columns else None
+    rows = []
+    for one in problems:
+        name = one.row if ids is None else ids[one.row].as_py()
+        file = str(Path(manifest.entries[one.key].folder, one.cell)) if one.cell else ""
+        rows.append((one.row, name, one.key, file, one.reason))
+    write_csv(path, ["row", "id", "key", "path", "problem"], rows)

@@ -5,143 +5,156 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from hybrid_lightning.data.inputs.base import Entry
-from hybrid_lightning.data.splits import SPLITS, Array
-from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.target import Target
-from hybrid_lightning.errors import ConfigError, listing
-from hybrid_lightning.files import whole_file
+from hybrid_lightning.data.inputs.base import Input
+from hybrid_lightning.data.samples import Samples, require_columns
+from hybrid_lightning.data.splits import SPLITS
+from hybrid_lightning.data.table import Array, Table, positions
+from hybrid_lightning.data.target import FittedTarget
+from hybrid_lightning.errors import ConfigError, at, listing
+from hybrid_lightning.files import write_csv
 from hybrid_lightning.weights.safe_files import peek
 
 STATE_VERSION = 1
 _WRITER = "ManifestDataModule"
 
-
-def read_statistics(path: str, name: str, where: str = "data.statistics") -> dict[str, Any]:
-    """The state of a manifest's DataModule in a checkpoint; no code of the file is run.
-
-    Args:
-        path: The checkpoint.
-        name: Of the class that wrote it.
-        where: Config path, for errors.
-
-    Raises:
-        ConfigError: If the file is broken or has none.
-    """
-    content = peek(path, where)
-    state = content.get(name, content.get(_WRITER))
-    if not isinstance(state, Mapping):
-        raise ConfigError(f"{where}: {path!r} is no checkpoint of a run with ManifestDataModule.")
-    return check_version(state, where)
+State = dict[str, Any]
+"""Plain data: statistics and shapes of the inputs, kind and names of the target, and a digest of the split."""
 
 
-def check_version(state: Mapping[str, Any], where: str) -> dict[str, Any]:
+def read_statistics(path: str, name: str) -> State:
+    """The state that a DataModule of class `name` left in a checkpoint; no code of the file is run."""
+    content = peek(path, "data.statistics")
+    state = content.get(name, content.get(_WRITER))  # a subclass may have written it, or read it
+    with at("data.statistics"):
+        if not isinstance(state, dict):
+            raise ConfigError(f"{path!r} is not a checkpoint of a run with ManifestDataModule.")
+        return check_version(state)
+
+
+def check_version(state: State) -> State:
     """The state; raises `ConfigError` if a newer program wrote it."""
     if state.get("version") != STATE_VERSION:
         raise ConfigError(
-            f"{where}: the checkpoint's statistics have format {state.get('version')}; this program reads "
-            f"{STATE_VERSION}. Install a newer hybrid_lightning."
+            f"the checkpoint's statistics have format {state.get('version')}; this program reads {STATE_VERSION}. "
+            f"Install a newer hybrid_lightning."
         )
     return dict(state)
 
 
-def fit_entries(
-    entries: Mapping[str, Entry],
-    table: Table,
-    folder: str,
-    rows: Array,
-    saved: Mapping[str, Any],
-    refuse: bool,
-) -> None:
-    """Gives entries their statistics: those of the checkpoint if it has them, or else those of the training rows.
+def state_of(samples: Samples, target: FittedTarget | None, id: str | None, split: Array) -> State:
+    """What a checkpoint keeps, as plain data."""
+    inputs = {}
+    for key, entry in samples.entries.items():
+        shape = samples.shapes.get(key)
+        inputs[key] = {"columns": entry.columns, "statistics": entry.statistics, "shape": shape}
+    return {
+        "version": STATE_VERSION,
+        "inputs": inputs,
+        "incomplete": samples.incomplete,
+        "target": target and {"columns": target.columns, "kind": target.kind, "names": target.names},
+        "id": id,
+        "split": digest(split),
+    }
+
+
+def fit_inputs(entries: Mapping[str, Input], table: Table, rows: Array, saved: State, refuse: bool) -> None:
+    """Gives inputs their statistics: those of the checkpoint if it has them, or else those of the training rows.
 
     Args:
-        entries: Key → entry.
+        entries: Key → input.
         table: The manifest.
-        folder: Where relative paths start.
         rows: Numbers of the training rows.
         saved: State of a checkpoint, or empty.
-        refuse: Whether the checkpoint, if there is one, has to know every entry.
+        refuse: Whether the checkpoint, if there is one, has to hold every input.
 
     Raises:
-        ConfigError: If a column is missing or cannot be fitted, or nothing tells the statistics.
+        ConfigError: If a column is missing or cannot be fitted, or there is nothing to take statistics from.
     """
     for key, entry in entries.items():
-        for column in entry.columns:
-            table.require(column, entry.where)
+        require_columns(entry, table)
         known = saved.get("inputs", {}).get(key)
         if known is not None and known["columns"] == entry.columns:
-            entry.statistics = known["statistics"]
+            entry.statistics = known["statistics"]  # a fit that goes on keeps its scales
             continue
         if not len(rows) or (saved and refuse):
-            raise no_statistics(entry, saved)
+            raise _no_statistics(entry, saved)
         if saved:
             rank_zero_info(f"{entry.where}: its columns are not those of the checkpoint; fitted anew")
-        entry.folder = folder
         entry.statistics = entry.fit(table, rows)
 
 
-def no_statistics(entry: Entry, saved: Mapping[str, Any]) -> ConfigError:
-    """An error for an input of which neither a checkpoint nor training rows tell anything."""
+def _no_statistics(entry: Input, saved: State) -> ConfigError:
     if not saved:
         return ConfigError(
-            f"{entry.where}: there is no training row to take statistics from. Give data.statistics, the checkpoint "
-            f"of a run of this data."
+            "there is no training row to take statistics from. Give data.statistics, the checkpoint of a run of this "
+            "data.",
+            entry.where,
         )
     return ConfigError(
-        f"{entry.where}: the checkpoint has no statistics of this input, whose columns are {entry.columns}; it has: "
-        f"{listing(saved.get('inputs', {}))}. Use the inputs of its run."
+        f"the checkpoint has no statistics of this input, whose columns are {entry.columns}; it has: "
+        f"{listing(saved.get('inputs', {}))}. Use the inputs of its run.",
+        entry.where,
     )
 
 
-def compare_names(target: Target, saved: Mapping[str, Any], refuse: bool) -> None:
-    """Tells that the classes of the config are not those of the checkpoint, or refuses it.
+def check_target(target: FittedTarget, split: Array, saved: State, refuse: bool) -> None:
+    """Compares a target with the split and with a checkpoint's; what is not an error is reported."""
+    with at("data.target"):
+        target.check_split(split)
+        _compare_names(target, saved, refuse)
+    line = target.few_rows(split)
+    if line:
+        rank_zero_info(line)
 
-    Raises:
-        ConfigError: If they differ and `refuse` is set, because outputs would get the names of others.
-    """
+
+def _compare_names(target: FittedTarget, saved: State, refuse: bool) -> None:
     old = (saved.get("target") or {}).get("names")
     if old is None or old == target.names:
         return
-    difference = f"{listing(old, 8)} in the checkpoint, {listing(target.names or (), 8)} here"
-    if refuse:
-        raise ConfigError(f"{target.where}: other classes or columns: {difference}. Use the target of its run.")
-    rank_zero_info(f"{target.where}: {difference}")
+    difference = f"{listing(old, 8)} in the checkpoint, {listing(target.names, 8)} here"
+    if refuse:  # outputs would get the names of others
+        raise ConfigError(f"other classes or columns: {difference}. Use the target of its run.")
+    rank_zero_info(f"data.target: {difference}")
+
+
+def warn_of_other_split(split: Array, saved: State) -> None:
+    """Warns if a split that is drawn is not that of the checkpoint."""
+    if saved.get("split", digest(split)) != digest(split):
+        rank_zero_warn(
+            "data: the rows are split otherwise than in the checkpoint's run, which may have trained on rows that "
+            "are now for validation or test. If the manifest has changed, add the run's split.csv as split_column."
+        )
 
 
 def digest(split: Array) -> str:
-    """Tells splits apart."""
+    """Differs between different splits."""
     return hashlib.blake2b(split.tobytes(), digest_size=16).hexdigest()
 
 
-def unseen_lines(entries: Mapping[str, Entry], table: Table) -> list[str]:
-    """A line for each column with categories that no training row has."""
-    import pyarrow
-    import pyarrow.compute as compute
-
-    lines = []
+def report_unseen(entries: Mapping[str, Input], table: Table) -> None:
+    """Reports each column with categories that no training row has."""
     for entry in entries.values():
         for column, known in entry.statistics.get("categories", {}).items():
             texts = table.texts(column).drop_null()
-            strange = texts.filter(compute.invert(compute.is_in(texts, value_set=pyarrow.array(known, texts.type))))
-            if len(strange):
-                lines.append(
-                    f"{entry.where}: {len(strange)} cells of {column!r} hold categories that no training row has, such "
-                    f"as {strange[0].as_py()!r}; they count as unknown"
+            unknown = np.flatnonzero(positions(texts, known) < 0)
+            if len(unknown):
+                rank_zero_info(
+                    f"{entry.where}: {len(unknown)} cells of {column!r} hold categories that no training row has, "
+                    f"such as {texts[int(unknown[0])].as_py()!r}; they count as unknown"
                 )
-    return lines
 
 
-def write_split(path: Path, table: Table, split: Array, id: str | None = None) -> None:
-    """Writes the split of each row as CSV with the columns id, row and split; the file appears whole or not at all."""
-    import pyarrow
-    from pyarrow import csv
-
-    rows = pyarrow.array(np.arange(len(split)))
-    names = pyarrow.DictionaryArray.from_arrays(pyarrow.array(split), list(SPLITS)).cast(pyarrow.string())
-    columns = {"id": rows if id is None else table.texts(id), "row": rows, "split": names}
-    with whole_file(path) as temporary:
-        csv.write_csv(pyarrow.table(columns), temporary)
+def write_split(trainer: pl.Trainer | None, table: Table, split: Array, id: str | None) -> None:
+    """Writes ``split.csv`` into the run's folder, on the first rank: id, row and split; a second for a million rows."""
+    if trainer is None or not trainer.loggers:
+        return
+    folder = trainer.log_dir  # collective: read on every rank
+    if trainer.is_global_zero and folder:
+        rows = range(len(split))
+        ids = rows if id is None else table.texts(id).to_pylist()
+        names = np.array(SPLITS)[split].tolist()
+        write_csv(Path(folder) / "split.csv", ["id", "row", "split"], zip(ids, rows, names, strict=True))

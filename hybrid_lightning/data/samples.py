@@ -1,17 +1,20 @@
-"""Samples and batches from the rows of a manifest."""
+"""Samples, batches and loaders from the rows of a manifest."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hybrid_lightning.data.in_memory import as_batch
-from hybrid_lightning.data.inputs.base import Entry, Value
-from hybrid_lightning.data.splits import rows_of
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.in_memory import Batch, Loader, as_batch, map_tensors, pick
+from hybrid_lightning.data.inputs.base import Input, Value
+from hybrid_lightning.data.loaders import worker_count
+from hybrid_lightning.data.table import Array, Table, rows_of
 from hybrid_lightning.errors import ConfigError
 
 Shape = dict[str, Any]
@@ -19,19 +22,28 @@ Shape = dict[str, Any]
 
 
 class SampleError(ConfigError):
-    """A sample or batch cannot be made; of what a worker adds to it on its way, only the reason is kept."""
+    """A sample or batch cannot be made."""
 
     def __init__(self, message: str) -> None:
+        # A worker sends its traceback as the message, of which the last line tells the user what is wrong.
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
 
 
+@contextmanager
+def _sample_errors() -> Iterator[None]:
+    """Makes a `SampleError` of each error in the block, as it may happen in a worker process."""
+    try:
+        yield
+    except ConfigError as error:
+        raise SampleError(str(error)) from error
+
+
 class Samples:
-    """The rows of one manifest, as its entries read them; it can be sent to a worker.
+    """The rows of one manifest, as its inputs read them; it can be sent to a worker.
 
     Args:
-        entries: Key → entry, fitted; they are bound to the table here.
+        entries: Key → input, fitted; they are bound to the table here, and to their folder.
         table: The manifest.
-        folder: Where relative paths start.
         incomplete: Keys that have a presence although no cell of them is empty here.
         target: Of all rows; None if there is none.
         shapes: Key → what a value looks like, for keys of which no row is at hand.
@@ -42,91 +54,103 @@ class Samples:
 
     def __init__(
         self,
-        entries: Mapping[str, Entry],
+        entries: Mapping[str, Input],
         table: Table,
-        folder: str,
         incomplete: Sequence[str] = (),
         target: Tensor | None = None,
         shapes: Mapping[str, Shape] | None = None,
     ) -> None:
-        self.entries, self.target, self.rows = dict(entries), target, len(table)
+        self.entries, self.target = dict(entries), target
         self.files = [key for key, entry in self.entries.items() if not entry.in_memory]
         """Keys that are read sample by sample."""
-        for entry in self.entries.values():
-            for column in entry.columns:
-                table.require(column, entry.where)
-        present = {key: torch.from_numpy(~entry.empty(table)) for key, entry in self.entries.items()}
-        self._refuse_empty_rows(present, table)
-        gaps = {key for key, known in present.items() if not bool(known.all())}
-        self.incomplete = [key for key in self.entries if key in gaps or key in incomplete]
-        """Keys of which batches say in ``present/<key>`` whether a sample has them."""
-        self.present = {key: present[key] for key in self.incomplete}
-        for entry in self.entries.values():
-            entry.bind(table, folder)
-        self.shapes = {key: self._shape(key, present[key], shapes or {}) for key in self.files}
-        """Key of a file entry → what its values look like, if that is known."""
+        self.present: dict[str, Tensor] = {}
+        """Key → whether each row has it `(rows,)`, of keys for which batches have a ``present/<key>``."""
+        self.shapes: dict[str, Shape | None] = {}
+        """Key of a file → what its values look like, if that is known."""
+        # Before any file is read, as rows without inputs are the cheaper error.
+        present = self._presences(table)
+        for key, entry in self.entries.items():
+            if key in incomplete or not present[key].all():
+                self.present[key] = torch.from_numpy(present[key])
+            entry.bind(table, entry.folder)
+            if not entry.in_memory:
+                known = (shapes or {}).get(key)
+                self.shapes[key] = known or self._shape_of_first(entry, present[key])
 
-    def _refuse_empty_rows(self, present: Mapping[str, Tensor], table: Table) -> None:
-        empty = np.flatnonzero(~torch.stack(list(present.values())).any(dim=0).numpy())
+    @property
+    def incomplete(self) -> list[str]:
+        """Keys for which batches have a ``present/<key>``."""
+        return list(self.present)
+
+    def _presences(self, table: Table) -> dict[str, Array]:
+        """Key → whether each row has it, `(rows,)` bool; each row has something."""
+        present = {}
+        for key, entry in self.entries.items():
+            require_columns(entry, table)
+            present[key] = ~entry.empty(table)
+        empty = np.flatnonzero(~np.logical_or.reduce(list(present.values())))
         if len(empty):
             raise ConfigError(
-                f"{table.where}: in {len(empty)} rows of {str(table.path)!r} all inputs are empty: {rows_of(empty)}. "
-                f"Fill in a cell of {', '.join(present)}, or remove these rows."
+                f"in {len(empty)} rows of {str(table.path)!r} all inputs are empty: {rows_of(empty)}. "
+                f"Fill in a cell of {', '.join(present)}, or remove these rows.",
+                table.place,
             )
+        return present
 
-    def _shape(self, key: str, present: Tensor, shapes: Mapping[str, Shape]) -> Shape | None:
-        """Known from an earlier run, or from the first row that has a file."""
-        if key in shapes or not bool(present.any()):
-            return shapes.get(key)
-        return shape_of(self.entries[key].read(int(present.int().argmax()), training=False))
+    @staticmethod
+    def _shape_of_first(entry: Input, present: Array) -> Shape | None:
+        """From the first row that has a file."""
+        return shape_of(entry.read(int(present.argmax()), training=False)) if present.any() else None
 
-    def read(self, row: int, training: bool) -> dict[str, Any]:
+    def read(self, row: int, training: bool) -> Batch:
         """What one row adds to a batch: ``id``, and the values of its files; None where there is none."""
-        sample: dict[str, Any] = {"id": row}
-        try:
+        sample: Batch = {"id": row}
+        with _sample_errors():
             for key in self.files:
-                known = key not in self.present or bool(self.present[key][row])
-                sample[key] = self.entries[key].read(row, training) if known else None
-        except ConfigError as error:
-            raise SampleError(str(error)) from error
+                is_present = key not in self.present or bool(self.present[key][row])
+                sample[key] = self.entries[key].read(row, training) if is_present else None
         return sample
 
-    def join(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def join(self, samples: Sequence[Batch]) -> Batch:
         """A batch from what `read` gave."""
         batch = self.batch(torch.tensor([sample["id"] for sample in samples]))
-        try:
+        with _sample_errors():
             for key in self.files:
                 values = [sample[key] for sample in samples]
                 batch[key] = self.entries[key].collate(values, self._placeholder(key, values))
-        except ConfigError as error:
-            raise SampleError(str(error)) from error
         return batch
 
     def _placeholder(self, key: str, values: Sequence[Value | None]) -> Value:
-        known = next((value for value in values if value is not None), None)
-        if known is not None:
-            return known
-        shape = self.shapes.get(key)
+        """A value of the shape that absent samples of a batch get."""
+        for value in values:
+            if value is not None:
+                return value
+        shape = self.shapes[key]
         if shape is None:
             raise ConfigError(
-                f"{self.entries[key].where}: no row has a file, so that its shape is unknown. Give the statistics of a "
-                f"checkpoint (data.statistics)."
+                "no row has a file, so that its shape is unknown. Give the statistics of a checkpoint "
+                "(data.statistics).",
+                self.entries[key].where,
             )
         return zeros_of(shape)
 
-    def batch(self, rows: Tensor) -> dict[str, Any]:
+    def batch(self, rows: Tensor) -> Batch:
         """What is in memory of rows: entries, ``target``, ``id`` and presences."""
-        batch: dict[str, Any] = {key: e.batch(rows) for key, e in self.entries.items() if e.in_memory}
+        batch: Batch = {}
+        for key, entry in self.entries.items():
+            if entry.in_memory:
+                batch[key] = entry.batch(rows)
         for key, present in self.present.items():
             batch[f"present/{key}"] = present[rows]
             if key in batch:
                 batch[key] = zeroed(batch[key], ~present[rows])
         if self.target is not None:
             batch["target"] = self.target[rows]
-        return {**batch, "id": rows}
+        batch["id"] = rows  # names the samples of predictions
+        return batch
 
 
-class SampleDataset(Dataset[dict[str, Any]]):
+class SampleDataset(Dataset[Batch]):
     """Some rows of a manifest, read one by one; see `Samples.read` for what a sample is before it is collated.
 
     Args:
@@ -136,7 +160,9 @@ class SampleDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, samples: Samples, rows: Tensor, training: bool) -> None:
-        self.samples, self.rows, self.training = samples, rows, training
+        self.samples = samples
+        self.rows = rows
+        self.training = training
         self._row = rows.numpy()  # picks single numbers ten times faster
 
     @property
@@ -147,14 +173,14 @@ class SampleDataset(Dataset[dict[str, Any]]):
         return self.samples.target[self.rows]
 
     @property
-    def collate(self) -> Callable[[Any], dict[str, Any]]:
+    def collate(self) -> Callable[[Any], Batch]:
         """Makes a batch of samples."""
         return self.samples.join
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Batch:
         return self.samples.read(int(self._row[index]), self.training)
 
 
@@ -162,42 +188,86 @@ class MemoryDataset(SampleDataset):
     """Rows that have no files: whole batches at once."""
 
     @property
-    def collate(self) -> Callable[[Any], dict[str, Any]]:
+    def collate(self) -> Callable[[Any], Batch]:
         """Batches arrive complete."""
         return as_batch
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
         """A whole batch; torch's loader prefers this to one call per sample."""
         return self.samples.batch(self.rows[torch.as_tensor(indices)])
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        batch = self.__getitems__([index])
-        return {key: {n: v[0] for n, v in e.items()} if isinstance(e, dict) else e[0] for key, e in batch.items()}
+    def __getitem__(self, index: int) -> Batch:
+        return pick(self.__getitems__([index]), 0)
 
 
 def dataset_of(samples: Samples, rows: Tensor, training: bool = False) -> SampleDataset:
     """The rows of a split as a dataset, the fastest that can be."""
-    return (SampleDataset if samples.files else MemoryDataset)(samples, rows, training)
+    kind = SampleDataset if samples.files else MemoryDataset
+    return kind(samples, rows, training)
+
+
+def make_loader(
+    dataset: SampleDataset,
+    batch_size: int,
+    workers: int | None,
+    persistent: bool,
+    sampler: Sampler[int] | None,
+    trainer: pl.Trainer | None,
+) -> Loader:
+    """A loader of some rows, with as many workers as `worker_count` allows, or as given; `persistent` keeps them."""
+    ranks, processes, device = 1, 1, "cpu"
+    if trainer is not None:
+        ranks = trainer.world_size
+        processes = trainer.num_devices
+        device = trainer.strategy.root_device.type
+    rows = math.ceil(len(dataset) / ranks)  # of a rank
+    if workers is None:
+        is_slow = bool(dataset.samples.files)
+        workers = worker_count(processes, math.ceil(rows / batch_size)) if is_slow else 0
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=dataset.training and sampler is None,
+        sampler=sampler,
+        collate_fn=dataset.collate,
+        drop_last=dataset.training and rows > 1 and rows % batch_size == 1,  # BatchNorm needs two samples
+        num_workers=workers,
+        persistent_workers=workers > 0 and persistent,
+        pin_memory=device != "cpu",
+    )
+
+
+def require_columns(entry: Input, table: Table) -> None:
+    """Raises `ConfigError` if the table lacks a column that an input reads."""
+    for column in entry.columns:
+        table.require(column, entry.where)
 
 
 def shape_of(value: Value) -> Shape:
     """What a value looks like."""
     if isinstance(value, dict):
-        return {name: shape_of(each) for name, each in value.items()}
+        return {name: shape_of(tensor) for name, tensor in value.items()}
     return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
 
 
 def zeros_of(shape: Shape) -> Value:
     """Zeros that look like a value."""
-    if isinstance(shape.get("shape"), list):
-        dtype = getattr(torch, shape["dtype"])
-        assert isinstance(dtype, torch.dtype)  # the name may come from a file
-        return torch.zeros(shape["shape"], dtype=dtype)
-    return {name: zeros_of(each) for name, each in shape.items()}  # type: ignore[misc]
+    if not isinstance(shape.get("shape"), list):
+        return {name: _zeros(one) for name, one in shape.items()}
+    return _zeros(shape)
+
+
+def _zeros(shape: Shape) -> Tensor:
+    dtype = getattr(torch, shape["dtype"])
+    assert isinstance(dtype, torch.dtype)  # the name may come from a file
+    return torch.zeros(shape["shape"], dtype=dtype)
 
 
 def zeroed(value: Value, absent: Tensor) -> Value:
-    """A batch of values with zeros in the samples that are absent."""
-    if isinstance(value, dict):
-        return {name: zeroed(each, absent) for name, each in value.items()}  # type: ignore[misc]
-    return value.masked_fill(absent.reshape(-1, *[1] * (value.ndim - 1)), 0)
+    """A batch of values with zeros in the samples that are `absent`, `(B,)` bool."""
+
+    def fill(tensor: Tensor) -> Tensor:
+        per_sample = absent.reshape(-1, *[1] * (tensor.ndim - 1))
+        return tensor.masked_fill(per_sample, 0)
+
+    return map_tensors(fill, value)

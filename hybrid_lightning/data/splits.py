@@ -4,118 +4,155 @@ Rows are drawn from numpy's `RandomState`, whose numbers are the same in every v
 processes find the same split, whatever else the seed of a fit is.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from hybrid_lightning.data.table import Table
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.data.table import Array, Table, positions, rows_of
+from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing
 
 SPLITS = ("train", "val", "test")
 """Names of the splits; a row's split is the position in this list, int8."""
 TRAIN, VAL, TEST = range(3)
-Array = np.ndarray[Any, Any]
+
+_MOST_BINS, _ROWS_OF_BIN = 10, 20
+"""Strata of numbers: at most so many, of about so many rows or more."""
 
 
-def split_from_column(table: Table, column: str, where: str = "data.split_column") -> Array:
-    """The split of each row, `(rows,)`, as a column says it.
+class SplitRule:
+    """How the rows of a manifest are split: by a column, by folds or by shares.
 
-    Raises:
-        ConfigError: If there is no such column, or it holds anything but ``train``, ``val`` and ``test``.
-    """
-    import pyarrow
-    import pyarrow.compute as compute
-
-    table.require(column, where)
-    texts = table.texts(column)
-    codes = compute.index_in(texts, value_set=pyarrow.array(SPLITS, type=texts.type))
-    wrong = np.flatnonzero(np.asarray(codes.is_null()))
-    if len(wrong):
-        others = [text for text in texts.unique().to_pylist() if text not in SPLITS]
-        shown = listing(["" if text is None else text for text in others], 6)
-        raise ConfigError(
-            f"{where}: column {column!r} of {str(table.path)!r} holds {shown} ({rows_of(wrong)}). "
-            f"Possible: {listing(SPLITS)}."
-        )
-    return np.asarray(codes).astype(np.int8)
-
-
-def refuse_shared(split: Array, table: Table, split_by: str, where: str = "data.split_by") -> None:
-    """Raises `ConfigError` if rows of one value of a column are in several splits, with some of the values and rows."""
-    groups, names = groups_of(table, split_by, where)
-    lowest = np.full(len(names), len(SPLITS), dtype=np.int8)
-    highest = np.zeros(len(names), dtype=np.int8)
-    np.minimum.at(lowest, groups, split)
-    np.maximum.at(highest, groups, split)
-    shared = np.flatnonzero(lowest != highest)
-    if not len(shared):
-        return
-    shown = []
-    for group in shared[:3]:
-        rows = np.flatnonzero(groups == group)
-        places = {SPLITS[code]: int(rows[split[rows] == code][0]) for code in np.unique(split[rows])}
-        shown.append(f"{names[int(group)].as_py()!r} ({', '.join(f'{s}: row {row}' for s, row in places.items())})")
-    raise ConfigError(
-        f"{where}: {len(shared)} values of {split_by!r} are in more than one split, such as {'; '.join(shown)}. A "
-        f"model would be tested on what it has seen. Correct the split column, or leave it out: then rows "
-        f"of one value stay together."
-    )
-
-
-def groups_of(table: Table, column: str, where: str = "data.split_by") -> tuple[Array, Any]:
-    """Number of each row's value `(rows,)` and the values, an Arrow array, in order of their first rows.
+    Args:
+        column: Column with the split of each row; None draws it.
+        fold: Which fold is the test split, such as 2/5; None draws shares.
+        fractions: Split → its share of the rows; with folds ``val`` alone, of the other folds.
+        stratify: Whether classes, combinations of labels, or ranges of a number are split alike.
+        group_column: Column of which rows with one value stay together.
+        seed: Equal seeds draw equal splits.
 
     Raises:
-        ConfigError: If there is no such column, or a cell is empty.
+        ConfigError: If one is impossible.
     """
-    table.require(column, where)
-    empty = np.flatnonzero(table.empty(column))
-    if len(empty):
-        raise ConfigError(
-            f"{where}: column {column!r} of {str(table.path)!r} is empty in {rows_of(empty)}, so nobody knows what "
-            f"these rows belong to. Give each a value, such as one of its own."
-        )
-    encoded = table.texts(column).dictionary_encode()
-    return np.asarray(encoded.indices).astype(np.int64), encoded.dictionary
+
+    def __init__(
+        self,
+        column: str | None,
+        fold: str | None,
+        fractions: Mapping[str, Any] | None,
+        stratify: bool,
+        group_column: str | None,
+        seed: int,
+    ) -> None:
+        check_number(seed, "data.split_seed", low=0, high=2**32 - 1)
+        if column is not None and (fractions or fold):
+            raise ConfigError("it decides the split; leave out 'fractions' and 'fold', or this.", "data.split_column")
+        self.column = column
+        self.group_column = group_column
+        self.stratify = stratify
+        self.seed = seed
+        self.fold = None if fold is None else parse_fold(fold)
+        self.fractions = parse_fractions(fractions, fold)
+
+    def split(self, table: Table, strata: Array | None, labels: Array | None) -> Array:
+        """The split of each row, `(rows,)`; `strata` and `labels` as in `split_by_fractions`."""
+        groups = None if self.group_column is None else groups_of(table, self.group_column)
+        if self.column is not None:
+            split = split_from_column(table, self.column)
+            if groups is not None:
+                refuse_shared(split, table, groups, self.group_column)
+            return split
+        options = {"strata": strata if self.stratify else None, "groups": groups, "labels": labels}
+        if self.fold is not None:
+            return split_by_fold(len(table), self.fold, self.fractions["val"], self.seed, **options)
+        return split_by_fractions(len(table), self.fractions, self.seed, **options)
 
 
-def parse_fold(fold: str, where: str = "data.fold") -> tuple[int, int]:
-    """``2/5`` → (2, 5): the second of five folds.
-
-    Raises:
-        ConfigError: If it is something else.
-    """
-    number, slash, count = str(fold).partition("/")
-    if not (slash and number.strip().isdigit() and count.strip().isdigit()):
-        raise ConfigError(f"{where}: {fold!r} is not a fold and their number, such as 1/5, the first of five.")
-    k, n = int(number), int(count)
-    if n < 2 or not 1 <= k <= n:
-        raise ConfigError(
-            f"{where}: {fold!r} is impossible; the folds of {max(n, 2)} are 1/{max(n, 2)} to {max(n, 2)}/{max(n, 2)}."
-        )
-    return k, n
+def parse_fold(fold: str) -> tuple[int, int]:
+    """``2/5`` → (2, 5), the second of five folds."""
+    found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", str(fold))
+    if not found:
+        raise ConfigError(f"{fold!r} is not a fold and their number, such as 1/5, the first of five.", "data.fold")
+    number, folds = int(found[1]), int(found[2])
+    if folds < 2 or not 1 <= number <= folds:
+        most = max(folds, 2)
+        raise ConfigError(f"{fold!r} is impossible; the folds of {most} are 1/{most} to {most}/{most}.", "data.fold")
+    return number, folds
 
 
-def parse_fractions(
-    fractions: Mapping[str, Any] | None, fold: str | None, where: str = "data.fractions"
-) -> dict[str, float]:
+def parse_fractions(fractions: Mapping[str, Any] | None, fold: str | None) -> dict[str, float]:
     """Shares of all rows for ``val`` and ``test``; 0.15 each if left out, ``val`` alone with folds, of the other folds.
 
     Raises:
         ConfigError: If a key or share is impossible.
     """
-    possible = ("val", "test") if fold is None else ("val",)
-    shares = dict.fromkeys(possible, 0.15)
-    for name, share in (fractions or {}).items():
-        if name not in possible:
-            raise unknown(where, "split" if fold is None else "split (the fold is the test split)", str(name), possible)
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-            raise ConfigError(f"{where}.{name}: {share!r} is not a share of the rows from 0 to below 1.")
-        shares[name] = float(share)
-    if sum(shares.values()) >= 1:
-        raise ConfigError(f"{where}: {shares} leave no rows to train on; together they are below 1.")
+    given = fractions or {}
+    with at("data.fractions"):
+        if fold is None:
+            check_keys(given, ("val", "test"), kind="split")
+            shares = {"val": 0.15, "test": 0.15, **given}
+        else:
+            check_keys(given, ("val",), kind="split (the fold is the test split)")
+            shares = {"val": 0.15, **given}
+        for name, share in shares.items():
+            check_number(share, name, low=0, high=1)
+        if sum(shares.values()) >= 1:
+            raise ConfigError(f"{shares} leave no rows to train on; together they are below 1.")
     return shares
+
+
+def split_from_column(table: Table, column: str) -> Array:
+    """The split of each row, `(rows,)`, from a column that holds ``train``, ``val`` and ``test`` and nothing else."""
+    with at("data.split_column"):
+        table.require(column)
+        texts = table.texts(column)
+        codes = positions(texts, SPLITS)
+        wrong = np.flatnonzero(codes < 0)
+        if len(wrong):
+            others = texts.take(wrong).fill_null("").unique().to_pylist()
+            raise ConfigError(
+                f"column {column!r} of {str(table.path)!r} holds {listing(others, 6)} ({rows_of(wrong)}). "
+                f"Possible: {listing(SPLITS)}."
+            )
+        return codes.astype(np.int8)
+
+
+def refuse_shared(split: Array, table: Table, groups: Array, group_column: str | None) -> None:
+    """Raises `ConfigError` if rows of one value of a column are in several splits, with some of the values and rows."""
+    pairs = np.unique(groups * len(SPLITS) + split)  # one number per group and split
+    found, counts = np.unique(pairs // len(SPLITS), return_counts=True)
+    shared = found[counts > 1]
+    if not len(shared):
+        return
+    shown = []
+    for group in shared[:3]:
+        rows = np.flatnonzero(groups == group)
+        name = table.texts(str(group_column))[int(rows[0])].as_py()
+        shown.append(f"{name!r} ({places_of(rows, split)})")
+    raise ConfigError(
+        f"{len(shared)} values of {group_column!r} are in more than one split, such as {', '.join(shown)}. A "
+        f"model would be tested on what it has seen. Correct the split column, or leave it out: then rows "
+        f"of one value stay together.",
+        "data.split_by",
+    )
+
+
+def groups_of(table: Table, column: str) -> Array:
+    """Number of each row's value, `(rows,)`, in order of their first rows."""
+    with at("data.split_by"):
+        advice = ", so nobody knows what these rows belong to. Give each a value, such as one of its own."
+        table.require_filled(column, advice)
+        return np.array(table.texts(column).dictionary_encode().indices, dtype=np.int64)
+
+
+def places_of(rows: Array, split: Array) -> str:
+    """Rows for a message, by their split: "train: rows 3, 8; val: row 7"."""
+    places = []
+    for code in np.unique(split[rows]):
+        own = rows[split[rows] == code]
+        places.append(f"{SPLITS[code]}: {rows_of(own, 3)}")
+    return "; ".join(places)
 
 
 def split_by_fractions(
@@ -145,7 +182,7 @@ def split_by_fractions(
     strata = np.zeros(count, dtype=np.int64) if strata is None else strata
     shares = [1 - fractions["val"] - fractions["test"], fractions["val"], fractions["test"]]
     if groups is None:
-        split = _systematic(strata, shares, np.random.RandomState(seed))
+        split = _draw_rows(strata, shares, seed)
     else:
         split = assign_groups(groups, strata, shares, seed).astype(np.int8)
     return split if labels is None else with_all_labels(split, labels, seed, groups)
@@ -160,63 +197,52 @@ def split_by_fold(
     groups: Array | None = None,
     labels: Array | None = None,
 ) -> Array:
-    """One of several splits of which each row is in the test split of exactly one.
+    """One of several splits of which each row is in the test split of exactly one; arguments as `split_by_fractions`.
 
-    The folds differ by at most one row, all in all and in each stratum. With groups see `assign_groups`.
-
-    Args:
-        count: Number of rows.
-        fold: Which is the test split, from 1, and the number of folds.
-        val: Share of the other folds for validation.
-        seed: Equal seeds give equal folds; it is the same for all of them.
-        strata: Number of each row's stratum, `(count,)`; None is a single one.
-        groups: Number of each row's group, `(count,)`; rows of one group are in one fold.
-        labels: Labels that validation may not take from the training split, see `with_all_labels`.
-
-    Returns:
-        `(count,)`, positions in `SPLITS`.
+    The folds differ by at most one row, in all and in each stratum. With groups see `assign_groups`. The share `val` is
+    one of the rows of the other folds.
     """
+    number, folds = fold
     strata = np.zeros(count, dtype=np.int64) if strata is None else strata
-    folds = folds_of(fold[1], seed, strata, groups)
-    split = np.where(folds == fold[0] - 1, TEST, TRAIN).astype(np.int8)
-    rest = np.flatnonzero(split == TRAIN)
-    inner = (None if each is None else each[rest] for each in (strata, groups, labels))
-    split[rest] = split_by_fractions(len(rest), {"val": val, "test": 0.0}, seed, *inner)
+    if groups is None:
+        _refuse_empty_folds(count, "rows", folds)
+        fold_of_row = np.empty(count, dtype=np.int64)
+        fold_of_row[_by_stratum(strata, seed)] = np.arange(count) % folds
+    else:
+        _refuse_empty_folds(len(np.unique(groups)), "values of split_by", folds)
+        fold_of_row = assign_groups(groups, strata, [1 / folds] * folds, seed)
+    split = np.full(count, TEST, dtype=np.int8)
+    rest = np.flatnonzero(fold_of_row != number - 1)
+    groups = None if groups is None else groups[rest]
+    labels = None if labels is None else labels[rest]
+    fractions = {"val": val, "test": 0.0}
+    split[rest] = split_by_fractions(len(rest), fractions, seed, strata[rest], groups, labels)
     return split
 
 
-def folds_of(number: int, seed: int, strata: Array, groups: Array | None = None) -> Array:
-    """The fold of each row, `(rows,)`, from 0.
-
-    Raises:
-        ConfigError: If there are fewer rows, or groups, than folds.
-    """
-    found, what = (len(strata), "rows") if groups is None else (len(np.unique(groups)), "values of split_by")
-    if found < number:
-        raise ConfigError(f"data.fold: {found} {what} cannot fill {number} folds. Take fewer folds.")
-    if groups is not None:
-        return assign_groups(groups, strata, [1 / number] * number, seed)
-    folds = np.empty(len(strata), dtype=np.int64)
-    folds[_by_stratum(strata, np.random.RandomState(seed))] = np.arange(len(strata)) % number
-    return folds
+def _refuse_empty_folds(found: int, what: str, folds: int) -> None:
+    if found < folds:
+        raise ConfigError(f"{found} {what} cannot fill {folds} folds. Take fewer folds.", "data.fold")
 
 
-def _by_stratum(strata: Array, random: np.random.RandomState) -> Array:
+def _by_stratum(strata: Array, seed: int) -> Array:
     """All rows, shuffled, then ordered by stratum."""
-    shuffled = random.permutation(len(strata))
-    order: Array = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    shuffled = np.random.RandomState(seed).permutation(len(strata))
+    by_stratum = np.argsort(strata[shuffled], kind="stable")
+    order: Array = shuffled[by_stratum]
     return order
 
 
-def _systematic(strata: Array, shares: list[float], random: np.random.RandomState) -> Array:
+def _draw_rows(strata: Array, shares: list[float], seed: int) -> Array:
     """Takes every so many-th of the rows ordered by stratum, first for the test, then of the rest for validation."""
-    order = _by_stratum(strata, random)
+    order = _by_stratum(strata, seed)
     split = np.full(len(strata), TRAIN, dtype=np.int8)
     for code, share in ((TEST, shares[TEST]), (VAL, shares[VAL] / (1 - shares[TEST]))):
-        edges = np.floor(np.arange(len(order) + 1) * share + 0.5 + 1e-9)
-        chosen = np.diff(edges) > 0
-        split[order[chosen]] = code
-        order = order[~chosen]
+        # After n rows, n * share of them are taken, rounded. 1e-9: products that are a half but for their last bit.
+        taken = np.floor(np.arange(len(order) + 1) * share + 0.5 + 1e-9)
+        is_taken = np.diff(taken) > 0
+        split[order[is_taken]] = code
+        order = order[~is_taken]
     return split
 
 
@@ -227,32 +253,42 @@ def assign_groups(groups: Array, strata: Array, shares: list[float], seed: int) 
     the group's strata for its share, the group's own rows counted half (with a single stratum this is Sainte-Laguë's
     method). Large and small groups spread over all parts. A part is off its share by about the size of a group, so that
     a few groups that hold most rows cannot be dealt out well.
-
-    Args:
-        groups: Number of each row's group.
-        strata: Number of each row's stratum.
-        shares: Of each part; sum to 1.
-        seed: Of the order of equal groups.
     """
-    _, groups = np.unique(groups, return_inverse=True)
-    totals = np.bincount(strata).astype(float)
-    pairs, counts = np.unique(groups * np.int64(len(totals)) + strata, return_counts=True)
-    owners, owned = np.divmod(pairs, len(totals))
+    _, groups = np.unique(groups, return_inverse=True)  # numbered without gaps
     sizes = np.bincount(groups)
-    starts = np.searchsorted(owners, np.arange(len(sizes) + 1))
-    parts = [index for index, share in enumerate(shares) if share > 0]
-    weights = np.array([shares[part] for part in parts])[:, None]
-    filled = np.zeros((len(parts), len(totals)))
-    chosen = np.empty(len(sizes), dtype=np.int64)
+    totals = np.bincount(strata).astype(float)
+    strata_of_group, rows_of_group = _rows_by_stratum(groups, strata, len(sizes), len(totals))
+
+    parts = np.flatnonzero(np.array(shares) > 0)
+    own_shares = np.array(shares)[parts, None]
+    dealt = np.zeros((len(parts), len(totals)))  # rows of each stratum that a part has so far
+    part_of_group = np.empty(len(sizes), dtype=np.int64)
+
     shuffled = np.random.RandomState(seed).permutation(len(sizes))
-    for group in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
-        own = slice(starts[group], starts[group + 1])
-        column, amount = owned[own], counts[own]
-        cost = ((filled[:, column] + amount / 2) / weights * (amount / totals[column])).sum(axis=1)
+    largest_first = np.argsort(-sizes[shuffled], kind="stable")
+    for group in shuffled[largest_first]:
+        own_strata, own_rows = strata_of_group[group], rows_of_group[group]
+        fill = (dealt[:, own_strata] + own_rows / 2) / own_shares
+        # A row counts more in a rare stratum, where it is a larger part of all there are.
+        cost = (fill * (own_rows / totals[own_strata])).sum(axis=1)
         best = int(cost.argmin())
-        filled[best, column] += amount
-        chosen[group] = parts[best]
-    return chosen[groups]
+        dealt[best, own_strata] += own_rows
+        part_of_group[group] = parts[best]
+    return part_of_group[groups]
+
+
+def _rows_by_stratum(
+    groups: Array, strata: Array, number_of_groups: int, number_of_strata: int
+) -> tuple[list[Array], list[Array]]:
+    """Of each group, the strata that it has rows in, and the number of these rows.
+
+    Lists, and not a matrix of all groups and strata, which would be large and nearly empty.
+    """
+    pairs, counts = np.unique(groups * np.int64(number_of_strata) + strata, return_counts=True)
+    group_of_pair, stratum_of_pair = np.divmod(pairs, number_of_strata)
+    # Pairs are sorted, so those of a group stand together.
+    starts = np.searchsorted(group_of_pair, np.arange(1, number_of_groups))
+    return np.split(stratum_of_pair, starts), np.split(counts, starts)
 
 
 def with_all_labels(split: Array, labels: Array, seed: int, groups: Array | None = None) -> Array:
@@ -271,44 +307,38 @@ def with_all_labels(split: Array, labels: Array, seed: int, groups: Array | None
         if groups is None:
             split[np.random.RandomState(seed).choice(rows)] = TRAIN
         else:
-            members = np.unique(groups[rows])
-            sizes = [(groups == member).sum() for member in members]
-            split[groups == members[int(np.argmin(sizes))]] = TRAIN
+            # A smaller group changes the shares less.
+            smallest = min(np.unique(groups[rows]), key=lambda group: np.count_nonzero(groups == group))
+            split[groups == smallest] = TRAIN
     return split
 
 
 def _untrained(split: Array, labels: Array) -> list[Array]:
     """The rows of each label that no training row has."""
+    training = labels[split == TRAIN]
     if labels.ndim == 1:
-        return [np.flatnonzero(labels == label) for label in np.setdiff1d(labels, labels[split == TRAIN])]
-    found = labels.astype(bool)
-    lacking = found.any(axis=0) & ~found[split == TRAIN].any(axis=0)
-    return [np.flatnonzero(found[:, label]) for label in np.flatnonzero(lacking)]
+        return [np.flatnonzero(labels == label) for label in np.setdiff1d(labels, training)]
+    is_trained = training.any(axis=0)
+    lacking = labels.any(axis=0) & ~is_trained
+    return [np.flatnonzero(column) for column in labels.T[lacking]]
 
 
-def quantile_bins(values: Array, most: int = 10, least: int = 20) -> Array:
-    """Strata of numbers, `(rows,)`: bins of equal counts, at most `most` and with about `least` rows or more.
+def quantile_bins(values: Array) -> Array:
+    """Strata of numbers, `(rows,)`: bins of equal counts; of columns `(rows, k)`, of the mean of their ranks."""
+    ranks = _ranks(values.reshape(len(values), -1)).mean(axis=1)
+    bins = int(np.clip(len(values) // _ROWS_OF_BIN, 1, _MOST_BINS))
+    # Ranks of the ranks, so that equal means do not make one bin larger than the others.
+    return _ranks(ranks) * bins // max(len(values), 1)
 
-    Of several columns `(rows, k)`, the mean of their ranks is taken.
-    """
-    columns = values.reshape(len(values), -1)
-    ranks = np.argsort(np.argsort(columns, axis=0, kind="stable"), axis=0, kind="stable").mean(axis=1)
-    place = np.argsort(np.argsort(ranks, kind="stable"), kind="stable")
-    bins = int(np.clip(len(values) // least, 1, most))
-    return place * bins // max(len(values), 1)
+
+def _ranks(values: Array) -> Array:
+    """The place of each value in the order of its column, from 0."""
+    order = np.argsort(values, axis=0, kind="stable")
+    return np.argsort(order, axis=0, kind="stable")
 
 
 def combinations_of(values: Array) -> Array:
     """Strata of rows of 0 and 1, `(rows, labels)`: one per combination, similar ones beside each other."""
-    packed = np.packbits(values.astype(bool), axis=1)
+    packed = np.packbits(values.astype(bool), axis=1)  # sorts faster than a column per label
     _, numbers = np.unique(packed, axis=0, return_inverse=True)
     return numbers.reshape(-1).astype(np.int64)
-
-
-def rows_of(rows: Iterable[Any], limit: int = 5) -> str:
-    """Rows for a message: "rows 3, 8 and 2 more"."""
-    rows = [int(row) for row in rows]
-    shown = ", ".join(map(str, rows[:limit]))
-    return f"{'row' if len(rows) == 1 else 'rows'} {shown}" + (
-        f" and {len(rows) - limit} more" if len(rows) > limit else ""
-    )

@@ -1,18 +1,18 @@
 """A manifest: a table with a row per sample, read from CSV or Parquet and kept as Arrow columns."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError, at, listing, unknown
 
 if TYPE_CHECKING:
-    import pandas
-    from pyarrow import Array, ChunkedArray
-    from pyarrow import Table as ArrowTable
+    import pyarrow
+
+Array = np.ndarray[Any, Any]
 
 _PARQUET = (".parquet", ".pq")
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
@@ -26,33 +26,27 @@ class Table:
     Arrow-backed, so that a million rows take little memory and processes that are forked share it.
 
     Args:
-        frame: A `pyarrow.Table`, or a `pandas.DataFrame`, whose index is left out.
-        path: Where it was read from, for errors.
-        where: Config path of the setting, for errors.
+        arrow: The columns.
+        path: Where they were read from, for errors.
+        place: The setting that gave the path, for errors.
 
     Raises:
         ConfigError: If two columns have one name, or there are no rows.
     """
 
-    def __init__(
-        self, frame: "ArrowTable | pandas.DataFrame", path: str | Path = "table", where: str = "data.path"
-    ) -> None:
-        pyarrow = _pyarrow(where)
-        self.path, self.where = Path(path), where
-        is_arrow = isinstance(frame, pyarrow.Table)
-        self.arrow: ArrowTable = frame if is_arrow else pyarrow.Table.from_pandas(frame, preserve_index=False)
-        self.columns: list[str] = list(self.arrow.column_names)
+    def __init__(self, arrow: "pyarrow.Table", path: str | Path = "table", place: str = "data.path") -> None:
+        self.arrow, self.path, self.place = arrow, Path(path), place
+        self.columns: list[str] = list(arrow.column_names)
         """Names of the columns."""
         twice = [name for name, count in Counter(self.columns).items() if count > 1]
         if twice:
-            raise ConfigError(f"{where}: {str(path)!r} has several columns named {listing(twice, 5)}. Rename them.")
+            raise ConfigError(f"{str(path)!r} has several columns named {listing(twice, 5)}. Rename them.")
         if not len(self):
-            raise ConfigError(f"{where}: {str(path)!r} has no rows; its columns are {listing(self.columns)}.")
-        self._texts: dict[str, Array] = {}
-        self._empty: dict[str, np.ndarray[Any, Any]] = {}
+            raise ConfigError(f"{str(path)!r} has no rows; its columns are {listing(self.columns)}.")
+        self._texts: dict[str, pyarrow.Array] = {}
 
     @classmethod
-    def read(cls, path: str | Path, where: str = "data.path", texts: Collection[str] = ()) -> "Table":
+    def read(cls, path: str | Path, place: str = "data.path", texts: Collection[str] = ()) -> "Table":
         """Reads a ``.parquet`` file, a ``.tsv`` file, or CSV with commas; the latter two in UTF-8, also as ``.gz``.
 
         In CSV an empty cell is one without text, or with one of the words for it that pandas and R write: NA, N/A, NaN,
@@ -60,85 +54,74 @@ class Table:
 
         Args:
             path: The file.
-            where: Config path of the setting, for errors.
+            place: The setting that gave the path, for errors.
             texts: Columns of CSV that stay text as it is written; in others 007 is the number 7. Names that the table
                 lacks are passed over.
 
         Raises:
             ConfigError: If pyarrow (extra ``data``) is missing, or the file is not there or not readable.
         """
-        pyarrow, path = _pyarrow(where), Path(path)
-        if not path.is_file():
-            raise ConfigError(f"{where}: there is no file {str(path)!r} (looked up from {str(Path.cwd())!r}).")
-        try:
-            arrow = _read_parquet(path) if path.suffix in _PARQUET else _read_csv(path, texts)
-            names = arrow.column_names
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
-                raise _not_utf8(where, path, "a name or cell") from None
-            raise ConfigError(f"{where}: {str(path)!r} cannot be read: {str(error)[:300]}") from error
-        _check_separator(names, path, where)
-        for field in arrow.schema:
-            if pyarrow.types.is_binary(field.type) and path.suffix not in _PARQUET:
-                raise _not_utf8(where, path, f"column {field.name!r}")
-        return cls(arrow, path, where)
+        with at(place):
+            return cls(_read_arrow(Path(path), texts), path, place)
 
     def __len__(self) -> int:
         return int(self.arrow.num_rows)
 
-    def require(self, column: str, where: str) -> None:
+    def require(self, column: str, place: str = "") -> None:
         """Raises `ConfigError` if there is no such column."""
         if column not in self.columns:
-            raise unknown(where, f"column of {str(self.path)!r}", str(column), self.columns)
+            raise unknown(place, f"column of {str(self.path)!r}", str(column), self.columns)
 
-    def texts(self, column: str) -> "Array":
-        """A column as text; ``array[row].as_py()`` is a str, or None for an empty cell; blank text is empty.
+    def texts(self, column: str) -> "pyarrow.Array":
+        """A column as text, where ``array[row].as_py()`` is a str, or None for an empty cell; blank text is empty.
 
         Raises:
-            ConfigError: If the cells are no plain values, such as lists.
+            ConfigError: If the cells are not plain values, such as lists.
         """
         if column not in self._texts:
             self._texts[column] = self._as_text(column)
         return self._texts[column]
 
-    def _as_text(self, column: str) -> "Array":
+    def _as_text(self, column: str) -> "pyarrow.Array":
         import pyarrow
         import pyarrow.compute as compute
 
-        chunked = self.values(column)
-        kind = pyarrow.large_string() if chunked.nbytes > _LONG else pyarrow.string()
+        cells = self.values(column)
+        kind = pyarrow.large_string() if cells.nbytes > _LONG else pyarrow.string()
         try:
-            text = chunked.cast(kind).combine_chunks()
+            text = cells.cast(kind).combine_chunks()
         except pyarrow.ArrowException as error:
             raise ConfigError(
-                f"{self.where}: column {column!r} of {str(self.path)!r} holds {chunked.type} values, which cannot be "
-                f"read as text: {str(error)[:200]}"
+                f"column {column!r} of {str(self.path)!r} holds {cells.type} values, which cannot be read as text: "
+                f"{str(error)[:200]}"
             ) from error
-        if pyarrow.types.is_floating(chunked.type):
-            text = compute.if_else(compute.is_nan(chunked.combine_chunks()), None, text)
+        if pyarrow.types.is_floating(cells.type):
+            text = compute.if_else(compute.is_nan(cells.combine_chunks()), None, text)
+        # utf8_is_space is false for text without any letter
         blank = compute.or_(compute.equal(text, ""), compute.utf8_is_space(text))
         return compute.if_else(blank, None, text) if compute.any(blank).as_py() else text
 
-    def values(self, column: str) -> "ChunkedArray":
+    def values(self, column: str) -> "pyarrow.ChunkedArray":
         """A column in its own type; of a column of categories, the type of these."""
         import pyarrow
 
-        chunked = self.arrow.column(column)
-        return chunked.cast(chunked.type.value_type) if pyarrow.types.is_dictionary(chunked.type) else chunked
+        cells = self.arrow.column(column)
+        return cells.cast(cells.type.value_type) if pyarrow.types.is_dictionary(cells.type) else cells
 
-    def empty(self, column: str) -> np.ndarray[Any, Any]:
+    def empty(self, column: str) -> Array:
         """Which cells are empty: `(rows,)` bool; blank text and nan are empty."""
-        if column not in self._empty:
-            import pyarrow.compute as compute
+        cells = self.values(column)
+        nulls = self.texts(column).is_null() if _is_text(cells.type) else cells.is_null(nan_is_null=True)
+        return np.asarray(nulls, dtype=bool)
 
-            chunked = self.values(column)
-            nulls = (
-                self.texts(column).is_null() if _is_text(chunked.type) else compute.is_null(chunked, nan_is_null=True)
-            )
-            self._empty[column] = np.asarray(nulls, dtype=bool)
-        return self._empty[column]
+    def require_filled(self, column: str, advice: str) -> None:
+        """Raises `ConfigError` if there is no such column, or a cell of it is empty."""
+        self.require(column)
+        empty = np.flatnonzero(self.empty(column))
+        if len(empty):
+            raise ConfigError(f"column {column!r} of {str(self.path)!r} is empty in {rows_of(empty)}{advice}")
 
-    def numbers(self, column: str, where: str) -> np.ndarray[Any, Any]:
+    def numbers(self, column: str, place: str = "") -> Array:
         """A column as `(rows,)` float64, nan in empty cells; true is 1 and false 0.
 
         Raises:
@@ -147,41 +130,30 @@ class Table:
         import pyarrow
         import pyarrow.compute as compute
 
-        chunked = self.values(column)
-        if _is_text(chunked.type):
-            chunked = compute.utf8_trim_whitespace(self.texts(column))
-            proper = compute.match_substring_regex(chunked, _NUMBER)
-            self._refuse(column, where, np.asarray(compute.fill_null(compute.invert(proper), False)))
-            chunked = compute.utf8_ltrim(chunked, "+")
-        elif not _is_numeric(chunked.type):
-            self._refuse(column, where, ~self.empty(column))
-        values: np.ndarray[Any, Any] = np.array(
-            chunked.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
-        )
-        self._refuse(column, where, np.isinf(values))
+        cells = self.values(column)
+        if _is_text(cells.type):
+            cells = compute.utf8_trim_whitespace(self.texts(column))
+            wrong = compute.invert(compute.match_substring_regex(cells, _NUMBER))
+            self._refuse(column, place, np.asarray(compute.fill_null(wrong, False)))
+            cells = compute.utf8_ltrim(cells, "+")  # Arrow reads no sign but the minus
+        try:
+            # safe would refuse whole numbers above 2**53
+            values: Array = np.array(cells.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False))
+        except pyarrow.ArrowException:  # dates, lists
+            values = np.where(self.empty(column), np.nan, np.inf)
+        self._refuse(column, place, np.isinf(values))
         return values
 
-    def _refuse(self, column: str, where: str, wrong: np.ndarray[Any, Any]) -> None:
-        """Raises an error about the cells that are no numbers, if there are any."""
+    def _refuse(self, column: str, place: str, wrong: Array) -> None:
+        """Raises an error about the cells that are not numbers, if there are any."""
         rows = np.flatnonzero(wrong)
         if len(rows):
             cell = self.texts(column)[int(rows[0])].as_py()
             raise ConfigError(
-                f"{where}: column {column!r} of {str(self.path)!r} holds {cell!r} in row {rows[0]}, which is no "
-                f"finite number ({len(rows)} such cells). Correct them, or read the column as categorical."
+                f"column {column!r} of {str(self.path)!r} holds {cell!r} in row {rows[0]}, which is not a finite "
+                f"number ({len(rows)} such cells). Correct them, or read the column as categorical.",
+                place,
             )
-
-
-def _pyarrow(where: str) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.compute
-    except ModuleNotFoundError:
-        raise ConfigError(
-            f"{where}: tables are read with pyarrow, which is missing. Install it with: "
-            f"pip install 'hybrid_lightning[data]'"
-        ) from None
-    return pyarrow
 
 
 def _is_text(kind: Any) -> bool:
@@ -190,42 +162,78 @@ def _is_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def _is_numeric(kind: Any) -> bool:
-    from pyarrow import types
+def positions(texts: "pyarrow.Array", names: Sequence[str]) -> Array:
+    """The place of each text in a list of names, int64; -1 for others and for empty cells."""
+    import pyarrow
+    import pyarrow.compute as compute
 
-    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
-    return any(test(kind) for test in tests)
+    found = compute.index_in(texts, value_set=pyarrow.array(names, type=texts.type))
+    return np.array(found.fill_null(-1), dtype=np.int64)
 
 
-def _read_parquet(path: Path) -> Any:
+def rows_of(rows: Iterable[Any], limit: int = 5) -> str:
+    """Rows for a message: "rows 3, 8 and 2 more"."""
+    rows = list(rows)
+    shown = ", ".join(map(str, rows[:limit]))
+    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
+    return f"{'row' if len(rows) == 1 else 'rows'} {shown}{more}"
+
+
+def _read_arrow(path: Path, texts: Collection[str]) -> "pyarrow.Table":
+    try:
+        import pyarrow
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "tables are read with pyarrow, which is missing. Install it with: pip install 'hybrid_lightning[data]'"
+        ) from None
+    if not path.is_file():
+        raise ConfigError(f"there is no file {str(path)!r} (looked up from {str(Path.cwd())!r}).")
+    is_parquet = path.suffix in _PARQUET
+    try:
+        arrow = _read_parquet(path) if is_parquet else _read_csv(path, texts)
+        names = arrow.column_names  # which decodes them
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
+            raise _not_utf8(path, "a name or cell") from None
+        raise ConfigError(f"{str(path)!r} cannot be read: {str(error)[:300]}") from error
+    _check_separator(names, path)
+    for field in arrow.schema:
+        # Arrow's reader of CSV keeps text that it cannot decode as bytes
+        if pyarrow.types.is_binary(field.type) and not is_parquet:
+            raise _not_utf8(path, f"column {field.name!r}")
+    return arrow
+
+
+def _read_parquet(path: Path) -> "pyarrow.Table":
     import pyarrow.parquet
 
     return pyarrow.parquet.read_table(path)
 
 
-def _read_csv(path: Path, texts: Collection[str]) -> Any:
+def _read_csv(path: Path, texts: Collection[str]) -> "pyarrow.Table":
     import pyarrow
     from pyarrow import csv
 
     separator = "\t" if ".tsv" in path.suffixes else ","
+    types = dict.fromkeys(texts, pyarrow.string())
     return csv.read_csv(
         path,
         parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-        convert_options=csv.ConvertOptions(
-            column_types={name: pyarrow.string() for name in texts}, strings_can_be_null=True
-        ),
+        convert_options=csv.ConvertOptions(column_types=types, strings_can_be_null=True),
     )
 
 
-def _check_separator(names: list[str], path: Path, where: str) -> None:
+def _check_separator(names: list[str], path: Path) -> None:
     """Raises `ConfigError` if a table of one column is one that was split at the wrong character."""
+    if len(names) != 1:
+        return
     for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (",", "commas")):
-        if len(names) == 1 and separator in names[0]:
+        if separator in names[0]:
             raise ConfigError(
-                f"{where}: {str(path)!r} seems to be separated by {name}, as its header is {names[0][:100]!r}. "
+                f"{str(path)!r} seems to be separated by {name}, as its header is {names[0][:100]!r}. "
                 f"Write it with commas, or with tabs as .tsv."
             )
 
 
-def _not_utf8(where: str, path: Path, what: str) -> ConfigError:
-    return ConfigError(f"{where}: {str(path)!r} is not in UTF-8: {what} cannot be read. Save the file as UTF-8.")
+def _not_utf8(path: Path, what: str) -> ConfigError:
+    return ConfigError(f"{str(path)!r} is not in UTF-8: {what} cannot be read. Save the file as UTF-8.")

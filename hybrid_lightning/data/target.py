@@ -1,15 +1,16 @@
 """The target of a manifest: what kind it is, its classes, and its tensor."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.splits import SPLITS, TEST, TRAIN, VAL, Array, combinations_of, quantile_bins, rows_of
-from hybrid_lightning.data.table import Table
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.data.splits import SPLITS, TEST, TRAIN, VAL, combinations_of, quantile_bins
+from hybrid_lightning.data.table import Array, Table, positions, rows_of
+from hybrid_lightning.errors import ConfigError, check_choice, check_keys, listing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -18,150 +19,199 @@ KINDS = ("binary", "multiclass", "multilabel", "regression")
 _MOST_CODES = 20
 """Distinct whole numbers up to which a column may mean classes; with more it is a quantity."""
 _SEPARATOR = ";"
-_ASK = "Say which with target: {{column: {column}, kind: regression}}, or kind: multiclass."
+_MOST_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class FittedTarget:
+    """The target of the rows of a manifest.
+
+    Args:
+        columns: Names of its columns.
+        kind: One of `KINDS`.
+        names: Of classes, labels or numbers, in order of their index.
+        values: int64 `(rows,)` for classes, float32 `(rows, labels)` of 0 and 1 for labels, float32 `(rows,)` or
+            `(rows, columns)` for numbers.
+    """
+
+    columns: list[str]
+    kind: str
+    names: list[str]
+    values: Tensor
+
+    @property
+    def labels(self) -> Array | None:
+        """The class of each row `(rows,)`, or whether it has each label `(rows, labels)`; None for numbers."""
+        return None if self.kind == "regression" else self.values.numpy()
+
+    def strata(self) -> Array:
+        """Stratum of each row: its class, its combination of labels, or its quantile bin."""
+        array = self.values.numpy()
+        if self.kind == "regression":
+            return quantile_bins(array)
+        return combinations_of(array) if self.kind == "multilabel" else array
+
+    def counts(self, split: Array) -> Array:
+        """Rows of each split and class or label, `(3, labels)`; there are none of numbers."""
+        array, number = self.values.numpy(), len(self.names)
+        if self.kind == "regression":
+            return np.zeros((len(SPLITS), 0), dtype=np.int64)
+        if self.kind == "multilabel":
+            return np.stack([array[split == code].sum(axis=0) for code in (TRAIN, VAL, TEST)]).astype(np.int64)
+        cells = split * np.int64(number) + array  # of the table of counts, line by line
+        return np.bincount(cells, minlength=len(SPLITS) * number).reshape(len(SPLITS), number)
+
+    def check_split(self, split: Array) -> None:
+        """Raises `ConfigError` if a class or label of a validation or test row has no training row."""
+        if not (split == TRAIN).any():  # another run trained
+            return
+        counts = self.counts(split)
+        for code in (VAL, TEST):
+            lacking = np.flatnonzero((counts[TRAIN] == 0) & (counts[code] > 0))
+            if len(lacking):
+                first = int(lacking[0])
+                array = self.values.numpy()
+                has_first = array[:, first] == 1 if self.kind == "multilabel" else array == first
+                rows = np.flatnonzero(has_first & (split == code))
+                shown = listing([self.names[label] for label in lacking], _MOST_SHOWN)
+                raise ConfigError(
+                    f"{shown} stand in {SPLITS[code]} rows, but in no training row; {self.names[first]!r} in "
+                    f"{rows_of(rows)}. A model cannot learn them. Move rows to the training split, gather more, or "
+                    f"leave these rows out; another split_seed may help."
+                )
+
+    def few_rows(self, split: Array) -> str | None:
+        """A line about classes that have too few rows for each split to have one; None if all have."""
+        counts = self.counts(split)
+        used = np.unique(split)  # a split without rows is meant to have none
+        is_short = (counts[used] == 0).any(axis=0) & counts.any(axis=0)
+        short = np.flatnonzero(is_short)
+        if not len(short):
+            return None
+        shown = []
+        for label in short[:_MOST_SHOWN]:
+            in_splits = [f"{SPLITS[code]} {counts[code, label]}" for code in used]
+            shown.append(f"{self.names[label]!r} ({', '.join(in_splits)})")
+        more = f" and {len(short) - _MOST_SHOWN} more" if len(short) > _MOST_SHOWN else ""
+        return f"data.target: too few rows for one in each split: {', '.join(shown)}{more}"
 
 
 class Target:
-    """What a manifest says about the target.
+    """What a manifest predicts, from the config.
 
     Args:
         spec: A column; a list of columns; or ``{column: ..., kind: ..., classes: ...}``.
-        where: Config path, for errors.
 
     Raises:
         ConfigError: If a key or value is impossible.
     """
 
-    def __init__(self, spec: str | Sequence[str] | Mapping[str, Any], where: str = "data.target") -> None:
-        self.where = where
-        given: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {"column": spec}
-        for key in given:
-            if key not in ("column", "kind", "classes"):
-                raise unknown(where, "key", str(key), ("column", "kind", "classes"))
-        columns = given.get("column")
-        self.single = isinstance(columns, str)
-        """Whether one column was given by its name, not in a list."""
+    def __init__(self, spec: str | Sequence[str] | Mapping[str, Any]) -> None:
+        given: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {"column": spec}
+        check_keys(given, ("column", "kind", "classes"))
+        columns, self.kind = given.get("column"), given.get("kind")
         self.columns: list[str] = [columns] if isinstance(columns, str) else list(columns or [])
         if not self.columns or not all(isinstance(name, str) for name in self.columns):
-            raise ConfigError(f"{where}: {columns!r} is neither the name of a column nor a list of names.")
-        self.kind: str | None = given.get("kind")
-        """One of `KINDS`; None until it is inferred."""
-        if self.kind not in (None, *KINDS):
-            raise unknown(f"{where}.kind", "kind", str(self.kind), KINDS)
-        classes = given.get("classes")
-        self.given_classes = None if classes is None else _class_names(classes, f"{where}.classes")
-        self.names: list[str] | None = self.given_classes
-        """Names of classes, labels or numbers in order of their index, once they are known."""
-        if len(self.columns) > 1 and self.kind in ("binary", "multiclass"):
-            raise ConfigError(f"{where}: a {self.kind} target is one column, not {len(self.columns)}.")
-        if self.given_classes and (len(self.columns) > 1 or self.kind == "regression"):
-            raise ConfigError(f"{where}.classes: only a target of one column with classes has them.")
+            raise ConfigError(f"{columns!r} is neither the name of a column nor a list of names.")
+        if self.kind is not None:
+            check_choice(self.kind, "kind", KINDS, "kind")
+        self.names = None if given.get("classes") is None else _class_names(given["classes"])
+        if self.kind in ("binary", "multiclass") and len(self.columns) > 1:
+            raise ConfigError(f"a {self.kind} target is one column, not {len(self.columns)}.")
+        if self.names and (len(self.columns) > 1 or self.kind == "regression"):
+            raise ConfigError("only a target of one column with classes has them.", "classes")
 
     @property
     def text_columns(self) -> list[str]:
         """Columns to read as text, so that a class 007 keeps its name."""
-        has_classes = self.kind in ("binary", "multiclass") or self.given_classes
-        return self.columns if has_classes else []
+        return self.columns if self.names or self.kind in ("binary", "multiclass") else []
 
-    def values(self, table: Table, saved: Mapping[str, Any] | None = None) -> Tensor:
-        """The target of all rows, on the first call with the kind and the names inferred.
+    def fit(self, table: Table, saved: Mapping[str, Any] | None = None) -> FittedTarget:
+        """Reads the target of all rows, and finds the kind and the names that the config leaves open.
 
         Args:
             table: The manifest.
             saved: ``kind`` and ``names`` of an earlier run, which hold again unless the config gives others.
 
-        Returns:
-            int64 `(rows,)` for classes, float32 `(rows, labels)` of 0 and 1 for labels, float32 `(rows,)` or
-            `(rows, columns)` for numbers.
-
         Raises:
             ConfigError: If a column is missing, a cell empty or impossible, or the kind open.
         """
         for column in self.columns:
-            table.require(column, self.where)
-            empty = np.flatnonzero(table.empty(column))
-            if len(empty):
-                raise ConfigError(
-                    f"{self.where}: column {column!r} of {str(table.path)!r} is empty in {rows_of(empty)}. Fill in "
-                    f"these cells or remove the rows; data to predict go into predict_path."
-                )
-        names = (saved or {}).get("names")
-        self.kind = self.kind or (saved or {}).get("kind") or self._inferred(table)
-        if self.kind == "regression":
-            return self._numbers(table)
-        if self.kind == "multilabel":
-            return self._labels_of_columns(table) if len(self.columns) > 1 else self._listed_labels(table, names)
-        return self._classes(table, names)
+            advice = ". Fill in these cells or remove the rows; data to predict go into predict_path."
+            table.require_filled(column, advice)
+        saved = saved or {}
+        kind = self.kind or saved.get("kind") or self._inferred_kind(table)
+        if kind == "regression" or len(self.columns) > 1:
+            return FittedTarget(self.columns, kind, self.columns, self._numbers(table, kind))
+        labels, rows = _labels(table.texts(self.columns[0]), kind)
+        names = self.names or saved.get("names") or in_order(labels.unique().to_pylist())
+        if kind != "multilabel" and (len(names) < 2 or (kind == "binary" and len(names) > 2)):
+            wanted = "exactly two" if kind == "binary" else "at least two"
+            raise ConfigError(
+                f"column {self.columns[0]!r} has {len(names)} classes, {listing(names, 6)}; a {kind} target has "
+                f"{wanted}."
+            )
+        codes = positions(labels, names)
+        wrong = np.flatnonzero(codes < 0)
+        if len(wrong):
+            source = "data.target.classes" if self.names else "the checkpoint"
+            others = labels.take(wrong).unique().to_pylist()
+            raise ConfigError(
+                f"column {self.columns[0]!r} of {str(table.path)!r} holds {listing(others, _MOST_SHOWN)} "
+                f"({rows_of(rows[wrong])}), which {source} does not have; it has {listing(names, 8)}."
+            )
+        values = torch.from_numpy(codes)
+        if kind == "multilabel":
+            values = torch.zeros(len(table), len(names))
+            values[torch.from_numpy(rows), torch.from_numpy(codes)] = 1
+        return FittedTarget(self.columns, kind, names, values)
 
-    def _inferred(self, table: Table) -> str:
-        if len(self.columns) > 1:
-            every = [table.numbers(column, self.where) for column in self.columns]
-            return "multilabel" if all(np.isin(values, (0, 1)).all() for values in every) else "regression"
-        [column] = self.columns
-        return "multiclass" if self.given_classes else inferred_kind(table, column, self.where)
-
-    def _numbers(self, table: Table) -> Tensor:
-        columns = [torch.from_numpy(table.numbers(column, self.where)).float() for column in self.columns]
-        self.names = list(self.columns)
-        return columns[0] if len(columns) == 1 else torch.stack(columns, dim=1)
-
-    def _labels_of_columns(self, table: Table) -> Tensor:
+    def _inferred_kind(self, table: Table) -> str:
+        if self.names:
+            return "multiclass"
+        if len(self.columns) == 1:
+            return inferred_kind(table, self.columns[0])
         for column in self.columns:
-            values = table.numbers(column, self.where)
-            wrong = np.flatnonzero(~np.isin(values, (0, 1)))
-            if len(wrong):
+            if not np.isin(table.numbers(column), (0, 1)).all():
+                return "regression"
+        return "multilabel"
+
+    def _numbers(self, table: Table, kind: str) -> Tensor:
+        """Columns of numbers, or of labels, which hold 0 and 1."""
+        tensors = []
+        for column in self.columns:
+            numbers = table.numbers(column)
+            wrong = np.flatnonzero(~np.isin(numbers, (0, 1)))
+            if kind == "multilabel" and len(wrong):
                 raise ConfigError(
-                    f"{self.where}: a column of labels holds 0 and 1; {column!r} holds {values[wrong[0]]:g} in row "
+                    f"a column of labels holds 0 and 1; {column!r} holds {numbers[wrong[0]]:g} in row "
                     f"{wrong[0]} ({len(wrong)} such cells)."
                 )
-        self.names = list(self.columns)
-        return torch.stack([torch.from_numpy(table.numbers(c, self.where)).float() for c in self.columns], dim=1)
-
-    def _listed_labels(self, table: Table, names: Sequence[str] | None) -> Tensor:
-        """Labels in one cell, such as ``dog;cat``; a lone ``;`` is none."""
-        import pyarrow.compute as compute
-
-        lists = compute.split_pattern(table.texts(self.columns[0]), _SEPARATOR)
-        rows, labels = compute.list_parent_indices(lists), compute.utf8_trim_whitespace(compute.list_flatten(lists))
-        kept = compute.not_equal(labels, "")
-        rows, labels = rows.filter(kept), labels.filter(kept)
-        known, codes = self._codes(labels, names, table, lambda wrong: np.asarray(rows)[wrong])
-        values = torch.zeros(len(table), len(known))
-        values[torch.from_numpy(np.array(rows, dtype=np.int64)), torch.from_numpy(codes)] = 1
-        return values
-
-    def _classes(self, table: Table, names: Sequence[str] | None) -> Tensor:
-        known, codes = self._codes(table.texts(self.columns[0]), names, table, lambda wrong: wrong)
-        if len(known) < 2 or (self.kind == "binary" and len(known) > 2):
-            wanted = "exactly two" if self.kind == "binary" else "at least two"
-            raise ConfigError(
-                f"{self.where}: column {self.columns[0]!r} has {len(known)} classes, {listing(known, 6)}; a "
-                f"{self.kind} target has {wanted}."
-            )
-        return torch.from_numpy(codes)
-
-    def _codes(
-        self, texts: "pyarrow.Array", names: Sequence[str] | None, table: Table, rows: Any
-    ) -> tuple[list[str], Array]:
-        """Names of the labels, and the position of each text in them; `rows` gives the rows of positions in `texts`."""
-        import pyarrow
-        import pyarrow.compute as compute
-
-        known = self.given_classes or list(names or ()) or in_order(texts.unique().to_pylist())
-        codes = compute.index_in(texts, value_set=pyarrow.array(known, type=texts.type))
-        wrong = np.flatnonzero(np.asarray(codes.is_null()))
-        if len(wrong):
-            source = f"{self.where}.classes" if self.given_classes else "the checkpoint"
-            others = listing(texts.take(pyarrow.array(wrong)).unique().to_pylist(), 5)
-            raise ConfigError(
-                f"{self.where}: column {self.columns[0]!r} of {str(table.path)!r} holds {others} "
-                f"({rows_of(rows(wrong))}), which {source} does not know; it has {listing(known, 8)}."
-            )
-        self.names = known
-        return known, np.asarray(codes).astype(np.int64)
+            tensors.append(torch.from_numpy(numbers).float())
+        return tensors[0] if len(tensors) == 1 else torch.stack(tensors, dim=1)
 
 
-def inferred_kind(table: Table, column: str, where: str = "data.target") -> str:
+def _class_names(classes: Any) -> list[str]:
+    names = [str(name) for name in classes] if isinstance(classes, list | tuple) else []
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ConfigError(f"{classes!r} is not a list of two or more different names.", "classes")
+    return names
+
+
+def _labels(texts: "pyarrow.Array", kind: str) -> "tuple[pyarrow.Array, Array]":
+    """The labels in cells, as text, and the row of each: one in a row, or of a multilabel several, as ``dog;cat``."""
+    import pyarrow.compute as compute
+
+    if kind != "multilabel":
+        return texts, np.arange(len(texts))
+    lists = compute.split_pattern(texts, _SEPARATOR)
+    labels = compute.utf8_trim_whitespace(compute.list_flatten(lists))
+    filled = compute.not_equal(labels, "")  # a lone separator stands for a row without labels
+    rows = compute.list_parent_indices(lists).filter(filled)
+    return labels.filter(filled), np.array(rows, dtype=np.int64)
+
+
+def inferred_kind(table: Table, column: str) -> str:
     """What a column without empty cells means.
 
     Text and booleans are classes, binary if there are two. Whole numbers are classes if they are 0, 1, ..., at most
@@ -174,23 +224,22 @@ def inferred_kind(table: Table, column: str, where: str = "data.target") -> str:
 
     values = table.values(column)
     distinct = len(values.unique())
-    ask = _ASK.format(column=column)
+    what_to_write = f"Say which with target: {{column: {column}, kind: regression}}, or kind: multiclass."
+    if types.is_temporal(values.type):
+        raise ConfigError(f"column {column!r} holds dates, which are not a target. Write them as numbers.")
     if types.is_floating(values.type) or types.is_decimal(values.type):
-        if distinct <= 2 and np.isin(table.numbers(column, where), (0, 1)).all():
-            raise ConfigError(f"{where}: column {column!r} holds 0.0 and 1.0: two classes, or a quantity? {ask}")
+        if distinct <= 2 and np.isin(table.numbers(column), (0, 1)).all():
+            raise ConfigError(f"column {column!r} holds 0.0 and 1.0: two classes, or a quantity? {what_to_write}")
         return "regression"
     if types.is_integer(values.type):
-        numbers = table.numbers(column, where)
         if distinct > _MOST_CODES:
             return "regression"
-        if numbers.min() != 0 or numbers.max() != distinct - 1:
-            shown = sorted({int(number) for number in numbers})
+        found = np.unique(table.numbers(column)).astype(np.int64)
+        if not np.array_equal(found, np.arange(distinct)):  # 1 to 5 may be classes or a score
+            shown = ", ".join(map(str, found[:8])) + (", ..." if distinct > 8 else "")
             raise ConfigError(
-                f"{where}: column {column!r} holds the {distinct} whole numbers {', '.join(map(str, shown[:8]))}"
-                f"{', ...' if distinct > 8 else ''}: classes, or a quantity? {ask}"
+                f"column {column!r} holds the {distinct} whole numbers {shown}: classes, or a quantity? {what_to_write}"
             )
-    elif types.is_temporal(values.type):
-        raise ConfigError(f"{where}: column {column!r} holds dates, which are no target. Write them as numbers.")
     return "binary" if distinct == 2 else "multiclass"
 
 
@@ -200,63 +249,3 @@ def in_order(names: Sequence[str]) -> list[str]:
         return sorted(names, key=lambda name: (float(name), name))
     except ValueError:
         return sorted(names)
-
-
-def strata_of(target: Target, values: Tensor) -> Array:
-    """Stratum of each row: its class, its combination of labels, or its quantile bin."""
-    array = values.numpy()
-    if target.kind == "regression":
-        return quantile_bins(array)
-    return combinations_of(array) if target.kind == "multilabel" else array
-
-
-def check_split(target: Target, values: Tensor, split: Array) -> None:
-    """Raises `ConfigError` if a class or label of a validation or test row has no training row."""
-    if target.kind == "regression" or not (split == TRAIN).any():
-        return
-    names, counts = target.names or [], label_counts(target, values, split)
-    for code in (VAL, TEST):
-        lacking = np.flatnonzero((counts[TRAIN] == 0) & (counts[code] > 0))
-        if len(lacking):
-            first = int(lacking[0])
-            array = values.numpy()
-            has = array[:, first] == 1 if target.kind == "multilabel" else array == first
-            rows = np.flatnonzero(has & (split == code))
-            raise ConfigError(
-                f"{target.where}: {listing([names[label] for label in lacking], 5)} stand in {SPLITS[code]} rows, but "
-                f"in no training row; {names[first]!r} in {rows_of(rows)}. A model cannot learn them. Move rows to the "
-                f"training split, gather more, or leave these rows out; another split_seed may help."
-            )
-
-
-def label_counts(target: Target, values: Tensor, split: Array) -> Array:
-    """Rows of each split and class or label, `(3, labels)`."""
-    array, labels = values.numpy(), len(target.names or ())
-    if target.kind == "multilabel":
-        return np.stack([array[split == code].sum(axis=0).astype(np.int64) for code in range(len(SPLITS))])
-    return np.stack([np.bincount(array[split == code], minlength=labels) for code in range(len(SPLITS))])
-
-
-def few_rows(target: Target, values: Tensor, split: Array) -> str | None:
-    """A line about classes that have too few rows for each split to have one; None if all have."""
-    if target.kind == "regression":
-        return None
-    counts = label_counts(target, values, split)
-    used = [code for code in range(len(SPLITS)) if (split == code).any()]
-    short = np.flatnonzero((counts[used] == 0).any(axis=0) & (counts.sum(axis=0) > 0))
-    if not len(short):
-        return None
-    names = target.names or []
-    shown = [
-        f"{names[label]!r} ({', '.join(f'{SPLITS[code]} {counts[code, label]}' for code in used)})"
-        for label in short[:5].tolist()
-    ]
-    more = f" and {len(short) - 5} more" if len(short) > 5 else ""
-    return f"{target.where}: too few rows for one in each split: {', '.join(shown)}{more}"
-
-
-def _class_names(classes: Any, where: str) -> list[str]:
-    names = [str(name) for name in classes] if isinstance(classes, list | tuple) else []
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ConfigError(f"{where}: {classes!r} is not a list of two or more different names.")
-    return names

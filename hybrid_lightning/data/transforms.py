@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from hybrid_lightning.errors import ConfigError, at, check_number, unknown
-from hybrid_lightning.importing import check_arguments, resolve
+from hybrid_lightning.errors import ConfigError, at, check_number
+from hybrid_lightning.importing import ClassSpec, check_arguments, import_extra, resolve
 
-Transform = Callable[[Tensor], Any]
+Step = Callable[[Tensor], Any]
 
 
-class RandomFlip:
+class RandomFlip(nn.Module):
     """Mirrors a sample along one dimension.
 
     Args:
@@ -24,11 +23,13 @@ class RandomFlip:
     """
 
     def __init__(self, p: float = 0.5, dim: int = -1) -> None:
-        check_number(p, "RandomFlip.p", 0, 1)
-        self.p, self.dim = p, dim
+        super().__init__()
+        check_number(p, "p", 0, 1)
+        self.p = p
+        self.dim = dim
 
-    def __call__(self, value: Tensor) -> Tensor:
-        """Any shape; stays as it is."""
+    def forward(self, value: Tensor) -> Tensor:
+        """Any shape, which it keeps."""
         return value.flip(self.dim) if float(torch.rand(())) < self.p else value
 
 
@@ -42,20 +43,23 @@ class RandomCrop:
 
     def __init__(self, size: int | Sequence[int], padding: int = 0) -> None:
         for side in [size] if isinstance(size, int) else size:
-            check_number(side, "RandomCrop.size", 1)
-        check_number(padding, "RandomCrop.padding", 0)
-        self.size, self.padding = size, padding
+            check_number(side, "size", 1)
+        check_number(padding, "padding", 0)
+        self.size = size
+        self.padding = padding
 
     def __call__(self, value: Tensor) -> Tensor:
         """`(C, ...)` → `(C, *size)`."""
         dimensions = value.ndim - 1
-        sizes = [self.size] * dimensions if isinstance(self.size, int) else list(self.size)
+        window = [self.size] * dimensions if isinstance(self.size, int) else list(self.size)
         value = functional.pad(value, [self.padding] * 2 * dimensions)
-        room = [side - size for side, size in zip(value.shape[1:], sizes, strict=True)]
+        sides = value.shape[1:]
+        room = [side - size for side, size in zip(sides, window, strict=True)]
         if min(room) < 0:
-            raise ValueError(f"a window of {sizes} does not fit into {list(value.shape[1:])}")
-        for dim, (space, size) in enumerate(zip(room, sizes, strict=True), 1):
-            value = value.narrow(dim, int(torch.randint(space + 1, ())), size)
+            raise ValueError(f"a window of {window} does not fit into {list(sides)}")
+        for dim, size in enumerate(window, start=1):
+            start = int(torch.randint(room[dim - 1] + 1, ()))
+            value = value.narrow(dim, start, size)
         return value
 
 
@@ -75,11 +79,12 @@ class RandomResizedCrop:
     ) -> None:
         self.size = [size, size] if isinstance(size, int) else list(size)
         for side in self.size:
-            check_number(side, "RandomResizedCrop.size", 1)
-        for name, (low, high) in {"scale": scale, "ratio": ratio}.items():
-            check_number(low, f"RandomResizedCrop.{name}", 0, above_low=True)
-            check_number(high, f"RandomResizedCrop.{name}", low)
-        self.scale, self.ratio = tuple(scale), torch.tensor(ratio).log()
+            check_number(side, "size", 1)
+        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+            check_number(low, name, 0, above_low=True)
+            check_number(high, name, low)
+        self.scale = tuple(scale)
+        self.log_ratio = torch.tensor(ratio).log()
 
     def __call__(self, image: Tensor) -> Tensor:
         """`(C, H, W)` → `(C, *size)`."""
@@ -88,13 +93,17 @@ class RandomResizedCrop:
         return functional.interpolate(window[None], self.size, mode="bilinear", antialias=True)[0]
 
     def _window(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a window in an image of `height` and `width`."""
+        smallest, largest = self.scale
+        low, high = self.log_ratio
         for _ in range(10):
-            share, aspect, down, right = torch.rand(4).tolist()
-            area = height * width * (self.scale[0] + share * (self.scale[1] - self.scale[0]))
-            ratio = float((self.ratio[0] + aspect * (self.ratio[1] - self.ratio[0])).exp())
-            high, wide = max(1, round((area / ratio) ** 0.5)), max(1, round((area * ratio) ** 0.5))
-            if high <= height and wide <= width:
-                return int(down * (height - high + 1)), int(right * (width - wide + 1)), high, wide
+            share, aspect, down, right = torch.rand(4).tolist()  # each from 0 to 1
+            area = height * width * (smallest + share * (largest - smallest))
+            ratio = float((low + aspect * (high - low)).exp())
+            rows = max(1, round((area / ratio) ** 0.5))
+            columns = max(1, round((area * ratio) ** 0.5))
+            if rows <= height and columns <= width:
+                return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
         return 0, 0, height, width
 
 
@@ -108,8 +117,9 @@ class Normalize:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         for value in std:
-            check_number(value, "Normalize.std", 0, above_low=True)
-        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+            check_number(value, "std", 0, above_low=True)
+        self.mean = torch.tensor(mean)
+        self.std = torch.tensor(std)
 
     def __call__(self, value: Tensor) -> Tensor:
         """`(C, ...)` → `(C, ...)`."""
@@ -126,114 +136,90 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 """Names that an item of a list of transforms may take without a dot."""
 
 
-class Transforms:
-    """Transforms of one sample, in turn.
+def transformed(value: Tensor, steps: Sequence[Step]) -> Tensor:
+    """A sample without batch dimension after all transforms, a tensor of any shape.
 
     Random ones should draw from torch, which is seeded for each sample, so that a resumed fit repeats them. One that
     keeps a random state of its own and has ``set_random_state`` (MONAI) gets a seed drawn from torch before each call.
-
-    Args:
-        steps: Called with a tensor; each returns one.
-        where: Config path of the list, for errors.
     """
-
-    def __init__(self, steps: Sequence[Transform], where: str) -> None:
-        self.steps, self.where = list(steps), where
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __call__(self, value: Tensor) -> Tensor:
-        """A sample without batch dimension → a tensor of any shape.
-
-        Raises:
-            ConfigError: If a transform fails, or returns no tensor.
-        """
-        for index, step in enumerate(self.steps):
-            value = self._apply(step, value, f"{self.where}.{index}")
-        return value
-
-    @staticmethod
-    def _apply(step: Transform, value: Tensor, where: str) -> Tensor:
-        name = getattr(step, "__name__", type(step).__name__)
-        seeded = getattr(step, "set_random_state", None)
-        if callable(seeded):
-            seeded(seed=int(torch.randint(2**31, ())))
-        try:
-            result = step(value)
-        except Exception as error:  # somebody else's code may raise anything
-            raise ConfigError(f"{where}: {name} fails on a tensor {tuple(value.shape)}: {str(error)[:300]}") from error
-        if not isinstance(result, Tensor):
-            shape = getattr(result, "shape", None)
-            raise ConfigError(
-                f"{where}: {name} returns a {type(result).__name__}{f' {tuple(shape)}' if shape is not None else ''} "
-                f"for a tensor {tuple(value.shape)}. A transform takes a tensor and returns one; add a step that "
-                f"converts, or write a function that calls it and name that one."
-            )
-        return result.as_subclass(Tensor)  # subclasses with their own metadata do not stack
+    for index, step in enumerate(steps):
+        seed = getattr(step, "set_random_state", None)
+        if callable(seed):
+            seed(seed=int(torch.randint(2**31, ())))
+        with at(str(index)):
+            value = apply_step(step, value)
+    return value
 
 
-def make_transforms(items: Any, where: str) -> Transforms:
+def apply_step(step: Step, value: Tensor) -> Tensor:
+    """The tensor that a transform returns; `ConfigError` if it fails, or returns something else."""
+    name = getattr(step, "__name__", type(step).__name__)
+    shape = tuple(value.shape)
+    try:
+        result = step(value)
+    except Exception as error:  # third-party code may raise any exception
+        raise ConfigError(f"{name} fails on a tensor {shape}: {str(error)[:300]}") from error
+    if not isinstance(result, Tensor):
+        raise ConfigError(
+            f"{name} returns a {type(result).__name__} for a tensor {shape}. A transform takes a tensor and returns "
+            f"one; add a step that converts, or write a function that calls it and name that one."
+        )
+    return result.as_subclass(Tensor)  # subclasses with their own metadata do not stack
+
+
+def make_steps(items: Any, names: Mapping[str, Callable[..., Any]] = TRANSFORMS) -> list[Step]:
     """Transforms from the config.
 
     Args:
-        items: A list; each item is a name, or ``{class_path: ..., init_args: {...}}``. A name is one of `TRANSFORMS`,
-            or the dotted path of a class, or of a function from tensor to tensor. Or a callable itself.
-        where: Config path of the list, for errors.
+        items: A list; each item is a name, or ``{class_path: ..., init_args: {...}}``. A name is one of `names`, or the
+            dotted path of a class, or of a function from tensor to tensor. Or a callable itself.
+        names: Classes by the names that they may have without a dot.
 
     Raises:
         ConfigError: If a name is unknown, or the arguments do not fit.
     """
-    return Transforms(make_steps(items, where, TRANSFORMS), where)
-
-
-def make_steps(items: Any, where: str, names: Mapping[str, Callable[..., Any]]) -> list[Any]:
-    """The callables behind a list of the config, see `make_transforms`.
-
-    Args:
-        items: The list.
-        where: Config path of the list, for errors.
-        names: What a name without a dot may be.
-    """
     if not isinstance(items, Sequence) or isinstance(items, str):
-        raise ConfigError(f"{where}: {items!r} is no list. Write such as [{{class_path: {next(iter(names))}}}].")
-    return [_make_step(item, f"{where}.{index}", names) for index, item in enumerate(items)]
+        raise ConfigError(f"{items!r} is not a list. Write such as [{{class_path: {next(iter(names))}}}].")
+    steps = []
+    for index, item in enumerate(items):
+        with at(str(index)):
+            steps.append(_make_step(item, names))
+    return steps
 
 
-def _make_step(item: Any, where: str, names: Mapping[str, Callable[..., Any]]) -> Any:
+def _make_step(item: Any, names: Mapping[str, Callable[..., Any]]) -> Step:
     if callable(item):  # the command line makes objects of paths that it can import
-        return item
-    given = {"class_path": item} if isinstance(item, str) else item
-    if not isinstance(given, Mapping) or not isinstance(given.get("class_path"), str):
-        raise ConfigError(f"{where}: {item!r} is neither a name nor {{class_path: ..., init_args: {{...}}}}.")
-    for word in given:
-        if word not in ("class_path", "init_args"):
-            raise unknown(where, "key", str(word), ["class_path", "init_args"])
-    path, arguments = given["class_path"], given.get("init_args") or {}
-    if "." not in path and path not in names:
-        raise unknown(where, "name", path, names)
-    if path.startswith("kornia.") and find_spec("kornia") is None:
-        raise ConfigError(f"{where}: {path!r} needs kornia. Install it with: pip install 'hybrid_lightning[kornia]'")
-    with at(where):
-        found = resolve(path, names)
-    if not isinstance(arguments, Mapping):
-        raise ConfigError(f"{where}.init_args: {arguments!r} are no names and values.")
-    built = {name: _nested(value, f"{where}.{name}", names) for name, value in arguments.items()}
-    if not isinstance(found, type):
-        return partial(found, **built) if built else found
-    check_arguments(found, built, where)
-    try:
-        return found(**built)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    except Exception as error:  # somebody else's code may raise anything
-        raise ConfigError(f"{where}: {path!r} refuses {dict(arguments)!r:.200}: {str(error)[:300]}") from error
+        return item  # type: ignore[no-any-return]
+    spec = ClassSpec.parse(item, next(iter(names)))
+    path = spec.class_path
+    if path.startswith("kornia."):
+        import_extra("kornia", "kornia", repr(path))
+    factory = resolve(path, names, kind="name")
+    with at("init_args"):
+        arguments = {}
+        for name, value in spec.init_args.items():
+            with at(name):
+                arguments[name] = _nested(value, names)
+        if not isinstance(factory, type):  # a function, whose first argument is the sample
+            return partial(factory, **arguments) if arguments else factory
+        check_arguments(factory, arguments)
+        try:
+            step: Step = factory(**arguments)
+        except ConfigError:
+            raise
+        except Exception as error:  # third-party code may raise any exception
+            raise ConfigError(f"{path!r} refuses {spec.init_args!r:.200}: {str(error)[:300]}") from error
+        return step
 
 
-def _nested(value: Any, where: str, names: Mapping[str, Callable[..., Any]]) -> Any:
-    """Arguments may hold transforms of their own, such as those of a random choice."""
+def _nested(value: Any, names: Mapping[str, Callable[..., Any]]) -> Any:
+    """An argument, in which there may be transforms, such as those of a random choice."""
     if isinstance(value, Mapping) and "class_path" in value:
-        return _make_step(value, where, names)
-    if isinstance(value, list):
-        return [_nested(one, f"{where}.{index}", names) for index, one in enumerate(value)]
-    return value
+        return _make_step(value, names)
+    if not isinstance(value, list):
+        return value
+    items = []
+    for index, item in enumerate(value):
+        with at(str(index)):
+            items.append(_nested(item, names))
+    return items

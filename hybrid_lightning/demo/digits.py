@@ -1,10 +1,12 @@
 """Scikit-learn's bundled handwritten digits as small color images."""
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, check_number
+from hybrid_lightning.importing import import_extra
 
 
 class DigitsDataModule(InMemoryDataModule):
@@ -35,38 +37,37 @@ class DigitsDataModule(InMemoryDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size)
-        if len(classes) < 2 or not set(classes) <= set(range(10)) or len(set(classes)) < len(classes):
-            raise ConfigError(f"data.classes: {classes} are not at least two different digits from 0 to 9.")
-        if size < 1:
-            raise ConfigError(f"data.size: {size} is less than 1 pixel.")
+        different = set(classes)
+        if len(different) < 2 or len(different) < len(classes) or not different <= set(range(10)):
+            raise ConfigError(f"{classes} are not at least two different digits from 0 to 9.", "data.classes")
+        check_number(size, "data.size", 1)
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-            raise ConfigError("data: val_fraction and test_fraction are above 0, and together below 1.")
-        self.classes, self.size, self.seed = classes, size, seed
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+            raise ConfigError("val_fraction and test_fraction are above 0, and together below 1.", "data")
+        self.classes = classes
+        self.size = size
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.seed = seed
 
     def load(self) -> dict[str, DictDataset]:
         """The splits ``train``, ``val`` and ``test``."""
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError:
-            raise ConfigError(
-                "data: DigitsDataModule needs scikit-learn. Install it with: pip install 'hybrid_lightning[demo]'"
-            ) from None
-        digits = load_digits()
-        images, labels = torch.from_numpy(digits.images), torch.from_numpy(digits.target).long()
+        digits = import_extra("sklearn.datasets", "demo", "DigitsDataModule").load_digits()
+        images = torch.from_numpy(digits.images)
+        labels = torch.from_numpy(digits.target)
         generator = torch.Generator().manual_seed(self.seed)
-        chosen: dict[str, list[torch.Tensor]] = {"test": [], "val": [], "train": []}
+        rows: dict[str, list[Tensor]] = {"test": [], "val": [], "train": []}
         for digit in self.classes:
-            indices = torch.nonzero(labels == digit).flatten()
-            indices = indices[torch.randperm(len(indices), generator=generator)]
-            test, val = (round(share * len(indices)) for share in (self.test_fraction, self.val_fraction))
-            for split, part in zip(chosen, torch.split(indices, [test, val, len(indices) - test - val]), strict=True):
-                chosen[split].append(part)
-        return {split: self._dataset(images, labels, torch.cat(parts)) for split, parts in chosen.items()}
+            own = torch.nonzero(labels == digit).flatten()
+            own = own[torch.randperm(len(own), generator=generator)]
+            test = round(self.test_fraction * len(own))
+            val = round(self.val_fraction * len(own))
+            rows["test"].append(own[:test])
+            rows["val"].append(own[test : test + val])
+            rows["train"].append(own[test + val :])
+        return {split: self._dataset(images, labels, torch.cat(parts)) for split, parts in rows.items()}
 
-    def _dataset(self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> DictDataset:
-        small = images[indices].float()[:, None] / 16
+    def _dataset(self, images: Tensor, labels: Tensor, rows: Tensor) -> DictDataset:
+        small = images[rows].float()[:, None] / 16  # gray levels are 0 to 16
         large = functional.interpolate(small, size=(self.size, self.size), mode="bilinear", align_corners=False)
-        positions = {digit: position for position, digit in enumerate(self.classes)}
-        target = torch.tensor([positions[int(label)] for label in labels[indices]])
+        target = torch.tensor([self.classes.index(digit) for digit in labels[rows].tolist()])
         return DictDataset({"image": large.expand(-1, 3, -1, -1).contiguous(), "target": target})

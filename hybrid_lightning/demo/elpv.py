@@ -4,7 +4,8 @@ import torch
 from torch.nn import functional
 
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, stratified_mask
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, check_number
+from hybrid_lightning.importing import import_extra
 
 TEST_SHARE = 0.25
 
@@ -31,32 +32,29 @@ class ElpvDataModule(InMemoryDataModule):
 
     def __init__(self, batch_size: int = 32, size: int = 128, val_fraction: float = 0.15, seed: int = 0) -> None:
         super().__init__(batch_size)
-        if not 1 <= size <= 300:
-            raise ConfigError(f"data.size: {size} is not a number of pixels from 1 to 300.")
+        check_number(size, "data.size", 1, 300)
         if not 0 < val_fraction < 1:
-            raise ConfigError(f"data.val_fraction: {val_fraction} is not between 0 and 1.")
-        self.size, self.val_fraction, self.seed = size, val_fraction, seed
+            raise ConfigError(f"{val_fraction} is not between 0 and 1.", "data.val_fraction")
+        self.size = size
+        self.val_fraction = val_fraction
+        self.seed = seed
 
     def load(self) -> dict[str, DictDataset]:
         """The splits ``train``, ``val`` and ``test``."""
-        try:
-            from elpv_dataset.utils import load_dataset
-        except ModuleNotFoundError:
-            raise ConfigError(
-                "data: ElpvDataModule needs elpv-dataset (CC BY-NC-SA 4.0, not for commercial use). Install it with: "
-                "pip install 'hybrid_lightning[elpv]'"
-            ) from None
-        images, probabilities, types = load_dataset()
-        target, poly = torch.from_numpy(probabilities > 0.5).long(), torch.from_numpy(types == "poly").long()
-        chunks = torch.split(torch.from_numpy(images)[:, None], 128)
-        small = torch.cat([functional.adaptive_avg_pool2d(chunk.float() / 255, self.size) for chunk in chunks])
-        kinds = 2 * target + poly
-        test = stratified_mask(kinds, TEST_SHARE, seed=0)
-        rest = (~test).nonzero().flatten()
-        val = stratified_mask(kinds[rest], self.val_fraction, self.seed)
-        rows = {"train": rest[~val], "val": rest[val], "test": test.nonzero().flatten()}
-        cells = functional.one_hot(poly, 2).float()
-        return {
-            split: DictDataset({"image": small[own].expand(-1, 3, -1, -1), "type": cells[own], "target": target[own]})
-            for split, own in rows.items()
-        }
+        user = "ElpvDataModule (data under CC BY-NC-SA 4.0, not for commercial use)"
+        images, probabilities, types = import_extra("elpv_dataset.utils", "elpv", user).load_dataset()
+        target = torch.from_numpy(probabilities > 0.5).long()
+        is_poly = torch.from_numpy(types == "poly").long()
+        chunks = torch.split(torch.from_numpy(images)[:, None], 128)  # all at once would take 1 GB as floats
+        image = torch.cat([functional.adaptive_avg_pool2d(chunk.float() / 255, self.size) for chunk in chunks])
+        kind = functional.one_hot(is_poly, 2).float()
+
+        strata = 2 * target + is_poly
+        in_test = stratified_mask(strata, TEST_SHARE, seed=0)
+        rest = (~in_test).nonzero().flatten()
+        in_val = stratified_mask(strata[rest], self.val_fraction, self.seed)
+        splits = {}
+        for split, rows in (("train", rest[~in_val]), ("val", rest[in_val]), ("test", in_test.nonzero().flatten())):
+            entries = {"image": image[rows].expand(-1, 3, -1, -1), "type": kind[rows], "target": target[rows]}
+            splits[split] = DictDataset(entries)
+        return splits

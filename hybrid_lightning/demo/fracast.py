@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.importing import import_extra
 from hybrid_lightning.weights.safe_files import read_file
-
-_PREFIX = "core."
 
 
 class FracastEncoder(nn.Module):
@@ -28,7 +27,7 @@ class FracastEncoder(nn.Module):
     def __init__(self, context: int = 512) -> None:
         super().__init__()
         if context < 16:
-            raise ConfigError(f"FracastEncoder.context: {context} is too short; give at least 16 samples.")
+            raise ConfigError(f"{context} is too short; give at least 16 samples.", "FracastEncoder.context")
         self.context = context
         self.core = _build_core(context)
 
@@ -45,10 +44,12 @@ class FracastEncoder(nn.Module):
         Raises:
             ConfigError: If the series are not `context` samples long.
         """
-        if values.shape[-1] != self.context:
+        length = values.shape[-1]
+        if length != self.context:
             raise ConfigError(
-                f"FracastEncoder: series have {values.shape[-1]} samples; the encoder was built for {self.context}. "
-                f"Set args: {{context: {values.shape[-1]}}}."
+                f"series have {length} samples; the encoder was built for {self.context}. Set args: {{context: "
+                f"{length}}}.",
+                "FracastEncoder",
             )
         encoded = self.core(values[:, None], mask[:, None], mask[:, None].to(values.dtype))
         return pool_observed(encoded, mask)
@@ -56,23 +57,19 @@ class FracastEncoder(nn.Module):
     def load_pretrained(self) -> None:
         """Loads the published weights; every one of the encoder's tensors must be there."""
         tensors = read_file(_package_folder() / "weights" / "model.safetensors", "FracastEncoder")
-        self.core.load_state_dict({k.removeprefix(_PREFIX): v for k, v in tensors.items() if k.startswith(_PREFIX)})
+        own = {name.removeprefix("core."): tensor for name, tensor in tensors.items() if name.startswith("core.")}
+        self.core.load_state_dict(own)
 
 
 def pool_observed(encoded: Tensor, mask: Tensor) -> Tensor:
-    """Mean, standard deviation and last value over the observed samples.
+    """Mean, standard deviation and last value of `encoded` `(B, L, C)` where `mask` `(B, L)`: `(B, 3 * C)`.
 
-    Args:
-        encoded: `(B, L, C)`.
-        mask: `(B, L)`, bool; a row without any True gives finite, meaningless features.
-
-    Returns:
-        `(B, 3 * C)`.
+    A row without any True gives finite, meaningless features.
     """
-    weight = mask.unsqueeze(-1).to(encoded.dtype)
+    weight = mask[..., None].to(encoded.dtype)
     count = weight.sum(1).clamp(min=1)
     mean = (encoded * weight).sum(1) / count
-    variance = ((encoded - mean.unsqueeze(1)).square() * weight).sum(1) / count
+    variance = ((encoded - mean[:, None]).square() * weight).sum(1) / count
     last = (torch.arange(mask.shape[1], device=mask.device) * mask).amax(1)
     rows = torch.arange(encoded.shape[0], device=mask.device)  # len() would fix the size in an exported program
     # the small constant keeps the root's gradient finite for a constant channel
@@ -81,21 +78,13 @@ def pool_observed(encoded: Tensor, mask: Tensor) -> Tensor:
 
 def _build_core(context: int) -> nn.Module:
     folder = _package_folder()
-    from fracast._core.model import build_from_cfg
-
+    model = import_extra("fracast._core.model", "demo", "FracastEncoder")
     config = json.loads((folder / "weights" / "config.json").read_text(encoding="utf-8"))
     config["model"].update(W=context, level_widths=[context])
-    core: nn.Module = build_from_cfg(config)[0]
+    core: nn.Module = model.build_from_cfg(config)[0]
     return core
 
 
 def _package_folder() -> Path:
     """Where `fracast` is installed; imported late, because that takes a second."""
-    try:
-        import fracast
-    except ModuleNotFoundError as error:
-        if error.name != "fracast":
-            raise
-        message = "FracastEncoder needs the package fracast. Install it with: pip install 'hybrid_lightning[demo]'"
-        raise ConfigError(message) from None
-    return Path(fracast.__file__).parent
+    return Path(import_extra("fracast", "demo", "FracastEncoder").__file__).parent

@@ -1,6 +1,7 @@
 """PLAID: which of 11 household appliances was switched on, from its electric current."""
 
 from importlib.util import find_spec
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -8,9 +9,6 @@ from torch import Tensor
 
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, stratified_mask
 from hybrid_lightning.errors import ConfigError
-
-Traces = tuple[list[Tensor], Tensor]
-"""Series of different lengths, each `(L,)` float32, and their labels `(N,)` int64."""
 
 
 class PlaidDataModule(InMemoryDataModule):
@@ -31,6 +29,9 @@ class PlaidDataModule(InMemoryDataModule):
         wave_length: Length of ``wave``, in samples; of longer traces the start is kept.
         val_fraction: Share of the training traces used for validation, between 0 and 1.
         seed: Seed of the validation split; does not follow the seed of the model.
+
+    Raises:
+        ConfigError: If the fraction is impossible; in `setup`, if the package sktime is not installed.
     """
 
     def __init__(
@@ -43,51 +44,49 @@ class PlaidDataModule(InMemoryDataModule):
     ) -> None:
         super().__init__(batch_size)
         if not 0 < val_fraction < 1:
-            raise ConfigError(f"data.val_fraction: {val_fraction!r} is not between 0 and 1.")
+            raise ConfigError(f"{val_fraction!r} is not between 0 and 1.", "data.val_fraction")
         self.context = context
         self.wave_length = wave_length
         self.val_fraction = val_fraction
         self.seed = seed
 
     def load(self) -> dict[str, DictDataset]:
-        """The splits ``train``, ``val`` and ``test``.
-
-        Raises:
-            ConfigError: If the package sktime is not installed.
-        """
+        """The splits ``train``, ``val`` and ``test``."""
         folder = _data_folder()
-        traces, targets = read_ts(folder / "PLAID_TRAIN.ts")
-        in_val = stratified_mask(targets, self.val_fraction, self.seed)
-        splits = {name: _select((traces, targets), mask) for name, mask in (("train", ~in_val), ("val", in_val))}
-        splits["test"] = read_ts(folder / "PLAID_TEST.ts")
-        stats = {name: describe(split) for name, (split, _) in splits.items()}
-        std, mean = torch.std_mean(stats["train"], dim=0)
-        return {name: self._dataset(splits[name], (stats[name] - mean) / std) for name in splits}
+        traces, target = read_ts(folder / "PLAID_TRAIN.ts")
+        in_val = stratified_mask(target, self.val_fraction, self.seed)
+        parts = {
+            "train": (list(compress(traces, ~in_val)), target[~in_val]),
+            "val": (list(compress(traces, in_val)), target[in_val]),
+            "test": read_ts(folder / "PLAID_TEST.ts"),
+        }
+        std, mean = torch.std_mean(describe(parts["train"][0]), dim=0)
+        splits = {}
+        for split, (own, labels) in parts.items():
+            values, mask = pad_left(own, self.context)
+            wave = pad_right(own, self.wave_length)
+            stats = (describe(own) - mean) / std
+            trace = {"values": values, "mask": mask}
+            splits[split] = DictDataset({"trace": trace, "wave": wave, "stats": stats, "target": labels})
+        return splits
 
-    def _dataset(self, split: Traces, stats: Tensor) -> DictDataset:
-        traces, targets = split
-        values, mask = pad_left(traces, self.context)
-        wave = pad_right(traces, self.wave_length)
-        return DictDataset({"trace": {"values": values, "mask": mask}, "wave": wave, "stats": stats, "target": targets})
 
-
-def read_ts(path: Path) -> Traces:
-    """Reads a ``.ts`` file of univariate series without time stamps: ``value,value,...:label`` per row."""
+def read_ts(path: Path) -> tuple[list[Tensor], Tensor]:
+    """Series `(L,)` and labels `(N,)` of a ``.ts`` file without time stamps: ``value,value,...:label`` per row."""
     _, _, data = path.read_text(encoding="utf-8").partition("@data")
-    rows = [row.rpartition(":") for row in data.splitlines() if row.strip()]
-    traces = [torch.tensor([float(value) for value in values.split(",")]) for values, _, _ in rows]
-    return traces, torch.tensor([int(label) for _, _, label in rows])
+    traces = []
+    labels = []
+    for row in data.split():
+        values, _, label = row.rpartition(":")
+        traces.append(torch.tensor([float(value) for value in values.split(",")]))
+        labels.append(int(label))
+    return traces, torch.tensor(labels)
 
 
 def pad_left(traces: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
-    """Scales each trace to [0, 1] and aligns the ends.
+    """Scales the last `length` samples of each trace to [0, 1] and aligns the ends.
 
-    Args:
-        traces: Series `(L,)` of different lengths; of longer ones the last `length` samples are kept.
-        length: Length of the result, in samples.
-
-    Returns:
-        Values `(N, length)` with zeros before the first sample, and the mask `(N, length)` of real samples.
+    Returns values `(N, length)` with zeros before the first sample, and the mask `(N, length)` of real samples.
     """
     values = torch.zeros(len(traces), length)
     mask = torch.zeros(len(traces), length, dtype=torch.bool)
@@ -100,15 +99,7 @@ def pad_left(traces: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
 
 
 def pad_right(traces: list[Tensor], length: int) -> Tensor:
-    """Divides each trace by its mean magnitude, compresses its peaks (arsinh) and aligns the starts.
-
-    Args:
-        traces: Series `(L,)` of different lengths; of longer ones the first `length` samples are kept.
-        length: Length of the result, in samples.
-
-    Returns:
-        `(N, 1, length)` with zeros after the last sample.
-    """
+    """Each trace over its mean magnitude, peaks compressed (arsinh), `(N, 1, length)`, zeros after the last sample."""
     wave = torch.zeros(len(traces), 1, length)
     for row, trace in enumerate(traces):
         kept = torch.asinh(trace / trace.abs().mean().clamp(min=1e-5))[:length]
@@ -118,20 +109,19 @@ def pad_right(traces: list[Tensor], length: int) -> Tensor:
 
 def describe(traces: list[Tensor]) -> Tensor:
     """Logarithms of length, standard deviation and peak, and the mean, `(N, 4)`."""
-    rows = [torch.stack([torch.tensor(float(len(t))), t.std(), t.abs().max(), t.mean()]) for t in traces]
+    rows = []
+    for trace in traces:
+        length = torch.tensor(float(len(trace)))
+        rows.append(torch.stack([length, trace.std(), trace.abs().max(), trace.mean()]))
     stats = torch.stack(rows)
-    return torch.cat([stats[:, :3].clamp(min=1e-5).log(), stats[:, 3:]], dim=1)
-
-
-def _select(traces: Traces, mask: Tensor) -> Traces:
-    series, targets = traces
-    return [trace for trace, chosen in zip(series, mask.tolist(), strict=True) if chosen], targets[mask]
+    stats[:, :3] = stats[:, :3].clamp(min=1e-5).log()  # a mean may be negative
+    return stats
 
 
 def _data_folder() -> Path:
     """Where sktime keeps PLAID; the package is located, never imported, because it needs more than its data."""
     spec = find_spec("sktime")
-    for location in spec.submodule_search_locations or [] if spec else []:
+    for location in (spec and spec.submodule_search_locations) or ():
         folder = Path(location, "datasets", "data", "PLAID")
         if folder.is_dir():
             return folder

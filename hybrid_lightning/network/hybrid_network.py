@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, listing, reason
-from hybrid_lightning.importing import check_arguments, parameters_of, trusted
+from hybrid_lightning.importing import cache_hint, check_arguments, parameters_of, trusted
 from hybrid_lightning.network.adapters import add_adapter
 from hybrid_lightning.network.channels import (
     Normalize,
@@ -21,7 +21,6 @@ from hybrid_lightning.network.channels import (
 )
 from hybrid_lightning.network.libraries import (
     auto_config,
-    cache_hint,
     complete_arguments,
     family_of,
     preprocessing_of,

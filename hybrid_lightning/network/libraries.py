@@ -1,16 +1,14 @@
 """Known libraries of models: how a model of timm, torchvision or transformers becomes a part."""
 
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError, reason, unknown
-from hybrid_lightning.importing import parameters_of
+from hybrid_lightning.importing import cache_hint, parameters_of
 from hybrid_lightning.network.stages import Stages
 
 _TORCHVISION_HEADS = ("fc", "classifier", "head", "heads")
@@ -233,21 +231,6 @@ def without_hub() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def cache_hint(path: Any) -> str:
-    """Where the weights of a library's model are kept, and how to get them there; empty for any other module."""
-    family = family_of(path)
-    if family is None:
-        return ""
-    home = Path.home() / ".cache"
-    torch_home = os.environ.get("TORCH_HOME") or str(home / "torch")
-    hub_home = os.environ.get("HF_HUB_CACHE") or str(Path(os.environ.get("HF_HOME") or home / "huggingface") / "hub")
-    folders = torch_home if family == "torchvision" else hub_home
-    return (
-        f" If the network is not reachable from here, run 'python -m hybrid_lightning prefetch --config ...' where it "
-        f"is; weights are kept in {folders!r}."
-    )
 
 
 # Facts about the data a model was trained on

@@ -165,8 +165,8 @@ class HybridTask(Evaluation, ABC):
             example: A batch; two samples of it are used to infer sizes.
             record: Sizes and stages of an earlier network instead of an example.
             load: Whether the parts' weights are read.
-            hints: Key of the batch → arguments that parts which read it may leave out, such as the ``input_facts`` of a
-                DataModule.
+            hints: Key of the batch → arguments that parts which read it may leave out, such as the
+                ``inferred_arguments`` of a DataModule.
         """
         given = self.facts["init_from"] if load and record is None else None
         start = {} if given is None else read_parts(given, {**self.parts, "fusion": self.fusion})
@@ -217,14 +217,14 @@ class HybridTask(Evaluation, ABC):
         """Builds the network as `rebuild_as` has said, or else along an example of the data.
 
         Args:
-            data: A DataModule; its ``input_facts``, if it has them, are arguments that parts may leave out.
+            data: A DataModule; its ``inferred_arguments``, if it has them, are arguments that parts may leave out.
             example: Gives a batch.
             load: Whether the parts' weights are read.
         """
         if self._record is not None:
             self.build(record=self._record, load=False)
         else:
-            self.build(example(), load=load, hints=getattr(data, "input_facts", None))
+            self.build(example(), load=load, hints=getattr(data, "inferred_arguments", None))
 
     def built(self) -> HybridNetwork:
         """The network.

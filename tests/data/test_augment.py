@@ -128,14 +128,14 @@ def test_no_augmentation_is_false():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ([], r"^data\.augment: \[\] is no dict\. Write such as \{photo: \[RandomFlip\]\}"),
+        ([], r"^data\.augment: \[\] is not a dict\. Write such as \{photo: \[RandomFlip\]\}"),
         ({"foto": []}, r"^data\.augment: unknown input 'foto'\. Did you mean 'photo'\?"),
-        ({"photo": "RandomFlip"}, r"^data\.augment\.photo: 'RandomFlip' is no list"),
+        ({"photo": "RandomFlip"}, r"^data\.augment\.photo: 'RandomFlip' is not a list"),
         ({"photo": ["RandomCrop"]}, r"^data\.augment\.photo\.0: unknown name 'RandomCrop'"),
-        ({"photo": ["RandomNoise"]}, r"^data\.augment\.photo\.0: 'std' must be given"),
+        ({"photo": ["RandomNoise"]}, r"^data\.augment\.photo\.0\.init_args: 'std' must be given"),
         ({"photo": ["kornia.augmentation.RandomAffin"]}, r"unknown name 'RandomAffin'\. Did you mean 'RandomAffine'\?"),
-        ({"photo": [torch.square]}, r"^data\.augment\.photo\.0: a builtin_function_or_method is no torch module"),
-        ({"photo": ["torch.square"]}, r"^data\.augment\.photo\.0: a builtin_function_or_method is no torch module"),
+        ({"photo": [torch.square]}, r"^data\.augment\.photo\.0: a builtin_function_or_method is not a torch module"),
+        ({"photo": ["torch.square"]}, r"^data\.augment\.photo\.0: a builtin_function_or_method is not a torch module"),
     ],
 )
 def test_an_impossible_augmentation_is_told_with_its_place(config, message):

@@ -104,7 +104,7 @@ def test_the_presences_are_the_same_in_all_splits(folder):
         row["site"] = row["site"] or "s1"
     rows[59]["dose"] = rows[59]["site"] = ""
     data = prepared(rows=rows)
-    assert data.incomplete == ["table"]
+    assert data.datasets["train"].samples.incomplete == ["table"]
     loaders = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]
     keys = {tuple(batch) for loader in loaders for batch in loader}
     assert len(keys) == 1
@@ -127,7 +127,7 @@ def test_data_in_memory_is_served_in_whole_batches_and_files_one_by_one(folder):
 @pytest.mark.filterwarnings("ignore:.*use of fork")
 def test_images_and_tables_come_together_with_zeros_where_nothing_is(folder, workers):
     data = prepared(rows=with_images(), inputs={**INPUTS, **images()}, workers=workers, batch_size=7)
-    assert set(data.incomplete) == {"photo", "table"}
+    assert set(data.datasets["val"].samples.incomplete) == {"photo", "table"}
     for batch in data.val_dataloader():
         brightness = torch.where(batch["id"] % 6 > 0, batch["id"] * 4 / 255, 0.0)
         assert torch.allclose(batch["photo"].mean((1, 2, 3)), brightness.float())
@@ -381,10 +381,10 @@ def test_testing_elsewhere_uses_the_statistics_of_the_checkpoint(folder):
     with pytest.raises(ConfigError, match=r"data.inputs.ages: the checkpoint has no statistics of this input"):
         other.setup("test")
     path = write([{**row, "label": "new"} for row in others], "others.csv")
-    with pytest.raises(ConfigError, match=r"holds 'new' .*, which the checkpoint does not know"):
+    with pytest.raises(ConfigError, match=r"holds 'new' .*, which the checkpoint does not have"):
         ManifestDataModule(path, INPUTS, "label", split_column="split", statistics=checkpoint).setup("test")
     torch.save({"state_dict": {}}, "other.ckpt")
-    with pytest.raises(ConfigError, match=r"data.statistics: 'other.ckpt' is no checkpoint of a run with"):
+    with pytest.raises(ConfigError, match=r"data.statistics: 'other.ckpt' is not a checkpoint of a run with"):
         ManifestDataModule(path, INPUTS, "label", statistics="other.ckpt").setup("test")
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hybrid_lightning.data import ManifestDataModule
-from hybrid_lightning.data.inputs.images import ImageEntry
+from hybrid_lightning.data.inputs.images import ImageInput
 from hybrid_lightning.data.preflight import first_rank_first
 from hybrid_lightning.errors import ConfigError
 from tests.data.make_files import make_manifest
@@ -201,14 +201,14 @@ def test_all_kinds_of_files_are_read(folder, capsys):
 def test_a_file_that_fails_beside_others_gets_a_second_chance_alone(folder, monkeypatch):
     manifest(rows())
     Path("7.png").unlink()
-    state = ImageEntry.state
+    state = ImageInput.stated_shape
 
-    def shy(entry: ImageEntry, path: Path) -> tuple[int, ...]:
+    def shy(entry: ImageInput, path: Path) -> tuple[int, ...]:
         if threading.current_thread() is not threading.main_thread():
             raise SystemError("AST constructor recursion depth mismatch")
         return state(entry, path)
 
-    monkeypatch.setattr(ImageEntry, "state", shy)
+    monkeypatch.setattr(ImageInput, "stated_shape", shy)
     with pytest.raises(ConfigError, match=r"1 files"):
         check(decode=False)
     assert [row["row"] for row in rows_in()] == ["7"]
@@ -271,7 +271,7 @@ def test_sounds_with_other_channels_than_the_config_says_are_refused(folder):
         soundfile.write(f"{row}.wav", np.zeros((200, 1 if row in (3, 8) else 2)), 1000)
     manifest(rows(photo=lambda row: "", file=lambda row: f"{row}.wav"))
     sound = {"audio": "file", "sample_rate": 1000, "seconds": 0.1, "channels": 2}
-    with pytest.raises(ConfigError, match="it has 1 channels, and 'channels' says 2"):
+    with pytest.raises(ConfigError, match="it has 1 channels, and 'channels' is 2"):
         check({"x": sound})
     assert [row["row"] for row in rows_in()] == ["3", "8"]
     check({"x": {**sound, "channels": 1}})
@@ -296,7 +296,8 @@ def test_ids_that_stand_twice_are_refused_those_in_two_splits_first(folder, caps
     assert command("fit", config=config(id="sample")) == 2
     err = capsys.readouterr().err
     assert "data.id: 4 values of 'sample' stand in several rows, 2 of them in more than one split" in err
-    assert "'c' (train: row 3; val: row 8), 'f' (val: row 7; test: row 11), 'a' (rows 0, 1), 'b' (rows 2, 5)." in err
+    assert "'c' (train: row 3; val: row 8), 'f' (val: row 7; test: row 11)" in err
+    assert "'a' (train: rows 0, 1), 'b' (train: rows 2, 5)." in err
     [path] = Path("runs").rglob("samples.problems.csv")
     assert {row["row"]: row["problem"] for row in rows_in(path)}["8"] == "'c' is also in row 3"
     assert [row["row"] for row in rows_in(path)] == ["0", "1", "2", "3", "5", "7", "8", "11"]

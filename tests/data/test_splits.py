@@ -149,10 +149,10 @@ def test_numbers_are_split_by_their_ranges():
 def test_rows_of_one_value_in_two_splits_are_named():
     rows = table(patient=["a", "b", "a", "c", "b", "c"])
     split = np.array([TRAIN, TRAIN, TEST, VAL, TRAIN, VAL])
-    message = r"data.split_by: 1 values of 'patient' .* such as 'a' \(train: row 0, test: row 2\)"
+    message = r"data.split_by: 1 values of 'patient' .* such as 'a' \(train: row 0; test: row 2\)"
     with pytest.raises(ConfigError, match=message):
-        refuse_shared(split, rows, "patient")
-    refuse_shared(np.zeros(6, dtype=int), rows, "patient")
+        refuse_shared(split, rows, groups_of(rows, "patient"), "patient")
+    refuse_shared(np.zeros(6, dtype=int), rows, groups_of(rows, "patient"), "patient")
 
 
 def test_a_row_without_a_group_is_refused():
@@ -173,9 +173,9 @@ def test_an_impossible_fold_is_refused(fold):
         ({"train": 0.5}, None, "unknown split 'train'"),
         ({"test": 0.2}, "1/5", "the fold is the test split"),
         ({"val": 0.6, "test": 0.4}, None, "leave no rows to train on"),
-        ({"val": -0.1}, None, "val: -0.1 is not a share"),
-        ({"val": True}, None, "val: True is not a share"),
-        ({"val": "0.1"}, None, "val: '0.1' is not a share"),
+        ({"val": -0.1}, None, "val: -0.1 is not a number"),
+        ({"val": True}, None, "val: True is not a number"),
+        ({"val": "0.1"}, None, "val: '0.1' is not a number"),
     ],
 )
 def test_impossible_shares_are_refused(fractions, fold, message):

@@ -77,16 +77,8 @@ def test_columns_of_parquet_keep_their_meaning(tmp_path):
     assert empty["real"] == [False, True, False, True]
     assert empty["words"] == empty["whole"] == [False, True, False, False]
     assert empty["nothing"] == [True] * 4
-    with pytest.raises(ConfigError, match=r"column 'day' .* holds '1970-01-01' in row 0, which is no finite number"):
+    with pytest.raises(ConfigError, match=r"column 'day' .* holds '1970-01-01' in row 0, which is not a finite number"):
         table.numbers("day", "data.inputs.x")
-
-
-def test_a_frame_of_pandas_is_taken_without_its_index():
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"a": [1.5, None], "b": ["x", None]}, index=[5, 6])
-    table = Table(frame)
-    assert table.columns == ["a", "b"]
-    assert table.empty("a").tolist() == table.empty("b").tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +102,7 @@ def test_a_table_that_cannot_be_meant_is_refused(tmp_path, content, message):
 
 def test_a_broken_parquet_file_and_a_missing_file_are_told(tmp_path):
     with pytest.raises(ConfigError, match=r"data.predict_path: .*rows.parquet' cannot be read"):
-        read(tmp_path, b"no parquet", "rows.parquet", where="data.predict_path")
+        read(tmp_path, b"no parquet", "rows.parquet", place="data.predict_path")
     with pytest.raises(ConfigError, match=r"there is no file 'nowhere.csv'"):
         Table.read("nowhere.csv")
 

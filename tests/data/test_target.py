@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.target import Target, check_split, few_rows, strata_of
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.data.target import Target
+from hybrid_lightning.errors import ConfigError, at
 
 
 def table(**columns):
@@ -13,8 +13,9 @@ def table(**columns):
 
 
 def read(spec, saved=None, **columns):
-    target = Target(spec)
-    return target, target.values(table(**columns), saved)
+    with at("data.target"):
+        target = Target(spec).fit(table(**columns), saved)
+        return target, target.values
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_column_that_could_be_either_is_asked_about(column, said):
 def test_a_list_of_classes_decides_their_order():
     target, found = read({"column": "y", "classes": ["low", "middle", "high"]}, y=["high", "low", "high"])
     assert (target.kind, target.names, found.tolist()) == ("multiclass", ["low", "middle", "high"], [2, 0, 2])
-    with pytest.raises(ConfigError, match=r"holds 'other' \(row 1\), which data.target.classes does not know"):
+    with pytest.raises(ConfigError, match=r"holds 'other' \(row 1\), which data.target.classes does not have"):
         read({"column": "y", "classes": ["low", "high"]}, y=["low", "other"])
 
 
@@ -64,7 +65,7 @@ def test_names_of_an_earlier_run_hold():
     target, found = read("y", saved={"kind": "multiclass", "names": ["a", "b", "c"]}, y=["c", "b"])
     assert (target.names, found.tolist()) == (["a", "b", "c"], [2, 1])
     assert read("y", saved={"kind": "binary", "names": ["a", "b"]}, y=["b", "b"])[1].tolist() == [1, 1]
-    with pytest.raises(ConfigError, match=r"holds 'd' \(row 0\), which the checkpoint does not know"):
+    with pytest.raises(ConfigError, match=r"holds 'd' \(row 0\), which the checkpoint does not have"):
         read("y", saved={"kind": "binary", "names": ["a", "b"]}, y=["d", "a"])
 
 
@@ -88,7 +89,7 @@ def test_labels_may_be_listed_in_one_cell():
     target, found = read(spec, y=["dog;cat", " cat ", ";", "bird; dog;"])
     assert target.names == ["bird", "cat", "dog"]
     assert found.tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
-    with pytest.raises(ConfigError, match=r"holds 'fish' \(row 1\), which data.target.classes does not know"):
+    with pytest.raises(ConfigError, match=r"holds 'fish' \(row 1\), which data.target.classes does not have"):
         read({**spec, "classes": ["cat", "dog"]}, y=["cat", "dog;fish"])
 
 
@@ -112,7 +113,7 @@ def test_empty_cells_are_named(column):
     ],
 )
 def test_an_impossible_target_is_refused(spec, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message), at("data.target"):
         Target(spec)
 
 
@@ -126,26 +127,26 @@ def test_one_class_or_too_many_are_refused():
 
 
 def test_a_class_that_does_not_train_is_named():
-    target, values = read("y", y=["a", "b", "a", "c", "c"])
+    target, _ = read("y", y=["a", "b", "a", "c", "c"])
     with pytest.raises(ConfigError, match=r"'c' stand in test rows, but in no training row; 'c' in rows 3, 4\."):
-        check_split(target, values, np.array([0, 0, 0, 2, 2]))
-    check_split(target, values, np.array([0, 0, 2, 0, 2]))
-    check_split(target, values, np.array([2, 2, 2, 2, 2]))  # another run trained
-    labels, values = read(["p", "q"], p=[1, 1, 0], q=[0, 0, 1])
+        target.check_split(np.array([0, 0, 0, 2, 2]))
+    target.check_split(np.array([0, 0, 2, 0, 2]))
+    target.check_split(np.array([2, 2, 2, 2, 2]))  # another run trained
+    labels, _ = read(["p", "q"], p=[1, 1, 0], q=[0, 0, 1])
     with pytest.raises(ConfigError, match=r"'q' stand in val rows, but in no training row; 'q' in row 2\."):
-        check_split(labels, values, np.array([0, 0, 1]))
+        labels.check_split(np.array([0, 0, 1]))
 
 
 def test_classes_with_too_few_rows_are_counted():
-    target, values = read("y", y=["a", "b", "a", "b", "a"])
-    line = few_rows(target, values, np.array([0, 0, 1, 0, 2]))
+    target, _ = read("y", y=["a", "b", "a", "b", "a"])
+    line = target.few_rows(np.array([0, 0, 1, 0, 2]))
     assert line == "data.target: too few rows for one in each split: 'b' (train 2, val 0, test 0)"
-    assert few_rows(target, values, np.array([0, 0, 1, 1, 0])) is None
+    assert target.few_rows(np.array([0, 0, 1, 1, 0])) is None
 
 
 def test_strata_follow_the_kind():
-    assert strata_of(*read("y", y=["a", "b", "a"])).tolist() == [0, 1, 0]
-    labels = strata_of(*read(["p", "q"], p=[1, 0, 1], q=[0, 1, 0]))
+    assert read("y", y=["a", "b", "a"])[0].strata().tolist() == [0, 1, 0]
+    labels = read(["p", "q"], p=[1, 0, 1], q=[0, 1, 0])[0].strata()
     assert labels[0] == labels[2] != labels[1]
-    numbers = strata_of(*read("y", y=[float(index) for index in range(40)]))
+    numbers = read("y", y=[float(index) for index in range(40)])[0].strata()
     assert numbers.tolist() == [0] * 20 + [1] * 20

@@ -8,31 +8,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_count
-from hybrid_lightning.data.inputs.files import FileEntry
+from hybrid_lightning.data.inputs.base import check_count, check_name
+from hybrid_lightning.data.inputs.files import FileInput
+from hybrid_lightning.data.inputs.numpy_files import without_gaps
 from hybrid_lightning.data.inputs.series import window_start
 from hybrid_lightning.data.inputs.signals import log_mel, mel_filters, resample
-from hybrid_lightning.data.inputs.volumes import without_gaps
-from hybrid_lightning.errors import ConfigError, check_number
+from hybrid_lightning.errors import ConfigError, check_choice, check_number
+from hybrid_lightning.importing import import_extra
 
 _HIGHEST_RATE = 1_000_000
 
 
-class AudioEntry(FileEntry):
+class AudioInput(FileInput):
     """A sound per sample (WAV, FLAC, OGG, MP3), read with soundfile (extra ``audio``): `(C, L)` float32 from -1 to 1.
 
     Args:
         key: The key of the batch.
-        where: Config path, for errors.
         audio: Name of the column of paths.
         sample_rate: Samples per second; files with another rate are resampled, see `resample`.
-        seconds: Length. Of longer files a part is read, a random one in training if `crop` says so; shorter ones end
-            in silence. None reads whole files, which then have to be equally long within a batch.
+        seconds: Length. Of longer files a part is read, a random one in training if `crop` is ``random``; shorter ones
+            end in silence. None reads whole files, which then have to be equally long within a batch.
         channels: 1 mixes all channels of a file; another number is the one that all files must have.
         crop: Which part of a longer file: ``random``, which is the middle unless training, ``start`` or ``end``.
         features: ``waveform``; or ``log_mel``, `(C, mels, frames)`, see `log_mel`, with a frame every 10 ms.
         mels: Number of bands of ``log_mel``.
-        train: Transforms of each training sample, see `make_transforms`.
+        train: Transforms of each training sample, see `make_steps`.
         eval: Transforms of each sample otherwise.
 
     Raises:
@@ -42,7 +42,6 @@ class AudioEntry(FileEntry):
     def __init__(
         self,
         key: str,
-        where: str,
         audio: Any,
         sample_rate: Any = 16000,
         seconds: Any = None,
@@ -53,24 +52,18 @@ class AudioEntry(FileEntry):
         train: Any = (),
         eval: Any = (),
     ) -> None:
-        super().__init__(key, where, check_column(audio, f"{where}.audio"), train, eval)
-        self.sample_rate = check_count(sample_rate, f"{where}.sample_rate", 100)
-        self.channels = check_count(channels, f"{where}.channels")
-        self.crop = check_choice(crop, f"{where}.crop", ("random", "start", "end"))
-        self.features = check_choice(features, f"{where}.features", ("waveform", "log_mel"))
-        self.mels = check_count(mels, f"{where}.mels")
+        super().__init__(key, check_name(audio, "audio"), train, eval)
+        self.sample_rate = check_count(sample_rate, "sample_rate", 100)
+        self.channels = check_count(channels, "channels")
+        self.crop = check_choice(crop, "crop", ("random", "start", "end"))
+        self.features = check_choice(features, "features", ("waveform", "log_mel"))
+        self.mels = check_count(mels, "mels")
         if seconds is not None:
-            check_number(seconds, f"{where}.seconds", 1 / self.sample_rate)
+            check_number(seconds, "seconds", 1 / self.sample_rate)
         self.seconds: float | None = seconds
         if self.features == "log_mel" and not mel_filters(self.sample_rate, self.mels).any(1).all():
-            raise ConfigError(f"{where}.mels: {mels} bands are narrower than the spectrum's resolution. Take fewer.")
-        try:
-            import soundfile  # noqa: F401
-        except (ModuleNotFoundError, OSError) as error:  # OSError: no libsndfile
-            raise ConfigError(
-                f"{where}: sound is read with soundfile: {error}. Install it with: "
-                f"pip install 'hybrid_lightning[audio]'"
-            ) from None
+            raise ConfigError(f"{mels} bands are narrower than the spectrum's resolution. Take fewer.", "mels")
+        import_extra("soundfile", "audio", "sound")
 
     def load(self, path: Path, training: bool) -> Tensor:
         """`(C, L)`, or `(C, mels, frames)`."""
@@ -78,11 +71,12 @@ class AudioEntry(FileEntry):
         if self.channels == 1:
             sound = sound.mean(0, keepdim=True)
         elif len(sound) != self.channels:
-            raise ValueError(f"it has {len(sound)} channels, and 'channels' says {self.channels}")
+            raise ValueError(f"it has {len(sound)} channels, and 'channels' is {self.channels}")
         sound = resample(sound, rate, self.sample_rate)
         if self.seconds is not None:
             length = round(self.seconds * self.sample_rate)
-            sound = functional.pad(sound[:, :length], (0, max(0, length - sound.shape[1])))
+            sound = sound[:, :length]
+            sound = functional.pad(sound, (0, length - sound.shape[1]))
         return log_mel(sound, self.sample_rate, self.mels) if self.features == "log_mel" else sound
 
     def _read(self, path: Path, training: bool) -> tuple[Tensor, int]:
@@ -90,20 +84,23 @@ class AudioEntry(FileEntry):
         import soundfile
 
         with soundfile.SoundFile(path) as file:
-            rate, start, count = int(file.samplerate), 0, int(file.frames)
+            rate = int(file.samplerate)
+            start = 0
+            count = int(file.frames)
             if self.seconds is not None:
                 wanted = math.ceil(self.seconds * rate)
-                start, count = window_start(count, wanted, self.crop, training), min(count, wanted)
-            if start:
+                start = window_start(count, wanted, self.crop, training)
+                count = min(count, wanted)
+            if start:  # not every format can be read from the middle
                 file.seek(start)
             samples = file.read(count, dtype="float32", always_2d=True)
         if not 1 <= rate <= _HIGHEST_RATE:
             raise ValueError(f"its rate of {rate} samples per second is not one of 1 to {_HIGHEST_RATE}")
-        if not len(samples) or len(samples) < count:
+        if not len(samples) or len(samples) < count:  # the header may state more than there is
             raise ValueError(f"it ends after {start + len(samples)} samples of {start + count}")
         return torch.from_numpy(without_gaps(samples, "refuse").T.copy()), rate
 
-    def state(self, path: Path) -> tuple[int, ...]:
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
         """Channels and samples."""
         import soundfile
 

@@ -5,49 +5,60 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, check_number
 
+Array = np.ndarray[Any, Any]
 Value = Tensor | dict[str, Tensor]
 
 
-class Entry(ABC):
+class Input(ABC):
     """One key of the batches, from one or several columns of a manifest.
 
     Life: made from the config; `fit` on the training rows (or `statistics` taken from a checkpoint); then `bind` to a
-    table, after which values can be read. It can be pickled, and reads the same in any process.
+    table, after which values can be read. Both get tables that have the `columns`. It can be pickled, and reads the
+    same in any process.
+
+    Errors of the options have their local place, as `at` surrounds the parser. All later ones begin with `where`, as
+    they may occur in a worker process.
 
     Args:
         key: The key of the batch.
         columns: Names of the columns that it reads.
-        where: Config path, for errors, such as ``data.inputs.photo``.
     """
 
     in_memory: ClassVar[bool] = False
     """True: `batch` gives the values of many rows at once. False: `read` gives those of one row, `collate` joins."""
 
-    def __init__(self, key: str, columns: Sequence[str], where: str) -> None:
-        self.key, self.columns, self.where = key, list(columns), where
+    def __init__(self, key: str, columns: list[str]) -> None:
+        self.key = key
+        self.columns = columns
+        self.where = f"data.inputs.{key}"
         self.statistics: dict[str, Any] = {}
         """What was fitted on the training rows, as plain data; goes into checkpoints."""
         self.folder = "."
         """Where relative paths start."""
 
-    def empty(self, table: Table) -> np.ndarray[Any, Any]:
-        """Rows in which this modality is absent, `(rows,)` bool: all its cells are empty."""
-        empty: np.ndarray[Any, Any] = np.logical_and.reduce([table.empty(column) for column in self.columns])
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns that are read as text, so that 007 is not 7."""
+        return self.columns
+
+    def empty(self, table: Table) -> Array:
+        """Rows in which this modality is missing, `(rows,)` bool: all its cells are empty."""
+        empty: Array = np.logical_and.reduce([table.empty(column) for column in self.columns])
         return empty
 
-    def fit(self, table: Table, rows: np.ndarray[Any, Any]) -> dict[str, Any]:
+    def fit(self, table: Table, rows: Array) -> dict[str, Any]:
         """Statistics of the training rows, as plain data; nothing by default."""
         return {}
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Arguments that a part which reads this key may leave out, such as ``categories``; known once it is fitted."""
+    def inferred_arguments(self) -> dict[str, Any]:
+        """Arguments that a part which reads this key may leave out, such as ``categories``; set once it is fitted."""
         return {}
 
     @abstractmethod
@@ -55,52 +66,24 @@ class Entry(ABC):
         """Takes the columns of a table; relative paths start from `folder`."""
 
     def batch(self, rows: Tensor) -> Value:
-        """Values of rows, samples first; for entries in memory."""
+        """Values of rows, samples first; for inputs in memory. Those of rows that are missing have no meaning."""
         raise NotImplementedError
 
     def read(self, row: int, training: bool) -> Value:
-        """The value of one row whose cells are not empty; random transforms only if `training`.
-
-        Raises:
-            ConfigError: If the file cannot be read; it names the row and the file.
-        """
-        raise NotImplementedError
-
-    def probe(self, row: int) -> tuple[int, ...]:
-        """Opens the row's file without reading all of it, and gives the shape that it states.
-
-        Raises:
-            ConfigError: If that fails; it names the row and the file.
-        """
+        """The value of one row that is not missing; random transforms only if `training`."""
         raise NotImplementedError
 
     def collate(self, values: Sequence[Value | None], placeholder: Value) -> Value:
-        """Joins values to a batch; where one is None (absent), zeros stand in its place.
-
-        Args:
-            values: As `read` gives them, which need not be the form that a batch has.
-            placeholder: A value of this entry, for batches in which all are absent.
-        """
-        known = next((value for value in values if value is not None), placeholder)
-        if isinstance(known, dict):
-            return {
-                name: self._stack([None if value is None else value[name] for value in values], one)  # type: ignore[index]
-                for name, one in known.items()
-            }
-        return self._stack(values, known)  # type: ignore[arg-type]
+        """Joins what `read` gave to a batch, zeros for None (missing); `placeholder` is a value if all are None."""
+        raise NotImplementedError
 
     def prefetch(self) -> list[str]:
-        """Fetches what `bind` takes from this machine alone, such as a tokenizer; says in words what is here now."""
+        """Downloads what `bind` loads offline, such as a tokenizer; returns a line for each that is now on disk."""
         return []
 
-    def _stack(self, values: Sequence[Tensor | None], known: Tensor) -> Tensor:
-        zeros = torch.zeros_like(known)
-        shapes = {tuple(value.shape) for value in values if value is not None}
-        if len(shapes) > 1:
-            raise ConfigError(
-                f"{self.where}: samples of one batch have different shapes: {sorted(shapes)[:4]}. Give them one size."
-            )
-        return torch.stack([zeros if value is None else value for value in values])
+    def cell_error(self, row: int, cell: str, reason: object) -> ConfigError:
+        """An error about one cell of the manifest."""
+        return ConfigError(f"row {row}: {cell!r}: {str(reason)[:300]}", self.where)
 
 
 def collate_padded(
@@ -109,25 +92,34 @@ def collate_padded(
     """Joins sequences of different lengths, padded at their ends to the longest of the batch.
 
     Args:
-        values: Dicts of tensors `(T, ...)`; None where the modality is absent, which becomes zeros.
-        placeholder: Such a dict, for batches in which all are absent.
-        fill: What stands in the padding of an entry; 0 by default.
+        values: Dicts of tensors `(T, ...)`; None where the modality is missing, which becomes zeros.
+        placeholder: Such a dict, for batches in which all are missing.
+        fill: Value of the padding, by name of the tensor; 0 by default.
     """
-    assert isinstance(placeholder, dict)
     known = [value for value in values if isinstance(value, dict)]
+    example = known[0] if known else placeholder
+    assert isinstance(example, dict)
     joined = {}
-    for name, one in (known or [placeholder])[0].items():
-        length = max([1, *(len(value[name]) for value in known)])
-        padded = one.new_full((len(values), length, *one.shape[1:]), (fill or {}).get(name, 0))
-        for row, value in zip(padded, values, strict=True):
-            if isinstance(value, dict):
-                row[: len(value[name])] = value[name]
-            else:
-                row.zero_()
-        joined[name] = padded
+    for name, tensor in example.items():
+        lengths = [len(value[name]) for value in known]
+        zeros = tensor.new_zeros(max([1, *lengths]), *tensor.shape[1:])
+        sequences = [value[name] if isinstance(value, dict) else zeros for value in values]
+        # the zeros at the end give a batch of empty sequences one step, without which a transformer fails
+        padded = pad_sequence([*sequences, zeros], batch_first=True, padding_value=(fill or {}).get(name, 0))
+        joined[name] = padded[:-1]
     return joined
 
 
-def cell_error(where: str, row: int, what: str, reason: object) -> ConfigError:
-    """An error about one cell of a manifest."""
-    return ConfigError(f"{where}: row {row}: {what!r}: {str(reason)[:300]}")
+def check_name(value: Any, place: str) -> str:
+    """The value; raises `ConfigError` unless it is text."""
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{value!r} is not a name. Give one, as text.", place)
+    return value
+
+
+def check_count(value: Any, place: str, low: int = 1) -> int:
+    """The value; raises `ConfigError` unless it is a whole number of at least `low`."""
+    check_number(value, place, low)
+    if not isinstance(value, int):
+        raise ConfigError(f"{value!r} is not a whole number.", place)
+    return value

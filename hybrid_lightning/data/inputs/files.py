@@ -6,83 +6,103 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from hybrid_lightning.data.inputs.base import Entry, Value, cell_error
+from hybrid_lightning.data.inputs.base import Input, Value, check_count
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.transforms import make_transforms
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.data.transforms import Step, make_steps, transformed
+from hybrid_lightning.errors import ConfigError, at
 
 
-class FileEntry(Entry):
-    """A file per sample, read into one tensor when it is asked for.
+class FileInput(Input):
+    """A file per sample, which is read when its batch is made: `load` gives its tensor.
 
     Args:
         key: The key of the batch.
-        where: Config path, for errors.
         column: Name of the column of paths.
-        train: Transforms of each training sample, see `make_transforms`.
+        train: Transforms of each training sample, see `make_steps`.
         eval: Transforms of each sample otherwise.
     """
 
-    def __init__(self, key: str, where: str, column: str, train: Any = (), eval: Any = ()) -> None:
-        super().__init__(key, [column], where)
-        self._transforms = {
-            True: make_transforms(train, f"{where}.train"),
-            False: make_transforms(eval, f"{where}.eval"),
-        }
+    def __init__(self, key: str, column: str, train: Any = (), eval: Any = ()) -> None:
+        super().__init__(key, [column])
+        self.transforms: dict[str, list[Step]] = {}
+        for split, steps in (("train", train), ("eval", eval)):
+            with at(split):
+                self.transforms[split] = make_steps(steps)
 
     def bind(self, table: Table, folder: str) -> None:
         """Takes the column of paths."""
-        table.require(self.columns[0], self.where)
-        self.folder, self._cells = folder, table.texts(self.columns[0])
+        self.folder = folder
+        self._cells = table.texts(self.columns[0])
 
     def cell(self, row: int) -> str:
-        """What stands in the manifest."""
+        """The path as the manifest has it."""
         return str(self._cells[row].as_py())
 
     @abstractmethod
     def load(self, path: Path, training: bool) -> Tensor:
-        """The tensor of one file, before transforms; any exception tells why it cannot be read."""
+        """The tensor of one file, before transforms; any exception is reported as the reason why it has none."""
 
     @abstractmethod
-    def state(self, path: Path) -> tuple[int, ...]:
-        """The shape that a file states, from its first bytes; any exception tells why it cannot be read."""
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
+        """The shape that a file states, from its first bytes; any exception is reported as in `load`."""
 
     def read(self, row: int, training: bool) -> Value:
         """The transformed tensor of one row's file."""
-        with self.telling(row) as path:
+        with self.file_of(row) as path:
             value = self.load(path, training)
         return self.transformed(value, row, training)
 
     def transformed(self, value: Tensor, row: int, training: bool) -> Tensor:
         """A sample after the transforms of its split; an error names the row."""
+        split = "train" if training else "eval"
         try:
-            return self._transforms[training](value)
+            with at(f"{self.where}.{split}"):
+                return transformed(value, self.transforms[split])
         except ConfigError as error:
             raise ConfigError(f"{error} (row {row}: {self.cell(row)!r})") from error
 
-    def probe(self, row: int) -> tuple[int, ...]:
+    def peek(self, row: int) -> tuple[int, ...]:
         """The shape that the row's file states."""
-        with self.telling(row) as path:
-            return self.state(path)
+        with self.file_of(row) as path:
+            return self.stated_shape(path)
+
+    def collate(self, values: Sequence[Value | None], placeholder: Value) -> Value:
+        """Tensors `(...)` of one shape → `(B, ...)`."""
+        known = [value for value in values if isinstance(value, Tensor)]
+        shapes = {tuple(value.shape) for value in known}
+        if len(shapes) > 1:
+            raise ConfigError(
+                f"samples of one batch have different shapes: {sorted(shapes)[:4]}. Give them one size.", self.where
+            )
+        assert isinstance(placeholder, Tensor)
+        zeros = torch.zeros_like(known[0] if known else placeholder)
+        return torch.stack([value if isinstance(value, Tensor) else zeros for value in values])
 
     @contextmanager
-    def telling(self, row: int) -> Iterator[Path]:
-        """The path of a row's file; what goes wrong with it is told with the row and the cell."""
+    def file_of(self, row: int) -> Iterator[Path]:
+        """The path of a row's file; an exception in the block becomes an error that names the row and the cell."""
         cell = self.cell(row)
+        path = Path(self.folder, cell)
         try:
-            yield Path(self.folder, cell)
+            with at(self.where):
+                yield path
         except ConfigError:
             raise
-        except Exception as error:  # the libraries raise whatever they like on a broken file
-            if not Path(self.folder, cell).is_file():
-                place = "" if Path(cell).is_absolute() else f" in {self.folder!r}"
-                raise cell_error(self.where, row, cell, f"there is no such file{place}.") from None
-            raise cell_error(self.where, row, cell, f"cannot be read: {error or type(error).__name__}") from error
+        except Exception as error:  # libraries raise any exception on a broken file
+            if path.is_file():
+                raise self.cell_error(row, cell, f"cannot be read: {error or type(error).__name__}") from error
+            folder = "" if Path(cell).is_absolute() else f" in {self.folder!r}"
+            raise self.cell_error(row, cell, f"there is no such file{folder}.") from None
 
 
-def spread(rows: Sequence[int], most: int) -> list[int]:
-    """At most so many rows, evenly spaced, the first and the last among them."""
-    count = min(len(rows), most)
-    return [int(rows[round(i * (len(rows) - 1) / max(1, count - 1))]) for i in range(count)]
+def check_size(value: Any, names: Sequence[str]) -> list[int] | None:
+    """The option ``size``: one side per name; a single number stands for all, None stays None."""
+    if value is None:
+        return None
+    sides = [value] * len(names) if isinstance(value, int) else value
+    if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != len(names):
+        raise ConfigError(f"{value!r} is neither a number nor [{', '.join(names)}].", "size")
+    return [check_count(side, "size") for side in sides]

@@ -8,18 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.inputs.base import Value
-from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_size
-from hybrid_lightning.data.inputs.files import FileEntry
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.data.inputs.base import Value, check_name
+from hybrid_lightning.data.inputs.files import FileInput, check_size
+from hybrid_lightning.errors import check_choice
+from hybrid_lightning.importing import import_extra
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-_MODES = {1: "L", 3: "RGB"}
+    from PIL.Image import Image
 
 
-class ImageEntry(FileEntry):
+class ImageInput(FileInput):
     """An image per sample, read with Pillow and turned as its EXIF data say.
 
     Gray, RGB and palette images with 8 bits are divided by 255, gray ones with 16 bits by 65535; transparency is
@@ -28,7 +26,6 @@ class ImageEntry(FileEntry):
 
     Args:
         key: The key of the batch.
-        where: Config path, for errors.
         image: Name of the column of paths.
         size: Height and width in pixels; one number stands for both. None leaves images as they are, which then have
             to be equally large within a batch.
@@ -36,7 +33,7 @@ class ImageEntry(FileEntry):
         resize: How other shapes become `size`. ``crop``: scaled until it covers it, and cut at the centre, which keeps
             the aspect; ``pad``: scaled until it fits into it, with black beside it, which loses nothing; ``stretch``:
             scaled to it, which changes the aspect.
-        train: Transforms of each training sample, a tensor `(C, H, W)`, see `make_transforms`.
+        train: Transforms of each training sample, a tensor `(C, H, W)`, see `make_steps`.
         eval: Transforms of each sample otherwise.
 
     Raises:
@@ -46,7 +43,6 @@ class ImageEntry(FileEntry):
     def __init__(
         self,
         key: str,
-        where: str,
         image: Any,
         size: Any = None,
         channels: Any = 3,
@@ -54,17 +50,11 @@ class ImageEntry(FileEntry):
         train: Any = (),
         eval: Any = (),
     ) -> None:
-        super().__init__(key, where, check_column(image, f"{where}.image"), train, eval)
-        self.size = check_size(size, f"{where}.size", ("height", "width"))
-        self.channels = check_choice(channels, f"{where}.channels", tuple(_MODES))
-        self.resize = check_choice(resize, f"{where}.resize", ("crop", "pad", "stretch"))
-        try:
-            import PIL  # noqa: F401
-        except ModuleNotFoundError:
-            raise ConfigError(
-                f"{where}: images are read with Pillow, which is missing. Install it with: "
-                f"pip install 'hybrid_lightning[data]'"
-            ) from None
+        super().__init__(key, check_name(image, "image"), train, eval)
+        self.size = check_size(size, ("height", "width"))
+        self.channels = check_choice(channels, "channels", (1, 3))
+        self.resize = check_choice(resize, "resize", ("crop", "pad", "stretch"))
+        import_extra("PIL.Image", "data", "an image")
 
     def load(self, path: Path, training: bool) -> Tensor:
         """`(C, H, W)`; of 8 bits as uint8, which is joined faster, otherwise float32 in [0, 1]."""
@@ -72,52 +62,63 @@ class ImageEntry(FileEntry):
 
         with Image.open(path) as image:
             ImageOps.exif_transpose(image, in_place=True)
-            value = torch.from_numpy(np.array(self._resized(self._converted(image))))
-        value = value if value.dtype == torch.uint8 else value.clamp_(0, 1)  # resizing leaves them by a rounding
-        return value.permute(2, 0, 1) if value.ndim == 3 else value.expand(self.channels, *value.shape)
+            pixels = np.array(self._resized(self._converted(image)))
+        value = torch.from_numpy(pixels)
+        if value.dtype != torch.uint8:
+            value.clamp_(0, 1)  # interpolation may leave [0, 1] by a rounding error
+        if value.ndim == 3:
+            return value.permute(2, 0, 1)
+        return value.expand(self.channels, *value.shape)
 
     def transformed(self, value: Tensor, row: int, training: bool) -> Tensor:
         """Transforms get float32 in [0, 1]."""
-        return super().transformed(_unit(value) if self._transforms[training] else value, row, training)
+        if not self.transforms["train" if training else "eval"]:
+            return value
+        return super().transformed(_unit(value), row, training)
 
-    def collate(self, values: Sequence[Value | None], placeholder: Value) -> Value:
+    def collate(self, values: Sequence[Value | None], placeholder: Value) -> Tensor:
         """`(B, C, H, W)`, float32 in [0, 1]."""
-        kinds = {value.dtype for value in values if isinstance(value, Tensor)}
-        if len(kinds) > 1:
+        dtypes = {value.dtype for value in values if isinstance(value, Tensor)}
+        if len(dtypes) > 1:  # files of 8 and of 16 bits
             values = [_unit(value) if isinstance(value, Tensor) else None for value in values]
         joined = super().collate(values, placeholder)
         assert isinstance(joined, Tensor)
         return _unit(joined)
 
-    def _converted(self, image: "Image.Image") -> "Image.Image":
-        """An image of mode ``L``, ``RGB``, or ``F`` in [0, 1]; gray stays gray until it is resized."""
+    def _converted(self, image: "Image") -> "Image":
+        """An image of mode ``L``, ``RGB``, or ``F`` in [0, 1]; gray stays gray until it is resized, which is faster."""
         if image.mode == "F" or image.mode.startswith("I"):
             return _plane(image)
-        gray = image.mode in ("1", "L", "LA", "La") or self.channels == 1
-        wanted = "L" if gray else "RGB"
-        return image if image.mode == wanted else image.convert(wanted)
+        is_gray = self.channels == 1 or image.mode in ("1", "L", "LA", "La")
+        mode = "L" if is_gray else "RGB"
+        return image if image.mode == mode else image.convert(mode)
 
-    def _resized(self, image: "Image.Image") -> "Image.Image":
+    def _resized(self, image: "Image") -> "Image":
         from PIL import Image
 
         if self.size is None or image.size == (self.size[1], self.size[0]):
             return image
         height, width = self.size
-        across, down = image.width / width, image.height / height
         bilinear = Image.Resampling.BILINEAR
+        # old pixels per new one
+        across = image.width / width
+        down = image.height / height
         if self.resize == "stretch":
             return image.resize((width, height), bilinear)
         if self.resize == "crop":
             scale = min(across, down)
-            left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+            left = (image.width - scale * width) / 2
+            top = (image.height - scale * height) / 2
             return image.resize((width, height), bilinear, box=(left, top, image.width - left, image.height - top))
         scale = max(across, down)
-        inner = max(1, round(image.width / scale)), max(1, round(image.height / scale))
+        inner_width = max(1, round(image.width / scale))
+        inner_height = max(1, round(image.height / scale))
         padded = Image.new(image.mode, (width, height))
-        padded.paste(image.resize(inner, bilinear), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        corner = ((width - inner_width) // 2, (height - inner_height) // 2)
+        padded.paste(image.resize((inner_width, inner_height), bilinear), corner)
         return padded
 
-    def state(self, path: Path) -> tuple[int, ...]:
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
         """Channels, height and width as stored."""
         from PIL import Image
 
@@ -129,16 +130,17 @@ def _unit(value: Tensor) -> Tensor:
     return value.float().div_(255) if value.dtype == torch.uint8 else value
 
 
-def _plane(image: "Image.Image") -> "Image.Image":
+def _plane(image: "Image") -> "Image":
     """A gray image of more than 8 bits as a floating one in [0, 1]."""
     from PIL import Image
 
     array = np.asarray(image)
     if image.mode != "F":
         array = array.astype(np.float32) / 65535
-    if not (array.min() >= 0 and array.max() <= 1):  # also nan
+    lowest, highest = array.min(), array.max()
+    if not (lowest >= 0 and highest <= 1):  # written so that nan is refused too
         raise ValueError(
-            f"its pixels go from {array.min():g} to {array.max():g}, of which 0 to 1 is possible (for whole numbers, "
-            f"as shares of 65535). Rescale them, or store them as an array and read it as 'array'."
+            f"its pixels go from {lowest:g} to {highest:g}, of which 0 to 1 is possible (for whole numbers, as shares "
+            f"of 65535). Rescale them, or store them as an array and read it as 'array'."
         )
     return Image.fromarray(array)

@@ -6,56 +6,83 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
+
+from hybrid_lightning.data.inputs.base import Array, check_name
+from hybrid_lightning.data.inputs.files import FileInput
+from hybrid_lightning.errors import check_choice
 
 _LARGEST = 4 * 2**30
 """Bytes of one sample; a small compressed file can state any size."""
 
-Array = np.ndarray[Any, Any]
 
+class NumpyInput(FileInput):
+    """Files of which some may be ``.npy`` or ``.npz``.
 
-class Header(NamedTuple):
-    """What an array says about itself."""
+    Args:
+        key: The key of the batch.
+        column: Name of the column of paths.
+        name: Which array of ``.npz`` files; None if they hold one.
+        gaps: What nan becomes: ``refuse`` or ``zero``.
+        train: Transforms of each training sample.
+        eval: Transforms of each sample otherwise.
+    """
 
-    shape: tuple[int, ...]
-    fortran_order: bool
-    dtype: np.dtype[Any]
+    def __init__(self, key: str, column: str, name: Any, gaps: Any, train: Any, eval: Any) -> None:
+        super().__init__(key, column, train, eval)
+        self.name = None if name is None else check_name(name, "name")
+        self.gaps = check_choice(gaps, "gaps", ("refuse", "zero"))
 
 
 def is_numpy(path: Path) -> bool:
-    """Whether the name of a file says that it holds arrays."""
+    """Whether the suffix of a file is one of numpy's."""
     return path.suffix in (".npy", ".npz")
 
 
 def read_array(path: Path, name: str | None = None) -> Array:
-    """An array as float32, in memory.
+    """An array as float32, from a file whose first bytes decide on its format.
 
     Args:
-        path: The file; what it is, its first bytes say.
+        path: The file.
         name: Which array of an ``.npz`` file; None if there is one.
 
     Raises:
-        ValueError: If it is no such file, does not hold numbers, or is incomplete.
+        ValueError: If it is not such a file, does not hold numbers, or is incomplete.
     """
     with _opened(path, name) as (stream, size):
-        header = _header(stream, size)
-        flat = np.frombuffer(stream.read(math.prod(header.shape) * header.dtype.itemsize), header.dtype)
-    array = flat.reshape(header.shape, order="F" if header.fortran_order else "C")
+        _check_header(stream, size)
+        stream.seek(0)
+        array = np.lib.format.read_array(stream, allow_pickle=False)
     with np.errstate(over="ignore"):  # too large for float32: becomes infinite, and is refused as such
-        return array.astype(np.float32, order="C")
+        converted: Array = array.astype(np.float32, order="C", copy=False)
+    return converted
 
 
 def stated_shape(path: Path, name: str | None = None) -> tuple[int, ...]:
     """The shape of an array, after the same checks, without its numbers."""
     with _opened(path, name) as (stream, size):
-        return _header(stream, size).shape
+        return _check_header(stream, size)
+
+
+def without_gaps(array: Array, gaps: str) -> Array:
+    """The array with nan as 0 if `gaps` is ``zero``; `ValueError` if there are others, or infinite values."""
+    finite = np.isfinite(array)
+    if finite.all():
+        return array
+    infinite = int(np.isinf(array).sum())
+    if infinite:
+        raise ValueError(f"{infinite} of its values are infinite; correct the file")
+    if gaps == "refuse":
+        raise ValueError(f"{int((~finite).sum())} of its values are nan; correct the file, or write 'gaps: zero'")
+    filled: Array = np.where(finite, array, array.dtype.type(0))
+    return filled
 
 
 @contextmanager
 def _opened(path: Path, name: str | None) -> Iterator[tuple[IO[bytes], int]]:
-    """One array's bytes, and how many they are with their header."""
+    """The bytes of one array, and their number with the header."""
     with path.open("rb") as file:
         start = file.read(6)
         file.seek(0)
@@ -73,29 +100,33 @@ def _opened(path: Path, name: str | None) -> Iterator[tuple[IO[bytes], int]]:
 def _member(archive: zipfile.ZipFile, name: str | None) -> str:
     names = [one.removesuffix(".npy") for one in archive.namelist() if one.endswith(".npy")]
     if name is None and len(names) != 1:
-        raise ValueError(f"it holds the arrays {names[:12]}; say which one with 'name'")
+        raise ValueError(f"it holds the arrays {names[:12]}; choose one with 'name'")
     if name is not None and name not in names:
-        raise ValueError(f"it holds the arrays {names[:12]}, and not the one that 'name' says, {name!r}")
+        raise ValueError(f"it holds the arrays {names[:12]}, and not {name!r}, which 'name' demands")
     return f"{name or names[0]}.npy"
 
 
-def _header(stream: IO[bytes], size: int) -> Header:
+def _check_header(stream: IO[bytes], size: int) -> tuple[int, ...]:
+    """The shape that the header states; `ValueError` unless it is of numbers that a file of `size` bytes can hold."""
     version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:  # 3.0 is for names of fields, which arrays of numbers do not have
         raise ValueError(f"version {version} of the format is not one of plain numbers")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    header = Header(*read(stream))
-    if header.dtype.hasobject:
+    if dtype.hasobject:
         raise ValueError("it holds Python objects (pickle), which could run code; save an array of numbers instead")
-    if header.dtype.kind not in "biuf":
-        raise ValueError(f"it holds {header.dtype}, not numbers")
-    if min(header.shape, default=1) < 1:
-        raise ValueError(f"it is empty: its shape is {header.shape}")
-    wanted, there = math.prod(header.shape) * header.dtype.itemsize, size - stream.tell()
-    if wanted > there:
-        raise ValueError(f"it is incomplete: {wanted} bytes belong to shape {header.shape}, and {there} are there")
-    refuse_huge(wanted)
-    return header
+    if dtype.kind not in "biuf":
+        raise ValueError(f"it holds {dtype}, not numbers")
+    if min(shape, default=1) < 1:
+        raise ValueError(f"it is empty: its shape is {shape}")
+    stated = math.prod(shape) * dtype.itemsize
+    present = size - stream.tell()
+    if stated > present:
+        raise ValueError(f"it is incomplete: {stated} bytes belong to shape {shape}, and {present} are there")
+    refuse_huge(stated)
+    return shape
 
 
 def refuse_huge(size: int) -> None:

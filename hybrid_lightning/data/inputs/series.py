@@ -9,20 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.inputs.base import Value, collate_padded
-from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_count
-from hybrid_lightning.data.inputs.files import FileEntry, spread
-from hybrid_lightning.data.inputs.numpy_files import Array, is_numpy, read_array, stated_shape
-from hybrid_lightning.data.inputs.volumes import GAPS, without_gaps
+from hybrid_lightning.data.inputs.base import Array, Value, check_count, check_name, collate_padded
+from hybrid_lightning.data.inputs.numpy_files import NumpyInput, is_numpy, read_array, stated_shape, without_gaps
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, check_choice
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": r"\s+"}
+_SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": None}
+"""Suffix of a text → what separates its fields; None is any run of spaces."""
 _GAPS = {"", "NA", "N/A", "NULL", "null"}
 _MOST_FITTED = 1000
 
 
-class SeriesEntry(FileEntry):
+class SeriesInput(NumpyInput):
     """A series per sample: ``.npy`` or ``.npz`` `(T,)` or `(T, C)`, or text with a step a line, with or without names.
 
     Each channel is standardized with mean and standard deviation over the steps of the training series; of more than
@@ -30,9 +28,8 @@ class SeriesEntry(FileEntry):
 
     Args:
         key: The key of the batch.
-        where: Config path, for errors.
         series: Name of the column of paths. Text is separated by commas (``.csv``), tabs (``.tsv``) or spaces
-            (``.txt``); a first line that is no numbers is left out, and so are empty lines. NA is an empty field.
+            (``.txt``); a first line that is not numbers is left out, and so are empty lines. NA is an empty field.
         length: Most steps of a series. None keeps all.
         layout: ``steps``: a dict for ``SequenceTransformer``, ``values`` `(B, T, C)` padded with 0 at the end to the
             longest of the batch, and ``mask`` `(B, T)` bool, False there. ``channels``: a tensor for
@@ -43,14 +40,13 @@ class SeriesEntry(FileEntry):
         name: Which array of ``.npz`` files; None if they hold one.
         gaps: What nan, and an empty field of text, becomes: ``refuse`` stops with an error, ``zero`` makes it 0 after
             standardizing, which is the mean.
-        train: Transforms of each training sample, `(T, C)` or `(C, length)`, see `make_transforms`.
+        train: Transforms of each training sample, `(T, C)` or `(C, length)`, see `make_steps`.
         eval: Transforms of each sample otherwise.
     """
 
     def __init__(
         self,
         key: str,
-        where: str,
         series: Any,
         length: Any = None,
         layout: Any = "steps",
@@ -61,56 +57,59 @@ class SeriesEntry(FileEntry):
         train: Any = (),
         eval: Any = (),
     ) -> None:
-        super().__init__(key, where, check_column(series, f"{where}.series"), train, eval)
-        self.length = None if length is None else check_count(length, f"{where}.length")
-        self.layout = check_choice(layout, f"{where}.layout", ("steps", "channels"))
-        self.crop = check_choice(crop, f"{where}.crop", ("start", "end", "random"))
-        self.standardize = check_choice(standardize, f"{where}.standardize", (False, True))
-        self.name = None if name is None else check_column(name, f"{where}.name")
-        self.gaps = check_choice(gaps, f"{where}.gaps", GAPS)
+        super().__init__(key, check_name(series, "series"), name, gaps, train, eval)
+        self.length = None if length is None else check_count(length, "length")
+        self.layout = check_choice(layout, "layout", ("steps", "channels"))
+        self.crop = check_choice(crop, "crop", ("start", "end", "random"))
+        self.standardize = check_choice(standardize, "standardize", (False, True))
         if self.layout == "channels" and self.length is None:
-            raise ConfigError(f"{where}.length: 'layout: channels' needs it; write such as 'length: 512'.")
+            raise ConfigError("'layout: channels' needs it; write such as 'length: 512'.", "length")
 
-    def fit(self, table: Table, rows: np.ndarray[Any, Any]) -> dict[str, Any]:
+    def fit(self, table: Table, rows: Array) -> dict[str, Any]:
         """``mean`` and ``std`` of each channel; files are looked up from `folder`."""
         if not self.standardize:
             return {}
         self.bind(table, self.folder)
-        return self._moments(spread(rows[~self.empty(table)[rows]], _MOST_FITTED))
+        present = rows[~self.empty(table)[rows]]
+        return self._moments(spread(present, _MOST_FITTED))
 
     def _moments(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Joins the series one by one, as Chan et al. (1979) join means and sums of squares."""
+        """Merges means and sums of squares of one series after the other (Chan et al., 1979), in float64."""
         count = mean = squares = np.zeros(())
         for row in rows:
-            with self.telling(row) as path:
+            with self.file_of(row) as path:
                 steps = self._steps(path).astype(np.float64)
                 if mean.ndim and mean.shape != steps.shape[1:]:
                     raise ValueError(f"it has {steps.shape[1]} channels, and those before it {len(mean)}")
             known = ~np.isnan(steps)
-            own = known.sum(0)
-            own_mean = np.where(known, steps, 0).sum(0) / np.maximum(own, 1)
+            own_count = known.sum(0)
+            own_mean = np.where(known, steps, 0).sum(0) / np.maximum(own_count, 1)
             own_squares = (np.where(known, steps - own_mean, 0) ** 2).sum(0)
-            total, gap = np.maximum(count + own, 1), own_mean - mean
-            squares = squares + own_squares + gap**2 * count * own / total
-            mean, count = mean + gap * own / total, count + own
+            total = np.maximum(count + own_count, 1)  # a channel may have had gaps only
+            difference = own_mean - mean
+            squares = squares + own_squares + difference**2 * count * own_count / total
+            mean = mean + difference * own_count / total
+            count = count + own_count
         if not np.all(count):
-            raise ConfigError(f"{self.where}: there is a channel without any value in the {len(rows)} training series.")
+            raise ConfigError(f"there is a channel without any value in the {len(rows)} training series.", self.where)
         std = np.sqrt(squares / count)
-        return {"mean": mean.tolist(), "std": np.where(std > 1e-9 * np.abs(mean), std, 1.0).tolist()}
+        varies = std > 1e-9 * np.abs(mean)  # relative: the rounding errors of a constant grow with it
+        return {"mean": mean.tolist(), "std": np.where(varies, std, 1.0).tolist()}
 
     def _steps(self, path: Path) -> Array:
         """`(T, C)` float32 with gaps as nan."""
         steps = read_array(path, self.name) if is_numpy(path) else read_text(path)
         if steps.ndim not in (1, 2):
             raise ValueError(f"its shape {steps.shape} is neither (T,) nor (T, C)")
-        without_gaps(steps, self.gaps)
+        without_gaps(steps, self.gaps)  # only to refuse: gaps become 0 after standardizing
         return steps if steps.ndim == 2 else steps[:, None]
 
     def load(self, path: Path, training: bool) -> Tensor:
         """`(T, C)`, or `(C, length)`."""
         steps = self._steps(path)
         if self.standardize:
-            mean, std = (np.asarray(self.statistics[name]) for name in ("mean", "std"))
+            mean = np.asarray(self.statistics["mean"])
+            std = np.asarray(self.statistics["std"])
             if len(mean) != steps.shape[1]:
                 raise ValueError(f"it has {steps.shape[1]} channels, and the training series have {len(mean)}")
             steps = ((steps - mean) / std).astype(np.float32)
@@ -119,7 +118,8 @@ class SeriesEntry(FileEntry):
             start = window_start(len(value), self.length, self.crop, training)
             value = value[start : start + self.length]
         if self.layout == "channels":
-            value = functional.pad(value.T, (0, (self.length or 0) - len(value)))
+            assert self.length is not None
+            value = functional.pad(value.T, (0, self.length - len(value)))
         return value
 
     def read(self, row: int, training: bool) -> Value:
@@ -137,11 +137,11 @@ class SeriesEntry(FileEntry):
         channels = {value["values"].shape[1] for value in values if isinstance(value, dict)}
         if len(channels) > 1:
             raise ConfigError(
-                f"{self.where}: series of one batch have {sorted(channels)} channels; give them equal ones."
+                f"series of one batch have {sorted(channels)} channels; give them equal ones.", self.where
             )
         return collate_padded(values, placeholder)
 
-    def state(self, path: Path) -> tuple[int, ...]:
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The array's shape; nothing for text."""
         if is_numpy(path):
             return stated_shape(path, self.name)
@@ -151,8 +151,15 @@ class SeriesEntry(FileEntry):
         return ()
 
 
+def spread(rows: Array, most: int) -> list[int]:
+    """At most so many rows, evenly spaced, the first and the last among them."""
+    places = np.linspace(0, len(rows) - 1, min(len(rows), most))
+    chosen: list[int] = np.asarray(rows)[places.round().astype(int)].tolist()
+    return chosen
+
+
 def window_start(length: int, wanted: int, crop: str, training: bool) -> int:
-    """Where a window of so many steps starts, see the option ``crop``."""
+    """First step of a window of `wanted` steps, see the option ``crop``."""
     room = max(0, length - wanted)
     if crop == "random":
         return int(torch.randint(room + 1, ())) if training else room // 2
@@ -165,28 +172,25 @@ def read_text(path: Path) -> Array:
     Raises:
         ValueError: If it holds something else.
     """
-    separator = _SEPARATORS.get(path.suffix)
-    if separator is None:
+    if path.suffix not in _SEPARATORS:
         raise ValueError(f"its name ends in none of .npy, .npz, .csv, .tsv and .txt, but in {path.suffix!r}")
-    lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()] or [""]
-    spaces = path.suffix == ".txt"
-    if not all(map(_is_number, lines[0].split(None if spaces else separator))):
-        lines = lines[1:]
-    if not any(map(str.strip, lines)):
+    separator = _SEPARATORS[path.suffix]
+    rows = []
+    for line in path.read_text(encoding="utf-8-sig").split("\n"):
+        if line.strip():
+            fields = [field.strip() for field in line.split(separator)]
+            rows.append(["nan" if field in _GAPS else field for field in fields])
+    if rows and not all(_is_number(field) for field in rows[0]):
+        rows = rows[1:]
+    if not rows:
         raise ValueError("it holds no numbers")
-    if not spaces:
-        lines = [_without_empty_fields(line, separator) for line in lines]
-    return np.loadtxt(lines, np.float32, comments=None, delimiter=None if spaces else separator, ndmin=2)
-
-
-def _without_empty_fields(line: str, separator: str) -> str:
-    fields = [field.strip() for field in line.split(separator)]
-    return line if _GAPS.isdisjoint(fields) else separator.join("nan" if field in _GAPS else field for field in fields)
+    lines = [(separator or " ").join(fields) for fields in rows]
+    return np.loadtxt(lines, np.float32, comments=None, delimiter=separator, ndmin=2)
 
 
 def _is_number(field: str) -> bool:
     try:
         float(field)
     except ValueError:
-        return field.strip() in _GAPS
+        return False
     return True

@@ -9,51 +9,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.inputs.checks import check_choice, check_column, check_size
-from hybrid_lightning.data.inputs.files import FileEntry
-from hybrid_lightning.data.inputs.numpy_files import Array, is_numpy, read_array, refuse_huge, stated_shape
-from hybrid_lightning.errors import ConfigError, check_number
+from hybrid_lightning.data.inputs.base import Array, check_name
+from hybrid_lightning.data.inputs.files import check_size
+from hybrid_lightning.data.inputs.numpy_files import (
+    NumpyInput,
+    is_numpy,
+    read_array,
+    refuse_huge,
+    stated_shape,
+    without_gaps,
+)
+from hybrid_lightning.errors import check_choice, check_number
+from hybrid_lightning.importing import import_extra
 
-GAPS = ("refuse", "zero")
 
-
-class ArrayEntry(FileEntry):
+class ArrayInput(NumpyInput):
     """An array per sample, ``.npy`` or ``.npz``, as it is: `(...)`, float32. A single number becomes `(1,)`.
 
     Args:
         key: The key of the batch.
-        where: Config path, for errors.
         array: Name of the column of paths.
         name: Which array of ``.npz`` files; None if they hold one.
         gaps: What nan becomes: ``refuse`` stops with an error, ``zero`` makes it 0.
-        train: Transforms of each training sample, see `make_transforms`.
+        train: Transforms of each training sample, see `make_steps`.
         eval: Transforms of each sample otherwise.
     """
 
     def __init__(
-        self,
-        key: str,
-        where: str,
-        array: Any,
-        name: Any = None,
-        gaps: Any = "refuse",
-        train: Any = (),
-        eval: Any = (),
+        self, key: str, array: Any, name: Any = None, gaps: Any = "refuse", train: Any = (), eval: Any = ()
     ) -> None:
-        super().__init__(key, where, check_column(array, f"{where}.array"), train, eval)
-        self.name = None if name is None else check_column(name, f"{where}.name")
-        self.gaps = check_choice(gaps, f"{where}.gaps", GAPS)
+        super().__init__(key, check_name(array, "array"), name, gaps, train, eval)
 
     def load(self, path: Path, training: bool) -> Tensor:
         """`(...)`, float32."""
-        return torch.from_numpy(np.atleast_1d(without_gaps(read_array(path, self.name), self.gaps)))
+        array = without_gaps(read_array(path, self.name), self.gaps)
+        return torch.from_numpy(np.atleast_1d(array))
 
-    def state(self, path: Path) -> tuple[int, ...]:
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The array's shape."""
         return stated_shape(path, self.name) or (1,)
 
 
-class VolumeEntry(FileEntry):
+class VolumeInput(NumpyInput):
     """A volume per sample: `(C, D, H, W)`, float32.
 
     ``.npy`` and ``.npz`` files hold `(D, H, W)` or `(C, D, H, W)`. NIfTI files (extra ``nifti``) hold x, y, z and, if
@@ -62,7 +59,6 @@ class VolumeEntry(FileEntry):
 
     Args:
         key: The key of the batch.
-        where: Config path, for errors.
         volume: Name of the column of paths.
         size: Depth, height and width in voxels; one number stands for all. Where a volume shrinks, voxels are means
             over areas, where it grows, they are interpolated (trilinear). None leaves volumes as they are, which then
@@ -72,14 +68,13 @@ class VolumeEntry(FileEntry):
             [-1000, 400] of Hounsfield units, becomes 0 to 1, and what is outside is cut.
         name: Which array of ``.npz`` files; None if they hold one.
         gaps: What nan becomes: ``refuse`` stops with an error, ``zero`` makes it 0, before it is scaled.
-        train: Transforms of each training sample, see `make_transforms`.
+        train: Transforms of each training sample, see `make_steps`.
         eval: Transforms of each sample otherwise.
     """
 
     def __init__(
         self,
         key: str,
-        where: str,
         volume: Any,
         size: Any = None,
         scale: Any = "none",
@@ -88,78 +83,58 @@ class VolumeEntry(FileEntry):
         train: Any = (),
         eval: Any = (),
     ) -> None:
-        super().__init__(key, where, check_column(volume, f"{where}.volume"), train, eval)
-        self.size = check_size(size, f"{where}.size", ("depth", "height", "width"))
-        self.scale = _check_scale(scale, f"{where}.scale")
-        self.name = None if name is None else check_column(name, f"{where}.name")
-        self.gaps = check_choice(gaps, f"{where}.gaps", GAPS)
+        super().__init__(key, check_name(volume, "volume"), name, gaps, train, eval)
+        self.size = check_size(size, ("depth", "height", "width"))
+        self.scale = _check_scale(scale)
 
     def load(self, path: Path, training: bool) -> Tensor:
         """`(C, D, H, W)`, float32."""
-        array = read_array(path, self.name) if is_numpy(path) else self._read_nifti(path)
+        array = read_array(path, self.name) if is_numpy(path) else _read_nifti(path)
         if array.ndim not in (3, 4):
             raise ValueError(f"its shape {array.shape} is neither (D, H, W) nor (C, D, H, W)")
         volume = torch.from_numpy(without_gaps(array, self.gaps))
-        return scaled(resized(volume if volume.ndim == 4 else volume[None], self.size), self.scale)
+        if volume.ndim == 3:
+            volume = volume[None]
+        return scaled(resized(volume, self.size), self.scale)
 
-    def _read_nifti(self, path: Path) -> Array:
-        """`(D, H, W)` or `(C, D, H, W)`."""
-        nibabel = self._nibabel(path)
-        image = nibabel.load(path)
-        refuse_huge(4 * math.prod(image.shape))
-        data = image.get_fdata(dtype=np.float32, caching="unchanged")
-        if data.ndim not in (3, 4):
-            raise ValueError(f"its shape {data.shape} is neither (x, y, z) nor (x, y, z, channels)")
-        turned = nibabel.orientations.apply_orientation(data, nibabel.io_orientation(image.affine))
-        return np.ascontiguousarray(turned.T)
-
-    def _nibabel(self, path: Path) -> Any:
-        if not path.name.endswith((".nii", ".nii.gz")):
-            raise ValueError("its name ends in none of .npy, .npz, .nii and .nii.gz")
-        try:
-            import nibabel
-        except ModuleNotFoundError:
-            raise ConfigError(
-                f"{self.where}: {path.name!r} is read with nibabel, which is missing. Install it with: "
-                f"pip install 'hybrid_lightning[nifti]'"
-            ) from None
-        return nibabel
-
-    def state(self, path: Path) -> tuple[int, ...]:
+    def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The shape as stored."""
         if is_numpy(path):
             return stated_shape(path, self.name)
-        return tuple(int(side) for side in self._nibabel(path).load(path).shape)
+        return tuple(int(side) for side in _nibabel(path).load(path).shape)
 
 
-def without_gaps(array: Array, gaps: str) -> Array:
-    """An array without nan, see the option ``gaps``.
+def _nibabel(path: Path) -> Any:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError("its name ends in none of .npy, .npz, .nii and .nii.gz")
+    return import_extra("nibabel", "nifti", repr(path.name))
 
-    Raises:
-        ValueError: If there are nan that are refused, or infinite values.
-    """
-    finite = np.isfinite(array)
-    if finite.all():
-        return array
-    if np.isinf(array).any():
-        raise ValueError(f"{int(np.isinf(array).sum())} of its values are infinite; correct the file")
-    if gaps == "refuse":
-        raise ValueError(f"{int((~finite).sum())} of its values are nan; correct the file, or write 'gaps: zero'")
-    filled: Array = np.where(finite, array, array.dtype.type(0))
-    return filled
+
+def _read_nifti(path: Path) -> Array:
+    """`(D, H, W)` or `(C, D, H, W)`."""
+    nibabel = _nibabel(path)
+    image = nibabel.load(path)  # the header alone
+    refuse_huge(4 * math.prod(image.shape))  # as float32
+    data = image.get_fdata(dtype=np.float32, caching="unchanged")
+    if data.ndim not in (3, 4):
+        raise ValueError(f"its shape {data.shape} is neither (x, y, z) nor (x, y, z, channels)")
+    to_ras = nibabel.orientations.io_orientation(image.affine)
+    turned = nibabel.orientations.apply_orientation(data, to_ras)
+    return np.ascontiguousarray(turned.T)  # slices come first, as in arrays of torch
 
 
 def resized(volume: Tensor, size: list[int] | None) -> Tensor:
     """`(C, D, H, W)` → `(C, *size)`: means over areas along sides that shrink, trilinear along those that grow."""
-    if size is None or list(volume.shape[1:]) == size:
+    sides = list(volume.shape[1:])
+    if size is None or sides == size:
         return volume
-    depth, height, width = (min(side, wanted) for side, wanted in zip(volume.shape[1:], size, strict=True))
+    depth, height, width = map(min, sides, size)
     shrunk = functional.adaptive_avg_pool3d(volume, (depth, height, width))
     return functional.interpolate(shrunk[None], size, mode="trilinear", align_corners=False)[0]
 
 
 def scaled(volume: Tensor, scale: str | tuple[float, float]) -> Tensor:
-    """`(C, D, H, W)` on the scale that the option ``scale`` says; a constant one becomes 0."""
+    """`(C, D, H, W)` on the scale of the option ``scale``; a constant one becomes 0."""
     if isinstance(scale, tuple):
         low, high = scale
         return ((volume - low) / (high - low)).clamp(0, 1)
@@ -169,13 +144,14 @@ def scaled(volume: Tensor, scale: str | tuple[float, float]) -> Tensor:
     if scale == "standard":
         std, mean = torch.std_mean(volume, dim=(1, 2, 3), keepdim=True, correction=0)
         return (volume - mean) / torch.where(std > 1e-12, std, 1.0)
-    return volume
+    return volume  # "none"
 
 
-def _check_scale(scale: Any, where: str) -> str | tuple[float, float]:
+def _check_scale(scale: Any) -> str | tuple[float, float]:
     if isinstance(scale, list | tuple) and len(scale) == 2:
-        check_number(scale[0], where, -np.inf)
-        check_number(scale[1], where, scale[0], above_low=True)
-        return float(scale[0]), float(scale[1])
-    choice: str = check_choice(scale, where, ("none", "unit", "standard"))
+        low, high = scale
+        check_number(low, "scale", -np.inf)
+        check_number(high, "scale", low, above_low=True)
+        return float(low), float(high)
+    choice: str = check_choice(scale, "scale", ("none", "unit", "standard"))
     return choice

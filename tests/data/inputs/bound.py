@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas
 
-from hybrid_lightning.data.inputs import parse_entries
-from hybrid_lightning.data.inputs.base import Entry
+from hybrid_lightning.data.inputs import parse_inputs
+from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.table import Table
 
 
@@ -18,10 +18,10 @@ def table(folder: Path, columns: dict[str, list[Any]]) -> Table:
     return Table.read(path)
 
 
-def bound(folder: Path, columns: dict[str, list[Any]], fit_rows: list[int] | None = None, **given: Any) -> Entry:
+def bound(folder: Path, columns: dict[str, list[Any]], fit_rows: list[int] | None = None, **given: Any) -> Input:
     """The entry ``x`` over a manifest, fitted on the rows `fit_rows`, by default all."""
     manifest = table(folder, columns)
-    entry = parse_entries({"x": given})["x"]
+    entry = parse_inputs({"x": given})["x"]
     entry.folder = str(folder)
     rows = np.arange(len(manifest)) if fit_rows is None else np.array(fit_rows)
     entry.statistics = entry.fit(manifest, rows)

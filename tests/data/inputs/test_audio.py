@@ -42,7 +42,7 @@ def test_channels_are_mixed_or_kept(tmp_path):
     write(tmp_path, both, 16000)
     torch.testing.assert_close(read(tmp_path), both.mean(0, keepdim=True))
     assert torch.equal(read(tmp_path, channels=2), both)
-    with pytest.raises(ConfigError, match=r"row 0: 'a\.wav': .* it has 2 channels, and 'channels' says 3"):
+    with pytest.raises(ConfigError, match=r"row 0: 'a\.wav': .* it has 2 channels, and 'channels' is 3"):
         read(tmp_path, channels=3)
 
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_read_is_told_with_row_file_and_reason(tmp_path):
             read(tmp_path, name)
     for name in ("empty.wav", "text.wav", "gone.wav"):
         with pytest.raises(ConfigError, match=rf"row 0: '{name}'"):
-            bound(tmp_path, {"file": [name]}, audio="file").probe(0)
+            bound(tmp_path, {"file": [name]}, audio="file").peek(0)
 
 
 def test_a_rate_from_another_world_is_refused(tmp_path):
@@ -143,7 +143,7 @@ def test_a_rate_from_another_world_is_refused(tmp_path):
 
 def test_a_header_tells_channels_and_samples(tmp_path):
     write(tmp_path, torch.zeros(2, 123), 8000)
-    assert bound(tmp_path, {"file": ["a.wav"]}, audio="file").probe(0) == (2, 123)
+    assert bound(tmp_path, {"file": ["a.wav"]}, audio="file").peek(0) == (2, 123)
 
 
 def test_an_entry_can_be_sent_to_another_process(tmp_path):
@@ -154,5 +154,5 @@ def test_an_entry_can_be_sent_to_another_process(tmp_path):
 
 def test_a_missing_library_is_named_with_its_installation(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "soundfile", None)
-    with pytest.raises(ConfigError, match=r"^data\.inputs\.x: sound is read with soundfile.*\[audio\]"):
+    with pytest.raises(ConfigError, match=r"^data\.inputs\.x: sound needs soundfile: .*\[audio\]"):
         bound(tmp_path, {"file": ["a.wav"]}, audio="file")

@@ -179,8 +179,8 @@ def test_what_cannot_be_read_is_told_with_row_file_and_reason(tmp_path):
             entry.read(row, True)
         if row:  # the header of the first is whole
             with pytest.raises(ConfigError, match=rf"row {row}: '{name}': "):
-                entry.probe(row)
-    assert entry.probe(0) == (3, 180, 270)
+                entry.peek(row)
+    assert entry.peek(0) == (3, 180, 270)
 
 
 def test_an_image_that_would_fill_the_memory_is_refused(tmp_path):

@@ -1,28 +1,28 @@
 import pytest
 
-from hybrid_lightning.data.inputs import KINDS, parse_entries
-from hybrid_lightning.data.inputs.tabular import TableEntry
+from hybrid_lightning.data.inputs import INPUTS, parse_inputs
+from hybrid_lightning.data.inputs.tabular import TableInput
 from hybrid_lightning.errors import ConfigError
 
 
 def test_each_kind_has_a_word_of_its_own():
-    inputs = {word: {word: "column"} for word in KINDS}
-    entries = parse_entries(inputs)
-    assert list(entries) == list(KINDS)
+    inputs = {word: {word: "column"} for word in INPUTS}
+    entries = parse_inputs(inputs)
+    assert list(entries) == list(INPUTS)
     for word, entry in entries.items():
-        assert type(entry) is KINDS[word]
+        assert type(entry) is INPUTS[word]
         assert (entry.key, entry.columns, entry.where) == (word, ["column"], f"data.inputs.{word}")
 
 
 def test_numbers_and_categories_together_are_a_table():
-    entry = parse_entries({"t": {"categorical": "site", "numeric": ["age", "dose"]}})["t"]
-    assert isinstance(entry, TableEntry)
+    entry = parse_inputs({"t": {"categorical": "site", "numeric": ["age", "dose"]}})["t"]
+    assert isinstance(entry, TableInput)
     assert entry.columns == ["age", "dose", "site"]
 
 
 def test_a_table_may_be_of_one_kind_of_columns_alone():
     for empty, columns in (("numeric", "categorical"), ("categorical", "numeric")):
-        assert isinstance(parse_entries({"t": {empty: [], columns: ["a"]}})["t"], TableEntry)
+        assert isinstance(parse_inputs({"t": {empty: [], columns: ["a"]}})["t"], TableInput)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_a_table_may_be_of_one_kind_of_columns_alone():
     [
         ({}, r"^data\.inputs: \{\} names no input\. Write such as"),
         ([{"image": "x"}], r"^data\.inputs: \[.* names no input"),
-        ({"a": "x.png"}, r"^data\.inputs\.a: 'x\.png' is no input\. Write such as \{image: path"),
+        ({"a": "x.png"}, r"^data\.inputs\.a: 'x\.png' is not an input\. Write such as \{image: path"),
         ({"a": {"imge": "x"}}, r"^data\.inputs\.a: unknown kind of input 'imge'\. Did you mean 'image'\?"),
         ({"a": {"size": 3}}, r"^data\.inputs\.a: the kind of input is missing; one of image, volume, .*text"),
         ({"a": {"image": "x", "sise": 3}}, r"^data\.inputs\.a: unknown option 'sise'\. Did you mean 'size'\?"),
@@ -40,7 +40,7 @@ def test_a_table_may_be_of_one_kind_of_columns_alone():
         ({"Photo": {"image": "x"}}, r"cannot be named 'Photo'\. Names are small letters"),
         ({"target": {"image": "x"}}, r"cannot be named 'target'.*none of target, id, present"),
         ({1: {"image": "x"}}, r"cannot be named 1"),
-        ({"a": {"image": ["x"]}}, r"^data\.inputs\.a\.image: \['x'\] is not the name of a column"),
+        ({"a": {"image": ["x"]}}, r"^data\.inputs\.a\.image: \['x'\] is not a name\. Give one"),
         ({"a": {"image": "x", "size": 0}}, r"^data\.inputs\.a\.size: 0 is not a number at least 1"),
         ({"a": {"image": "x", "size": [4, 4, 4]}}, r"size: \[4, 4, 4\] is neither a number nor \[height, width\]"),
         ({"a": {"image": "x", "size": "64"}}, r"size: '64' is neither a number nor"),
@@ -48,7 +48,7 @@ def test_a_table_may_be_of_one_kind_of_columns_alone():
         ({"a": {"image": "x", "channels": 2}}, r"channels: unknown value '2'.*'1', '3'"),
         ({"a": {"image": "x", "channels": True}}, r"channels: unknown value 'True'"),
         ({"a": {"image": "x", "resize": "cover"}}, r"resize: unknown value 'cover'.*'crop', 'pad', 'stretch'"),
-        ({"a": {"image": "x", "train": "RandomFlip"}}, r"train: 'RandomFlip' is no list"),
+        ({"a": {"image": "x", "train": "RandomFlip"}}, r"train: 'RandomFlip' is not a list"),
         ({"a": {"volume": "x", "scale": [3, 3]}}, r"scale: 3 is not a number above 3"),
         ({"a": {"volume": "x", "scale": "max"}}, r"scale: unknown value 'max'"),
         ({"a": {"array": "x", "gaps": "mean"}}, r"gaps: unknown value 'mean'.*'refuse', 'zero'"),
@@ -66,4 +66,4 @@ def test_a_table_may_be_of_one_kind_of_columns_alone():
 )
 def test_an_impossible_input_is_told_with_its_place(inputs, message):
     with pytest.raises(ConfigError, match=message):
-        parse_entries(inputs)
+        parse_inputs(inputs)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_lightning.data.inputs.files import spread
+from hybrid_lightning.data.inputs.series import spread
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.modules.convolution import ResidualConv1d
 from hybrid_lightning.network.modules.transformer import SequenceTransformer
@@ -94,7 +94,7 @@ def test_text_is_read_with_and_without_names(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     entry = bound(tmp_path, {"file": [name]}, series="file", standardize=False)
     assert entry.read(0, False)["values"].tolist() == [[1.0, 2.0], [3.0, 4.5]]
-    assert entry.probe(0) == ()
+    assert entry.peek(0) == ()
 
 
 def test_a_series_without_channels_gets_one(tmp_path):
@@ -141,7 +141,7 @@ def test_what_cannot_be_read_is_told_with_row_file_and_reason(tmp_path):
             bound(tmp_path, {"file": [name]}, series="file")
     for name in ("nothing.csv", "gone.csv"):
         with pytest.raises(ConfigError, match=rf"row 0: '{name}'"):
-            bound(tmp_path, {"file": [name]}, series="file", standardize=False).probe(0)
+            bound(tmp_path, {"file": [name]}, series="file", standardize=False).peek(0)
 
 
 def test_another_number_of_channels_is_refused(files):

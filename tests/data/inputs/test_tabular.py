@@ -7,7 +7,8 @@ import pandas
 import pytest
 import torch
 
-from hybrid_lightning.data.inputs import parse_entries
+from hybrid_lightning.data.inputs import parse_inputs
+from hybrid_lightning.data.samples import Samples
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.modules.tabular_mlp import TabularMLP
@@ -16,6 +17,16 @@ from tests.data.inputs.bound import bound, table
 AGES = [20.0, 30.0, None, 70.0, 90.0]
 DOSES = [1, 1, 1, 5, None]
 SITES = ["b", None, "a", "c", "b"]
+
+
+def batch_of_all(folder, columns, **given):
+    """The values of an input in a batch of all rows, in which a second input is never missing."""
+    rows = len(next(iter(columns.values())))
+    manifest = table(folder, {**columns, "more": [1] * rows})
+    inputs = parse_inputs({"x": given, "more": {"numeric": "more"}})
+    for one in inputs.values():
+        one.statistics = one.fit(manifest, np.arange(rows))
+    return Samples(inputs, manifest, str(folder)).batch(torch.arange(rows))["x"]
 
 
 def test_numbers_are_standardized_with_the_training_rows_alone(tmp_path):
@@ -39,11 +50,10 @@ def test_a_constant_column_is_only_centered(tmp_path):
         ("keep", [[float("nan"), 0.0], [1.0, float("nan")], [0.0, 0.0]]),
     ],
 )
-def test_gaps_become_what_the_option_says_and_absent_rows_zeros(tmp_path, gaps, expected):
+def test_gaps_become_what_the_option_says_and_missing_rows_zeros(tmp_path, gaps, expected):
     columns = {"a": [None, 3.0, None, 1.0], "b": [7.0, None, None, 7.0]}
-    entry = bound(tmp_path, columns, numeric=["a", "b"], gaps=gaps)
-    found = entry.batch(torch.tensor([0, 1, 2]))
-    torch.testing.assert_close(found, torch.tensor(expected), equal_nan=True)
+    found = batch_of_all(tmp_path, columns, numeric=["a", "b"], gaps=gaps)
+    torch.testing.assert_close(found[:3], torch.tensor(expected), equal_nan=True)
 
 
 def test_huge_numbers_do_not_overflow(tmp_path):
@@ -69,14 +79,15 @@ def test_a_column_without_training_values_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["numeric", "categorical", "image", "text", "series"])
 def test_a_column_that_is_not_there_is_told_with_the_closest(tmp_path, kind):
+    inputs = parse_inputs({"x": {kind: "agee"}})
     with pytest.raises(ConfigError, match=r"^data\.inputs\.x: unknown column of .* 'agee'\. Did you mean 'age'\?"):
-        bound(tmp_path, {"age": [1, 2]}, **{kind: "agee"})
+        Samples(inputs, table(tmp_path, {"age": [1, 2]}), str(tmp_path))
 
 
 def test_categories_are_numbered_in_the_order_of_the_training_rows_texts(tmp_path):
     entry = bound(tmp_path, {"site": SITES, "n": [10, 9, 9, 10, None]}, fit_rows=[0, 1, 2], categorical=["site", "n"])
     assert entry.statistics == {"categories": {"site": ["a", "b"], "n": ["10", "9"]}}
-    assert entry.facts == {"categories": [2, 2]}
+    assert entry.inferred_arguments == {"categories": [2, 2]}
     assert entry.batch(torch.arange(5)).tolist() == [[1, 0], [-1, 1], [0, 1], [-1, 0], [1, -1]]
     assert entry.batch(torch.arange(5)).dtype == torch.int64
 
@@ -87,27 +98,34 @@ def test_one_hot_columns_equal_those_of_pandas(tmp_path):
     known = pandas.DataFrame(columns).where(lambda c: c.isin(["a", "b", 1, 2]))
     expected = torch.from_numpy(pandas.get_dummies(known, columns=["site", "n"]).to_numpy(dtype=np.float32))
     assert torch.equal(entry.batch(torch.arange(5)), expected)
-    assert entry.facts == {}
+    assert entry.inferred_arguments == {}
 
 
 def test_a_table_is_what_tabular_mlp_takes(tmp_path):
     columns = {"age": AGES, "site": SITES, "sex": ["f", "m", None, "m", "f"]}
     entry = bound(tmp_path, columns, fit_rows=[0, 1, 2], numeric="age", categorical=["site", "sex"])
-    assert entry.facts == {"categories": [2, 2]}
+    assert entry.inferred_arguments == {"categories": [2, 2]}
     batch = entry.batch(torch.arange(5))
     torch.testing.assert_close(
         batch["numeric"], torch.tensor([[-1.0], [1.0], [float("nan")], [9.0], [13.0]]), equal_nan=True
     )
     assert batch["categorical"].tolist() == [[1, 0], [-1, 1], [0, -1], [-1, 1], [1, 0]]
-    assert TabularMLP(1, **entry.facts)(**batch).isfinite().all()
+    assert TabularMLP(1, **entry.inferred_arguments)(**batch).isfinite().all()
 
 
-def test_a_row_of_a_table_without_any_cell_is_absent_and_zeros(tmp_path):
-    columns = {"age": [None, 5.0, 7.0], "site": [None, "b", "a"], "more": [1, 2, 3]}
-    entry = bound(tmp_path, columns, numeric="age", categorical="site")
-    assert entry.empty(table(tmp_path, columns)).tolist() == [True, False, False]
-    batch = entry.batch(torch.tensor([0]))
-    assert (batch["numeric"].tolist(), batch["categorical"].tolist()) == ([[0.0]], [[0]])
+def test_a_row_of_a_table_without_any_cell_is_missing_and_zeros(tmp_path):
+    columns = {"age": [None, 5.0, 7.0, None], "site": [None, "b", "a", "a"]}
+    batch = batch_of_all(tmp_path, columns, numeric="age", categorical="site")
+    numbers = torch.tensor([[0.0], [-1.0], [1.0], [float("nan")]])
+    torch.testing.assert_close(batch["numeric"], numbers, equal_nan=True)
+    assert batch["categorical"].tolist() == [[0], [1], [0], [0]]
+
+
+def test_a_row_without_any_category_is_missing_and_zeros(tmp_path):
+    columns = {"site": [None, "b", "a", None], "sex": [None, None, "f", "m"]}
+    assert batch_of_all(tmp_path, columns, categorical=["site", "sex"]).tolist() == [[0, 0], [1, -1], [0, 0], [-1, 1]]
+    found = batch_of_all(tmp_path, columns, categorical=["site", "sex"], one_hot=True)
+    assert found.tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
 
 
 def test_a_table_of_one_kind_has_one_entry(tmp_path):
@@ -119,11 +137,11 @@ def test_statistics_are_plain_and_belong_to_their_columns(tmp_path):
     columns = {"a": [1.0, 3.0], "b": [10.0, 30.0], "c": ["x", "y"]}
     first = bound(tmp_path, columns, numeric=["a", "b"], categorical="c")
     assert json.loads(json.dumps(first.statistics)) == first.statistics
-    turned = parse_entries({"x": {"numeric": ["b", "a"], "categorical": "c"}})["x"]
+    turned = parse_inputs({"x": {"numeric": ["b", "a"], "categorical": "c"}})["x"]
     turned.statistics = first.statistics
     turned.bind(table(tmp_path, columns), ".")
     assert torch.equal(turned.batch(torch.arange(2))["numeric"], torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
-    other = parse_entries({"x": {"numeric": ["c", "a"]}})["x"]
+    other = parse_inputs({"x": {"numeric": ["c", "a"]}})["x"]
     other.statistics = first.statistics
     with pytest.raises(ConfigError, match=r"the statistics hold no mean of column 'c'; they were fitted for another"):
         other.bind(table(tmp_path, {"a": [1.0], "c": [2.0]}), ".")
@@ -143,7 +161,7 @@ def test_a_million_rows_are_ready_within_seconds():
         {f"n{i}": random.standard_normal(rows) for i in range(5)}
         | {f"c{i}": random.choice(["a", "b", "c"], rows) for i in range(5)}
     ).convert_dtypes(dtype_backend="pyarrow")
-    [entry] = parse_entries({"x": {"numeric": list(frame)[:5], "categorical": list(frame)[5:]}}).values()
+    [entry] = parse_inputs({"x": {"numeric": list(frame)[:5], "categorical": list(frame)[5:]}}).values()
     manifest, start = Table(frame, "x"), time.process_time()
     entry.statistics = entry.fit(manifest, np.arange(rows))
     entry.bind(manifest, ".")

@@ -43,11 +43,11 @@ def test_the_words_of_the_training_rows_are_numbered_by_frequency(tmp_path):
     entry = note(tmp_path)
     assert entry.statistics == {"words": ["the", "cat", "dog", "a", "bird", "s"]}
     assert json.loads(json.dumps(entry.statistics)) == entry.statistics
-    assert entry.facts == {"vocabulary": 8}
+    assert entry.inferred_arguments == {"vocabulary": 8}
     assert entry.read(0, True)["values"].tolist() == [2, 3, 2, 4]
     assert entry.read(5, True)["values"].tolist() == [2, 3, 1, 1, 1, 1]
     few = note(tmp_path, vocabulary=2)
-    assert few.facts == {"vocabulary": 4}
+    assert few.inferred_arguments == {"vocabulary": 4}
     assert few.read(1, True)["values"].tolist() == [2, 1, 1, 3]
 
 
@@ -57,7 +57,7 @@ def test_words_are_padded_to_the_longest_of_the_batch_as_a_transformer_takes_the
     assert batch["values"].tolist() == [[2, 3, 2, 4], [0] * 4, [5, 6, 0, 0], [0] * 4]
     assert batch["mask"].tolist() == [[True] * 4, [False] * 4, [True, True, False, False], [False] * 4]
     assert (batch["values"].dtype, batch["mask"].dtype) == (torch.int64, torch.bool)
-    assert SequenceTransformer(**entry.facts, width=8)(**batch).isfinite().all()
+    assert SequenceTransformer(**entry.inferred_arguments, width=8)(**batch).isfinite().all()
 
 
 def test_a_batch_without_any_word_has_one_step_of_padding(tmp_path):
@@ -65,7 +65,7 @@ def test_a_batch_without_any_word_has_one_step_of_padding(tmp_path):
     for values in ([entry.read(4, True)] * 2, [None] * 2):
         batch = entry.collate(values, entry.read(4, True))
         assert batch["values"].shape == batch["mask"].shape == (2, 1)
-        assert SequenceTransformer(**entry.facts, width=8)(**batch).isfinite().all()
+        assert SequenceTransformer(**entry.inferred_arguments, width=8)(**batch).isfinite().all()
 
 
 def test_longer_texts_are_cut(tmp_path):
@@ -79,7 +79,7 @@ def test_training_rows_without_words_are_refused(tmp_path):
 
 def test_a_tokenizers_pieces_are_those_of_transformers(tmp_path, tokenizer):
     entry = note(tmp_path, tokenizer=tokenizer)
-    assert (entry.statistics, entry.facts) == ({}, {})
+    assert (entry.statistics, entry.inferred_arguments) == ({}, {})
     expected = transformers.AutoTokenizer.from_pretrained(tokenizer)(
         [NOTES[0], NOTES[2], NOTES[5]], padding=True, truncation=True, return_tensors="pt"
     )
@@ -140,10 +140,6 @@ def test_a_tokenizer_whose_code_lies_in_its_folder_is_refused(tmp_path, capsys):
     assert "ran code" not in capsys.readouterr().out
 
 
-def test_the_length_of_a_text_is_its_shape(tmp_path):
-    assert note(tmp_path).probe(2) == (6,)
-
-
 def test_an_entry_can_be_sent_to_another_process(tmp_path, tokenizer):
     for given in ({}, {"tokenizer": tokenizer}):
         entry = note(tmp_path, **given)
@@ -154,7 +150,5 @@ def test_an_entry_can_be_sent_to_another_process(tmp_path, tokenizer):
 
 def test_a_missing_library_is_named_with_its_installation(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(
-        ConfigError, match=r"tokenizer: 'bert' needs transformers; .*\[transformers\].*'tokenizer: words'"
-    ):
+    with pytest.raises(ConfigError, match=r"tokenizer: 'bert', unlike 'words', needs transformers: .*\[transformers\]"):
         note(tmp_path, tokenizer="bert")

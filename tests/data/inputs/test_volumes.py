@@ -37,13 +37,13 @@ def test_an_array_becomes_float32_as_it_is(tmp_path, dtype, order):
         assert found.dtype == torch.float32
         assert found.is_contiguous()
         assert torch.equal(found, expected)
-        assert one(tmp_path, name).probe(0) == (4, 5, 6)
+        assert one(tmp_path, name).peek(0) == (4, 5, 6)
 
 
 def test_a_single_number_becomes_a_vector(tmp_path):
     np.save(tmp_path / "a.npy", np.float64(3))
     assert read(tmp_path, "a.npy").tolist() == [3.0]
-    assert one(tmp_path, "a.npy").probe(0) == (1,)
+    assert one(tmp_path, "a.npy").peek(0) == (1,)
 
 
 def test_one_of_several_arrays_is_chosen_by_name(tmp_path):
@@ -83,7 +83,7 @@ def test_a_file_of_objects_runs_no_code(tmp_path, capsys):
     np.savez(tmp_path / "b.npz", np.array([Trap()], dtype=object))
     (tmp_path / "c.npy").write_bytes(pickle.dumps(Trap()))
     for name in ("a.npy", "b.npz"):
-        for act in (lambda name=name: read(tmp_path, name), lambda name=name: one(tmp_path, name).probe(0)):
+        for act in (lambda name=name: read(tmp_path, name), lambda name=name: one(tmp_path, name).peek(0)):
             with pytest.raises(ConfigError, match=r"it holds Python objects \(pickle\), which could run code"):
                 act()
     with pytest.raises(ConfigError, match=r"it is neither an \.npy nor an \.npz file"):
@@ -110,7 +110,7 @@ def test_a_file_of_objects_runs_no_code(tmp_path, capsys):
 )
 def test_a_hostile_header_is_refused(tmp_path, header, reason):
     (tmp_path / "a.npy").write_bytes(npy_header(header) + b"\0" * 16)
-    for act in (lambda: read(tmp_path, "a.npy"), lambda: one(tmp_path, "a.npy").probe(0)):
+    for act in (lambda: read(tmp_path, "a.npy"), lambda: one(tmp_path, "a.npy").peek(0)):
         with pytest.raises(ConfigError, match=rf"row 0: 'a\.npy': (.|\n)*{reason}"):
             act()
 
@@ -183,7 +183,7 @@ def test_nifti_axes_run_to_the_head_the_front_and_the_right(tmp_path, name):
     affine = np.array([[0, -2.0, 0, 0], [2.0, 0, 0, 0], [0, 0, 3.0, 0], [0, 0, 0, 1]])
     nibabel.save(nibabel.Nifti1Image(VOXELS[::-1].transpose(1, 0, 2), affine), tmp_path / f"other_{name}")
     assert torch.equal(read(tmp_path, f"other_{name}", "volume"), expected)
-    assert one(tmp_path, f"other_{name}", "volume").probe(0) == (5, 4, 6)
+    assert one(tmp_path, f"other_{name}", "volume").peek(0) == (5, 4, 6)
 
 
 def test_the_fourth_axis_of_nifti_becomes_the_channels(tmp_path):
@@ -207,7 +207,7 @@ def test_a_damaged_nifti_is_told_with_row_and_file(tmp_path):
             read(tmp_path, name, "volume")
     for name in ("text.nii", "gone.nii", "a.mgz"):
         with pytest.raises(ConfigError, match=rf"row 0: '{name}'"):
-            one(tmp_path, name, "volume").probe(0)
+            one(tmp_path, name, "volume").peek(0)
 
 
 def test_sides_that_shrink_are_means_and_sides_that_grow_interpolated(tmp_path):
@@ -242,5 +242,5 @@ def test_a_constant_volume_becomes_0(tmp_path, scale):
 def test_a_missing_library_is_named_with_its_installation(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
     (tmp_path / "a.nii").write_bytes(b"x")
-    with pytest.raises(ConfigError, match=r"^data\.inputs\.x: 'a\.nii' is read with nibabel.*\[nifti\]"):
+    with pytest.raises(ConfigError, match=r"^data\.inputs\.x: 'a\.nii' needs nibabel: .*\[nifti\]"):
         read(tmp_path, "a.nii", "volume")
