@@ -128,11 +128,7 @@ class GroupRates(GroupLR):
     place = "rates"
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        shape: str = "constant",
-        warm_up: str = "0 steps",
-        length: FitLength | None = None,
+        self, optimizer: Optimizer, shape: str = "constant", warm_up: str = "0 steps", length: FitLength | None = None
     ) -> None:
         self.shape = check_choice(shape, "rates.shape", [*SHAPES], "shape")
         self._total_steps = 1
