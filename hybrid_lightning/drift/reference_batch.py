@@ -59,7 +59,8 @@ def part_features(
     hooks = [module.register_forward_hook(keep) for module in names]
     try:
         with _as_validation(trainer), _own_random_state(trainer), dry_run(pl_module):
-            batch = _on_device(trainer, pl_module, reference)
+            batch = trainer.precision_plugin.convert_input(copy.deepcopy(reference))  # a module may work in place
+            batch = trainer.strategy.batch_to_device(before_transfer(pl_module, batch))
             # compiled code would not call hooks that were added after its compilation
             with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
                 pl_module(batch)
@@ -83,12 +84,6 @@ def _first(loaders: Any) -> Any:
     while isinstance(loaders, Mapping | list | tuple) and loaders:
         loaders = next(iter(loaders.values() if isinstance(loaders, Mapping) else loaders))
     return loaders
-
-
-def _on_device(trainer: pl.Trainer, pl_module: pl.LightningModule, reference: Any) -> Any:
-    """A copy of the reference batch on the device, through the hooks of batches."""
-    batch = trainer.precision_plugin.convert_input(copy.deepcopy(reference))  # a module may work in place
-    return trainer.strategy.batch_to_device(before_transfer(pl_module, batch))
 
 
 @contextmanager

@@ -80,12 +80,6 @@ def refuse_complex(dtypes: Iterable[torch.dtype]) -> None:
             )
 
 
-def clip_coefficient(norms: Tensor, max_norm: float) -> Tensor:
-    """The factor that brings the norm of everything down to `max_norm`, a scalar in (0, 1], as `clip_grad_norm_`."""
-    coefficient: Tensor = max_norm / (norms.norm() + 1e-6)  # 1e-6 as in clip_grad_norm_, for equal weights
-    return coefficient.clamp(max=1.0)
-
-
 def limit_units(parameters: Sequence[nn.Parameter], norms: Tensor, ratio: float) -> None:
     """Adaptive gradient clipping (AGC, arXiv 2102.06171): limits each unit's gradient by its weights, in place.
 
@@ -165,7 +159,8 @@ class GradientPass:
 
     def clip_norm(self, max_norm: float, part: str | None = None) -> None:
         """Brings the norm of everything, or of one part, down to `max_norm`."""
-        self.scale(clip_coefficient(self.norms_of(part), max_norm), part)
+        coefficient = max_norm / (self.norms_of(part).norm() + 1e-6)  # as in clip_grad_norm_, for equal weights
+        self.scale(coefficient.clamp(max=1.0), part)
 
     def clip_value(self, limit: float, part: str | None = None) -> None:
         """Brings every value, or those of one part, into [-limit, limit]."""

@@ -144,7 +144,10 @@ class SpikeGuard(SkippingCallback):
         rows = gradients.rows
         if rows is not self._rows:  # another number of parameters has a gradient
             self._rows = rows
-            self._trains = training_parameters(self.groups(trainer))
+            self._trains = dict.fromkeys(rows.parts, 0)
+            for group in self.groups(trainer):
+                if not group.get("observer"):
+                    self._trains[group["part"]] += sum(parameter.requires_grad for parameter in group["params"])
         norms = rows.combine(gradients.before)[: len(rows.parts)]
         if self.skips:
             norms = worst_of_ranks(trainer, norms)
@@ -230,13 +233,3 @@ def _chosen(actions: str | Sequence[str]) -> list[str]:
             raise ConfigError(f"{action!r} was removed. {_REMOVED[action]}", "actions")
         check_choice(action, "actions", ACTIONS, "action")
     return [action for action in ACTIONS if action in given]
-
-
-def training_parameters(groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Part → number of its parameters that train, in the order of the groups; observers are not counted."""
-    numbers: dict[str, int] = {}
-    for group in groups:
-        if not group.get("observer"):
-            trains = sum(parameter.requires_grad for parameter in group["params"])
-            numbers[group["part"]] = numbers.get(group["part"], 0) + trains
-    return numbers

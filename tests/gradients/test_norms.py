@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hybrid_lightning import ConfigError
-from hybrid_lightning.gradients.norms import GradientPass, clip_coefficient, gradient_norms
+from hybrid_lightning.gradients.norms import GradientPass, gradient_norms
 
 
 def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -104,4 +104,3 @@ def test_no_gradients_at_all_have_norm_zero():
     gradients.clip_value(1.0, "image")
     assert gradients.rows.names == ("image", "total")
     assert gradients.rows.combine(gradients.norms).tolist() == [0, 0]
-    assert clip_coefficient(gradients.norms, 1.0) == 1
