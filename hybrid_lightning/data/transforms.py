@@ -75,7 +75,10 @@ class RandomResizedCrop:
     """
 
     def __init__(
-        self, size: int | Sequence[int], scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (0.75, 4 / 3)
+        self,
+        size: int | Sequence[int],
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (0.75, 4 / 3),
     ) -> None:
         self.size = [size, size] if isinstance(size, int) else list(size)
         for side in self.size:
@@ -103,7 +106,9 @@ class RandomResizedCrop:
             rows = max(1, round((area / ratio) ** 0.5))
             columns = max(1, round((area * ratio) ** 0.5))
             if rows <= height and columns <= width:
-                return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
+                top = int(down * (height - rows + 1))
+                left = int(right * (width - columns + 1))
+                return top, left, rows, columns
         return 0, 0, height, width
 
 
@@ -136,7 +141,7 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 """Names that an item of a list of transforms may take without a dot."""
 
 
-def transformed(value: Tensor, steps: Sequence[Step]) -> Tensor:
+def apply_steps(value: Tensor, steps: Sequence[Step]) -> Tensor:
     """A sample without batch dimension after all transforms, a tensor of any shape.
 
     Random ones should draw from torch, which is seeded for each sample, so that a resumed fit repeats them. One that

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybrid_lightning.data.inputs.base import Input, Value, check_count
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.transforms import Step, make_steps, transformed
+from hybrid_lightning.data.transforms import Step, apply_steps, make_steps
 from hybrid_lightning.errors import ConfigError, at
 
 
@@ -53,14 +53,10 @@ class FileInput(Input):
         """The transformed tensor of one row's file."""
         with self.file_of(row) as path:
             value = self.load(path, training)
-        return self.transformed(value, row, training)
-
-    def transformed(self, value: Tensor, row: int, training: bool) -> Tensor:
-        """A sample after the transforms of its split; an error names the row."""
         split = "train" if training else "eval"
         try:
             with at(f"{self.where}.{split}"):
-                return transformed(value, self.transforms[split])
+                return apply_steps(value, self.transforms[split])
         except ConfigError as error:
             raise ConfigError(f"{error} (row {row}: {self.cell(row)!r})") from error
 

@@ -94,7 +94,8 @@ class SeriesInput(NumpyInput):
             raise ConfigError(f"there is a channel without any value in the {len(rows)} training series.", self.where)
         std = np.sqrt(squares / count)
         varies = std > 1e-9 * np.abs(mean)  # relative: the rounding errors of a constant grow with it
-        return {"mean": mean.tolist(), "std": np.where(varies, std, 1.0).tolist()}
+        std = np.where(varies, std, 1.0)
+        return {"mean": mean.tolist(), "std": std.tolist()}
 
     def _steps(self, path: Path) -> Array:
         """`(T, C)` float32 with gaps as nan."""
@@ -139,7 +140,7 @@ class SeriesInput(NumpyInput):
             raise ConfigError(
                 f"series of one batch have {sorted(channels)} channels; give them equal ones.", self.where
             )
-        return collate_padded(values, placeholder)
+        return collate_padded(values, placeholder, {})
 
     def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The array's shape; nothing for text."""
