@@ -58,7 +58,10 @@ class FracastEncoder(nn.Module):
     def load_pretrained(self) -> None:
         """Loads the published weights; every one of the encoder's tensors must be there."""
         tensors = read_file(_package_folder() / "weights" / "model.safetensors", "FracastEncoder")
-        own = {name.removeprefix("core."): tensor for name, tensor in tensors.items() if name.startswith("core.")}
+        own = {}
+        for name, tensor in tensors.items():
+            if name.startswith("core."):  # the rest is the forecaster's head
+                own[name.removeprefix("core.")] = tensor
         self.core.load_state_dict(own)
 
 
@@ -82,7 +85,8 @@ def pool_observed(encoded: Tensor, mask: Tensor) -> Tensor:
 def _build_core(context: int) -> nn.Module:
     folder = _package_folder()
     model = import_extra("fracast._core.model", "demo", "FracastEncoder")
-    config = json.loads((folder / "weights" / "config.json").read_text(encoding="utf-8"))
+    text = (folder / "weights" / "config.json").read_text(encoding="utf-8")
+    config = json.loads(text)
     config["model"].update(W=context, level_widths=[context])
     core: nn.Module = model.build_from_cfg(config)[0]
     return core

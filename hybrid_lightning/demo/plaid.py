@@ -60,7 +60,8 @@ class PlaidDataModule(InMemoryDataModule):
             "val": (list(compress(traces, in_val)), target[in_val]),
             "test": read_ts(folder / "PLAID_TEST.ts"),
         }
-        std, mean = torch.std_mean(describe(parts["train"][0]), dim=0)
+        training, _ = parts["train"]
+        std, mean = torch.std_mean(describe(training), dim=0)
         splits = {}
         for split, (own, labels) in parts.items():
             values, mask = pad_left(own, self.context)
@@ -78,7 +79,8 @@ def read_ts(path: Path) -> tuple[list[Tensor], Tensor]:
     labels = []
     for row in data.split():
         values, _, label = row.rpartition(":")
-        traces.append(torch.tensor([float(value) for value in values.split(",")]))
+        numbers = [float(value) for value in values.split(",")]
+        traces.append(torch.tensor(numbers))
         labels.append(int(label))
     return traces, torch.tensor(labels)
 
@@ -117,7 +119,8 @@ def describe(traces: list[Tensor]) -> Tensor:
         peak = trace.abs().max()
         rows.append(torch.stack([length, trace.std(), peak, trace.mean()]))
     stats = torch.stack(rows)
-    stats[:, :3] = stats[:, :3].clamp(min=1e-5).log()  # a mean may be negative
+    positive = stats[:, :3].clamp(min=1e-5)
+    stats[:, :3] = positive.log()  # but not of the mean, which may be negative
     return stats
 
 

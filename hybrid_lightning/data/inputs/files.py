@@ -74,8 +74,10 @@ class FileInput(Input):
                 f"samples of one batch have different shapes: {sorted(shapes)[:4]}. Give them one size.", self.where
             )
         assert isinstance(placeholder, Tensor)
+        # a known value has the type of this batch: files of one input may differ in it
         zeros = torch.zeros_like(known[0] if known else placeholder)
-        return torch.stack([value if isinstance(value, Tensor) else zeros for value in values])
+        joined = [value if isinstance(value, Tensor) else zeros for value in values]
+        return torch.stack(joined)
 
     @contextmanager
     def file_of(self, row: int) -> Iterator[Path]:
@@ -99,6 +101,6 @@ def check_size(value: Any, names: Sequence[str]) -> list[int] | None:
     if value is None:
         return None
     sides = [value] * len(names) if isinstance(value, int) else value
-    if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != len(names):
+    if not isinstance(sides, list | tuple) or len(sides) != len(names):
         raise ConfigError(f"{value!r} is neither a number nor [{', '.join(names)}].", "size")
     return [check_count(side, "size") for side in sides]

@@ -37,8 +37,9 @@ def resample(sound: Tensor, rate: int, wanted: int) -> Tensor:
     if rate * wanted <= _DENSE:
         return _resample_by_matrix(sound, rate, wanted)[:, :count]
     weights = _weights(rate, wanted)
-    taps = torch.arange(weights.shape[1])
-    padded = functional.pad(sound, (len(taps) // 2 - 1, len(taps)))
+    count_taps = weights.shape[1]
+    taps = torch.arange(count_taps)
+    padded = functional.pad(sound, (count_taps // 2 - 1, count_taps))
     pieces = []
     for start in range(0, count, _PIECE):
         new = torch.arange(start, min(count, start + _PIECE))
