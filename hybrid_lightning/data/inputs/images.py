@@ -92,9 +92,11 @@ class ImageInput(FileInput):
     def _resized(self, image: "Image") -> "Image":
         from PIL import Image
 
-        if self.size is None or image.size == (self.size[1], self.size[0]):
+        if self.size is None:
             return image
         height, width = self.size
+        if image.size == (width, height):
+            return image
         bilinear = Image.Resampling.BILINEAR
         # old pixels per new one
         across = image.width / width

@@ -139,7 +139,8 @@ class SeriesInput(NumpyInput):
         """Pads steps to the longest of the batch."""
         if self.layout == "channels":
             return super().collate(values, placeholder)
-        channels = {value["values"].shape[1] for value in values if isinstance(value, dict)}
+        known = [value for value in values if isinstance(value, dict)]
+        channels = {value["values"].shape[1] for value in known}
         if len(channels) > 1:
             raise ConfigError(
                 f"series of one batch have {sorted(channels)} channels; give them equal ones.", self.where
