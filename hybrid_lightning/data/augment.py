@@ -1,12 +1,12 @@
 """Augmentation of whole batches on their device, while training."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hybrid_lightning.data.transforms import RandomFlip, apply_step, make_steps
+from hybrid_lightning.data.transforms import Names, RandomFlip, apply_step, make_steps
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
 
 
@@ -37,7 +37,10 @@ class RandomNoise(nn.Module):
         return values + amount * torch.randn_like(values)
 
 
-AUGMENTATIONS: dict[str, Callable[..., nn.Module]] = {"RandomFlip": BatchFlip, "RandomNoise": RandomNoise}
+AUGMENTATIONS: Names = {
+    "RandomFlip": BatchFlip,
+    "RandomNoise": RandomNoise,
+}
 """Names that an item of a list of augmentations may take without a dot."""
 
 
@@ -67,7 +70,8 @@ class BatchAugmentation:
         changed = dict(batch)
         for key, modules in self.modules.items():
             with at(f"data.augment.{key}"):
-                changed[key] = _augmented(batch.get(key), modules, batch.get(f"present/{key}"))
+                present = batch.get(f"present/{key}")  # None where no sample lacks this modality
+                changed[key] = _augmented(batch.get(key), modules, present)
         return changed
 
 
@@ -91,7 +95,7 @@ def make_augmentation(config: Any, keys: Collection[str]) -> BatchAugmentation:
 
 def _make_modules(items: Any) -> list[nn.Module]:
     modules = []
-    for index, step in enumerate(make_steps(items, AUGMENTATIONS)):
+    for index, step in enumerate(make_steps(items, AUGMENTATIONS)):  # a function cannot be moved to a device
         if not isinstance(step, nn.Module):
             raise ConfigError(f"a {type(step).__name__} is not a torch module.", str(index))
         modules.append(step)
@@ -105,7 +109,7 @@ def _augmented(entry: Any, modules: Sequence[nn.Module], present: Tensor | None)
     for index, module in enumerate(modules):
         with at(str(index)):
             value = _apply(module.to(value.device), value)
-    if present is not None:
+    if present is not None:  # noise on a missing modality would be a signal
         value = torch.where(_per_sample(present, value), value, 0.0)
     return {**entry, "values": value} if isinstance(entry, Mapping) else value
 
@@ -122,9 +126,11 @@ def _apply(module: nn.Module, value: Tensor) -> Tensor:
 
 def _uniform(values: Tensor) -> Tensor:
     """A number from 0 to 1 per sample, `(B, 1, ...)`."""
-    return _per_sample(torch.rand(len(values), device=values.device), values)
+    numbers = torch.rand(len(values), device=values.device)
+    return _per_sample(numbers, values)
 
 
 def _per_sample(numbers: Tensor, values: Tensor) -> Tensor:
     """`(B,)` → `(B, 1, ...)`, with as many dimensions as `values`."""
-    return numbers.view(-1, *[1] * (values.ndim - 1))
+    ones = [1] * (values.ndim - 1)
+    return numbers.view(-1, *ones)

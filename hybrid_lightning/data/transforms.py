@@ -12,6 +12,7 @@ from hybrid_lightning.errors import ConfigError, at, check_number
 from hybrid_lightning.importing import ClassSpec, check_arguments, import_extra, resolve
 
 Step = Callable[[Tensor], Any]
+Names = Mapping[str, Callable[..., Any]]
 
 
 class RandomFlip(nn.Module):
@@ -75,12 +76,16 @@ class RandomResizedCrop:
     """
 
     def __init__(
-        self, size: int | Sequence[int], scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (0.75, 4 / 3)
+        self,
+        size: int | Sequence[int],
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (0.75, 4 / 3),
     ) -> None:
         self.size = [size, size] if isinstance(size, int) else list(size)
         for side in self.size:
             check_number(side, "size", 1)
-        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+        for name, bounds in (("scale", scale), ("ratio", ratio)):
+            low, high = bounds
             check_number(low, name, 0, above_low=True)
             check_number(high, name, low)
         self.scale = tuple(scale)
@@ -89,8 +94,9 @@ class RandomResizedCrop:
     def __call__(self, image: Tensor) -> Tensor:
         """`(C, H, W)` → `(C, *size)`."""
         top, left, height, width = self._window(*image.shape[1:])
-        window = image[:, top : top + height, left : left + width]
-        return functional.interpolate(window[None], self.size, mode="bilinear", antialias=True)[0]
+        window = image[None, :, top : top + height, left : left + width]
+        scaled = functional.interpolate(window, self.size, mode="bilinear", antialias=True)
+        return scaled[0]
 
     def _window(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width of a window in an image of `height` and `width`."""
@@ -103,7 +109,9 @@ class RandomResizedCrop:
             rows = max(1, round((area / ratio) ** 0.5))
             columns = max(1, round((area * ratio) ** 0.5))
             if rows <= height and columns <= width:
-                return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
+                top = int(down * (height - rows + 1))
+                left = int(right * (width - columns + 1))
+                return top, left, rows, columns
         return 0, 0, height, width
 
 
@@ -124,10 +132,12 @@ class Normalize:
     def __call__(self, value: Tensor) -> Tensor:
         """`(C, ...)` → `(C, ...)`."""
         shape = [-1] + [1] * (value.ndim - 1)
-        return (value - self.mean.view(shape)) / self.std.view(shape)
+        mean = self.mean.view(shape)
+        std = self.std.view(shape)
+        return (value - mean) / std
 
 
-TRANSFORMS: dict[str, Callable[..., Any]] = {
+TRANSFORMS: Names = {
     "RandomFlip": RandomFlip,
     "RandomCrop": RandomCrop,
     "RandomResizedCrop": RandomResizedCrop,
@@ -136,7 +146,7 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 """Names that an item of a list of transforms may take without a dot."""
 
 
-def transformed(value: Tensor, steps: Sequence[Step]) -> Tensor:
+def apply_steps(value: Tensor, steps: Sequence[Step]) -> Tensor:
     """A sample without batch dimension after all transforms, a tensor of any shape.
 
     Random ones should draw from torch, which is seeded for each sample, so that a resumed fit repeats them. One that
@@ -167,7 +177,7 @@ def apply_step(step: Step, value: Tensor) -> Tensor:
     return result.as_subclass(Tensor)  # subclasses with their own metadata do not stack
 
 
-def make_steps(items: Any, names: Mapping[str, Callable[..., Any]] = TRANSFORMS) -> list[Step]:
+def make_steps(items: Any, names: Names = TRANSFORMS) -> list[Step]:
     """Transforms from the config.
 
     Args:
@@ -187,7 +197,7 @@ def make_steps(items: Any, names: Mapping[str, Callable[..., Any]] = TRANSFORMS)
     return steps
 
 
-def _make_step(item: Any, names: Mapping[str, Callable[..., Any]]) -> Step:
+def _make_step(item: Any, names: Names) -> Step:
     if callable(item):  # the command line makes objects of paths that it can import
         return item  # type: ignore[no-any-return]
     spec = ClassSpec.parse(item, next(iter(names)))
@@ -212,7 +222,7 @@ def _make_step(item: Any, names: Mapping[str, Callable[..., Any]]) -> Step:
         return step
 
 
-def _nested(value: Any, names: Mapping[str, Callable[..., Any]]) -> Any:
+def _nested(value: Any, names: Names) -> Any:
     """An argument, in which there may be transforms, such as those of a random choice."""
     if isinstance(value, Mapping) and "class_path" in value:
         return _make_step(value, names)

@@ -37,8 +37,7 @@ class DigitsDataModule(InMemoryDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size)
-        different = set(classes)
-        if len(different) < 2 or len(different) < len(classes) or not different <= set(range(10)):
+        if len(classes) < 2 or len(set(classes)) < len(classes) or not set(classes) <= set(range(10)):
             raise ConfigError(f"{classes} are not at least two different digits from 0 to 9.", "data.classes")
         check_number(size, "data.size", 1)
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
@@ -55,19 +54,27 @@ class DigitsDataModule(InMemoryDataModule):
         images = torch.from_numpy(digits.images)
         labels = torch.from_numpy(digits.target)
         generator = torch.Generator().manual_seed(self.seed)
-        rows: dict[str, list[Tensor]] = {"test": [], "val": [], "train": []}
+        test_rows = []
+        val_rows = []
+        train_rows = []
         for digit in self.classes:
             own = torch.nonzero(labels == digit).flatten()
             own = own[torch.randperm(len(own), generator=generator)]
             test = round(self.test_fraction * len(own))
             val = round(self.val_fraction * len(own))
-            rows["test"].append(own[:test])
-            rows["val"].append(own[test : test + val])
-            rows["train"].append(own[test + val :])
-        return {split: self._dataset(images, labels, torch.cat(parts)) for split, parts in rows.items()}
+            test_rows.append(own[:test])
+            val_rows.append(own[test : test + val])
+            train_rows.append(own[test + val :])
+        splits = {}
+        for split, parts in (("test", test_rows), ("val", val_rows), ("train", train_rows)):
+            rows = torch.cat(parts)
+            splits[split] = self._dataset(images[rows], labels[rows])
+        return splits
 
-    def _dataset(self, images: Tensor, labels: Tensor, rows: Tensor) -> DictDataset:
-        small = images[rows].float()[:, None] / 16  # gray levels are 0 to 16
-        large = functional.interpolate(small, size=(self.size, self.size), mode="bilinear", align_corners=False)
-        target = torch.tensor([self.classes.index(digit) for digit in labels[rows].tolist()])
-        return DictDataset({"image": large.expand(-1, 3, -1, -1).contiguous(), "target": target})
+    def _dataset(self, images: Tensor, labels: Tensor) -> DictDataset:
+        small = images.float()[:, None] / 16  # gray levels are 0 to 16
+        size = (self.size, self.size)
+        large = functional.interpolate(small, size=size, mode="bilinear", align_corners=False)
+        color = large.expand(-1, 3, -1, -1).contiguous()  # pretrained models take three channels
+        target = torch.tensor([self.classes.index(digit) for digit in labels.tolist()])
+        return DictDataset({"image": color, "target": target})

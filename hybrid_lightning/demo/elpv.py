@@ -30,7 +30,13 @@ class ElpvDataModule(InMemoryDataModule):
         ConfigError: If the package is missing, or a size or fraction is impossible.
     """
 
-    def __init__(self, batch_size: int = 32, size: int = 128, val_fraction: float = 0.15, seed: int = 0) -> None:
+    def __init__(
+        self,
+        batch_size: int = 32,
+        size: int = 128,
+        val_fraction: float = 0.15,
+        seed: int = 0,
+    ) -> None:
         super().__init__(batch_size)
         check_number(size, "data.size", 1, 300)
         if not 0 < val_fraction < 1:
@@ -45,16 +51,24 @@ class ElpvDataModule(InMemoryDataModule):
         images, probabilities, types = import_extra("elpv_dataset.utils", "elpv", user).load_dataset()
         target = torch.from_numpy(probabilities > 0.5).long()
         is_poly = torch.from_numpy(types == "poly").long()
-        chunks = torch.split(torch.from_numpy(images)[:, None], 128)  # all at once would take 1 GB as floats
-        image = torch.cat([functional.adaptive_avg_pool2d(chunk.float() / 255, self.size) for chunk in chunks])
+        small = []
+        for chunk in torch.split(torch.from_numpy(images)[:, None], 128):  # all at once would take 1 GB as floats
+            unit = chunk.float() / 255
+            small.append(functional.adaptive_avg_pool2d(unit, self.size))
+        image = torch.cat(small)
         kind = functional.one_hot(is_poly, 2).float()
 
         strata = 2 * target + is_poly
         in_test = stratified_mask(strata, TEST_SHARE, seed=0)
         rest = (~in_test).nonzero().flatten()
         in_val = stratified_mask(strata[rest], self.val_fraction, self.seed)
+        parts = {
+            "train": rest[~in_val],
+            "val": rest[in_val],
+            "test": in_test.nonzero().flatten(),
+        }
         splits = {}
-        for split, rows in (("train", rest[~in_val]), ("val", rest[in_val]), ("test", in_test.nonzero().flatten())):
-            entries = {"image": image[rows].expand(-1, 3, -1, -1), "type": kind[rows], "target": target[rows]}
-            splits[split] = DictDataset(entries)
+        for split, rows in parts.items():
+            color = image[rows].expand(-1, 3, -1, -1)
+            splits[split] = DictDataset({"image": color, "type": kind[rows], "target": target[rows]})
         return splits

@@ -51,13 +51,17 @@ class FracastEncoder(nn.Module):
                 f"{length}}}.",
                 "FracastEncoder",
             )
-        encoded = self.core(values[:, None], mask[:, None], mask[:, None].to(values.dtype))
+        observed = mask[:, None]
+        encoded = self.core(values[:, None], observed, observed.to(values.dtype))
         return pool_observed(encoded, mask)
 
     def load_pretrained(self) -> None:
         """Loads the published weights; every one of the encoder's tensors must be there."""
         tensors = read_file(_package_folder() / "weights" / "model.safetensors", "FracastEncoder")
-        own = {name.removeprefix("core."): tensor for name, tensor in tensors.items() if name.startswith("core.")}
+        own = {}
+        for name, tensor in tensors.items():
+            if name.startswith("core."):  # the rest is the forecaster's head
+                own[name.removeprefix("core.")] = tensor
         self.core.load_state_dict(own)
 
 
@@ -69,17 +73,20 @@ def pool_observed(encoded: Tensor, mask: Tensor) -> Tensor:
     weight = mask[..., None].to(encoded.dtype)
     count = weight.sum(1).clamp(min=1)
     mean = (encoded * weight).sum(1) / count
-    variance = ((encoded - mean[:, None]).square() * weight).sum(1) / count
-    last = (torch.arange(mask.shape[1], device=mask.device) * mask).amax(1)
+    squares = (encoded - mean[:, None]).square()
+    variance = (squares * weight).sum(1) / count
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    last = (steps * mask).amax(1)
     rows = torch.arange(encoded.shape[0], device=mask.device)  # len() would fix the size in an exported program
-    # the small constant keeps the root's gradient finite for a constant channel
-    return torch.cat([mean, (variance + 1e-6).sqrt(), encoded[rows, last]], dim=-1)
+    std = (variance + 1e-6).sqrt()  # the small constant keeps the gradient finite for a constant channel
+    return torch.cat([mean, std, encoded[rows, last]], dim=-1)
 
 
 def _build_core(context: int) -> nn.Module:
     folder = _package_folder()
     model = import_extra("fracast._core.model", "demo", "FracastEncoder")
-    config = json.loads((folder / "weights" / "config.json").read_text(encoding="utf-8"))
+    text = (folder / "weights" / "config.json").read_text(encoding="utf-8")
+    config = json.loads(text)
     config["model"].update(W=context, level_widths=[context])
     core: nn.Module = model.build_from_cfg(config)[0]
     return core

@@ -60,7 +60,8 @@ class PlaidDataModule(InMemoryDataModule):
             "val": (list(compress(traces, in_val)), target[in_val]),
             "test": read_ts(folder / "PLAID_TEST.ts"),
         }
-        std, mean = torch.std_mean(describe(parts["train"][0]), dim=0)
+        training, _ = parts["train"]
+        std, mean = torch.std_mean(describe(training), dim=0)
         splits = {}
         for split, (own, labels) in parts.items():
             values, mask = pad_left(own, self.context)
@@ -78,7 +79,8 @@ def read_ts(path: Path) -> tuple[list[Tensor], Tensor]:
     labels = []
     for row in data.split():
         values, _, label = row.rpartition(":")
-        traces.append(torch.tensor([float(value) for value in values.split(",")]))
+        numbers = [float(value) for value in values.split(",")]
+        traces.append(torch.tensor(numbers))
         labels.append(int(label))
     return traces, torch.tensor(labels)
 
@@ -93,8 +95,9 @@ def pad_left(traces: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
     for row, trace in enumerate(traces):
         kept = trace[-length:]
         low, high = torch.aminmax(kept)
-        values[row, -len(kept) :] = (kept - low) / (high - low).clamp(min=1e-5)
-        mask[row, -len(kept) :] = True
+        end = slice(length - len(kept), length)
+        values[row, end] = (kept - low) / (high - low).clamp(min=1e-5)  # a trace may be constant
+        mask[row, end] = True
     return values, mask
 
 
@@ -102,7 +105,8 @@ def pad_right(traces: list[Tensor], length: int) -> Tensor:
     """Each trace over its mean magnitude, peaks compressed (arsinh), `(N, 1, length)`, zeros after the last sample."""
     wave = torch.zeros(len(traces), 1, length)
     for row, trace in enumerate(traces):
-        kept = torch.asinh(trace / trace.abs().mean().clamp(min=1e-5))[:length]
+        magnitude = trace.abs().mean().clamp(min=1e-5)  # of the whole trace, not of what is kept
+        kept = torch.asinh(trace / magnitude)[:length]
         wave[row, 0, : len(kept)] = kept
     return wave
 
@@ -112,9 +116,11 @@ def describe(traces: list[Tensor]) -> Tensor:
     rows = []
     for trace in traces:
         length = torch.tensor(float(len(trace)))
-        rows.append(torch.stack([length, trace.std(), trace.abs().max(), trace.mean()]))
+        peak = trace.abs().max()
+        rows.append(torch.stack([length, trace.std(), peak, trace.mean()]))
     stats = torch.stack(rows)
-    stats[:, :3] = stats[:, :3].clamp(min=1e-5).log()  # a mean may be negative
+    positive = stats[:, :3].clamp(min=1e-5)
+    stats[:, :3] = positive.log()  # but not of the mean, which may be negative
     return stats
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_lightning.data.transforms import RandomFlip, make_steps, transformed
+from hybrid_lightning.data.transforms import RandomFlip, apply_steps, make_steps
 from hybrid_lightning.errors import ConfigError, at
 
 IMAGE = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -14,7 +14,7 @@ IMAGE = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0))
 
 def made(items):
     """The transforms of a list, in turn."""
-    return partial(transformed, steps=make_steps(items))
+    return partial(apply_steps, steps=make_steps(items))
 
 
 def make(path, **arguments):

@@ -61,8 +61,10 @@ class AudioInput(FileInput):
         if seconds is not None:
             check_number(seconds, "seconds", 1 / self.sample_rate)
         self.seconds: float | None = seconds
-        if self.features == "log_mel" and not mel_filters(self.sample_rate, self.mels).any(1).all():
-            raise ConfigError(f"{mels} bands are narrower than the spectrum's resolution. Take fewer.", "mels")
+        if self.features == "log_mel":
+            filters = mel_filters(self.sample_rate, self.mels)
+            if not filters.any(1).all():
+                raise ConfigError(f"{mels} bands are narrower than the spectrum's resolution. Take fewer.", "mels")
         import_extra("soundfile", "audio", "sound")
 
     def load(self, path: Path, training: bool) -> Tensor:

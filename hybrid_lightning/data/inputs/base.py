@@ -87,14 +87,16 @@ class Input(ABC):
 
 
 def collate_padded(
-    values: Sequence[Value | None], placeholder: Value, fill: Mapping[str, int] | None = None
+    values: Sequence[Value | None],
+    placeholder: Value,
+    padding: Mapping[str, int],
 ) -> dict[str, Tensor]:
     """Joins sequences of different lengths, padded at their ends to the longest of the batch.
 
     Args:
         values: Dicts of tensors `(T, ...)`; None where the modality is missing, which becomes zeros.
         placeholder: Such a dict, for batches in which all are missing.
-        fill: Value of the padding, by name of the tensor; 0 by default.
+        padding: Value of the padding, by name of the tensor; 0 of all others.
     """
     known = [value for value in values if isinstance(value, dict)]
     example = known[0] if known else placeholder
@@ -105,7 +107,8 @@ def collate_padded(
         zeros = tensor.new_zeros(max([1, *lengths]), *tensor.shape[1:])
         sequences = [value[name] if isinstance(value, dict) else zeros for value in values]
         # the zeros at the end give a batch of empty sequences one step, without which a transformer fails
-        padded = pad_sequence([*sequences, zeros], batch_first=True, padding_value=(fill or {}).get(name, 0))
+        sequences.append(zeros)
+        padded = pad_sequence(sequences, batch_first=True, padding_value=padding.get(name, 0))
         joined[name] = padded[:-1]
     return joined
 

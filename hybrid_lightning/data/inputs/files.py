@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybrid_lightning.data.inputs.base import Input, Value, check_count
 from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.transforms import Step, make_steps, transformed
+from hybrid_lightning.data.transforms import Step, apply_steps, make_steps
 from hybrid_lightning.errors import ConfigError, at
 
 
@@ -53,14 +53,10 @@ class FileInput(Input):
         """The transformed tensor of one row's file."""
         with self.file_of(row) as path:
             value = self.load(path, training)
-        return self.transformed(value, row, training)
-
-    def transformed(self, value: Tensor, row: int, training: bool) -> Tensor:
-        """A sample after the transforms of its split; an error names the row."""
         split = "train" if training else "eval"
         try:
             with at(f"{self.where}.{split}"):
-                return transformed(value, self.transforms[split])
+                return apply_steps(value, self.transforms[split])
         except ConfigError as error:
             raise ConfigError(f"{error} (row {row}: {self.cell(row)!r})") from error
 
@@ -78,8 +74,10 @@ class FileInput(Input):
                 f"samples of one batch have different shapes: {sorted(shapes)[:4]}. Give them one size.", self.where
             )
         assert isinstance(placeholder, Tensor)
+        # a known value has the type of this batch: files of one input may differ in it
         zeros = torch.zeros_like(known[0] if known else placeholder)
-        return torch.stack([value if isinstance(value, Tensor) else zeros for value in values])
+        joined = [value if isinstance(value, Tensor) else zeros for value in values]
+        return torch.stack(joined)
 
     @contextmanager
     def file_of(self, row: int) -> Iterator[Path]:
@@ -103,6 +101,6 @@ def check_size(value: Any, names: Sequence[str]) -> list[int] | None:
     if value is None:
         return None
     sides = [value] * len(names) if isinstance(value, int) else value
-    if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != len(names):
+    if not isinstance(sides, list | tuple) or len(sides) != len(names):
         raise ConfigError(f"{value!r} is neither a number nor [{', '.join(names)}].", "size")
     return [check_count(side, "size") for side in sides]

@@ -57,7 +57,7 @@ class ImageInput(FileInput):
         import_extra("PIL.Image", "data", "an image")
 
     def load(self, path: Path, training: bool) -> Tensor:
-        """`(C, H, W)`; of 8 bits as uint8, which is joined faster, otherwise float32 in [0, 1]."""
+        """`(C, H, W)`; of 8 bits as uint8, which is joined faster, otherwise and for transforms float32 in [0, 1]."""
         from PIL import Image, ImageOps
 
         with Image.open(path) as image:
@@ -66,15 +66,11 @@ class ImageInput(FileInput):
         value = torch.from_numpy(pixels)
         if value.dtype != torch.uint8:
             value.clamp_(0, 1)  # interpolation may leave [0, 1] by a rounding error
+        elif self.transforms["train" if training else "eval"]:
+            value = _unit(value)
         if value.ndim == 3:
             return value.permute(2, 0, 1)
         return value.expand(self.channels, *value.shape)
-
-    def transformed(self, value: Tensor, row: int, training: bool) -> Tensor:
-        """Transforms get float32 in [0, 1]."""
-        if not self.transforms["train" if training else "eval"]:
-            return value
-        return super().transformed(_unit(value), row, training)
 
     def collate(self, values: Sequence[Value | None], placeholder: Value) -> Tensor:
         """`(B, C, H, W)`, float32 in [0, 1]."""
@@ -96,9 +92,11 @@ class ImageInput(FileInput):
     def _resized(self, image: "Image") -> "Image":
         from PIL import Image
 
-        if self.size is None or image.size == (self.size[1], self.size[0]):
+        if self.size is None:
             return image
         height, width = self.size
+        if image.size == (width, height):
+            return image
         bilinear = Image.Resampling.BILINEAR
         # old pixels per new one
         across = image.width / width
@@ -109,7 +107,8 @@ class ImageInput(FileInput):
             scale = min(across, down)
             left = (image.width - scale * width) / 2
             top = (image.height - scale * height) / 2
-            return image.resize((width, height), bilinear, box=(left, top, image.width - left, image.height - top))
+            box = (left, top, image.width - left, image.height - top)
+            return image.resize((width, height), bilinear, box=box)
         scale = max(across, down)
         inner_width = max(1, round(image.width / scale))
         inner_height = max(1, round(image.height / scale))

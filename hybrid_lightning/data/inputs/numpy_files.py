@@ -30,7 +30,15 @@ class NumpyInput(FileInput):
         eval: Transforms of each sample otherwise.
     """
 
-    def __init__(self, key: str, column: str, name: Any, gaps: Any, train: Any, eval: Any) -> None:
+    def __init__(
+        self,
+        key: str,
+        column: str,
+        name: Any,
+        gaps: Any,
+        train: Any,
+        eval: Any,
+    ) -> None:
         super().__init__(key, column, train, eval)
         self.name = None if name is None else check_name(name, "name")
         self.gaps = check_choice(gaps, "gaps", ("refuse", "zero"))
@@ -94,7 +102,7 @@ def _opened(path: Path, name: str | None) -> Iterator[tuple[IO[bytes], int]]:
                 with archive.open(member) as stream:
                     yield stream, member.file_size
         else:
-            raise ValueError("it is neither an .npy nor an .npz file")
+            raise ValueError("it is neither an .npy nor an .npz file")  # such as a pickle
 
 
 def _member(archive: zipfile.ZipFile, name: str | None) -> str:

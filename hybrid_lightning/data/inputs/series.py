@@ -83,8 +83,10 @@ class SeriesInput(NumpyInput):
                     raise ValueError(f"it has {steps.shape[1]} channels, and those before it {len(mean)}")
             known = ~np.isnan(steps)
             own_count = known.sum(0)
-            own_mean = np.where(known, steps, 0).sum(0) / np.maximum(own_count, 1)
-            own_squares = (np.where(known, steps - own_mean, 0) ** 2).sum(0)
+            own_sum = np.where(known, steps, 0).sum(0)
+            own_mean = own_sum / np.maximum(own_count, 1)
+            centered = np.where(known, steps - own_mean, 0)
+            own_squares = (centered**2).sum(0)
             total = np.maximum(count + own_count, 1)  # a channel may have had gaps only
             difference = own_mean - mean
             squares = squares + own_squares + difference**2 * count * own_count / total
@@ -94,7 +96,8 @@ class SeriesInput(NumpyInput):
             raise ConfigError(f"there is a channel without any value in the {len(rows)} training series.", self.where)
         std = np.sqrt(squares / count)
         varies = std > 1e-9 * np.abs(mean)  # relative: the rounding errors of a constant grow with it
-        return {"mean": mean.tolist(), "std": np.where(varies, std, 1.0).tolist()}
+        std = np.where(varies, std, 1.0)
+        return {"mean": mean.tolist(), "std": std.tolist()}
 
     def _steps(self, path: Path) -> Array:
         """`(T, C)` float32 with gaps as nan."""
@@ -119,7 +122,8 @@ class SeriesInput(NumpyInput):
             value = value[start : start + self.length]
         if self.layout == "channels":
             assert self.length is not None
-            value = functional.pad(value.T, (0, self.length - len(value)))
+            missing = self.length - len(value)
+            value = functional.pad(value.T, (0, missing))
         return value
 
     def read(self, row: int, training: bool) -> Value:
@@ -128,18 +132,20 @@ class SeriesInput(NumpyInput):
         assert isinstance(value, Tensor)
         if self.layout == "channels":
             return value
-        return {"values": value, "mask": torch.ones(len(value), dtype=torch.bool)}
+        mask = torch.ones(len(value), dtype=torch.bool)
+        return {"values": value, "mask": mask}
 
     def collate(self, values: Sequence[Value | None], placeholder: Value) -> Value:
         """Pads steps to the longest of the batch."""
         if self.layout == "channels":
             return super().collate(values, placeholder)
-        channels = {value["values"].shape[1] for value in values if isinstance(value, dict)}
+        known = [value for value in values if isinstance(value, dict)]
+        channels = {value["values"].shape[1] for value in known}
         if len(channels) > 1:
             raise ConfigError(
                 f"series of one batch have {sorted(channels)} channels; give them equal ones.", self.where
             )
-        return collate_padded(values, placeholder)
+        return collate_padded(values, placeholder, {})
 
     def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The array's shape; nothing for text."""
@@ -153,17 +159,20 @@ class SeriesInput(NumpyInput):
 
 def spread(rows: Array, most: int) -> list[int]:
     """At most so many rows, evenly spaced, the first and the last among them."""
-    places = np.linspace(0, len(rows) - 1, min(len(rows), most))
-    chosen: list[int] = np.asarray(rows)[places.round().astype(int)].tolist()
+    count = min(len(rows), most)
+    places = np.linspace(0, len(rows) - 1, count).round()
+    chosen: list[int] = np.asarray(rows)[places.astype(int)].tolist()
     return chosen
 
 
 def window_start(length: int, wanted: int, crop: str, training: bool) -> int:
     """First step of a window of `wanted` steps, see the option ``crop``."""
     room = max(0, length - wanted)
-    if crop == "random":
-        return int(torch.randint(room + 1, ())) if training else room // 2
-    return room if crop == "end" else 0
+    if crop == "start":
+        return 0
+    if crop == "end":
+        return room
+    return int(torch.randint(room + 1, ())) if training else room // 2
 
 
 def read_text(path: Path) -> Array:

@@ -37,8 +37,9 @@ def resample(sound: Tensor, rate: int, wanted: int) -> Tensor:
     if rate * wanted <= _DENSE:
         return _resample_by_matrix(sound, rate, wanted)[:, :count]
     weights = _weights(rate, wanted)
-    taps = torch.arange(weights.shape[1])
-    padded = functional.pad(sound, (len(taps) // 2 - 1, len(taps)))
+    count_taps = weights.shape[1]
+    taps = torch.arange(count_taps)
+    padded = functional.pad(sound, (count_taps // 2 - 1, count_taps))
     pieces = []
     for start in range(0, count, _PIECE):
         new = torch.arange(start, min(count, start + _PIECE))
@@ -57,7 +58,8 @@ def _resample_by_matrix(sound: Tensor, rate: int, wanted: int) -> Tensor:
     before = (old - step) // 2 - 1
     after = blocks * step + old - before - sound.shape[1]
     padded = functional.pad(sound, (before, after))
-    return (padded.unfold(1, old, step)[:, :blocks] @ matrix.T).flatten(1)
+    windows = padded.unfold(1, old, step)[:, :blocks]
+    return (windows @ matrix.T).flatten(1)
 
 
 @lru_cache(maxsize=8)
@@ -79,8 +81,10 @@ def _weights(rate: int, wanted: int) -> Tensor:
     cutoff = _ROLLOFF * min(1.0, wanted / rate)  # of half the old rate
     half = math.ceil(_ZEROS / cutoff)
     place = torch.arange(wanted, dtype=torch.float64) * rate % wanted / wanted
-    distance = torch.arange(1 - half, half + 1, dtype=torch.float64) - place[:, None]
-    window = torch.cos(distance.clamp(-half, half) * (math.pi / 2 / half)) ** 2  # Hann
+    taps = torch.arange(1 - half, half + 1, dtype=torch.float64)
+    distance = taps - place[:, None]
+    angle = distance.clamp(-half, half) * (math.pi / 2 / half)
+    window = torch.cos(angle) ** 2  # Hann
     return (cutoff * torch.sinc(cutoff * distance) * window).float()
 
 
@@ -114,8 +118,10 @@ def mel_filters(sample_rate: int, mels: int) -> Tensor:
     The scale is that of HTK: 2595 log10(1 + f / 700) (Young et al., The HTK Book, 2006, section 5.6).
     """
     highest = 2595 * math.log10(1 + sample_rate / 2 / 700)
-    edges = 700 * (10 ** (torch.linspace(0, highest, mels + 2, dtype=torch.float64) / 2595) - 1)
-    frequencies = torch.linspace(0, sample_rate / 2, _spectrum_length(sample_rate) // 2 + 1, dtype=torch.float64)
+    pitches = torch.linspace(0, highest, mels + 2, dtype=torch.float64)
+    edges = 700 * (10 ** (pitches / 2595) - 1)  # in Hz
+    count = _spectrum_length(sample_rate) // 2 + 1
+    frequencies = torch.linspace(0, sample_rate / 2, count, dtype=torch.float64)
     low = edges[:-2, None]
     middle = edges[1:-1, None]
     high = edges[2:, None]

@@ -77,8 +77,8 @@ class NumericInput(ColumnInput):
             values = values[~np.isnan(values)]
             if not len(values):
                 raise self.empty_column(column, rows)
-            exponent = int(np.frexp(np.abs(values).max())[1])
-            largest = 2.0 ** (exponent - 1)  # squares of huge numbers would overflow
+            _, exponent = np.frexp(np.abs(values).max())
+            largest = 2.0 ** (int(exponent) - 1)  # squares of huge numbers would overflow
             shares = values / largest
             std = shares.std()
             means[column] = float(shares.mean() * largest)
@@ -87,11 +87,13 @@ class NumericInput(ColumnInput):
 
     def bind(self, table: Table, folder: str) -> None:
         """Standardizes all rows."""
-        columns = np.empty((len(table), len(self.columns)), dtype=np.float32)
+        shape = (len(table), len(self.columns))
+        columns = np.empty(shape, dtype=np.float32)
         for index, column in enumerate(self.columns):
+            numbers = table.numbers(column, self.where)
             mean = self.fitted("mean", column)
             std = self.fitted("std", column)
-            columns[:, index] = (table.numbers(column, self.where) - mean) / std
+            columns[:, index] = (numbers - mean) / std  # in float64
         values = torch.from_numpy(columns)
         gaps = values.isnan()
         if self.gaps != "keep":
@@ -128,7 +130,8 @@ class CategoricalInput(ColumnInput):
 
         categories = {}
         for column in self.columns:
-            texts = table.texts(column).take(pyarrow.array(rows)).unique().drop_null()
+            cells = table.texts(column).take(pyarrow.array(rows))
+            texts = cells.unique().drop_null()
             if not len(texts):
                 raise self.empty_column(column, rows)
             categories[column] = sorted(texts.to_pylist())
@@ -148,7 +151,8 @@ class CategoricalInput(ColumnInput):
         import pyarrow
         from pyarrow import compute
 
-        codes = np.empty((len(table), len(self.columns)), dtype=np.int64)
+        shape = (len(table), len(self.columns))
+        codes = np.empty(shape, dtype=np.int64)
         for index, column in enumerate(self.columns):
             texts = table.texts(column)
             categories = pyarrow.array(self.fitted("categories", column), texts.type)
@@ -163,7 +167,8 @@ class CategoricalInput(ColumnInput):
             return codes
         columns = []
         for column, size in zip(codes.T, self._sizes, strict=True):
-            columns.append(functional.one_hot(column + 1, size + 1)[:, 1:])  # the first column is that of -1
+            own = functional.one_hot(column + 1, size + 1)
+            columns.append(own[:, 1:])  # the first column is that of -1
         return torch.cat(columns, dim=1).float()
 
 
@@ -188,7 +193,9 @@ class TableInput(Input):
             self._inputs["numeric"] = NumericInput(key, numeric, gaps="keep")
         if categorical != []:
             self._inputs["categorical"] = CategoricalInput(key, categorical)
-        columns = [column for part in self._inputs.values() for column in part.columns]
+        columns = []
+        for one in self._inputs.values():
+            columns += one.columns
         super().__init__(key, check_columns(columns, ""))
 
     @property
@@ -199,8 +206,8 @@ class TableInput(Input):
     def fit(self, table: Table, rows: Array) -> dict[str, Any]:
         """``mean`` and ``std`` of columns of numbers, ``categories`` of the others."""
         statistics: dict[str, Any] = {}
-        for part in self._inputs.values():
-            statistics.update(part.fit(table, rows))
+        for one in self._inputs.values():
+            statistics.update(one.fit(table, rows))
         return statistics
 
     @property
@@ -211,13 +218,13 @@ class TableInput(Input):
 
     def bind(self, table: Table, folder: str) -> None:
         """Standardizes and numbers all rows."""
-        for part in self._inputs.values():
-            part.statistics = self.statistics
-            part.bind(table, folder)
+        for one in self._inputs.values():
+            one.statistics = self.statistics
+            one.bind(table, folder)
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """``numeric`` and ``categorical``."""
-        return {name: part.batch(rows) for name, part in self._inputs.items()}
+        return {name: one.batch(rows) for name, one in self._inputs.items()}
 
 
 def check_columns(value: Any, place: str) -> list[str]:

@@ -41,7 +41,12 @@ class TextInput(Input):
     """
 
     def __init__(
-        self, key: str, text: Any, tokenizer: Any = "words", length: Any = None, vocabulary: Any = 10000
+        self,
+        key: str,
+        text: Any,
+        tokenizer: Any = "words",
+        length: Any = None,
+        vocabulary: Any = 10000,
     ) -> None:
         super().__init__(key, [check_name(text, "text")])
         self.tokenizer = check_name(tokenizer, "tokenizer")
@@ -114,12 +119,14 @@ class TextInput(Input):
             encoded = self._encoder(text, truncation=True, max_length=length, return_attention_mask=True)
         except Exception as error:  # which exception depends on the kind of tokenizer
             raise self.cell_error(row, text[:40], error) from error
-        return {name: torch.tensor(encoded[name], dtype=torch.long) for name in ("input_ids", "attention_mask")}
+        names = ("input_ids", "attention_mask")  # what models of all kinds take
+        return {name: torch.tensor(encoded[name], dtype=torch.long) for name in names}
 
     def collate(self, values: Sequence[Value | None], placeholder: Value) -> dict[str, Tensor]:
         """Pads to the longest text of the batch; with the tokenizer's own piece for it, or 0."""
-        padding = 0 if self._by_words else self._encoder.pad_token_id or 0
-        return collate_padded(values, placeholder, {"input_ids": padding})
+        if self._by_words:
+            return collate_padded(values, placeholder, {})
+        return collate_padded(values, placeholder, {"input_ids": self._encoder.pad_token_id or 0})
 
 
 def words_of(text: str) -> list[str]:

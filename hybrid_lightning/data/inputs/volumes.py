@@ -36,7 +36,13 @@ class ArrayInput(NumpyInput):
     """
 
     def __init__(
-        self, key: str, array: Any, name: Any = None, gaps: Any = "refuse", train: Any = (), eval: Any = ()
+        self,
+        key: str,
+        array: Any,
+        name: Any = None,
+        gaps: Any = "refuse",
+        train: Any = (),
+        eval: Any = (),
     ) -> None:
         super().__init__(key, check_name(array, "array"), name, gaps, train, eval)
 
