@@ -16,7 +16,8 @@ from torch import Tensor
 from hybrid_lightning.errors import ConfigError, listing, unknown
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.network.adapters import merge_adapters
-from hybrid_lightning.network.hybrid_network import HybridNetwork, first_samples
+from hybrid_lightning.network.batch import first_samples
+from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.missing import PREFIX
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.weights.loading import ADAPTED, MERGE
@@ -70,7 +71,7 @@ def export_network(
 def plain_network(network: HybridNetwork) -> HybridNetwork:
     """A copy in eval mode on the CPU, with its adapters merged into the weights."""
     plain = copy.deepcopy(network).cpu().eval()
-    for name, part in plain.facts.items():
+    for name, part in plain.options.items():
         if part.adapter:
             merge_adapters(plain.parts[name])
     return plain.requires_grad_(False)

@@ -71,7 +71,7 @@ class HybridTrainer(pl.Trainer):
         for line in getattr(datamodule, "prefetch", list)():
             print(line)
         built_from_data(model, datamodule)
-        for name, part in model.built().facts.items():
+        for name, part in model.built().options.items():
             if part.weights is not None:
                 print(f"{name}: the weights of {part.module!r} are here")
 

@@ -30,7 +30,7 @@ def family_of(path: Any) -> str | None:
     return package if package in ("timm", "torchvision", "transformers") else None
 
 
-def complete_arguments(path: str, factory: Callable[..., Any], args: dict[str, Any], where: str) -> None:
+def complete_arguments(path: str, factory: Callable[..., Any], args: dict[str, Any]) -> None:
     """Adds the arguments by which a library leaves out what a part does not need, and checks the model's name.
 
     timm models come without their classifier (``num_classes=0``) and pool their features. Torchvision's GoogLeNet and
@@ -41,13 +41,12 @@ def complete_arguments(path: str, factory: Callable[..., Any], args: dict[str, A
         path: Dotted path of the factory.
         factory: The factory itself.
         args: Its arguments, to which defaults are added.
-        where: Config path of the arguments, for errors.
 
     Raises:
         ConfigError: If the model's name is not known.
     """
     if path == "timm.create_model":
-        _check_timm_name(args.get("model_name"), where)
+        _check_timm_name(args.get("model_name"))
         args.setdefault("num_classes", 0)
     elif path.startswith("timm.models.") and inspect.isfunction(factory):
         args.setdefault("num_classes", 0)
@@ -59,28 +58,29 @@ def complete_arguments(path: str, factory: Callable[..., Any], args: dict[str, A
             args.setdefault("init_weights", True)  # left out, it warns
 
 
-def refuse_other_ways(path: str, where: str) -> None:
+def refuse_other_ways(path: str) -> None:
     """Raises `ConfigError` for a function that makes a model of any name, because no checkpoint may call it."""
     if path in _OTHER_WAYS or (family_of(path) == "transformers" and path.endswith(".from_pretrained")):
-        raise ConfigError(f"{where}: {path!r} hides which model it makes. {_OTHER_WAYS.get(path, _BY_NAME)}")
+        raise ConfigError(f"{path!r} hides which model it makes. {_OTHER_WAYS.get(path, _BY_NAME)}", "module")
 
 
-def _check_timm_name(name: Any, where: str) -> None:
+def _check_timm_name(name: Any) -> None:
     if not isinstance(name, str):
-        raise ConfigError(f"{where}: 'model_name' must be given, such as {{model_name: resnet18}}.")
+        raise ConfigError("'model_name' must be given, such as {model_name: resnet18}.")
     if ":" in name or "/" in name:
         raise ConfigError(
-            f"{where}.model_name: {name!r} is a place on a hub or a disk, whose architecture a checkpoint could not "
-            f"rebuild without it. Give the name of the architecture, and its file as 'weights'."
+            f"{name!r} is a place on a hub or a disk, whose architecture a checkpoint could not rebuild without it. "
+            f"Give the name of the architecture, and its file as 'weights'.",
+            "model_name",
         )
     import timm
 
     model, _, tag = name.partition(".")
     if not timm.is_model(model):
-        raise unknown(f"{where}.model_name", "model", name, timm.list_models())
+        raise unknown("model_name", "model", name, timm.list_models())
     known = timm.list_models(f"{model}.*", include_tags=True)
     if tag and known and name not in known:
-        raise unknown(f"{where}.model_name", "weights", name, known)
+        raise unknown("model_name", "weights", name, known)
 
 
 def without_classifier(path: Any, module: nn.Module) -> nn.Module:
@@ -111,24 +111,26 @@ def timm_stages(module: nn.Module) -> Stages | None:
         return None
     from timm.models import group_parameters
 
-    names = [name for name, _ in module.named_parameters()]
-    groups = [group for _, group in sorted(group_parameters(module, matcher(coarse=True)).items())]
-    owner = {name: index for index, group in enumerate(groups) for name in group}
-    if set(names) != owner.keys() or len(groups) < 2:
+    # number of the stage → its parameters
+    groups: dict[int, list[str]] = group_parameters(module, matcher(coarse=True))
+    owner = {name: number for number, names in groups.items() for name in names}
+    if {name for name, _ in module.named_parameters()} != owner.keys() or len(groups) < 2:
         return None
     stages: Stages = {}
-    for index, group in enumerate(groups):
-        patterns = list(dict.fromkeys(_shortest_prefix(name, index, owner) for name in group))
-        stages["stem" if index == 0 else patterns[0]] = patterns
+    for number, names in sorted(groups.items()):
+        prefixes = [_shortest_prefix(name, number, owner) for name in names]
+        patterns = list(dict.fromkeys(prefixes))
+        stages[patterns[0] if stages else "stem"] = patterns
     return stages
 
 
-def _shortest_prefix(name: str, index: int, owner: Mapping[str, int]) -> str:
+def _shortest_prefix(name: str, number: int, owner: Mapping[str, int]) -> str:
     """The shortest dotted prefix of a name that covers no parameter of another stage."""
     words = name.split(".")
     for length in range(1, len(words)):
         prefix = ".".join(words[:length])
-        if all(i == index for n, i in owner.items() if _within(n, prefix)):
+        stages = {owner[other] for other in owner if _within(other, prefix)}
+        if stages == {number}:
             return prefix
     return name
 
@@ -146,13 +148,12 @@ def _transformers() -> Any:
     return transformers
 
 
-def auto_config(name: str | None, given: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
-    """The whole architecture of a model of transformers as plain data, so that a rebuild asks no folder and no hub.
+def auto_config(name: str | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The whole architecture of a model of transformers as plain data, so that a rebuild reads no folder and no hub.
 
     Args:
         name: Its folder, or its name on the hub, which is looked up in the cache first.
         given: What differs from the defaults of its ``model_type``, beside or instead of ``name``.
-        where: Config path of the arguments, for errors.
 
     Raises:
         ConfigError: If it cannot be read, or a value is not possible.
@@ -160,33 +161,36 @@ def auto_config(name: str | None, given: Mapping[str, Any] | None, where: str) -
     try:
         if given:
             config = _architecture(given)
-        else:  # code that was published with it is not run, and not asked about
+        else:  # code that was published with it is not run
             config = _transformers().AutoConfig.from_pretrained(name, trust_remote_code=False)
     except ConfigError:
         raise
     except Exception as error:  # the library checks values by exceptions of its own
-        place, what = ("config", "of this config") if given else ("name", f"of {name!r}")
+        what = "of this config" if given else f"of {name!r}"
         hint = cache_hint("transformers") if isinstance(error, OSError) else ""
-        raise ConfigError(f"{where}.{place}: the architecture {what} cannot be read: {reason(error)}{hint}") from error
+        place = "config" if given else "name"
+        raise ConfigError(f"the architecture {what} cannot be read: {reason(error)}{hint}", place) from error
     plain: dict[str, Any] = plain_config(config.to_dict())
     return plain
 
 
 def _architecture(config: Mapping[str, Any]) -> Any:
     """A config object of transformers; `ConfigError` if its ``model_type`` is not known."""
-    facts = plain_config(config)
-    kind = str(facts.pop("model_type", None))
+    options = plain_config(config)
+    kind = str(options.pop("model_type", None))
     known = _transformers().CONFIG_MAPPING
     if kind not in known:
-        raise unknown("AutoModel: config.model_type", "architecture", kind, sorted(known))
-    return _transformers().AutoConfig.for_model(kind, **facts)
+        raise unknown("config.model_type", "architecture", kind, sorted(known))
+    return _transformers().AutoConfig.for_model(kind, **options)
 
 
 def plain_config(config: Any) -> Any:
     """A config of transformers without the keys that could fetch code or weights, at every depth."""
     if isinstance(config, Mapping):
         kept = {str(key): plain_config(value) for key, value in config.items() if key not in _REFUSED_CONFIG_KEYS}
-        return {**kept, **({"use_pretrained_backbone": False} if "use_pretrained_backbone" in kept else {})}
+        if "use_pretrained_backbone" in kept:
+            kept["use_pretrained_backbone"] = False
+        return kept
     if isinstance(config, list | tuple):
         return [plain_config(value) for value in config]
     return config if isinstance(config, bool | int | float | str | None) else str(config)
@@ -205,10 +209,10 @@ def auto_model(name: str | None = None, config: Mapping[str, Any] | None = None,
     """
     library = _transformers()
     if not config:
-        raise ConfigError("AutoModel: give 'name', or 'config' with a 'model_type', such as {model_type: bert}.")
+        raise ConfigError("give 'name', or 'config' with a 'model_type', such as {model_type: bert}.")
     architecture = _architecture(config)
     if pretrained and name is None:
-        raise ConfigError("AutoModel: 'weights: pretrained' needs 'name', the model whose weights are read.")
+        raise ConfigError("'weights: pretrained' needs 'name', the model whose weights are read.")
     if pretrained:
         model: Any = library.AutoModel.from_pretrained(name, config=architecture, use_safetensors=True)
     else:
@@ -222,7 +226,7 @@ def auto_model(name: str | None = None, config: Mapping[str, Any] | None = None,
 
 @contextmanager
 def without_hub() -> Iterator[None]:
-    """Keeps timm and transformers from asking the hub: what a file names is looked up in the caches alone."""
+    """Keeps timm and transformers offline: what a file names is looked up in the caches alone."""
     try:
         from huggingface_hub import constants
     except ModuleNotFoundError:
@@ -250,11 +254,11 @@ def cache_hint(path: Any) -> str:
     )
 
 
-# Facts about the data a model was trained on
+# What a model expects of its images
 
 
 def preprocessing_of(path: Any, module: nn.Module, factory: Callable[..., Any] | None) -> dict[str, Any]:
-    """What a model expects of its images, as far as it says so.
+    """What a model expects of its images, as far as it states it.
 
     Returns:
         Some of ``mean`` and ``std`` (per channel, for values in [0, 1]), ``size`` (`[height, width]` in pixels) and
@@ -265,16 +269,16 @@ def preprocessing_of(path: Any, module: nn.Module, factory: Callable[..., Any] |
     if isinstance(stated, Mapping):
         return dict(stated)
     if family == "timm":
-        facts = getattr(module, "pretrained_cfg", None) or {}
-        return _image_facts(facts.get("mean"), facts.get("std"), (facts.get("input_size") or ())[1:])
+        config = getattr(module, "pretrained_cfg", None) or {}
+        return _for_images(config.get("mean"), config.get("std"), (config.get("input_size") or ())[1:])
     if family == "torchvision" and factory is not None:
-        return _torchvision_facts(factory)
+        return _of_torchvision(factory)
     if family == "transformers":
-        return _transformers_facts(module)
+        return _of_transformers(module)
     return {}
 
 
-def _transformers_facts(module: nn.Module) -> dict[str, Any]:
+def _of_transformers(module: nn.Module) -> dict[str, Any]:
     """The size from the architecture; the scale from the image processor that was published with the weights."""
     size = getattr(getattr(module, "config", None), "image_size", None)
     if size is None:
@@ -285,12 +289,13 @@ def _transformers_facts(module: nn.Module) -> dict[str, Any]:
             processor, _ = _transformers().ImageProcessingMixin.get_image_processor_dict(name)
         except (OSError, ValueError):  # none was published
             processor = {}
-    scale = processor if processor.get("do_normalize", True) else {}
     size = [size, size] if isinstance(size, int) else size
-    return _image_facts(scale.get("image_mean"), scale.get("image_std"), size)
+    if not processor.get("do_normalize", True):
+        return _for_images(None, None, size)
+    return _for_images(processor.get("image_mean"), processor.get("image_std"), size)
 
 
-def _torchvision_facts(factory: Callable[..., Any]) -> dict[str, Any]:
+def _of_torchvision(factory: Callable[..., Any]) -> dict[str, Any]:
     from torchvision.models import get_model_weights
 
     try:
@@ -298,14 +303,20 @@ def _torchvision_facts(factory: Callable[..., Any]) -> dict[str, Any]:
     except (ValueError, AttributeError, TypeError):
         return {}
     size = getattr(transforms, "crop_size", [None])[0]
-    return _image_facts(
-        getattr(transforms, "mean", None), getattr(transforms, "std", None), [size, size] if size else None
-    )
+    mean = getattr(transforms, "mean", None)
+    return _for_images(mean, getattr(transforms, "std", None), [size, size] if size else None)
 
 
-def _image_facts(
+def _for_images(
     mean: Sequence[float] | None, std: Sequence[float] | None, size: Sequence[int] | None
 ) -> dict[str, Any]:
-    facts: dict[str, Any] = {"mean": mean, "std": std, "size": size}
-    given = {key: [float(v) if key != "size" else int(v) for v in value] for key, value in facts.items() if value}
-    return given | ({"channels": len(given["mean"])} if "mean" in given else {})
+    found: dict[str, Any] = {}
+    if mean:
+        found["mean"] = [float(value) for value in mean]
+    if std:
+        found["std"] = [float(value) for value in std]
+    if size:
+        found["size"] = [int(value) for value in size]
+    if mean:
+        found["channels"] = len(mean)
+    return found

@@ -100,10 +100,6 @@ class Evaluation(pl.LightningModule, ABC):
     def make_metrics(self) -> SplitMetrics:
         """New metrics for one split."""
 
-    def _with_parts(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor | None]]]:
-        """The outputs, and those of the parts' own heads, if there are any."""
-        return self(batch, "parts") if "part_heads" in self.built().parts else (self(batch), {})
-
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
         self._evaluate(batch, batch_idx, "val")
@@ -116,7 +112,7 @@ class Evaluation(pl.LightningModule, ABC):
         """Predictions for a batch, see `predictions`; with `explain` a dict of them and of ``contributions``."""
         if not self.explain:
             return self.predictions(self(batch))
-        outputs, without = self(batch, "without")
+        outputs, _, without = self.built().forward_parts(batch, contributions=True)
         predictions = self.predictions(outputs)
         contributions = {
             part: self.contribution(predictions, self.predictions(other)) for part, other in without.items()
@@ -144,7 +140,7 @@ class Evaluation(pl.LightningModule, ABC):
         self._log_metrics("test")
 
     def _evaluate(self, batch: dict[str, Any], batch_idx: int, split: str) -> None:
-        outputs, alone = self._with_parts(batch)
+        outputs, alone, _ = self.built().forward_parts(batch)
         target = batch["target"]
         loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
         own = own_samples(loaders, batch_idx, len(target))

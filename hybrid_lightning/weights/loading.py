@@ -46,12 +46,14 @@ class WeightSource:
     coverage: float = 1.0
 
     @classmethod
-    def parse(cls, given: Any, where: str) -> "WeightSource":
+    def parse(cls, given: Any, where: str = "weights") -> "WeightSource":
         """Reads a path, or a dict of the fields.
 
         Raises:
             ConfigError: If a key or a value is not possible.
         """
+        if isinstance(given, WeightSource):
+            return given
         facts = {"path": given} if isinstance(given, str) else given
         known = [f.name for f in dataclasses.fields(cls)]
         if not isinstance(facts, Mapping) or not isinstance(facts.get("path"), str):

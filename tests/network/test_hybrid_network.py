@@ -3,15 +3,23 @@ import torch
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.hybrid_network import FUSION, HybridNetwork, first_samples
+from hybrid_lightning.network import builder
+from hybrid_lightning.network.batch import first_samples
+from hybrid_lightning.network.builder import FUSION, rebuild
+from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.outputs import pooled
 from hybrid_lightning.network.part import Part, parse_parts
+from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.unfreezing.freezing import dry_run
 from hybrid_lightning.weights.safe_files import save_weights
 
 
 def build(parts: dict, example: dict, **options) -> HybridNetwork:
-    return HybridNetwork(parse_parts(parts), options.pop("outputs", 3), example=example, **options)
+    return builder.build(parse_parts(parts), options.pop("outputs", 3), example, **options)
+
+
+def sizes_of(network: HybridNetwork) -> dict:
+    return {name: record.sizes for name, record in network.record.parts.items()}
 
 
 def two_towers() -> tuple[dict, dict]:
@@ -73,7 +81,7 @@ def test_maps_are_pooled_to_features_and_features_stay(how, expected):
 
 def test_sizes_are_inferred_along_chains_and_towers():
     network = build(*two_towers())
-    assert network.sizes == {
+    assert sizes_of(network) == {
         "stem": {"in_channels": 1},
         "upper": {"in_channels": 4},
         "table": {"in_features": 6},
@@ -101,7 +109,7 @@ def test_one_part_needs_no_fusion():
 def test_a_rebuild_from_the_record_is_the_same_network_with_the_same_groups():
     parts, batch = two_towers()
     network = build(parts, batch)
-    rebuilt = HybridNetwork(parse_parts(parts), 3, record=network.record, load=False, trust=())
+    rebuilt = rebuild(parse_parts(parts), 3, network.record, trust=())
     assert [n for n, _ in rebuilt.named_parameters()] == [n for n, _ in network.named_parameters()]
     groups, again = network.param_groups(1.0, 0.1), rebuilt.param_groups(1.0, 0.1)
     assert [g["name"] for g in again] == [g["name"] for g in groups]
@@ -111,8 +119,8 @@ def test_a_rebuild_from_the_record_is_the_same_network_with_the_same_groups():
 
 def test_a_record_is_plain_data(tmp_path):
     network = build(*two_towers())
-    torch.save(network.record, tmp_path / "record.pt")
-    assert torch.load(tmp_path / "record.pt", weights_only=True) == network.record
+    torch.save(network.record.plain(), tmp_path / "record.pt")
+    assert NetworkRecord.parse(torch.load(tmp_path / "record.pt", weights_only=True)) == network.record
 
 
 def test_every_parameter_is_in_one_group_and_none_of_a_part_without_parameters():
@@ -153,7 +161,7 @@ def test_a_parameter_that_arrives_frozen_is_fixed():
 def test_given_stages_replace_those_of_execution():
     facts = {"module": "MLP", "args": {"hidden": [4, 4, 4]}, "stages": ["layer[01]", "layer2"]}
     network = build({"table": facts}, {"table": torch.randn(2, 4)})
-    assert list(network.stages["table"]) == ["layer[01]", "layer2"]
+    assert list(network.record.parts["table"].stages) == ["layer[01]", "layer2"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +219,7 @@ def test_a_factory_may_be_any_dotted_path():
         {"x": {"module": "torch.nn.Linear", "args": {"out_features": 7}}, "head": "torch.nn.Linear"},
         {"x": torch.randn(2, 4)},
     )
-    assert network.sizes == {"x": {"in_features": 4}, "head": {"in_features": 7, "out_features": 3}}
+    assert sizes_of(network) == {"x": {"in_features": 4}, "head": {"in_features": 7, "out_features": 3}}
 
 
 def test_a_size_that_is_given_is_not_inferred():
@@ -238,7 +246,7 @@ def test_a_size_that_is_given_is_not_inferred():
         ({"x": "torch.nn.Linear"}, r"^model\.parts\.x\.args: 'out_features' must be given"),
         ({"x": {"module": nn.Linear(5, 2)}}, r"^model\.parts\.x: Linear fails on its input tensor \(2, 4\) float32"),
         ({"x": nn.GRU(4, 3)}, r"^model\.parts\.x: choose one of what GRU returns: \(0: tensor \(2, 3\).*'output: 0'"),
-        ({"x": {"module": nn.GRU(4, 3), "output": "h"}}, r"^model\.parts\.x\.output: 'h' is no tensor of what GRU"),
+        ({"x": {"module": nn.GRU(4, 3), "output": "h"}}, r"^model\.parts\.x\.output: 'h' is not a tensor of what GRU"),
         ({"x": {"module": "MLP", "output": 0}}, r"^model\.parts\.x\.output: 0 has no meaning; MLP returns tensor"),
         ({"x": nn.Flatten(0)}, r"^model\.parts\.x: Flatten returns tensor \(8,\) float32"),
         (
@@ -289,14 +297,14 @@ def test_a_rebuild_refuses_foreign_code_and_arguments_that_fetch():
         ),
     ):
         with pytest.raises(ConfigError, match=message):
-            HybridNetwork(parse_parts({"x": facts}), 3, record=record, trust=())
+            rebuild(parse_parts({"x": facts}), 3, NetworkRecord.parse(record), trust=())
 
 
 def test_a_fusion_of_ones_own_replaces_the_built_in_one():
     parts, batch = two_towers()
     fusion = Part("ConcatFusion", args={"width": 2}, lr_scale=0.5)
     network = build(parts, batch, fusion=fusion)
-    assert network.sizes["head"]["in_features"] == 4
+    assert sizes_of(network)["head"]["in_features"] == 4
     assert {g["lr"] for g in network.param_groups(1.0, 0.0) if g["part"] == "fusion"} == {0.5}
     assert FUSION.args == {}
 
@@ -330,7 +338,35 @@ def backbone(width: int = 3, pretrained: bool = False) -> nn.Module:
 def test_a_factory_with_a_pretrained_switch_brings_its_own_weights_except_in_a_rebuild():
     path = f"{__name__}.backbone"
     parts = parse_parts({"x": {"module": path, "weights": "pretrained"}})
-    network = HybridNetwork(parts, 2, example={"x": torch.ones(2, 4)})
+    network = builder.build(parts, 2, {"x": torch.ones(2, 4)})
     assert bool((network.parts["x"].weight == 7).all())
-    rebuilt = HybridNetwork(parts, 2, record=network.record, load=False, trust=(__name__,))
+    rebuilt = rebuild(parts, 2, network.record, trust=(__name__,))
     assert not bool((rebuilt.parts["x"].weight == 7).any())
+
+
+def test_a_cached_output_replaces_the_forward_of_its_part_and_of_what_it_alone_reads():
+    parts, batch = two_towers()
+    network = build(parts, batch).eval()
+    stem = network.parts["stem"](batch["image"])
+    cached = {"upper": network.parts["upper"](stem)}
+    without_image = {"table": batch["table"]}
+    assert torch.equal(network.forward_parts(without_image, cached=cached).joint, network(batch))
+    assert torch.equal(network.features(without_image, cached)["upper"], network.features(batch)["upper"])
+    assert torch.equal(network.features(without_image, {"stem": stem})["upper"], network.features(batch)["upper"])
+
+
+def test_cached_tokens_are_pooled_without_what_the_mask_leaves_out():
+    text = {"values": torch.randint(0, 9, (2, 5)), "mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}
+    part = {"module": "SequenceTransformer", "args": {"vocabulary": 9, "width": 8}}
+    network = build({"text": part}, {"text": text}).eval()
+    cached = {"text": network.parts["text"](**text)}
+    assert torch.equal(network.features({"text": text}, cached)["text"], network.features({"text": text})["text"])
+
+
+def test_outputs_of_single_parts_stand_beside_the_joint_ones():
+    parts, batch = two_towers()
+    network = build(parts, batch, part_heads=True).eval()
+    outputs = network.forward_parts(batch, contributions=True)
+    assert torch.equal(outputs.joint, network(batch))
+    assert outputs.alone.keys() == outputs.without.keys() == {"table", "upper"}
+    assert network.forward_parts(batch).without == {}

@@ -28,7 +28,8 @@ class ColumnEmbedding(nn.Module):
 
     def __init__(self, in_features: int, categories: Sequence[int], width: int) -> None:
         super().__init__()
-        self.width, self.columns = width, in_features + len(categories)
+        self.width = width
+        self.columns = in_features + len(categories)
         if in_features:
             self.slope = nn.Parameter(torch.empty(in_features, width).uniform_(-1, 1))
             self.offset = nn.Parameter(torch.empty(in_features, width).uniform_(-1, 1))
@@ -37,7 +38,8 @@ class ColumnEmbedding(nn.Module):
         self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("starts", sizes.cumsum(0) - sizes + torch.arange(len(sizes)), persistent=False)
         if len(sizes):
-            self.categories = nn.Embedding(int((sizes + 1).sum()), width)  # the first row of a column: missing
+            # the first row of each column is for missing and unknown categories
+            self.categories = nn.Embedding(int((sizes + 1).sum()), width)
 
     def forward(self, numeric: Tensor | None, categorical: Tensor | None) -> Tensor:
         """Columns `(B, in_features)` and `(B, len(categories))` → `(B, columns × width)`."""
@@ -81,10 +83,12 @@ class TabularMLP(nn.Module):
         super().__init__()
         if in_features + len(categories) < 1 or min(categories, default=1) < 1:
             raise ConfigError(
-                f"categories: {list(categories)!r} beside {in_features} numeric columns; a table needs a column, and a "
-                f"categorical column at least one category. Give each column's number of categories, such as [3, 12]."
+                f"{list(categories)!r} beside {in_features} numeric columns; a table needs a column, and a categorical "
+                f"column at least one category. Give each column's number of categories, such as [3, 12].",
+                "categories",
             )
-        self.in_features, self.categories = in_features, list(categories)
+        self.in_features = in_features
+        self.categories = list(categories)
         self.embedding = ColumnEmbedding(in_features, categories, embedding)
         self.layers = MLP(self.embedding.columns * embedding, hidden, dropout=dropout)
 
@@ -99,13 +103,17 @@ class TabularMLP(nn.Module):
         Returns:
             `(B, hidden[-1])`.
         """
-        wanted = {"numeric": (numeric, self.in_features), "categorical": (categorical, len(self.categories))}
-        for name, (columns, count) in wanted.items():
-            found = 0 if columns is None else columns.shape[-1]
-            if found != count:
-                what = "in_features" if name == "numeric" else "categories"
-                raise ConfigError(f"TabularMLP: {found} {name} columns came, and {what} says {count}. Correct it.")
-        features: Tensor = self.layers(
-            self.embedding(numeric if self.in_features else None, categorical if self.categories else None)
+        self._check_columns("numeric", numeric, "in_features", self.in_features)
+        self._check_columns("categorical", categorical, "categories", len(self.categories))
+        vectors = self.embedding(
+            numeric if self.in_features else None,
+            categorical if self.categories else None,
         )
+        features: Tensor = self.layers(vectors)
         return features
+
+    @staticmethod
+    def _check_columns(name: str, columns: Tensor | None, option: str, count: int) -> None:
+        found = 0 if columns is None else columns.shape[-1]
+        if found != count:
+            raise ConfigError(f"TabularMLP: {found} {name} columns came, and {option} says {count}. Correct it.")
