@@ -26,7 +26,12 @@ _COMPILE_OPTIONS: dict[str, tuple[Any, ...]] = {
 """The options of torch.compile that a file may state; others can name programs that torch then runs."""
 RESERVED = ("fusion", "part_heads", "target", "id", "present", "pretrained", "untrained", "total")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_TYPES = {"weights": WeightSource, "unfreeze": UnfreezingSchedule, "clip": ClippingRule, "adapter": AdapterSpec}
+_TYPES: dict[str, Any] = {
+    "weights": WeightSource,
+    "unfreeze": UnfreezingSchedule,
+    "clip": ClippingRule,
+    "adapter": AdapterSpec,
+}
 """Options that are read into an object of their own."""
 
 

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from hybrid_lightning.data.loaders import example_batch, require_dict, shown_targets
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.duration import FitLength
-from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
+from hybrid_lightning.errors import ConfigError, at, check_number, listing, unknown
 from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.network.batch import first_samples
 from hybrid_lightning.network.builder import build, rebuild
@@ -177,7 +177,9 @@ class HybridTask(Evaluation, ABC):
         common: dict[str, Any] = {"fusion": self.fusion, "trust": self._trust, "part_weight": self._part_weight}
         common["part_heads"] = self.facts["part_heads"] is not False
         if record is not None:
-            self.network = rebuild(self.parts, self.outputs, NetworkRecord.parse(record), **common)
+            with at("checkpoint.network"):
+                parsed = NetworkRecord.parse(record)
+            self.network = rebuild(self.parts, self.outputs, parsed, **common)
         else:
             assert example is not None, "a new network needs an example batch"
             two = first_samples(example)
@@ -289,7 +291,7 @@ class HybridTask(Evaluation, ABC):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of a training batch, and that of the parts' own heads."""
-        outputs, alone, _ = self.built().forward_parts(batch)
+        outputs, alone, _ = self._with_parts(batch)
         loss = self.loss(outputs, batch["target"])
         self._loss_sum = loss.detach() if self._loss_sum is None else self._loss_sum + loss.detach()
         self._loss_count += 1
