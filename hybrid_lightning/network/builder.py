@@ -1,6 +1,7 @@
 """Builds networks: along an example batch, which gives all sizes, or again from the record of an earlier network."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,9 @@ from hybrid_lightning.importing import parameters_of
 from hybrid_lightning.network.batch import Batch, tensors_in
 from hybrid_lightning.network.channels import Normalize, find_scale, refuse_wrong_channels, require_channels
 from hybrid_lightning.network.contracts import modality_dropout, takes_presence
+from hybrid_lightning.network.fusion import PartHeads
 from hybrid_lightning.network.hybrid_network import HybridNetwork, run_module
-from hybrid_lightning.network.libraries import auto_config, family_of, preprocessing_of, timm_stages
+from hybrid_lightning.network.libraries import auto_config, family_of, published_scale, timm_stages
 from hybrid_lightning.network.making import PartMaker
 from hybrid_lightning.network.missing import presence
 from hybrid_lightning.network.outputs import find_output, find_pool, fix_unused, mask_of, pooled, shapes
@@ -94,8 +96,9 @@ def rebuild(
         if name not in record.parts:
             raise ConfigError("the record of the network lacks this part. Use another checkpoint.", place_of(name))
         records[name] = record.parts[name]
-        modules[name], _ = maker.make(name, options[name], records[name].sizes)
-        if options[name].normalize and records[name].scale is None:
+        part = options[name]
+        modules[name], _ = maker.make(name, part, maker.factory_of(name, part), records[name].sizes)
+        if part.normalize and records[name].scale is None:
             raise ConfigError("the record of the network lacks the scale. Use another checkpoint.", place_of(name))
     _fix(modules, record.fixed)
     complete = NetworkRecord(records, _fixed(modules), record.absent)
@@ -134,34 +137,19 @@ def _fixed(modules: Mapping[str, nn.Module]) -> list[str]:
     return sorted(name for name, parameter in parameters if not parameter.requires_grad)
 
 
+@dataclass
 class _Draft:
-    """A network on its way: each part is made with the sizes that the parts before it produce.
+    """A network in the making: each part gets the sizes that the parts before it produce."""
 
-    Args:
-        options: Of all parts, the fusion and the heads.
-        outputs: Number of outputs of the head.
-        wiring: Of the parts.
-        maker: Makes the modules.
-        inferred: Key of the batch → arguments.
-    """
-
-    def __init__(
-        self,
-        options: dict[str, Part],
-        outputs: int,
-        wiring: Wiring,
-        maker: PartMaker,
-        inferred: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        self.options = options
-        self.outputs = outputs
-        self.wiring = wiring
-        self.maker = maker
-        self.inferred = inferred
-        self.absent: list[str] = []
-        self.modules: dict[str, nn.Module] = {}
-        self.records: dict[str, PartRecord] = {}
-        self.reports: dict[str, str] = {}
+    options: dict[str, Part]
+    outputs: int
+    wiring: Wiring
+    maker: PartMaker
+    inferred: Mapping[str, Mapping[str, Any]]
+    absent: list[str] = field(default_factory=list)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    records: dict[str, PartRecord] = field(default_factory=dict)
+    reports: dict[str, str] = field(default_factory=dict)
 
     def network(self, part_weight: float) -> HybridNetwork:
         """The network of what has been made."""
@@ -216,7 +204,7 @@ class _Draft:
         standardize = self.options["fusion"].args.get("standardize", "samples")
         sizes = {"in_features": _widths(features), "out_features": self.outputs, "standardize": standardize}
         with torch.random.fork_rng(devices=[]):  # whatever is drawn later is drawn as without them
-            self.modules["part_heads"], _ = self.maker.make("part_heads", PART_HEADS, sizes)
+            self.modules["part_heads"] = PartHeads(**sizes)
         self.records["part_heads"] = PartRecord(sizes)
 
     def _add(self, name: str, inputs: list[Any]) -> Tensor:
@@ -225,18 +213,16 @@ class _Draft:
         factory = self.maker.factory_of(name, part)
         with at(place_of(name)):
             sizes = self._infer_sizes(name, factory, inputs)
-        module, report = self.maker.make(name, part, sizes)
+        module, report = self.maker.make(name, part, factory, sizes)
         self.modules[name] = module
         if report:
             self.reports[name] = report
         with at(place_of(name)):
-            preprocessing = preprocessing_of(part.module, module, factory)
-            scale = None
-            if part.normalize:
-                scale = find_scale(part.normalize, preprocessing, part.channels)
+            scale = _scale_of(part, module, factory)
+            if scale is not None:
                 require_channels(scale["mean"], inputs[0])
             call = partial(run_module, module, inputs, None if scale is None else Normalize(**scale))
-            if name == "fusion":
+            if name == "fusion":  # it takes a dict as one argument, where a part would take keywords
                 call = partial(module, *inputs)
             returned, called = _run(part, module, inputs, call)
             output, key = _output_of(part, module, returned, inputs)
@@ -244,7 +230,7 @@ class _Draft:
             if name in self.wiring.feeding:
                 pool = part.pool or find_pool(output, called)
         stages = {"all": ["*"]} if name == "fusion" else _find_stages(part, module, called)
-        self.records[name] = PartRecord(sizes, stages, key, pool, preprocessing, scale)
+        self.records[name] = PartRecord(sizes, stages, key, pool, scale)
         return output
 
     def _infer_sizes(self, name: str, factory: Callable[..., Any] | None, inputs: list[Any]) -> dict[str, Any]:
@@ -268,6 +254,15 @@ class _Draft:
                 known |= self.inferred.get(key, {})
         wanted = [argument for argument in parameters_of(factory) if argument not in part.args]
         return {argument: known[argument] for argument in wanted if argument in known}
+
+
+def _scale_of(part: Part, module: nn.Module, factory: Callable[..., Any] | None) -> dict[str, list[float]] | None:
+    if not part.normalize:
+        return None
+    is_given = isinstance(part.normalize, Mapping)
+    stated = part.normalize if is_given else published_scale(part.module, module, factory)
+    with at("normalize"):
+        return find_scale(stated, part.channels)
 
 
 def _widths(features: Mapping[str, Tensor]) -> dict[str, int]:

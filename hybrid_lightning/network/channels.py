@@ -103,28 +103,23 @@ class Normalize(nn.Module):
         return (image - mean) / std
 
 
-def find_scale(
-    given: bool | Mapping[str, Any], preprocessing: Mapping[str, Any], channels: int | None
-) -> dict[str, list[float]]:
-    """Mean and standard deviation for `Normalize`, per channel.
+def find_scale(stated: Mapping[str, Any], channels: int | None) -> dict[str, list[float]]:
+    """Mean and standard deviation for `Normalize`, per channel, from what the part or its model states.
 
-    A dict as the part's ``normalize`` states them, true takes those of the model's `preprocessing`. Where the part's
-    `channels` are another number, each gets the mean over the stated ones.
+    Where `channels` is another number than that of the stated values, each channel gets the mean over them.
 
     Raises:
         ConfigError: If there is nothing to take.
     """
-    source = given if isinstance(given, Mapping) else preprocessing
-    if not {"mean", "std"} <= set(source):
+    if not stated.get("mean") or not stated.get("std"):
         raise ConfigError(
             "the model does not say on which scale it was trained. Write {mean: [...], std: [...]}, one value per "
-            "channel for images in [0, 1]; or leave it out.",
-            "normalize",
+            "channel for images in [0, 1]; or leave it out."
         )
-    mean = [float(value) for value in source["mean"]]
-    std = [float(value) for value in source["std"]]
-    if not mean or len(mean) != len(std) or min(std) <= 0:
-        raise ConfigError(f"{given!r} does not hold as many values above 0 in std as in mean.", "normalize")
+    mean = [float(value) for value in stated["mean"]]
+    std = [float(value) for value in stated["std"]]
+    if len(mean) != len(std) or min(std) <= 0:
+        raise ConfigError(f"{mean} and {std}: std does not hold as many values above 0 as mean has.")
     if channels is not None and channels != len(mean):
         mean = [sum(mean) / len(mean)] * channels
         std = [sum(std) / len(std)] * channels

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -254,69 +254,43 @@ def cache_hint(path: Any) -> str:
     )
 
 
-# What a model expects of its images
+# The scale of the images that a model was trained on
 
 
-def preprocessing_of(path: Any, module: nn.Module, factory: Callable[..., Any] | None) -> dict[str, Any]:
-    """What a model expects of its images, as far as it states it.
-
-    Returns:
-        Some of ``mean`` and ``std`` (per channel, for values in [0, 1]), ``size`` (`[height, width]` in pixels) and
-        ``channels``.
-    """
+def published_scale(path: Any, module: nn.Module, factory: Callable[..., Any] | None) -> Mapping[str, Any]:
+    """``mean`` and ``std`` per channel, for values in [0, 1], as far as a model states them."""
     stated = getattr(module, "preprocessing", None)
     family = family_of(path)
     if isinstance(stated, Mapping):
-        return dict(stated)
+        return stated
     if family == "timm":
-        config = getattr(module, "pretrained_cfg", None) or {}
-        return _for_images(config.get("mean"), config.get("std"), (config.get("input_size") or ())[1:])
+        return getattr(module, "pretrained_cfg", None) or {}
     if family == "torchvision" and factory is not None:
-        return _of_torchvision(factory)
+        return _scale_of_torchvision(factory)
     if family == "transformers":
-        return _of_transformers(module)
+        return _scale_of_transformers(module)
     return {}
 
 
-def _of_transformers(module: nn.Module) -> dict[str, Any]:
-    """The size from the architecture; the scale from the image processor that was published with the weights."""
-    size = getattr(getattr(module, "config", None), "image_size", None)
-    if size is None:
+def _scale_of_transformers(module: nn.Module) -> dict[str, Any]:
+    """From the image processor that was published with the weights."""
+    name = getattr(module, "name_or_path", "")
+    if not name:
         return {}
-    processor: Mapping[str, Any] = {}
-    if name := getattr(module, "name_or_path", ""):
-        try:
-            processor, _ = _transformers().ImageProcessingMixin.get_image_processor_dict(name)
-        except (OSError, ValueError):  # none was published
-            processor = {}
-    size = [size, size] if isinstance(size, int) else size
+    try:
+        processor, _ = _transformers().ImageProcessingMixin.get_image_processor_dict(name)
+    except (OSError, ValueError):  # none was published
+        return {}
     if not processor.get("do_normalize", True):
-        return _for_images(None, None, size)
-    return _for_images(processor.get("image_mean"), processor.get("image_std"), size)
+        return {}
+    return {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
 
 
-def _of_torchvision(factory: Callable[..., Any]) -> dict[str, Any]:
+def _scale_of_torchvision(factory: Callable[..., Any]) -> dict[str, Any]:
     from torchvision.models import get_model_weights
 
     try:
         transforms = get_model_weights(factory).DEFAULT.transforms()
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError):  # not a model with published weights
         return {}
-    size = getattr(transforms, "crop_size", [None])[0]
-    mean = getattr(transforms, "mean", None)
-    return _for_images(mean, getattr(transforms, "std", None), [size, size] if size else None)
-
-
-def _for_images(
-    mean: Sequence[float] | None, std: Sequence[float] | None, size: Sequence[int] | None
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if mean:
-        found["mean"] = [float(value) for value in mean]
-    if std:
-        found["std"] = [float(value) for value in std]
-    if size:
-        found["size"] = [int(value) for value in size]
-    if mean:
-        found["channels"] = len(mean)
-    return found
+    return {"mean": getattr(transforms, "mean", None), "std": getattr(transforms, "std", None)}

@@ -44,22 +44,21 @@ class PartMaker:
             return None
         return resolve(part.module, f"{place_of(name)}.module", self.trust)
 
-    def make(self, name: str, part: Part, sizes: Mapping[str, Any]) -> tuple[nn.Module, str]:
+    def make(
+        self, name: str, part: Part, factory: Callable[..., Any] | None, sizes: Mapping[str, Any]
+    ) -> tuple[nn.Module, str]:
         """The part's module, ready to run, and a line about the file that was read into it; empty if none was.
 
-        Args:
-            name: Of the part.
-            part: Its options.
-            sizes: Arguments that the options leave out.
+        `sizes` are the arguments that the options leave out.
         """
         reads = name in self.with_weights and part.weights is not None
         report = ""
-        module = part.module
-        is_loaded = False
-        if isinstance(module, nn.Module):
-            is_loaded = part.weights == "pretrained"  # as whoever passed it says
+        if factory is None:
+            module = part.module
+            # whoever passed a live module has loaded it
+            is_loaded = part.weights == "pretrained"
         else:
-            module, is_loaded = self._create(name, part, sizes, reads)
+            module, is_loaded = self._create(name, part, factory, sizes, reads)
         if reads and not is_loaded:
             report = _read_weights(name, part, module)
         with at(place_of(name)):
@@ -70,27 +69,28 @@ class PartMaker:
                     add_adapter(module, part.adapter)
         return module, report
 
-    def _create(self, name: str, part: Part, sizes: Mapping[str, Any], reads: bool) -> tuple[nn.Module, bool]:
+    def _create(
+        self, name: str, part: Part, factory: Callable[..., Any], sizes: Mapping[str, Any], reads: bool
+    ) -> tuple[nn.Module, bool]:
         """The module that the factory makes, and whether it has read its pretrained weights itself."""
         path = part.module
-        factory = self.factory_of(name, part)
-        assert factory is not None
+        place = place_of(name)
         args = {**sizes, **part.args}
-        with at(place_of(name)):
-            with at("args"):
-                if self.sizes_from_file:
-                    forbid_fetching(factory, path, dict(sizes))
-                complete_arguments(path, factory, args)
-            has_switch = part.weights == "pretrained" and switch_weights(factory, args, reads)
-            if self.trust is None:
+        with at(f"{place}.args"):
+            if self.sizes_from_file:
+                forbid_fetching(factory, path, dict(sizes))
+            complete_arguments(path, factory, args)
+        has_switch = part.weights == "pretrained" and switch_weights(factory, args, reads)
+        if self.trust is None:
+            with at(place):
                 refuse_other_ways(path)
-            with at("args"):
-                if self.trust is None and part.weights is None:
-                    refuse_hidden_weights(path, args)
-                if self.trust is not None and not trusted(path, self.trust):
-                    forbid_fetching(factory, path, args)
-        check_arguments(factory, args, f"{place_of(name)}.args")
-        with at(place_of(name)), nullcontext() if self.trust is None else without_hub():
+        with at(f"{place}.args"):
+            if self.trust is None and part.weights is None:
+                refuse_hidden_weights(path, args)
+            if self.trust is not None and not trusted(path, self.trust):
+                forbid_fetching(factory, path, args)
+        check_arguments(factory, args, f"{place}.args")
+        with at(place), nullcontext() if self.trust is None else without_hub():
             return without_classifier(path, _call(factory, args, path)), has_switch
 
 

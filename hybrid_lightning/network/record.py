@@ -13,7 +13,6 @@ _OF_PARTS = {
     "stages": "stages",
     "outputs": "output",
     "pools": "pool",
-    "preprocessing": "preprocessing",
     "scales": "scale",
 }
 """Name in a file, where each is a dict part → value → field of `PartRecord`."""
@@ -28,7 +27,6 @@ class PartRecord:
         stages: Stage → patterns of parameter names, from input to output.
         output: Key or position of its output in what the module returns; None if that is the output.
         pool: How the output becomes features; None if the part feeds no fusion and no head.
-        preprocessing: What its model expects of images, see `preprocessing_of`.
         scale: Mean and standard deviation per channel for `Normalize`; None if images pass as they are.
     """
 
@@ -36,7 +34,6 @@ class PartRecord:
     stages: Stages = field(default_factory=lambda: {"all": ["*"]})
     output: str | int | None = None
     pool: str | None = None
-    preprocessing: dict[str, Any] = field(default_factory=dict)
     scale: dict[str, list[float]] | None = None
 
 

@@ -93,15 +93,21 @@ def test_an_image_model_brings_the_scale_that_was_published_with_it(tmp_path):
     auto_model(config={**VISION, "model_type": "vit"}).save_pretrained(tmp_path)
     images = {"image": {"pixel_values": torch.rand(2, 3, 32, 32)}}
     part = {"module": "transformers.AutoModel", "args": {"name": str(tmp_path)}, "weights": "pretrained"}
-    net = build(parse_parts({"image": part}), 3, images)
-    assert net.record.parts["image"].preprocessing == {"size": [32, 32]}
-    scale = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}
-    for normalized in (True, False):
-        content = {**scale, "do_normalize": normalized, "image_processor_type": "ViTImageProcessor"}
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
-        net = build(parse_parts({"image": part}), 3, images)
-        expected = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "size": [32, 32], "channels": 3}
-        assert net.record.parts["image"].preprocessing == (expected if normalized else {"size": [32, 32]})
+    parts = parse_parts({"image": {**part, "normalize": True}})
+    nothing = r"^model\.parts\.image\.normalize: the model does not say on which scale"
+    with pytest.raises(ConfigError, match=nothing):
+        build(parts, 3, images)
+    processor = {
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.1, 0.2, 0.3],
+        "image_processor_type": "ViTImageProcessor",
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    expected = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
+    assert build(parts, 3, images).record.parts["image"].scale == expected
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**processor, "do_normalize": False}))
+    with pytest.raises(ConfigError, match=nothing):
+        build(parts, 3, images)
 
 
 def test_a_model_that_arrives_in_eval_mode_trains_once_it_is_unfrozen(published):

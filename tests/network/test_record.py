@@ -6,7 +6,7 @@ from hybrid_lightning.network.builder import build, rebuild
 from hybrid_lightning.network.part import parse_parts
 from hybrid_lightning.network.record import NetworkRecord, PartRecord
 
-X = PartRecord({"in_features": 4}, {"a": ["layer0"]}, 1, "mean", {"size": [8, 8]}, {"mean": [0.5], "std": [1.0]})
+X = PartRecord({"in_features": 4}, {"a": ["layer0"]}, 1, "mean", {"mean": [0.5], "std": [1.0]})
 RECORD = NetworkRecord({"x": X, "head": PartRecord()}, fixed=["parts.x.weight"], absent=["x"])
 
 
@@ -32,7 +32,6 @@ def test_what_a_part_does_not_have_is_not_written():
         ("outputs", {"x": [1]}),
         ("pools", {"x": "avg"}),
         ("pools", {"x": ["mean"]}),
-        ("preprocessing", {"x": None}),
         ("scales", {"x": {"mean": [0.5]}}),
         ("fixed", "all"),
         ("absent", [3]),
@@ -53,7 +52,7 @@ def test_what_is_not_a_record_is_refused(given):
     ("change", "message"),
     [
         (
-            {"sizes": {}, "stages": {}, "preprocessing": {}, "pools": {}, "scales": {}, "outputs": {}},
+            {"sizes": {}, "stages": {}, "pools": {}, "scales": {}, "outputs": {}},
             r"^model\.parts\.x: .* lacks this part",
         ),
         ({"fixed": ["parts.x.nothing"]}, r"^fixed: .* fixes 'parts\.x\.nothing', which is not a parameter"),
