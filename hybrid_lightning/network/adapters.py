@@ -57,7 +57,8 @@ def add_adapter(module: nn.Module, adapter: AdapterSpec) -> None:
         ConfigError: If peft is not installed, refuses the arguments, or nothing can be adapted.
     """
     if any(map(_is_adapted, module.modules())):
-        return  # a live module of which a network was built before
+        # a live module of which a network was built before
+        return
     try:
         import peft
     except ModuleNotFoundError:
@@ -66,6 +67,7 @@ def add_adapter(module: nn.Module, adapter: AdapterSpec) -> None:
     args.setdefault("target_modules", _targets(module))
     if adapter.kind == "dora":
         args["use_dora"] = True
+    # peft demands the layers whose inputs (IA)³ scales; here it scales outputs alone
     if adapter.kind == "ia3":
         args.setdefault("feedforward_modules", [])
     try:

@@ -110,6 +110,7 @@ def _options(
 ) -> dict[str, Part]:
     """The options of all that the network consists of."""
     options = {name: part for name, part in parts.items() if name != "head"}
+    # where one part feeds the head there is nothing to join or to compare
     several = len(wiring.feeding) > 1
     if several:
         options["fusion"] = fusion
@@ -124,6 +125,7 @@ def _options(
 
 
 def _fix(modules: Mapping[str, nn.Module], names: Collection[str]) -> None:
+    # a tied parameter may be recorded by any of its names
     parameters = dict(nn.ModuleDict(modules).named_parameters(prefix="parts", remove_duplicate=False))
     for name in names:
         if name not in parameters:
@@ -187,6 +189,7 @@ class _Draft:
         if "fusion" not in self.options:
             return []
         fusion = self.options["fusion"]
+        # the fusion is made last, but `absent` is among its arguments
         drops = fusion.args.get("modality_dropout") or modality_dropout(fusion.module)
         masks = presence(self.wiring.order, self.wiring.reads, example)
         return [name for name in self.wiring.feeding if drops or name in masks]
@@ -203,7 +206,8 @@ class _Draft:
     def _add_part_heads(self, features: Mapping[str, Tensor]) -> None:
         standardize = self.options["fusion"].args.get("standardize", "samples")
         sizes = {"in_features": _widths(features), "out_features": self.outputs, "standardize": standardize}
-        with torch.random.fork_rng(devices=[]):  # whatever is drawn later is drawn as without them
+        # whatever is drawn later is drawn as without them
+        with torch.random.fork_rng(devices=[]):
             self.modules["part_heads"] = PartHeads(**sizes)
         self.records["part_heads"] = PartRecord(sizes)
 
@@ -222,14 +226,17 @@ class _Draft:
             if scale is not None:
                 require_channels(scale["mean"], inputs[0])
             call = partial(run_module, module, inputs, None if scale is None else Normalize(**scale))
-            if name == "fusion":  # it takes a dict as one argument, where a part would take keywords
+            if name == "fusion":
+                # a dict is its one argument, where a part would take keywords
                 call = partial(module, *inputs)
             returned, called = _run(part, module, inputs, call)
             output, key = _output_of(part, module, returned, inputs)
             pool = None
             if name in self.wiring.feeding:
                 pool = part.pool or find_pool(output, called)
-        stages = {"all": ["*"]} if name == "fusion" else _find_stages(part, module, called)
+        stages = {"all": ["*"]}
+        if name != "fusion":  # its projections run side by side, not one after the other
+            stages = _find_stages(part, module, called)
         self.records[name] = PartRecord(sizes, stages, key, pool, scale)
         return output
 
@@ -238,6 +245,7 @@ class _Draft:
         if factory is None:
             return {}
         part = self.options[name]
+        # the whole architecture is recorded, so that a rebuild reads neither a folder nor the hub
         if part.module == "transformers.AutoModel" and (part.args.get("name") or part.args.get("config")):
             with at("args"):
                 return {"config": auto_config(part.args.get("name"), part.args.get("config"))}
@@ -272,11 +280,13 @@ def _widths(features: Mapping[str, Tensor]) -> dict[str, int]:
 def _sizes_of(inputs: list[Any]) -> dict[str, int]:
     """Sizes of a part's first input, by the names that arguments for them have."""
     first = inputs[0] if inputs else None
+    # a table or a sequence comes with a mask or with codes, which have no size to infer
     if isinstance(first, Mapping):
         first = next((first[key] for key in _SIZED_ENTRIES if key in first), None)
     if not isinstance(first, Tensor) or first.ndim < 2:
         return {}
-    return dict.fromkeys(_CHANNEL_ARGUMENTS, first.shape[1]) | dict.fromkeys(_FEATURE_ARGUMENTS, first.shape[-1])
+    channels = dict.fromkeys(_CHANNEL_ARGUMENTS, first.shape[1])
+    return channels | dict.fromkeys(_FEATURE_ARGUMENTS, first.shape[-1])
 
 
 def _run(part: Part, module: nn.Module, inputs: list[Any], call: Callable[[], Any]) -> tuple[Any, list[nn.Module]]:
@@ -304,11 +314,11 @@ def _output_of(part: Part, module: nn.Module, returned: Any, inputs: list[Any]) 
     if output.requires_grad:
         fix_unused(module, output)
         output = output.detach()
-    given = next(tensors_in(inputs), None)
-    if output.ndim < 2 or (given is not None and len(given) not in (0, len(output))):
+    first = next(tensors_in(inputs), output)
+    if output.ndim < 2 or len(first) not in (0, len(output)):
         raise ConfigError(
-            f"{kind} returns {shapes([output])} for {0 if given is None else len(given)} samples; a part returns one "
-            f"tensor (B, ...), the samples first. Wrap it in a module that picks and shapes the tensor to use."
+            f"{kind} returns {shapes([output])} for {len(first)} samples; a part returns one tensor (B, ...), the "
+            f"samples first. Wrap it in a module that picks and shapes the tensor to use."
         )
     return output, key
 

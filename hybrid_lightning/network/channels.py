@@ -46,6 +46,7 @@ def _adapted(weight: Tensor, channels: int) -> Tensor:
     if channels == 1:
         return weight.sum(1, keepdim=True)
     before = weight.shape[1]
+    # repeated filters add up to more; the factor keeps the scale of the outputs
     repeated = torch.cat([weight] * math.ceil(channels / before), dim=1)
     return repeated[:, :channels] * (before / channels)
 
@@ -57,6 +58,7 @@ def refuse_wrong_channels(module: nn.Module, called: Sequence[nn.Module], inputs
     """
     convolutions = [layer for layer in (*called, *module.modules()) if isinstance(layer, _Convolution)]
     value = inputs[0] if inputs else None
+    # models of transformers take a dict with the image first
     if isinstance(value, Mapping):
         value = next(iter(value.values()), None)
     if not convolutions or not isinstance(value, Tensor) or value.ndim != 2 + len(convolutions[0].kernel_size):
@@ -97,6 +99,7 @@ class Normalize(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """`(B, C, ...)` → `(B, C, ...)`."""
+        # (1, C, 1, ...): one value per channel
         shape = (1, -1, *[1] * (image.ndim - 2))
         mean = self.mean.to(image.dtype).view(shape)
         std = self.std.to(image.dtype).view(shape)

@@ -35,6 +35,7 @@ class SampleNorm(nn.BatchNorm1d):
             return super().forward(features)
         if present is None:
             return functional.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+        # sums in half precision would overflow
         exact = features if features.dtype == torch.float64 else features.float()
         mean, variance = self._statistics(exact, present.unsqueeze(1))
         return ((features - mean) * (variance + self.eps).rsqrt()).to(features.dtype)
@@ -49,7 +50,9 @@ class SampleNorm(nn.BatchNorm1d):
         mean = torch.where(present, features, 0.0).sum(0) / count.clamp(min=1)
         variance = torch.where(present, features - mean, 0.0).square().sum(0) / count.clamp(min=1)
         with torch.no_grad():
+            # 0 with fewer than two samples, so that the running statistics stay
             share = ((self.momentum or 0.0) * enough).to(self.running_mean)
+            # as in torch's BatchNorm, the running variance is the unbiased one
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.running_mean.lerp_(mean.to(self.running_mean), share)
             self.running_var.lerp_(unbiased.to(self.running_var), share)

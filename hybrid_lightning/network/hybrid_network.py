@@ -70,7 +70,8 @@ class HybridNetwork(nn.Module):
         """Part → what was loaded into it from a file."""
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._refuse_frozen_parts()
-        self.param_groups(lr=1.0, weight_decay=0.0)  # finds impossible stages before an optimizer is made
+        # finds impossible stages before an optimizer is made
+        self.param_groups(lr=1.0, weight_decay=0.0)
 
     def _refuse_frozen_parts(self) -> None:
         for name, part in self.options.items():
@@ -136,6 +137,7 @@ class HybridNetwork(nn.Module):
         found = presence(self.wiring.order, self.wiring.reads, batch)
         for name in self.feeding:
             if name in found and name not in self.record.absent:
+                # a mask that is True everywhere is harmless
                 if not bool(found[name].all()):
                     raise self._never_absent(name)
                 del found[name]
@@ -171,6 +173,7 @@ class HybridNetwork(nn.Module):
             if name not in needed:
                 continue
             if name in outputs:
+                # for the mask alone; what a cached part reads need not be there
                 inputs = [batch[key] for key in self.wiring.reads[name] if key in batch]
             else:
                 inputs = self.wiring.inputs(name, batch, outputs)
@@ -184,6 +187,7 @@ class HybridNetwork(nn.Module):
         own = present.get(name)
         leading = [present.get(last) for last in self.wiring.leads_to[name]]
         needed = [mask for mask in leading if mask is not None]
+        # one of them is there in all samples
         if len(needed) < len(leading):
             return own
         anywhere = torch.stack(needed).any(0)
@@ -218,7 +222,8 @@ class HybridNetwork(nn.Module):
     def _alone(self, features: Mapping[str, Tensor], present: Presence) -> dict[str, tuple[Tensor, Tensor | None]]:
         if "part_heads" not in self.parts:
             return {}
-        if not self.part_weight:  # the losses of heads that only observe do not reach the parts
+        # the losses of heads that only observe do not reach the parts
+        if not self.part_weight:
             features = {name: tensor.detach() for name, tensor in features.items()}
         outputs = self._callable("part_heads")(features, present)
         return {name: (own, present.get(name)) for name, own in outputs.items()}

@@ -52,10 +52,12 @@ def complete_arguments(path: str, factory: Callable[..., Any], args: dict[str, A
         args.setdefault("num_classes", 0)
     elif family_of(path) == "torchvision":
         if "weights_backbone" in parameters_of(factory):
-            args.setdefault("weights_backbone", None)  # left out, it downloads the backbone's
+            # left out, it downloads the backbone's
+            args.setdefault("weights_backbone", None)
         if getattr(factory, "__name__", "") in _AUXILIARY:
             args.setdefault("aux_logits", False)
-            args.setdefault("init_weights", True)  # left out, it warns
+            # left out, it warns
+            args.setdefault("init_weights", True)
 
 
 def refuse_other_ways(path: str) -> None:
@@ -219,7 +221,8 @@ def auto_model(name: str | None = None, config: Mapping[str, Any] | None = None,
         model = library.AutoModel.from_config(architecture)
     pooler = getattr(model, "pooler", None)
     if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
-        model.pooler = None  # its parameters would get no gradient
+        # its parameters would get no gradient
+        model.pooler = None
     module: nn.Module = model
     return module
 

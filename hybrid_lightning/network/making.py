@@ -76,6 +76,7 @@ class PartMaker:
         path = part.module
         place = place_of(name)
         args = {**sizes, **part.args}
+        # all checks come before the call, which may read files or the hub
         with at(f"{place}.args"):
             if self.sizes_from_file:
                 forbid_fetching(factory, path, dict(sizes))
@@ -133,4 +134,5 @@ def _read_weights(name: str, part: Part, module: nn.Module) -> str:
             adapt_channels(module, part.channels)
             return load_weights(module, part.weights, place, name)
         except ConfigError:
+            # the first error describes the file as the user knows it
             raise error from None

@@ -77,11 +77,13 @@ def encode_present(
         inputs: Its inputs, tensors and dicts of tensors, samples first.
         present: `(B,)` bool.
     """
-    if torch.compiler.is_compiling():  # a program has no data-dependent shapes; the fusion leaves the rest out
+    # a program has no data-dependent shapes; the fusion leaves out what is absent
+    if torch.compiler.is_compiling():
         return call(inputs)
     rows = present.nonzero().flatten()
     if len(rows) == len(present):
         return call(inputs)
+    # the first sample stands for nobody, and its output is cut off below
     chosen = rows if len(rows) else rows.new_zeros(1)
     with kept_statistics(module, few=len(rows) < 2):
         encoded = call([_take(value, chosen) for value in inputs])

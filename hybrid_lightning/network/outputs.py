@@ -82,6 +82,7 @@ def find_pool(output: Tensor, called: Sequence[nn.Module]) -> str:
         if not own:
             continue
         if isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._NormBase | nn.GroupNorm):
+            # a transposed convolution has its output channels in the second dimension of its weight
             made = own[0][1 if getattr(module, "transposed", False) else 0]
             fits = [1] if made == output.shape[1] else []
         else:
@@ -116,6 +117,7 @@ def pooled(output: Tensor, how: str, mask: Tensor | None = None) -> Tensor:
     if mask is None or mask.shape != tokens.shape[:2]:
         return tokens.mean(1)
     weight = mask.to(tokens.dtype).unsqueeze(-1)
+    # a sequence of nothing but padding becomes 0
     return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
@@ -124,6 +126,7 @@ def fix_unused(module: nn.Module, output: Tensor) -> None:
     used = set()
     seen = {output.grad_fn}
     nodes = [output.grad_fn]
+    # backwards through the graph; its leaves hold the parameters
     while nodes:
         node = nodes.pop()
         used.add(id(getattr(node, "variable", None)))

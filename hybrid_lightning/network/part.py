@@ -196,6 +196,7 @@ def place_of(name: str) -> str:
 def _options_of(value: Any) -> dict[str, Any]:
     """What is stated about a part, by the names of the options."""
     if isinstance(value, Part):
+        # the words are read anew, with the defaults of the origin
         return {**value.plain(), "module": value.module}
     if isinstance(value, str | nn.Module) or callable(value):
         return {"module": value}
@@ -208,6 +209,7 @@ def _options_of(value: Any) -> dict[str, Any]:
 
 
 def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
+    # null in a config is the same as leaving the option out
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -285,6 +287,7 @@ def parse_parts(
         raise ConfigError(
             "name at least one part beside the head, such as {image: {module: ConvExtractor}}.", "model.parts"
         )
+    # parts are entries of a ModuleDict, which refuses the names of its own methods
     attributes = nn.ModuleDict()
     for name in parts:
         is_word = isinstance(name, str) and _NAME.fullmatch(name)

@@ -81,7 +81,8 @@ class NetworkRecord:
 
 
 def _fits(field_name: str, value: Any) -> bool:
-    """Whether a value from a file has the type of its field; a factory or torch checks the numbers in it."""
+    """Whether a value from a file has the type of its field."""
+    # the numbers in the rest are checked by the factory, or by torch
     if field_name == "output":
         return isinstance(value, str | int | None)
     if field_name == "pool":

@@ -155,10 +155,12 @@ def forbid_fetching(factory: Callable[..., Any], path: str, args: dict[str, Any]
         ConfigError: If an argument names weights, or points to a hub.
     """
     for name, value in args.items():
+        # a URL, or such as hf-hub:someone/model
         if isinstance(value, str) and ":" in value:
             raise _would_fetch(value, name)
     _refuse_fetching(args)
     if path.split(".")[0] == "torchvision":
+        # their defaults may be weights, which would be downloaded
         for name in {"weights", "weights_backbone"} & parameters_of(factory).keys():
             args[name] = None
 

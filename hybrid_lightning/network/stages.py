@@ -74,10 +74,12 @@ def discover_stages(module: nn.Module, called: list[nn.Module], opened: Collecti
     position = {module: index for index, module in enumerate(called)}
 
     def first_call(named: tuple[str, nn.Module]) -> int:
+        # a block that was not called comes first
         return min((position[m] for m in named[1].modules() if m in position), default=-1)
 
     stages: Stages = {}
-    early: list[str] = []  # blocks of 1-d parameters before the first stage
+    # blocks of 1-d parameters before the first stage, which they join
+    early: list[str] = []
     last = ""
     embeddings_only = True
     for name, block in sorted(_blocks(module, opened_names=opened), key=first_call):

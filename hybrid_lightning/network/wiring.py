@@ -52,12 +52,14 @@ class Wiring:
                 raise ConfigError(
                     f"{listing(waiting)} read each other in a circle; let one read a batch key.", "model.parts"
                 )
+            # parts of the same depth in the order of the config, in which initial weights are drawn
             order += ready
             waiting = [name for name in waiting if name not in ready]
         return order
 
     def _find_ends(self) -> dict[str, list[str]]:
         found = {name: [name] for name in self.feeding}
+        # backwards, so that the ends of all that read a part are known
         for name in reversed(self.order):
             ends = found.setdefault(name, [])
             for other in self.order:
@@ -73,6 +75,7 @@ class Wiring:
         """
         found = []
         for key in self.reads[name]:
+            # a part wins over a key of the same name
             if key in outputs:
                 found.append(outputs[key])
             elif key in batch:

@@ -147,9 +147,11 @@ class ResidualConv3d(ResidualConv):
 
 def _convolution(dimensions: int, before: int, after: int, kernel_size: int, stride: int, norm: str) -> nn.Sequential:
     """A convolution with its normalization; every side L becomes ceil(L / stride)."""
+    # the normalization after it has a bias of its own
     layer = _CONVOLUTIONS[dimensions](before, after, kernel_size, stride, padding=kernel_size // 2, bias=False)
     if norm == "batch":
         return nn.Sequential(layer, _NORMS[dimensions](after))
+    # groups of at least 8 channels, as far as the channels can be divided
     groups = 8
     while groups > 1 and (after % groups or after < 8 * groups):
         groups //= 2

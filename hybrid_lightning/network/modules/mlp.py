@@ -41,6 +41,7 @@ class MLP(nn.Module):
         if out_features is not None:
             self.out = nn.Linear(hidden[-1], out_features)
         with torch.no_grad():
+            # biases have one dimension
             for parameter in self.parameters():
                 if parameter.ndim > 1:
                     parameter.mul_(init_gain)
