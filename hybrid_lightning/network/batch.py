@@ -28,5 +28,7 @@ def _first_of(entry: Any, count: int) -> Any:
     if isinstance(entry, Tensor) and entry.ndim:
         # a copy, because a module may work in place
         short = entry[:count].detach().cpu().clone()
-        return short if len(short) == count else short.repeat(count, *[1] * (entry.ndim - 1))
+        if len(short) == count:
+            return short
+        return short.repeat(count, *[1] * (entry.ndim - 1))
     return entry[:count] if isinstance(entry, list | tuple) else entry

@@ -106,7 +106,11 @@ def rebuild(
 
 
 def _options(
-    parts: Mapping[str, Part], wiring: Wiring, fusion: Part, part_heads: bool, trust: Collection[str] | None
+    parts: Mapping[str, Part],
+    wiring: Wiring,
+    fusion: Part,
+    part_heads: bool,
+    trust: Collection[str] | None,
 ) -> dict[str, Part]:
     """The options of all that the network consists of."""
     options = {name: part for name, part in parts.items() if name != "head"}
@@ -240,7 +244,12 @@ class _Draft:
         self.records[name] = PartRecord(sizes, stages, key, pool, scale)
         return output
 
-    def _infer_sizes(self, name: str, factory: Callable[..., Any] | None, inputs: list[Any]) -> dict[str, Any]:
+    def _infer_sizes(
+        self,
+        name: str,
+        factory: Callable[..., Any] | None,
+        inputs: list[Any],
+    ) -> dict[str, Any]:
         """Values for the arguments that the options leave out."""
         if factory is None:
             return {}
@@ -264,7 +273,11 @@ class _Draft:
         return {argument: known[argument] for argument in wanted if argument in known}
 
 
-def _scale_of(part: Part, module: nn.Module, factory: Callable[..., Any] | None) -> dict[str, list[float]] | None:
+def _scale_of(
+    part: Part,
+    module: nn.Module,
+    factory: Callable[..., Any] | None,
+) -> dict[str, list[float]] | None:
     if not part.normalize:
         return None
     is_given = isinstance(part.normalize, Mapping)
@@ -289,7 +302,12 @@ def _sizes_of(inputs: list[Any]) -> dict[str, int]:
     return channels | dict.fromkeys(_FEATURE_ARGUMENTS, first.shape[-1])
 
 
-def _run(part: Part, module: nn.Module, inputs: list[Any], call: Callable[[], Any]) -> tuple[Any, list[nn.Module]]:
+def _run(
+    part: Part,
+    module: nn.Module,
+    inputs: list[Any],
+    call: Callable[[], Any],
+) -> tuple[Any, list[nn.Module]]:
     """What a module returns in a dry run, and its submodules in the order of their first call."""
     # the graph shows which parameters nothing reads, such as those of a pooler
     with_graph = family_of(part.module) == "transformers"
@@ -306,7 +324,12 @@ def _run(part: Part, module: nn.Module, inputs: list[Any], call: Callable[[], An
             ) from error
 
 
-def _output_of(part: Part, module: nn.Module, returned: Any, inputs: list[Any]) -> tuple[Tensor, str | int | None]:
+def _output_of(
+    part: Part,
+    module: nn.Module,
+    returned: Any,
+    inputs: list[Any],
+) -> tuple[Tensor, str | int | None]:
     """The output among what a module returned, and its key or position."""
     kind = type(module).__name__
     key = find_output(returned, part.output, kind)

@@ -51,7 +51,11 @@ def _adapted(weight: Tensor, channels: int) -> Tensor:
     return repeated[:, :channels] * (before / channels)
 
 
-def refuse_wrong_channels(module: nn.Module, called: Sequence[nn.Module], inputs: Sequence[Any]) -> None:
+def refuse_wrong_channels(
+    module: nn.Module,
+    called: Sequence[nn.Module],
+    inputs: Sequence[Any],
+) -> None:
     """Raises `ConfigError` if a module's first convolution cannot take its input because of the channels.
 
     `called` are its submodules in the order of their first call; the module's own checks may have failed before that.

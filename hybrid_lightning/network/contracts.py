@@ -13,7 +13,11 @@ class FusionModule(Protocol):
     `present` may be left out of the signature; then no sample may lack a part, see `takes_presence`.
     """
 
-    def forward(self, features: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Features of each part `(B, features)` → `(B, ...)`.
 
         Args:

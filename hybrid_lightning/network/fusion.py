@@ -47,8 +47,10 @@ class SampleNorm(nn.BatchNorm1d):
         assert self.num_batches_tracked is not None
         count = present.sum()
         enough = count > 1
-        mean = torch.where(present, features, 0.0).sum(0) / count.clamp(min=1)
-        variance = torch.where(present, features - mean, 0.0).square().sum(0) / count.clamp(min=1)
+        samples = count.clamp(min=1)
+        mean = torch.where(present, features, 0.0).sum(0) / samples
+        deviations = torch.where(present, features - mean, 0.0)
+        variance = deviations.square().sum(0) / samples
         with torch.no_grad():
             # 0 with fewer than two samples, so that the running statistics stay
             share = ((self.momentum or 0.0) * enough).to(self.running_mean)
@@ -57,7 +59,9 @@ class SampleNorm(nn.BatchNorm1d):
             self.running_mean.lerp_(mean.to(self.running_mean), share)
             self.running_var.lerp_(unbiased.to(self.running_var), share)
             self.num_batches_tracked += enough
-        return torch.where(enough, mean, self.running_mean), torch.where(enough, variance, self.running_var)
+        mean = torch.where(enough, mean, self.running_mean)
+        variance = torch.where(enough, variance, self.running_var)
+        return mean, variance
 
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -132,7 +136,8 @@ class Fusion(nn.Module):
         self.width = width
         self.projections = nn.ModuleDict()
         for part, size in in_features.items():
-            self.projections[part] = nn.Sequential(sample_norm(size, standardize), nn.Linear(size, width))
+            norm = sample_norm(size, standardize)
+            self.projections[part] = nn.Sequential(norm, nn.Linear(size, width))
         self.dropout = nn.Dropout(dropout)
         self.stand_ins = nn.ModuleDict({part: StandIn(width) for part in absent})
         self.extend(len(in_features))
@@ -148,7 +153,8 @@ class Fusion(nn.Module):
             mask = (present or {}).get(part)
             vectors = linear(standardized(norm, features[part], mask)).relu()
             if part in self.stand_ins:
-                vectors = self.stand_ins[part](vectors, everybody(vectors) if mask is None else mask)
+                there = everybody(vectors) if mask is None else mask
+                vectors = self.stand_ins[part](vectors, there)
             elif mask is not None:
                 average = linear(torch.zeros_like(features[part][:1])).relu()
                 vectors = torch.where(mask.unsqueeze(1), vectors, average)
@@ -180,7 +186,8 @@ class ConcatFusion(Fusion):
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → `(B, parts × width)`."""
-        fused: Tensor = self.dropout(torch.cat([*self.projected(features, present).values()], dim=1))
+        vectors = list(self.projected(features, present).values())
+        fused: Tensor = self.dropout(torch.cat(vectors, dim=1))
         return fused
 
 
@@ -197,9 +204,11 @@ class GatedFusion(Fusion):
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → `(B, width)`."""
-        vectors = torch.stack([*self.projected(features, present).values()], dim=1)
+        # (B, parts, width)
+        vectors = torch.stack(list(self.projected(features, present).values()), dim=1)
         there = masks(list(self.projections), present, vectors).unsqueeze(2)
-        weights = masked_softmax(self.gates(vectors.flatten(1)).view_as(vectors), there, dim=1)
+        gates = self.gates(vectors.flatten(1)).view_as(vectors)
+        weights = masked_softmax(gates, there, dim=1)
         fused: Tensor = self.dropout((weights * vectors).sum(1))
         return fused
 
@@ -236,7 +245,7 @@ class AttentionFusion(Fusion):
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → `(B, width)`."""
-        vectors = torch.stack([*self.projected(features, present).values()], dim=1)
+        vectors = torch.stack(list(self.projected(features, present).values()), dim=1)
         query = vectors.new_zeros(vectors.shape[0], 1, self.width)
         steps = torch.cat([query, vectors], dim=1) + self.marks
         unknown_parts = {part: mask for part, mask in (present or {}).items() if part not in self.stand_ins}
@@ -298,7 +307,11 @@ class PartHeads(nn.Module):
     """
 
     def __init__(
-        self, in_features: Mapping[str, int], out_features: int, standardize: str = "samples", dropout: float = 0.0
+        self,
+        in_features: Mapping[str, int],
+        out_features: int,
+        standardize: str = "samples",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.heads = nn.ModuleDict()
@@ -306,7 +319,11 @@ class PartHeads(nn.Module):
             layers = (sample_norm(size, standardize), nn.Dropout(dropout), nn.Linear(size, out_features))
             self.heads[part] = nn.Sequential(*layers)
 
-    def forward(self, features: Features, present: Presence | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        features: Features,
+        present: Presence | None = None,
+    ) -> dict[str, Tensor]:
         """Features of each part `(B, features)` → outputs of each part `(B, out_features)`."""
         outputs = {}
         for part, layers in self.heads.items():

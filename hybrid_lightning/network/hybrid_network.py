@@ -61,6 +61,7 @@ class HybridNetwork(nn.Module):
         self.part_weight = part_weight
         self.record = record
         self.wiring = Wiring(options)
+        # their order is that of the param groups
         self.parts = nn.ModuleDict(modules)
         self.scales = nn.ModuleDict()
         for name, of_part in record.parts.items():
@@ -103,7 +104,10 @@ class HybridNetwork(nn.Module):
         return self._join(self._features(batch, present), present)
 
     def forward_parts(
-        self, batch: Batch, contributions: bool = False, cached: Mapping[str, Tensor] | None = None
+        self,
+        batch: Batch,
+        contributions: bool = False,
+        cached: Mapping[str, Tensor] | None = None,
     ) -> Outputs:
         """The outputs, and those of single parts: of their own heads, and without each.
 
@@ -119,7 +123,11 @@ class HybridNetwork(nn.Module):
         without = self._without(features, present) if contributions else {}
         return Outputs(joint, self._alone(features, present), without)
 
-    def features(self, batch: Batch, cached: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def features(
+        self,
+        batch: Batch,
+        cached: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """The features `(B, features)` of each part that feeds the fusion or the head; zeros where it is absent.
 
         Args:
@@ -164,7 +172,10 @@ class HybridNetwork(nn.Module):
         return present
 
     def _features(
-        self, batch: Batch, present: Presence, cached: Mapping[str, Tensor] | None = None
+        self,
+        batch: Batch,
+        present: Presence,
+        cached: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         outputs = dict(cached or {})
         features: dict[str, Tensor] = {}
@@ -219,7 +230,11 @@ class HybridNetwork(nn.Module):
         output: Tensor = self._callable("head")(head_input)
         return output
 
-    def _alone(self, features: Mapping[str, Tensor], present: Presence) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def _alone(
+        self,
+        features: Mapping[str, Tensor],
+        present: Presence,
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
         if "part_heads" not in self.parts:
             return {}
         # the losses of heads that only observe do not reach the parts
@@ -228,7 +243,11 @@ class HybridNetwork(nn.Module):
         outputs = self._callable("part_heads")(features, present)
         return {name: (own, present.get(name)) for name, own in outputs.items()}
 
-    def _without(self, features: Mapping[str, Tensor], present: Presence) -> dict[str, Tensor]:
+    def _without(
+        self,
+        features: Mapping[str, Tensor],
+        present: Presence,
+    ) -> dict[str, Tensor]:
         if "fusion" not in self.parts or not takes_presence(self.parts["fusion"]):
             return {}
         found = {}
@@ -295,7 +314,11 @@ class HybridNetwork(nn.Module):
         self.record = dataclasses.replace(self.record, parts=left)
 
 
-def run_module(module: Callable[..., Any], inputs: list[Any], scale: nn.Module | None) -> Any:
+def run_module(
+    module: Callable[..., Any],
+    inputs: list[Any],
+    scale: nn.Module | None,
+) -> Any:
     """What a part's module returns: a lone dict is passed as keyword arguments, and images on the part's own scale."""
     if scale is not None and isinstance(inputs[0], Tensor):
         inputs = [scale(inputs[0]), *inputs[1:]]

@@ -30,7 +30,11 @@ def family_of(path: Any) -> str | None:
     return package if package in ("timm", "torchvision", "transformers") else None
 
 
-def complete_arguments(path: str, factory: Callable[..., Any], args: dict[str, Any]) -> None:
+def complete_arguments(
+    path: str,
+    factory: Callable[..., Any],
+    args: dict[str, Any],
+) -> None:
     """Adds the arguments by which a library leaves out what a part does not need, and checks the model's name.
 
     timm models come without their classifier (``num_classes=0``) and pool their features. Torchvision's GoogLeNet and
@@ -93,6 +97,7 @@ def without_classifier(path: Any, module: nn.Module) -> nn.Module:
     for head in heads:
         linear = [name for name, m in module.named_modules() if isinstance(m, nn.Linear) and _within(name, head)]
         if linear:
+            # some heads are a Sequential whose earlier layers make features
             module.set_submodule(linear[-1], nn.Identity())
         elif isinstance(module.get_submodule(head), nn.Sequential):  # SqueezeNet classifies by a convolution
             setattr(module, head, nn.AdaptiveAvgPool2d(1))
@@ -198,7 +203,11 @@ def plain_config(config: Any) -> Any:
     return config if isinstance(config, bool | int | float | str | None) else str(config)
 
 
-def auto_model(name: str | None = None, config: Mapping[str, Any] | None = None, pretrained: bool = False) -> nn.Module:
+def auto_model(
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+) -> nn.Module:
     """A model of transformers without its pooler, whose last hidden states are the features.
 
     Args:
@@ -260,7 +269,11 @@ def cache_hint(path: Any) -> str:
 # The scale of the images that a model was trained on
 
 
-def published_scale(path: Any, module: nn.Module, factory: Callable[..., Any] | None) -> Mapping[str, Any]:
+def published_scale(
+    path: Any,
+    module: nn.Module,
+    factory: Callable[..., Any] | None,
+) -> Mapping[str, Any]:
     """``mean`` and ``std`` per channel, for values in [0, 1], as far as a model states them."""
     stated = getattr(module, "preprocessing", None)
     family = family_of(path)

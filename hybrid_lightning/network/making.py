@@ -45,7 +45,11 @@ class PartMaker:
         return resolve(part.module, f"{place_of(name)}.module", self.trust)
 
     def make(
-        self, name: str, part: Part, factory: Callable[..., Any] | None, sizes: Mapping[str, Any]
+        self,
+        name: str,
+        part: Part,
+        factory: Callable[..., Any] | None,
+        sizes: Mapping[str, Any],
     ) -> tuple[nn.Module, str]:
         """The part's module, ready to run, and a line about the file that was read into it; empty if none was.
 
@@ -70,7 +74,12 @@ class PartMaker:
         return module, report
 
     def _create(
-        self, name: str, part: Part, factory: Callable[..., Any], sizes: Mapping[str, Any], reads: bool
+        self,
+        name: str,
+        part: Part,
+        factory: Callable[..., Any],
+        sizes: Mapping[str, Any],
+        reads: bool,
     ) -> tuple[nn.Module, bool]:
         """The module that the factory makes, and whether it has read its pretrained weights itself."""
         path = part.module

@@ -16,7 +16,11 @@ Presence = dict[str, Tensor]
 """Part → `(B,)` bool; a part that is not named is there in all samples."""
 
 
-def presence(order: Sequence[str], reads: Mapping[str, Sequence[str]], batch: Mapping[str, Any]) -> Presence:
+def presence(
+    order: Sequence[str],
+    reads: Mapping[str, Sequence[str]],
+    batch: Mapping[str, Any],
+) -> Presence:
     """Which parts are there in which samples: those all of whose inputs are.
 
     Args:
@@ -30,7 +34,8 @@ def presence(order: Sequence[str], reads: Mapping[str, Sequence[str]], batch: Ma
         for key in reads[name]:
             mask = found.get(key) if key in before else batch.get(PREFIX + key)
             if mask is not None:
-                found[name] = found[name] & mask.bool() if name in found else mask.bool()
+                mask = mask.bool()
+                found[name] = found[name] & mask if name in found else mask
         before.add(name)
     return found
 
@@ -41,7 +46,12 @@ def everybody(like: Tensor) -> Tensor:
     return like.new_ones(like.shape[0], dtype=torch.bool)
 
 
-def drop_at_random(present: Presence, parts: Sequence[str], rate: float, like: Tensor) -> Presence:
+def drop_at_random(
+    present: Presence,
+    parts: Sequence[str],
+    rate: float,
+    like: Tensor,
+) -> Presence:
     """Modality dropout: leaves each part out of a sample with a probability, but never all that the sample has.
 
     Args:
@@ -64,7 +74,10 @@ def drop_at_random(present: Presence, parts: Sequence[str], rate: float, like: T
 
 
 def encode_present(
-    call: Callable[[list[Any]], Tensor], module: nn.Module, inputs: list[Any], present: Tensor
+    call: Callable[[list[Any]], Tensor],
+    module: nn.Module,
+    inputs: list[Any],
+    present: Tensor,
 ) -> Tensor:
     """What a part makes of the samples that have its input; zeros for the others, which are not computed.
 
@@ -87,7 +100,8 @@ def encode_present(
     chosen = rows if len(rows) else rows.new_zeros(1)
     with kept_statistics(module, few=len(rows) < 2):
         encoded = call([_take(value, chosen) for value in inputs])
-    return encoded.new_zeros(len(present), *encoded.shape[1:]).index_copy(0, rows, encoded[: len(rows)])
+    absent_are_zero = encoded.new_zeros(len(present), *encoded.shape[1:])
+    return absent_are_zero.index_copy(0, rows, encoded[: len(rows)])
 
 
 def _take(value: Any, rows: Tensor) -> Any:

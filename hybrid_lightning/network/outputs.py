@@ -18,11 +18,14 @@ def shapes(values: Sequence[Any]) -> str:
 
 def _shape(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"tensor {tuple(value.shape)} {dtype}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_shape(entry)}" for key, entry in value.items()) + "}"
+        entries = [f"{key}: {_shape(entry)}" for key, entry in value.items()]
+        return "{" + ", ".join(entries) + "}"
     if isinstance(value, tuple | list):
-        return "(" + ", ".join(f"{index}: {_shape(entry)}" for index, entry in enumerate(value)) + ")"
+        entries = [f"{index}: {_shape(entry)}" for index, entry in enumerate(value)]
+        return "(" + ", ".join(entries) + ")"
     return f"a {type(value).__name__}"
 
 

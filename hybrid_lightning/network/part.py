@@ -111,6 +111,7 @@ class Part:
         self._set("module", _named(self.module))
         if not isinstance(self.args, Mapping):
             raise ConfigError(f"{self.args!r} are not keyword arguments such as {{hidden: [64]}}.", "args")
+        # a copy, because the caller may change the dict later
         self._set("args", dict(self.args))
         written = dict(self.written)
         for name, kind in _TYPES.items():
@@ -162,7 +163,10 @@ Defaults = Mapping[str, Mapping[str, Any]]
 """Origin → options of all parts of that origin that do not state them themselves."""
 
 
-def all_defaults(pretrained: Mapping[str, Any] | None, untrained: Mapping[str, Any] | None) -> Defaults:
+def all_defaults(
+    pretrained: Mapping[str, Any] | None,
+    untrained: Mapping[str, Any] | None,
+) -> Defaults:
     """Origin → its defaults with the user's changes."""
     found = {}
     for origin, given in (("pretrained", pretrained or {}), ("untrained", untrained or {})):
@@ -271,7 +275,9 @@ def refuse_compile_options(part: Part) -> None:
 
 
 def parse_parts(
-    parts: Mapping[str, Any], pretrained: Mapping[str, Any] | None = None, untrained: Mapping[str, Any] | None = None
+    parts: Mapping[str, Any],
+    pretrained: Mapping[str, Any] | None = None,
+    untrained: Mapping[str, Any] | None = None,
 ) -> dict[str, Part]:
     """Reads all parts, and adds a linear head if there is none.
 

@@ -72,6 +72,7 @@ class NetworkRecord:
                 if not _fits(field_name, value):
                     raise _damaged(f"{name}.{part}", value)
                 of_parts.setdefault(part, {})[field_name] = value
+        # absent in a file means that there are none
         lists = {}
         for name in ("fixed", "absent"):
             lists[name] = given.get(name, [])

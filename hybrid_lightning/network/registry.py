@@ -52,14 +52,18 @@ def registered_name(path: str) -> str:
     Args:
         path: ``MLP``, or the dotted path of it in this or an earlier version.
     """
-    package, _, name = path.partition(".")
-    name = name.rpartition(".")[2]
     ours = __name__.partition(".")[0]
-    target = REGISTRY.get(name) if package == ours else None
-    return name if isinstance(target, str) and target.startswith(f"{ours}.") else path
+    name = path.rpartition(".")[2]
+    target = REGISTRY.get(name)
+    is_ours = path.startswith(f"{ours}.") and isinstance(target, str) and target.startswith(f"{ours}.")
+    return name if is_ours else path
 
 
-def resolve(path: str, where: str, trust: Collection[str] | None = None) -> Callable[..., Any]:
+def resolve(
+    path: str,
+    where: str,
+    trust: Collection[str] | None = None,
+) -> Callable[..., Any]:
     """The class or factory behind a registered name or a dotted path.
 
     Args:

@@ -34,7 +34,11 @@ OPENED = ("blocks", "encoder", "features", "layer", "layers", "stages", "text_mo
 """Names under which the models of torchvision and transformers keep their blocks."""
 
 
-def _blocks(module: nn.Module, prefix: str = "", opened_names: Collection[str] = ()) -> list[tuple[str, nn.Module]]:
+def _blocks(
+    module: nn.Module,
+    prefix: str = "",
+    opened_names: Collection[str] = (),
+) -> list[tuple[str, nn.Module]]:
     """The children with parameters; a lone wrapper, lists of blocks and children of these names are opened."""
     children = [(prefix + name, child) for name, child in module.named_children() if _has_parameters(child)]
     has_own = any(True for _ in module.parameters(recurse=False))
@@ -56,7 +60,11 @@ def _has_parameters(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def discover_stages(module: nn.Module, called: list[nn.Module], opened: Collection[str] = ()) -> Stages:
+def discover_stages(
+    module: nn.Module,
+    called: list[nn.Module],
+    opened: Collection[str] = (),
+) -> Stages:
     """Cuts a module into stages by execution order.
 
     Blocks are the children that have parameters (a wrapper around one child, and lists of blocks, are opened first). A

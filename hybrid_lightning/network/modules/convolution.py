@@ -42,6 +42,7 @@ class ResidualBlock(nn.Module):
         def convolution(before: int, size: int, stride: int = 1) -> nn.Sequential:
             return _convolution(dimensions, before, out_channels, size, stride, norm)
 
+        # a shortcut without weights fits only where the block changes no shape
         same_shape = in_channels == out_channels and stride == 1
         self.body = nn.Sequential(
             convolution(in_channels, kernel_size, stride),
@@ -114,6 +115,7 @@ class ResidualConv(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Maps inputs `(B, in_channels, ...)` to feature maps `(B, channels[-1], ...)`."""
         if self.training and self.flip:
+            # one draw for a whole sample
             draws = torch.rand(len(maps), *[1] * (maps.ndim - 1), device=maps.device)
             maps = torch.where(draws < self.flip, -maps, maps)
         return in_turn(self, maps)
@@ -145,7 +147,14 @@ class ResidualConv3d(ResidualConv):
     default_norm = "group"
 
 
-def _convolution(dimensions: int, before: int, after: int, kernel_size: int, stride: int, norm: str) -> nn.Sequential:
+def _convolution(
+    dimensions: int,
+    before: int,
+    after: int,
+    kernel_size: int,
+    stride: int,
+    norm: str,
+) -> nn.Sequential:
     """A convolution with its normalization; every side L becomes ceil(L / stride)."""
     # the normalization after it has a bias of its own
     layer = _CONVOLUTIONS[dimensions](before, after, kernel_size, stride, padding=kernel_size // 2, bias=False)

@@ -46,10 +46,12 @@ class ColumnEmbedding(nn.Module):
         vectors = []
         if numeric is not None:
             known = numeric.isfinite().unsqueeze(-1)
+            # nan times a weight would be nan also where it is not chosen, and so would its gradient
             finite = numeric.nan_to_num(0.0, 0.0, 0.0).unsqueeze(-1)
             vectors.append(torch.where(known, (finite * self.slope + self.offset).relu(), self.missing))
         if categorical is not None:
             codes = categorical.long()
+            # -1 and what is above the known codes share the row for missing values
             known = (codes >= 0) & (codes < self.sizes)
             vectors.append(self.categories(self.starts + torch.where(known, codes + 1, 0)))
         return torch.cat(vectors, dim=1).flatten(1)
@@ -92,7 +94,11 @@ class TabularMLP(nn.Module):
         self.embedding = ColumnEmbedding(in_features, categories, embedding)
         self.layers = MLP(self.embedding.columns * embedding, hidden, dropout=dropout)
 
-    def forward(self, numeric: Tensor | None = None, categorical: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        numeric: Tensor | None = None,
+        categorical: Tensor | None = None,
+    ) -> Tensor:
         """Maps the columns of a table to features.
 
         Args:

@@ -70,6 +70,7 @@ class SequenceTransformer(nn.Module):
             `(B, T, width)`.
         """
         features = self.steps(values)
+        # added after the projection, so that any input width works
         features = features + self._positions(features)
         padding = None
         if mask is not None:
