@@ -280,8 +280,9 @@ def _scale_of(
 ) -> dict[str, list[float]] | None:
     if not part.normalize:
         return None
-    is_given = isinstance(part.normalize, Mapping)
-    stated = part.normalize if is_given else published_scale(part.module, module, factory)
+    stated = part.normalize
+    if not isinstance(stated, Mapping):
+        stated = published_scale(part.module, module, factory)
     with at("normalize"):
         return find_scale(stated, part.channels)
 
