@@ -17,7 +17,8 @@ from hybrid_lightning.cli.preparation import build_from_data
 from hybrid_lightning.errors import ConfigError, listing, reason, unknown
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.network.adapters import merge_adapters
-from hybrid_lightning.network.hybrid_network import HybridNetwork, first_samples
+from hybrid_lightning.network.batch import first_samples
+from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.missing import PREFIX
 from hybrid_lightning.tasks.checkpoint import read_checkpoint, refuse_other_model
 from hybrid_lightning.weights.loading import ADAPTED, MERGE
@@ -76,7 +77,7 @@ def export_network(network: HybridNetwork, batch: Mapping[str, Any], output: str
 def plain_network(network: HybridNetwork) -> HybridNetwork:
     """A copy in eval mode on the CPU, with its adapters merged into the weights."""
     plain = copy.deepcopy(network).cpu().eval()
-    for name, part in plain.facts.items():
+    for name, part in plain.options.items():
         if part.adapter:
             merge_adapters(plain.parts[name])
     return plain.requires_grad_(False)

@@ -45,7 +45,7 @@ def prefetch(setup: Setup) -> None:
     for line in fetch():
         print(line)
     build_from_data(setup.model, setup.data)
-    for name, part in setup.model.built().facts.items():
+    for name, part in setup.model.built().options.items():
         if part.weights is not None:
             print(f"{name}: the weights of {part.module!r} are here")
 

@@ -42,6 +42,8 @@ class ClippingRule:
         Raises:
             ConfigError: If it is none of these, or a number is out of range.
         """
+        if isinstance(value, ClippingRule):
+            return value
         if isinstance(value, str):
             value = {value: None}
         if not isinstance(value, Mapping) or len(value) != 1:

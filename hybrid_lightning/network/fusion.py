@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hybrid_lightning.errors import ConfigError, check_number, unknown
-from hybrid_lightning.network.missing import Presence
+from hybrid_lightning.errors import ConfigError, check_keys, check_number
+from hybrid_lightning.network.missing import Presence, everybody
 
 Features = Mapping[str, Tensor]
 """Part → `(B, features)`."""
@@ -35,6 +35,7 @@ class SampleNorm(nn.BatchNorm1d):
             return super().forward(features)
         if present is None:
             return functional.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+        # sums in half precision would overflow
         exact = features if features.dtype == torch.float64 else features.float()
         mean, variance = self._statistics(exact, present.unsqueeze(1))
         return ((features - mean) * (variance + self.eps).rsqrt()).to(features.dtype)
@@ -46,31 +47,39 @@ class SampleNorm(nn.BatchNorm1d):
         assert self.num_batches_tracked is not None
         count = present.sum()
         enough = count > 1
-        mean = torch.where(present, features, 0.0).sum(0) / count.clamp(min=1)
-        variance = torch.where(present, features - mean, 0.0).square().sum(0) / count.clamp(min=1)
+        samples = count.clamp(min=1)
+        mean = torch.where(present, features, 0.0).sum(0) / samples
+        deviations = torch.where(present, features - mean, 0.0)
+        variance = deviations.square().sum(0) / samples
         with torch.no_grad():
+            # 0 with fewer than two samples, so that the running statistics stay
             share = ((self.momentum or 0.0) * enough).to(self.running_mean)
+            # as in torch's BatchNorm, the running variance is the unbiased one
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.running_mean.lerp_(mean.to(self.running_mean), share)
             self.running_var.lerp_(unbiased.to(self.running_var), share)
             self.num_batches_tracked += enough
-        return torch.where(enough, mean, self.running_mean), torch.where(enough, variance, self.running_var)
+        mean = torch.where(enough, mean, self.running_mean)
+        variance = torch.where(enough, variance, self.running_var)
+        return mean, variance
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "samples": SampleNorm,
+    "features": partial(nn.LayerNorm, elementwise_affine=False),
+    "none": nn.Identity,
+}
+"""``standardize`` → layer for features `(B, size)`."""
 
 
 def sample_norm(size: int, standardize: str) -> nn.Module:
     """The layer that ``standardize`` names, for features `(B, size)`."""
-    norms: dict[str, Callable[[int], nn.Module]] = {
-        "samples": SampleNorm,
-        "features": partial(nn.LayerNorm, elementwise_affine=False),
-        "none": nn.Identity,
-    }
-    if standardize not in norms:
-        raise unknown("model.fusion.args.standardize", "choice", str(standardize), norms)
-    return norms[standardize](size)
+    check_keys([standardize], _NORMS, "standardize", "choice")
+    return _NORMS[standardize](size)
 
 
 def standardized(norm: nn.Module, features: Tensor, present: Tensor | None) -> Tensor:
-    """Features after a norm from `sample_norm`; those of absent samples have no meaning."""
+    """Features `(B, size)` after a layer of `sample_norm`; those of absent samples have no meaning."""
     normed: Tensor = norm(features, present) if isinstance(norm, SampleNorm) else norm(features)
     return normed
 
@@ -122,21 +131,19 @@ class Fusion(nn.Module):
     ) -> None:
         super().__init__()
         if width < 1:
-            raise ConfigError(f"model.fusion.args.width: {width} is too small; give at least 1.")
+            raise ConfigError(f"{width} is too small; give at least 1.", "width")
         self.modality_dropout = checked_rate(modality_dropout)
         self.width = width
-        self.projections = nn.ModuleDict(
-            {
-                part: nn.Sequential(sample_norm(size, standardize), nn.Linear(size, width))
-                for part, size in in_features.items()
-            }
-        )
+        self.projections = nn.ModuleDict()
+        for part, size in in_features.items():
+            norm = sample_norm(size, standardize)
+            self.projections[part] = nn.Sequential(norm, nn.Linear(size, width))
         self.dropout = nn.Dropout(dropout)
         self.stand_ins = nn.ModuleDict({part: StandIn(width) for part in absent})
         self.extend(len(in_features))
 
     def extend(self, parts: int) -> None:
-        """For subclasses without arguments of their own: makes what follows the projections of so many parts."""
+        """For subclasses: makes what follows the projections of so many parts."""
 
     def projected(self, features: Features, present: Presence | None) -> dict[str, Tensor]:
         """Part → its projected features `(B, width)`, or what stands in for them."""
@@ -146,8 +153,8 @@ class Fusion(nn.Module):
             mask = (present or {}).get(part)
             vectors = linear(standardized(norm, features[part], mask)).relu()
             if part in self.stand_ins:
-                everybody = vectors.new_ones(vectors.shape[0], dtype=torch.bool)
-                vectors = self.stand_ins[part](vectors, everybody if mask is None else mask)
+                there = everybody(vectors) if mask is None else mask
+                vectors = self.stand_ins[part](vectors, there)
             elif mask is not None:
                 average = linear(torch.zeros_like(features[part][:1])).relu()
                 vectors = torch.where(mask.unsqueeze(1), vectors, average)
@@ -157,17 +164,15 @@ class Fusion(nn.Module):
 
 def checked_rate(rate: float) -> float:
     """The rate of modality dropout, if it is in [0, 1)."""
-    check_number(rate, "model.fusion.args.modality_dropout", low=0)
+    check_number(rate, "modality_dropout", low=0)
     if rate >= 1:
-        raise ConfigError(f"model.fusion.args.modality_dropout: {rate} would drop everything; give less than 1.")
+        raise ConfigError(f"{rate} would drop everything; give less than 1.", "modality_dropout")
     return rate
 
 
 def masks(parts: Collection[str], present: Presence | None, like: Tensor) -> Tensor:
     """`(B, parts)` bool: which parts are there."""
-    # len() would fix the size in an exported program
-    everybody = like.new_ones(like.shape[0], dtype=torch.bool)
-    return torch.stack([(present or {}).get(part, everybody) for part in parts], dim=1)
+    return torch.stack([(present or {}).get(part, everybody(like)) for part in parts], dim=1)
 
 
 def masked_softmax(scores: Tensor, there: Tensor, dim: int) -> Tensor:
@@ -181,7 +186,8 @@ class ConcatFusion(Fusion):
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → `(B, parts × width)`."""
-        fused: Tensor = self.dropout(torch.cat([*self.projected(features, present).values()], dim=1))
+        vectors = list(self.projected(features, present).values())
+        fused: Tensor = self.dropout(torch.cat(vectors, dim=1))
         return fused
 
 
@@ -198,9 +204,11 @@ class GatedFusion(Fusion):
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → `(B, width)`."""
-        vectors = torch.stack([*self.projected(features, present).values()], dim=1)
+        # (B, parts, width)
+        vectors = torch.stack(list(self.projected(features, present).values()), dim=1)
         there = masks(list(self.projections), present, vectors).unsqueeze(2)
-        weights = masked_softmax(self.gates(vectors.flatten(1)).view_as(vectors), there, dim=1)
+        gates = self.gates(vectors.flatten(1)).view_as(vectors)
+        weights = masked_softmax(gates, there, dim=1)
         fused: Tensor = self.dropout((weights * vectors).sum(1))
         return fused
 
@@ -211,13 +219,7 @@ class AttentionFusion(Fusion):
     A part that is absent is not attended to, unless the model has learned a vector for it: that is attended to instead.
 
     Args:
-        in_features: Part name → number of features; filled in by the dry run.
-        width: Features of each part and of the result; a multiple of `heads`.
-        dropout: Share of the features that is dropped while training, in [0, 1).
-        standardize: As in `Fusion`.
-        modality_dropout: Probability of leaving a part out of a sample while training, in [0, 1); never all of them.
-        absent: Parts that samples may lack; filled in by the dry run.
-        heads: Number of attention heads.
+        heads: Number of attention heads, which divides `width`; the other arguments are those of `Fusion`.
 
     Raises:
         ConfigError: If an argument is impossible.
@@ -235,7 +237,7 @@ class AttentionFusion(Fusion):
     ) -> None:
         super().__init__(in_features, width, dropout, standardize, modality_dropout, absent)
         if heads < 1 or width % heads:
-            raise ConfigError(f"model.fusion.args.heads: {heads} heads do not divide the width {width}.")
+            raise ConfigError(f"{heads} heads do not divide the width {width}.", "heads")
         self.marks = nn.Parameter(torch.randn(1 + len(in_features), width) * width**-0.5)
         self.layer = nn.TransformerEncoderLayer(
             width, heads, 2 * width, dropout, activation="gelu", batch_first=True, norm_first=True
@@ -243,7 +245,7 @@ class AttentionFusion(Fusion):
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → `(B, width)`."""
-        vectors = torch.stack([*self.projected(features, present).values()], dim=1)
+        vectors = torch.stack(list(self.projected(features, present).values()), dim=1)
         query = vectors.new_zeros(vectors.shape[0], 1, self.width)
         steps = torch.cat([query, vectors], dim=1) + self.marks
         unknown_parts = {part: mask for part, mask in (present or {}).items() if part not in self.stand_ins}
@@ -256,8 +258,8 @@ class AttentionFusion(Fusion):
 class LogitFusion(nn.Module):
     """Late fusion: each part makes its own outputs, and learned weights average them over the parts that are there.
 
-    The weights are equal at first and sum to 1 for every sample. Its result are the model's outputs already, so the
-    head is left out unless one is named.
+    The weights are equal at first and sum to 1 for every sample. Its results are the model's outputs, so the head is
+    left out unless one is named.
 
     Args:
         in_features: Part name → number of features; filled in by the dry run.
@@ -271,7 +273,7 @@ class LogitFusion(nn.Module):
     """
 
     makes_outputs = True
-    """Says that no head has to follow."""
+    """No head is needed, see `MakesOutputs`."""
 
     def __init__(
         self,
@@ -295,7 +297,7 @@ class LogitFusion(nn.Module):
 
 
 class PartHeads(nn.Module):
-    """A linear head on the standardized features of each part, to see what that part knows alone.
+    """A linear head on the standardized features of each part, which measures that part alone.
 
     Args:
         in_features: Part name → number of features.
@@ -305,17 +307,23 @@ class PartHeads(nn.Module):
     """
 
     def __init__(
-        self, in_features: Mapping[str, int], out_features: int, standardize: str = "samples", dropout: float = 0.0
+        self,
+        in_features: Mapping[str, int],
+        out_features: int,
+        standardize: str = "samples",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.heads = nn.ModuleDict(
-            {
-                part: nn.Sequential(sample_norm(size, standardize), nn.Dropout(dropout), nn.Linear(size, out_features))
-                for part, size in in_features.items()
-            }
-        )
+        self.heads = nn.ModuleDict()
+        for part, size in in_features.items():
+            layers = (sample_norm(size, standardize), nn.Dropout(dropout), nn.Linear(size, out_features))
+            self.heads[part] = nn.Sequential(*layers)
 
-    def forward(self, features: Features, present: Presence | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        features: Features,
+        present: Presence | None = None,
+    ) -> dict[str, Tensor]:
         """Features of each part `(B, features)` → outputs of each part `(B, out_features)`."""
         outputs = {}
         for part, layers in self.heads.items():

@@ -1,4 +1,4 @@
-"""Modalities that some samples lack: who is there, who is encoded, and what is left out at random while training."""
+"""Missing modalities: presence masks, encoding of present samples only, modality dropout."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,25 +16,42 @@ Presence = dict[str, Tensor]
 """Part → `(B,)` bool; a part that is not named is there in all samples."""
 
 
-def presence(order: Sequence[str], read: Mapping[str, Sequence[str]], batch: Mapping[str, Any]) -> Presence:
+def presence(
+    order: Sequence[str],
+    reads: Mapping[str, Sequence[str]],
+    batch: Mapping[str, Any],
+) -> Presence:
     """Which parts are there in which samples: those all of whose inputs are.
 
     Args:
         order: The parts, each after those that it reads.
-        read: Part → the keys of the batch and the parts that it reads.
+        reads: Part → the keys of the batch and the parts that it reads.
         batch: With ``present/<key>`` for the keys that samples may lack.
     """
     found: Presence = {}
-    for position, name in enumerate(order):
-        before = order[:position]
-        masks = [found.get(key) if key in before else batch.get(PREFIX + key) for key in read[name]]
-        for mask in masks:
+    before: set[str] = set()
+    for name in order:
+        for key in reads[name]:
+            mask = found.get(key) if key in before else batch.get(PREFIX + key)
             if mask is not None:
-                found[name] = found[name] & mask.bool() if name in found else mask.bool()
+                mask = mask.bool()
+                found[name] = found[name] & mask if name in found else mask
+        before.add(name)
     return found
 
 
-def drop_at_random(present: Presence, parts: Sequence[str], rate: float, like: Tensor) -> Presence:
+def everybody(like: Tensor) -> Tensor:
+    """`(B,)` of True, for `(B, ...)`."""
+    # len() would fix the size in an exported program
+    return like.new_ones(like.shape[0], dtype=torch.bool)
+
+
+def drop_at_random(
+    present: Presence,
+    parts: Sequence[str],
+    rate: float,
+    like: Tensor,
+) -> Presence:
     """Modality dropout: leaves each part out of a sample with a probability, but never all that the sample has.
 
     Args:
@@ -46,7 +63,7 @@ def drop_at_random(present: Presence, parts: Sequence[str], rate: float, like: T
     Returns:
         The presence of all `parts`.
     """
-    there = torch.stack([present.get(part, like.new_ones(len(like), dtype=torch.bool)) for part in parts], dim=1)
+    there = torch.stack([present.get(part, everybody(like)) for part in parts], dim=1)
     draws = torch.rand(there.shape, device=like.device)
     kept = there & (draws >= rate)
     # a sample that would lose everything keeps what drew highest among what it has
@@ -57,12 +74,15 @@ def drop_at_random(present: Presence, parts: Sequence[str], rate: float, like: T
 
 
 def encode_present(
-    call: Callable[[list[Any]], Tensor], module: nn.Module, inputs: list[Any], present: Tensor
+    call: Callable[[list[Any]], Tensor],
+    module: nn.Module,
+    inputs: list[Any],
+    present: Tensor,
 ) -> Tensor:
-    """What a part makes of the samples that have its input; zeros for the others, which cost nothing.
+    """What a part makes of the samples that have its input; zeros for the others, which are not computed.
 
-    A part that nobody has is still called, on one sample, so that on several ranks each takes part in every step of
-    each part; its normalizations then stay as they are.
+    A part that no sample has is still called, on one sample, so that on several ranks each calls each part in every
+    step; its normalizations then stay as they are.
 
     Args:
         call: The part, from its inputs to its output `(B, ...)`.
@@ -70,15 +90,18 @@ def encode_present(
         inputs: Its inputs, tensors and dicts of tensors, samples first.
         present: `(B,)` bool.
     """
-    if torch.compiler.is_compiling():  # a program has no data-dependent shapes; the fusion leaves the rest out
+    # a program has no data-dependent shapes; the fusion leaves out what is absent
+    if torch.compiler.is_compiling():
         return call(inputs)
     rows = present.nonzero().flatten()
     if len(rows) == len(present):
         return call(inputs)
+    # the first sample stands for nobody, and its output is cut off below
     chosen = rows if len(rows) else rows.new_zeros(1)
     with kept_statistics(module, few=len(rows) < 2):
         encoded = call([_take(value, chosen) for value in inputs])
-    return encoded.new_zeros(len(present), *encoded.shape[1:]).index_copy(0, rows, encoded[: len(rows)])
+    absent_are_zero = encoded.new_zeros(len(present), *encoded.shape[1:])
+    return absent_are_zero.index_copy(0, rows, encoded[: len(rows)])
 
 
 def _take(value: Any, rows: Tensor) -> Any:
@@ -89,12 +112,10 @@ def _take(value: Any, rows: Tensor) -> Any:
 
 @contextmanager
 def kept_statistics(module: nn.Module, few: bool) -> Iterator[None]:
-    """With `few` samples, normalizations use their running statistics and keep them.
-
-    Those that join the statistics of all ranks stay as they are: the others would wait for them.
-    """
-    moving = [m for m in module.modules() if m.training and has_statistics(m)] if few else []
-    moving = [m for m in moving if not isinstance(m, nn.SyncBatchNorm)]
+    """With `few` samples, normalizations use their running statistics and keep them."""
+    # on several ranks a SyncBatchNorm joins a collective, which all of them have to call
+    own = [norm for norm in module.modules() if has_statistics(norm) and not isinstance(norm, nn.SyncBatchNorm)]
+    moving = [norm for norm in own if few and norm.training]
     for norm in moving:
         norm.training = False
     try:

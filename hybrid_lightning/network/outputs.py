@@ -13,20 +13,23 @@ _KNOWN_OUTPUTS = ("last_hidden_state", "out")
 
 def shapes(values: Sequence[Any]) -> str:
     """Values in words for an error: shapes of tensors, types of the rest."""
-
-    def describe(value: Any) -> str:
-        if isinstance(value, Tensor):
-            return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-        if isinstance(value, Mapping):
-            return "{" + ", ".join(f"{key}: {describe(entry)}" for key, entry in value.items()) + "}"
-        if isinstance(value, tuple | list):
-            return "(" + ", ".join(f"{i}: {describe(entry)}" for i, entry in enumerate(value)) + ")"
-        return f"a {type(value).__name__}"
-
-    return ", ".join(describe(value) for value in values)
+    return ", ".join(map(_shape, values))
 
 
-def find_output(output: Any, given: str | int | None, where: str, kind: str) -> str | int | None:
+def _shape(value: Any) -> str:
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"tensor {tuple(value.shape)} {dtype}"
+    if isinstance(value, Mapping):
+        entries = [f"{key}: {_shape(entry)}" for key, entry in value.items()]
+        return "{" + ", ".join(entries) + "}"
+    if isinstance(value, tuple | list):
+        entries = [f"{index}: {_shape(entry)}" for index, entry in enumerate(value)]
+        return "(" + ", ".join(entries) + ")"
+    return f"a {type(value).__name__}"
+
+
+def find_output(output: Any, given: str | int | None, kind: str) -> str | int | None:
     """Which entry of a module's output is the part's; None if it is the output itself.
 
     A lone tensor is taken out of its container; of several entries, ``last_hidden_state`` (transformers) and ``out``
@@ -35,7 +38,6 @@ def find_output(output: Any, given: str | int | None, where: str, kind: str) -> 
     Args:
         output: What the module returned in the dry run.
         given: The part's ``output``.
-        where: Config path of the part, for errors.
         kind: Name of the module's class, for errors.
 
     Raises:
@@ -43,55 +45,59 @@ def find_output(output: Any, given: str | int | None, where: str, kind: str) -> 
     """
     if isinstance(output, Tensor):
         if given is not None:
-            raise ConfigError(
-                f"{where}.output: {given!r} has no meaning; {kind} returns {shapes([output])}. Remove it."
-            )
+            raise ConfigError(f"{given!r} has no meaning; {kind} returns {shapes([output])}. Remove it.", "output")
         return None
-    entries: dict[str | int, Any] = dict(output) if isinstance(output, Mapping) else {}
-    entries = dict(enumerate(output)) if isinstance(output, tuple | list) else entries
+    entries: dict[str | int, Any] = {}
+    if isinstance(output, Mapping):
+        entries = dict(output)
+    elif isinstance(output, tuple | list):
+        entries = dict(enumerate(output))
     tensors = [key for key, entry in entries.items() if isinstance(entry, Tensor)]
-    if given is None:
-        known = [key for key in _KNOWN_OUTPUTS if key in tensors] + (tensors if len(tensors) == 1 else [])
-        if known:
-            return known[0]
-    elif given in tensors:
+    if given is not None and given in tensors:
         return given
-    what = f"{where}.output: {given!r} is no tensor of" if given is not None else f"{where}: choose one of"
+    if given is None:
+        known = [key for key in _KNOWN_OUTPUTS if key in tensors]
+        if known or len(tensors) == 1:
+            return (known or tensors)[0]
+    what = "choose one of" if given is None else f"{given!r} is not a tensor of"
     raise ConfigError(
         f"{what} what {kind} returns: {shapes([output])[:500]}. Write 'output: {tensors[0] if tensors else 'KEY'}' on "
-        f"the part, with the key or position of the tensor to use, or wrap the module in one that returns one tensor."
+        f"the part, with the key or position of the tensor to use, or wrap the module in one that returns one tensor.",
+        "" if given is None else "output",
     )
 
 
-def find_pool(output: Tensor, given: str | None, called: Sequence[nn.Module], where: str) -> str:
-    """How a part's output becomes features: as stated, else by where its last layer left the channels.
+def find_pool(output: Tensor, called: Sequence[nn.Module]) -> str:
+    """How a part's output becomes features: by where its last layer left the channels.
 
     Args:
         output: The part's output in the dry run.
-        given: The part's ``pool``.
         called: The submodules in the order of their first call.
-        where: Config path of the part, for errors.
 
     Raises:
         ConfigError: If the output has more than two dimensions and both its second and its last could be the channels.
     """
-    if given is not None:
-        return given
     if output.ndim == 2:
         return "flatten"
+    last = output.ndim - 1
     for module in reversed(called):
         own = [parameter.shape for parameter in module.parameters(recurse=False) if parameter.numel()]
         if not own:
             continue
         if isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._NormBase | nn.GroupNorm):
-            fits = [1] if own[0][1 if getattr(module, "transposed", False) else 0] == output.shape[1] else []
+            # a transposed convolution has its output channels in the second dimension of its weight
+            made = own[0][1 if getattr(module, "transposed", False) else 0]
+            fits = [1] if made == output.shape[1] else []
         else:
-            fits = [d for d in (output.ndim - 1, 1) if any(output.shape[d] in shape for shape in own)]
-        if len(fits) == 1 or isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding | nn.RNNBase):
-            return "tokens" if fits and fits[0] == output.ndim - 1 else "mean"
+            fits = [d for d in (last, 1) if any(output.shape[d] in shape for shape in own)]
+        # these leave the channels last whatever the other dimension is
+        is_last = isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding | nn.RNNBase)
+        if len(fits) == 1 or is_last:
+            return "tokens" if fits and fits[0] == last else "mean"
     raise ConfigError(
-        f"{where}.pool: the output is {shapes([output])}; say where its channels are: 'pool: mean' (or max, flatten) "
-        f"for (B, channels, ...), 'pool: tokens' for (B, ..., channels)."
+        f"the output is {shapes([output])}; say where its channels are: 'pool: mean' (or max, flatten) for (B, "
+        f"channels, ...), 'pool: tokens' for (B, ..., channels).",
+        "pool",
     )
 
 
@@ -106,25 +112,24 @@ def pooled(output: Tensor, how: str, mask: Tensor | None = None) -> Tensor:
     """
     if output.ndim < 3 or how == "flatten":
         return output.flatten(1)
-    if how == "tokens":
-        tokens = output.flatten(1, -2)
-        if mask is None or mask.shape != tokens.shape[:2]:
-            return tokens.mean(1)
-        weight = mask.to(tokens.dtype).unsqueeze(-1)
-        return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
-    flat = output.flatten(2)
-    return flat.mean(2) if how == "mean" else flat.amax(2)
+    if how == "mean":
+        return output.flatten(2).mean(2)
+    if how == "max":
+        return output.flatten(2).amax(2)
+    tokens = output.flatten(1, -2)
+    if mask is None or mask.shape != tokens.shape[:2]:
+        return tokens.mean(1)
+    weight = mask.to(tokens.dtype).unsqueeze(-1)
+    # a sequence of nothing but padding becomes 0
+    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def fix_unused(module: nn.Module, output: Tensor) -> None:
-    """Takes the gradients off parameters that an output does not depend on, because several ranks would wait for them.
-
-    Args:
-        module: A part.
-        output: What was taken from its return value, with its graph.
-    """
-    used, nodes = set(), [output.grad_fn]
-    seen = set(nodes)
+    """Takes the gradients off parameters that an output does not depend on by its graph: DDP would wait for them."""
+    used = set()
+    seen = {output.grad_fn}
+    nodes = [output.grad_fn]
+    # backwards through the graph; its leaves hold the parameters
     while nodes:
         node = nodes.pop()
         used.add(id(getattr(node, "variable", None)))
@@ -137,7 +142,8 @@ def fix_unused(module: nn.Module, output: Tensor) -> None:
 
 
 def mask_of(inputs: Sequence[Any]) -> Tensor | None:
-    """The ``attention_mask`` or ``mask`` of a part's only input, if that is a dict that has one."""
-    entries = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else {}
-    mask = entries.get("attention_mask", entries.get("mask"))
+    """The ``attention_mask`` or ``mask`` `(B, T)` of a part's only input, if that is a dict that has one."""
+    if len(inputs) != 1 or not isinstance(inputs[0], Mapping):
+        return None
+    mask = inputs[0].get("attention_mask", inputs[0].get("mask"))
     return mask if isinstance(mask, Tensor) else None

@@ -1,4 +1,4 @@
-"""Parts: what a user says about each sub-network, as plain facts."""
+"""Parts: what a user says about each sub-network, read into typed options."""
 
 import dataclasses
 import re
@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.errors import ConfigError, at, check_number, listing, unknown
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number, listing
 from hybrid_lightning.gradients.clipping_rule import ClippingRule
-from hybrid_lightning.network.adapters import parse_adapter
+from hybrid_lightning.network.adapters import AdapterSpec
 from hybrid_lightning.network.outputs import POOLS
 from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.optim.groups import PartRates
@@ -26,11 +26,20 @@ _COMPILE_OPTIONS: dict[str, tuple[Any, ...]] = {
 """The options of torch.compile that a file may state; others can name programs that torch then runs."""
 RESERVED = ("fusion", "part_heads", "target", "id", "present", "pretrained", "untrained", "total")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TYPES: dict[str, Any] = {
+    "weights": WeightSource,
+    "unfreeze": UnfreezingSchedule,
+    "clip": ClippingRule,
+    "adapter": AdapterSpec,
+}
+"""Options that are read into an object of their own."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One named sub-network. A fact that is None takes its value from the defaults of the part's origin.
+    """One named sub-network. An option that is None takes its value from the defaults of the part's origin.
+
+    The words of ``weights``, ``unfreeze``, ``clip`` and ``adapter`` are read at once: the attributes are typed values.
 
     Args:
         module: A registered name, a dotted path to a class or factory function, or a live module.
@@ -70,27 +79,57 @@ class Part:
             peft's config (extra ``peft``): the part's own weights stay fixed, and adapters train in its groups, at its
             rates and by its schedule, see `add_adapter`. None trains the part itself.
         compile: Whether the part is compiled with ``torch.compile``, or its options as a dict.
+        written: Option → its typed value and the words behind it; filled in.
+
+    Raises:
+        ConfigError: If a value is impossible.
     """
 
     module: Any
     args: dict[str, Any] = field(default_factory=dict)
-    weights: str | dict[str, Any] | None = None
+    weights: WeightSource | Any = None
     input: str | list[str] | None = None
     output: str | int | None = None
     pool: str | None = None
     channels: int | None = None
-    normalize: Any = False
+    normalize: bool | Mapping[str, Any] = False
     stages: list[str] | None = None
     lr_scale: float | None = None
     layer_decay: float | None = None
     weight_decay: float | None = None
     decay_all: bool | None = None
     l2sp: float | None = None
-    unfreeze: Any = None
+    unfreeze: UnfreezingSchedule | Any = None
     batch_norm: str | None = None
-    clip: Any = None
-    adapter: Any = None
-    compile: Any = False
+    clip: ClippingRule | Any = None
+    adapter: AdapterSpec | Any = None
+    compile: bool | Mapping[str, Any] = False
+    written: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Reads the words and checks all values."""
+        self._set("module", _named(self.module))
+        if not isinstance(self.args, Mapping):
+            raise ConfigError(f"{self.args!r} are not keyword arguments such as {{hidden: [64]}}.", "args")
+        # a copy, because the caller may change the dict later
+        self._set("args", dict(self.args))
+        written = dict(self.written)
+        for name, kind in _TYPES.items():
+            words = getattr(self, name)
+            is_own = name == "weights" and words == "pretrained"
+            # a typed value comes from `dataclasses.replace`, and has been read before
+            if words is None or is_own or isinstance(words, kind):
+                continue
+            with at(name):
+                typed = kind.parse(words)
+            self._set(name, typed)
+            written[name] = (typed, words)
+        self._set("written", written)
+        _check_numbers(self)
+        _check_kinds(self)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def origin(self) -> str:
@@ -99,75 +138,86 @@ class Part:
 
     @property
     def rates(self) -> PartRates:
-        """The facts that `named_param_groups` needs."""
+        """The options that `named_param_groups` needs."""
         return PartRates(self.lr_scale or 0.0, self.layer_decay or 1.0, self.weight_decay, bool(self.decay_all))
 
     def plain(self) -> dict[str, Any]:
-        """The facts as plain data, without those that are None; a live module is left out."""
-        facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: v for k, v in facts.items() if v is not None and not (k == "module" and not isinstance(v, str))}
+        """The options as they were written, without those that are None; a live module is left out."""
+        plain = {}
+        for option in _OPTIONS:
+            value = getattr(self, option)
+            is_live = option == "module" and not isinstance(value, str)
+            if value is None or is_live:
+                continue
+            typed, words = self.written.get(option, (None, None))
+            plain[option] = words if value is typed else value
+        return plain
 
 
-@dataclass(frozen=True)
-class OriginDefaults:
-    """Facts for all parts of one origin that do not state them themselves; the fields are those of `Part`."""
-
-    lr_scale: float = 1.0
-    layer_decay: float = 1.0
-    weight_decay: float | None = None
-    decay_all: bool = False
-    l2sp: float | None = None
-    unfreeze: Any = "always"
-    batch_norm: str | None = None
-    clip: Any = None
-
-
-DEFAULTS = {"pretrained": OriginDefaults(lr_scale=0.1, unfreeze="10%"), "untrained": OriginDefaults()}
+_OPTIONS = tuple(option.name for option in dataclasses.fields(Part) if option.name != "written")
+_COMMON = {"lr_scale": 1.0, "layer_decay": 1.0, "decay_all": False, "unfreeze": "always"}
+DEFAULTS = {"pretrained": {**_COMMON, "lr_scale": 0.1, "unfreeze": "10%"}, "untrained": _COMMON}
 """Pretrained parts learn at a tenth of the base rate, after the new parts have settled for a tenth of the fit."""
+_WITH_DEFAULTS = (*_COMMON, "weight_decay", "l2sp", "batch_norm", "clip")
+Defaults = Mapping[str, Mapping[str, Any]]
+"""Origin → options of all parts of that origin that do not state them themselves."""
 
 
-def _defaults(origin: str, given: Mapping[str, Any] | None) -> OriginDefaults:
-    known = [f.name for f in dataclasses.fields(OriginDefaults)]
-    for key in given or {}:
-        if key not in known:
-            raise unknown(f"model.{origin}", "key", str(key), known)
-    return dataclasses.replace(DEFAULTS[origin], **(given or {}))
+def all_defaults(
+    pretrained: Mapping[str, Any] | None,
+    untrained: Mapping[str, Any] | None,
+) -> Defaults:
+    """Origin → its defaults with the user's changes."""
+    found = {}
+    for origin, given in (("pretrained", pretrained or {}), ("untrained", untrained or {})):
+        check_keys(given, _WITH_DEFAULTS, f"model.{origin}")
+        found[origin] = DEFAULTS[origin] | _without_none(given)
+    return found
 
 
-def parse_part(name: str, value: Any, defaults: Mapping[str, OriginDefaults]) -> Part:
+def parse_part(name: str, value: Any, defaults: Defaults) -> Part:
     """Reads one part and fills in the defaults of its origin.
 
     Args:
         name: The part's name.
-        value: A `Part`, a dict of its fields, a module name, or a live module.
+        value: A `Part`, a dict of its options, a module name, or a live module.
         defaults: Origin → defaults.
 
     Raises:
         ConfigError: If a name, a key or a value is not possible.
     """
-    where = f"model.parts.{name}" if name != "fusion" else "model.fusion"
-    if isinstance(value, str | nn.Module) or (callable(value) and not isinstance(value, Part)):
-        value = {"module": value}
-    if isinstance(value, Mapping):
-        known = [f.name for f in dataclasses.fields(Part)]
-        for key in value:
-            if key not in known:
-                raise unknown(where, "key", str(key), known)
-        if "module" not in value:
-            raise ConfigError(f"{where}: 'module' is missing; give a registered name, a dotted path or a live module.")
-        if not isinstance(value.get("args") or {}, Mapping):
-            raise ConfigError(f"{where}.args: {value['args']!r} are not keyword arguments such as {{hidden: [64]}}.")
-        value = Part(**{**value, "args": dict(value.get("args") or {})})
-    if not isinstance(value, Part):
-        raise ConfigError(f"{where}: a part is a dict of facts or a module, not {value!r}.")
-    origin = defaults[value.origin]
-    missing = {f.name: getattr(origin, f.name) for f in dataclasses.fields(origin) if getattr(value, f.name) is None}
-    part = dataclasses.replace(value, module=_named(value.module, where), **missing)
-    _check_values(part, where)
-    return part
+    with at(place_of(name)):
+        options = _options_of(value)
+        origin = "untrained" if options.get("weights") is None else "pretrained"
+        return Part(**{**defaults[origin], **options})
 
 
-def _named(module: Any, where: str) -> Any:
+def place_of(name: str) -> str:
+    """The place of a part's options in the config, for errors."""
+    return "model.fusion" if name == "fusion" else f"model.parts.{name}"
+
+
+def _options_of(value: Any) -> dict[str, Any]:
+    """What is stated about a part, by the names of the options."""
+    if isinstance(value, Part):
+        # the words are read anew, with the defaults of the origin
+        return {**value.plain(), "module": value.module}
+    if isinstance(value, str | nn.Module) or callable(value):
+        return {"module": value}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"a part is a dict of options or a module, not {value!r}.")
+    check_keys(value, _OPTIONS)
+    if value.get("module") is None:
+        raise ConfigError("'module' is missing; give a registered name, a dotted path or a live module.")
+    return _without_none(value)
+
+
+def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
+    # null in a config is the same as leaving the option out
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _named(module: Any) -> Any:
     """A class or function as its registered name or dotted path, for checkpoints; anything else as it is."""
     if isinstance(module, nn.Module):
         return module
@@ -175,134 +225,91 @@ def _named(module: Any, where: str) -> Any:
         return registered_name(module)
     path = f"{getattr(module, '__module__', '')}.{getattr(module, '__qualname__', '')}"
     if not callable(module) or "<" in path or path.startswith(".") or path.endswith("."):
-        raise ConfigError(f"{where}.module: {module!r} cannot be named by a path; pass an instance of it instead.")
+        raise ConfigError(f"{module!r} cannot be named by a path; pass an instance of it instead.", "module")
     return registered_name(path)
 
 
-def _check_values(part: Part, where: str) -> None:
-    check_number(part.lr_scale, f"{where}.lr_scale", low=0)
-    check_number(part.layer_decay, f"{where}.layer_decay", low=0, high=1, above_low=True)
-    if part.weight_decay is not None:
-        check_number(part.weight_decay, f"{where}.weight_decay", low=0)
-    if part.l2sp is not None:
-        check_number(part.l2sp, f"{where}.l2sp", low=0)
-    if part.pool is not None and part.pool not in POOLS:
-        raise unknown(f"{where}.pool", "pooling", str(part.pool), POOLS)
-    if not isinstance(part.output, str | int | None) or isinstance(part.output, bool):
-        raise ConfigError(f"{where}.output: {part.output!r} is neither a key nor a position.")
+def _check_numbers(part: Part) -> None:
+    for rate in ("lr_scale", "weight_decay", "l2sp"):
+        if getattr(part, rate) is not None:
+            check_number(getattr(part, rate), rate, low=0)
+    if part.layer_decay is not None:
+        check_number(part.layer_decay, "layer_decay", low=0, high=1, above_low=True)
+    if part.pool is not None:
+        check_choice(part.pool, "pool", POOLS, "pooling")
+    if part.batch_norm is not None:
+        check_choice(part.batch_norm, "batch_norm", BATCH_NORM_MODES, "mode")
     if part.channels is not None and (type(part.channels) is not int or part.channels < 1):
-        raise ConfigError(f"{where}.channels: {part.channels!r} is not a number of channels, 1 or more.")
-    if not isinstance(part.normalize, bool | Mapping):
-        raise ConfigError(
-            f"{where}.normalize: {part.normalize!r} is neither true, nor false, nor {{mean: ..., std: ...}}."
-        )
-    if part.weights not in (None, "pretrained"):
-        with at(f"{where}.weights"):
-            WeightSource.parse(part.weights)
+        raise ConfigError(f"{part.channels!r} is not a number of channels, 1 or more.", "channels")
+
+
+def _check_kinds(part: Part) -> None:
     if not (part.input is None or isinstance(part.input, str) or _is_list_of_names(part.input)):
-        raise ConfigError(f"{where}.input: {part.input!r} is neither a key, nor a part, nor a list of keys.")
+        raise ConfigError(f"{part.input!r} is neither a key, nor a part, nor a list of keys.", "input")
+    if not isinstance(part.output, str | int | None) or isinstance(part.output, bool):
+        raise ConfigError(f"{part.output!r} is neither a key nor a position.", "output")
+    if not isinstance(part.normalize, bool | Mapping):
+        raise ConfigError(f"{part.normalize!r} is neither true, nor false, nor {{mean: ..., std: ...}}.", "normalize")
     if not (part.stages is None or _is_list_of_names(part.stages)):
-        raise ConfigError(f"{where}.stages: {part.stages!r} is not a list of patterns such as [stem, layer1, layer2].")
-    if part.batch_norm is not None and part.batch_norm not in BATCH_NORM_MODES:
-        raise unknown(f"{where}.batch_norm", "mode", str(part.batch_norm), BATCH_NORM_MODES)
-    if part.clip is not None:
-        with at(f"{where}.clip"):
-            ClippingRule.parse(part.clip)
-    if part.adapter is not None:
-        parse_adapter(part.adapter, f"{where}.adapter")
+        raise ConfigError(f"{part.stages!r} is not a list of patterns such as [stem, layer1, layer2].", "stages")
     if not isinstance(part.compile, bool | Mapping):
-        raise ConfigError(f"{where}.compile: {part.compile!r} is neither true, nor false, nor options as a dict.")
-    UnfreezingSchedule.parse(part.unfreeze, f"{where}.unfreeze")
-
-
-def refuse_compile_options(part: Part, where: str) -> None:
-    """Raises `ConfigError` if the facts of a part, which come from a file, give torch.compile other than plain options.
-
-    Args:
-        part: Of a checkpoint.
-        where: Config path of the part.
-    """
-    for option, value in part.compile.items() if isinstance(part.compile, Mapping) else ():
-        possible = _COMPILE_OPTIONS.get(option, ())
-        if type(value) not in (type(None), bool, str) or value not in possible:
-            raise ConfigError(
-                f"{where}.compile: {{{option!r}: {value!r:.100}}} comes from a file, which may only give "
-                f"{listing(_COMPILE_OPTIONS)}, as torch documents them, because other options can run programs. Use "
-                f"the config of the run instead: predict --config ... --ckpt_path ..., or from_config(...)."
-            )
+        raise ConfigError(f"{part.compile!r} is neither true, nor false, nor options as a dict.", "compile")
 
 
 def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
+def refuse_compile_options(part: Part) -> None:
+    """Raises `ConfigError` if options of torch.compile, which come from a file, are not among `_COMPILE_OPTIONS`."""
+    options = part.compile if isinstance(part.compile, Mapping) else {}
+    for option, value in options.items():
+        possible = _COMPILE_OPTIONS.get(option, ())
+        if type(value) not in (type(None), bool, str) or value not in possible:
+            raise ConfigError(
+                f"{{{option!r}: {value!r:.100}}} comes from a file, which may only give {listing(_COMPILE_OPTIONS)}, "
+                f"as torch documents them, because other options can run programs. Use the config of the run instead: "
+                f"predict --config ... --ckpt_path ..., or from_config(...).",
+                "compile",
+            )
+
+
 def parse_parts(
-    parts: Mapping[str, Any], pretrained: Mapping[str, Any] | None = None, untrained: Mapping[str, Any] | None = None
+    parts: Mapping[str, Any],
+    pretrained: Mapping[str, Any] | None = None,
+    untrained: Mapping[str, Any] | None = None,
 ) -> dict[str, Part]:
     """Reads all parts, and adds a linear head if there is none.
 
     Args:
-        parts: Name → facts; names match ``[a-z][a-z0-9_]*``.
+        parts: Name → options; names match ``[a-z][a-z0-9_]*``.
         pretrained: Defaults of the parts that have weights.
         untrained: Defaults of the parts that have none.
 
     Raises:
-        ConfigError: If there is no part beside the head, or a name or a fact is not possible.
+        ConfigError: If there is no part beside the head, or a name or an option is not possible.
     """
     if not isinstance(parts, Mapping) or not set(parts) - {"head"}:
         raise ConfigError(
-            "model.parts: name at least one part beside the head, such as {image: {module: ConvExtractor}}."
+            "name at least one part beside the head, such as {image: {module: ConvExtractor}}.", "model.parts"
         )
-    taken = nn.ModuleDict()
+    # parts are entries of a ModuleDict, which refuses the names of its own methods
+    attributes = nn.ModuleDict()
     for name in parts:
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in RESERVED or hasattr(taken, name):
+        is_word = isinstance(name, str) and _NAME.fullmatch(name)
+        if not is_word or name in RESERVED or hasattr(attributes, name):
             raise ConfigError(
-                f"model.parts: {name!r} cannot name a part. Names are lower-case words ([a-z][a-z0-9_]*) other than "
-                f"{listing(RESERVED)} and the names of torch's module methods."
+                f"{name!r} cannot name a part. Names are lower-case words ([a-z][a-z0-9_]*) other than "
+                f"{listing(RESERVED)} and the names of torch's module methods.",
+                "model.parts",
             )
     defaults = all_defaults(pretrained, untrained)
     with_head = {**parts, "head": parts.get("head", "LinearHead")}
     parsed = {name: parse_part(name, value, defaults) for name, value in with_head.items()}
     if parsed["head"].input is not None:
         raise ConfigError(
-            f"model.parts.head.input: {parsed['head'].input!r} has no meaning; the head reads the parts that no other "
-            f"part reads. Remove it, and set 'input' of the parts."
+            f"{parsed['head'].input!r} has no meaning; the head reads the parts that no other part reads. Remove it, "
+            f"and set 'input' of the parts.",
+            "model.parts.head.input",
         )
     return parsed
-
-
-def all_defaults(
-    pretrained: Mapping[str, Any] | None, untrained: Mapping[str, Any] | None
-) -> dict[str, OriginDefaults]:
-    """Origin → its defaults with the user's changes."""
-    return {"pretrained": _defaults("pretrained", pretrained), "untrained": _defaults("untrained", untrained)}
-
-
-def execution_order(parts: Mapping[str, Part]) -> list[str]:
-    """Part names, each after the part it reads; the head is left out.
-
-    Raises:
-        ConfigError: If parts read each other in a circle.
-    """
-    order: list[str] = []
-    waiting = [name for name in parts if name != "head"]
-    while waiting:
-        ready = [n for n in waiting if not set(part_inputs(n, parts)) & set(waiting)]
-        if not ready:
-            raise ConfigError(f"model.parts: {listing(waiting)} read each other in a circle; let one read a batch key.")
-        order += ready
-        waiting = [name for name in waiting if name not in ready]
-    return order
-
-
-def part_inputs(name: str, parts: Mapping[str, Part]) -> list[str]:
-    """The other parts that a part reads."""
-    wanted = parts[name].input
-    wanted = wanted if isinstance(wanted, list) else [wanted] if wanted else []
-    return [key for key in wanted if key in parts and key not in (name, "head")]
-
-
-def feeding_parts(parts: Mapping[str, Part]) -> list[str]:
-    """The parts that no other part reads: they feed the fusion, or the head if there is only one."""
-    read = {other for name in parts for other in part_inputs(name, parts)}
-    return [name for name in execution_order(parts) if name not in read]

@@ -29,7 +29,7 @@ REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
 """Names that a part's ``module`` may take without a dot."""
 
 _OURS = {"transformers.AutoModel": "hybrid_lightning.network.libraries.auto_model"}
-"""Paths behind which stands a function of ours, because the library's own is no class or factory of modules."""
+"""Paths that we resolve to our own factory, because the library's entry point does not return a module class."""
 
 _FETCHING_ARGUMENTS = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "trust_remote_code")
 
@@ -52,14 +52,18 @@ def registered_name(path: str) -> str:
     Args:
         path: ``MLP``, or the dotted path of it in this or an earlier version.
     """
-    package, _, name = path.partition(".")
-    name = name.rpartition(".")[2]
     ours = __name__.partition(".")[0]
-    target = REGISTRY.get(name) if package == ours else None
-    return name if isinstance(target, str) and target.startswith(f"{ours}.") else path
+    name = path.rpartition(".")[2]
+    target = REGISTRY.get(name)
+    is_ours = path.startswith(f"{ours}.") and isinstance(target, str) and target.startswith(f"{ours}.")
+    return name if is_ours else path
 
 
-def resolve(path: str, where: str, trust: Collection[str] | None = None) -> Callable[..., Any]:
+def resolve(
+    path: str,
+    where: str,
+    trust: Collection[str] | None = None,
+) -> Callable[..., Any]:
     """The class or factory behind a registered name or a dotted path.
 
     Args:
@@ -77,16 +81,7 @@ def resolve(path: str, where: str, trust: Collection[str] | None = None) -> Call
 
 
 def switch_weights(factory: Callable[..., Any], args: dict[str, Any], load: bool) -> bool:
-    """Sets the argument by which timm's and torchvision's factories read pretrained weights themselves.
-
-    Args:
-        factory: The class or function.
-        args: Its arguments, to which the switch is added.
-        load: Whether the weights are to be read.
-
-    Returns:
-        Whether the factory has such a switch.
-    """
+    """Adds the argument by which timm's and torchvision's factories read pretrained weights; whether there is one."""
     names = parameters_of(factory)
     if "pretrained" in names:
         args["pretrained"] = load
@@ -97,52 +92,53 @@ def switch_weights(factory: Callable[..., Any], args: dict[str, Any], load: bool
     return True
 
 
-def refuse_hidden_weights(path: str, args: Mapping[str, Any], where: str) -> None:
-    """Refuses pretrained weights that are asked for in the arguments of a part that counts as untrained.
-
-    Raises:
-        ConfigError: If there are any.
-    """
-    for name in _FETCHING_ARGUMENTS if path.split(".")[0] in INSTALLABLE else ():
+def refuse_hidden_weights(path: str, args: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if the arguments of an untrained part name pretrained weights."""
+    if path.split(".")[0] not in INSTALLABLE:
+        return
+    for name in _FETCHING_ARGUMENTS:
         if args.get(name):
             raise ConfigError(
-                f"{where}.{name}: {args[name]!r} would make a pretrained part that is treated as an untrained one. "
-                f"Remove it and write 'weights: pretrained' (or a path) on the part."
+                f"{args[name]!r} would make a pretrained part that is treated as an untrained one. Remove it and write "
+                f"'weights: pretrained' (or a path) on the part.",
+                name,
             )
 
 
-def forbid_fetching(factory: Callable[..., Any], path: str, args: dict[str, Any], where: str) -> None:
+def forbid_fetching(factory: Callable[..., Any], path: str, args: dict[str, Any]) -> None:
     """Keeps a factory that a file names from downloading or unpickling something.
 
     Args:
         factory: The class or function.
         path: The name in the file.
         args: Its arguments; weights that torchvision would read by default are turned off in them.
-        where: Config path named in errors.
 
     Raises:
-        ConfigError: If an argument asks for weights, or points to a hub.
+        ConfigError: If an argument names weights, or points to a hub.
     """
     for name, value in args.items():
+        # a URL, or such as hf-hub:someone/model
         if isinstance(value, str) and ":" in value:
-            raise _would_fetch(value, f"{where}.{name}")
-    _refuse_fetching(args, where)
-    for name in ("weights", "weights_backbone") if path.split(".")[0] == "torchvision" else ():
-        if name in parameters_of(factory):
+            raise _would_fetch(value, name)
+    _refuse_fetching(args)
+    if path.split(".")[0] == "torchvision":
+        # their defaults may be weights, which would be downloaded
+        for name in {"weights", "weights_backbone"} & parameters_of(factory).keys():
             args[name] = None
 
 
-def _refuse_fetching(value: Any, where: str) -> None:
-    """Raises `ConfigError` if an argument asks for weights or code at any depth, such as those for a model inside."""
+def _refuse_fetching(value: Any) -> None:
+    """Raises `ConfigError` if an argument names weights or code at any depth, such as those for a model inside."""
     if isinstance(value, Mapping):
         for name, entry in value.items():
             if name in _FETCHING_ARGUMENTS and entry:
-                raise _would_fetch(entry, f"{where}.{name}")
-            _refuse_fetching(entry, f"{where}.{name}")
+                raise _would_fetch(entry, name)
+            with at(str(name)):
+                _refuse_fetching(entry)
     elif isinstance(value, list | tuple):
         for entry in value:
-            _refuse_fetching(entry, where)
+            _refuse_fetching(entry)
 
 
-def _would_fetch(value: Any, where: str) -> ConfigError:
-    return ConfigError(f"{where}: {value!r} would fetch or load something; refused in a checkpoint.")
+def _would_fetch(value: Any, place: str) -> ConfigError:
+    return ConfigError(f"{value!r} would fetch or load something; refused in a checkpoint.", place)

@@ -12,41 +12,59 @@ Stages = dict[str, list[str]]
 
 
 @contextmanager
-def recorded_calls(module: nn.Module, order: list[nn.Module] | None = None) -> Iterator[list[nn.Module]]:
-    """Collects the submodules of `module` in the order in which they are first called, in `order` if it is given."""
-    called: dict[nn.Module, None] = {}
-    hooks = [m.register_forward_pre_hook(lambda m, _: called.setdefault(m)) for m in module.modules()]
-    order = [] if order is None else order
+def recorded_calls(module: nn.Module) -> Iterator[list[nn.Module]]:
+    """Collects the submodules of `module` in the order in which they are first called, also if the call fails."""
+    called: list[nn.Module] = []
+    seen: set[nn.Module] = set()
+
+    def note(layer: nn.Module, _: object) -> None:
+        if layer not in seen:
+            seen.add(layer)
+            called.append(layer)
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in module.modules()]
     try:
-        yield order
+        yield called
     finally:
         for hook in hooks:
             hook.remove()
-        order.extend(called)
 
 
 OPENED = ("blocks", "encoder", "features", "layer", "layers", "stages", "text_model", "transformer", "trunk_output")
 """Names under which the models of torchvision and transformers keep their blocks."""
 
 
-def _blocks(module: nn.Module, prefix: str = "", opened_names: Collection[str] = ()) -> list[tuple[str, nn.Module]]:
+def _blocks(
+    module: nn.Module,
+    prefix: str = "",
+    opened_names: Collection[str] = (),
+) -> list[tuple[str, nn.Module]]:
     """The children with parameters; a lone wrapper, lists of blocks and children of these names are opened."""
-    children = [
-        (prefix + name, child) for name, child in module.named_children() if any(True for _ in child.parameters())
-    ]
-    direct = any(True for _ in module.parameters(recurse=False))
-    if len(children) == 1 and not direct and any(True for _ in children[0][1].children()):
-        return _blocks(children[0][1], children[0][0] + ".", opened_names) or children
+    children = [(prefix + name, child) for name, child in module.named_children() if _has_parameters(child)]
+    has_own = any(True for _ in module.parameters(recurse=False))
+    if len(children) == 1 and not has_own:
+        wrapper, inner = children[0]
+        if any(True for _ in inner.children()):
+            return _blocks(inner, wrapper + ".", opened_names) or children
     opened: list[tuple[str, nn.Module]] = []
     for name, child in children:
         is_list = isinstance(child, nn.ModuleList | nn.ModuleDict) and type(child).forward is nn.Module.forward
-        is_list = is_list or name.split(".")[-1] in opened_names
-        inside = _blocks(child, name + ".", opened_names) if is_list else []
+        inside = []
+        if is_list or name.split(".")[-1] in opened_names:
+            inside = _blocks(child, name + ".", opened_names)
         opened += inside or [(name, child)]
     return opened
 
 
-def discover_stages(module: nn.Module, called: list[nn.Module], opened: Collection[str] = ()) -> Stages:
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def discover_stages(
+    module: nn.Module,
+    called: list[nn.Module],
+    opened: Collection[str] = (),
+) -> Stages:
     """Cuts a module into stages by execution order.
 
     Blocks are the children that have parameters (a wrapper around one child, and lists of blocks, are opened first). A
@@ -56,28 +74,35 @@ def discover_stages(module: nn.Module, called: list[nn.Module], opened: Collecti
     Args:
         module: The part.
         called: Its submodules in the order of their first call, from `recorded_calls`.
-        opened: Names of children that are opened although they are no lists, see `OPENED`.
+        opened: Names of children that are opened although they are not lists, see `OPENED`.
 
     Returns:
         Stages from input to output; a module that cannot be cut is one stage named ``all``.
     """
-    position = {m: index for index, m in enumerate(called)}
+    position = {module: index for index, module in enumerate(called)}
 
-    def first_call(block: nn.Module) -> int:
-        return min((position[m] for m in block.modules() if m in position), default=-1)
+    def first_call(named: tuple[str, nn.Module]) -> int:
+        # a block that was not called comes first
+        return min((position[m] for m in named[1].modules() if m in position), default=-1)
 
-    blocks = sorted(_blocks(module, opened_names=opened), key=lambda item: first_call(item[1]))
     stages: Stages = {}
+    # blocks of 1-d parameters before the first stage, which they join
     early: list[str] = []
+    last = ""
     embeddings_only = True
-    for name, block in blocks:
-        again = embeddings_only and bool(stages) and isinstance(block, nn.Embedding)
-        embeddings_only = embeddings_only and isinstance(block, nn.Embedding)
-        if again or all(p.ndim < 2 for p in block.parameters()):
-            (stages[next(reversed(stages))] if stages else early).append(name)
-        else:
+    for name, block in sorted(_blocks(module, opened_names=opened), key=first_call):
+        is_embedding = isinstance(block, nn.Embedding)
+        joins = all(parameter.ndim < 2 for parameter in block.parameters())
+        joins = joins or (embeddings_only and is_embedding and bool(stages))
+        embeddings_only = embeddings_only and is_embedding
+        if not joins:
             stages[name] = [*early, name]
             early = []
+            last = name
+        elif stages:
+            stages[last].append(name)
+        else:
+            early.append(name)
     if not stages:
         return {"all": ["*"]}
     _add_rest(module, stages)
@@ -87,5 +112,7 @@ def discover_stages(module: nn.Module, called: list[nn.Module], opened: Collecti
 def _add_rest(module: nn.Module, stages: Stages) -> None:
     """Parameters outside every block join the first stage."""
     patterns = [pattern for of_stage in stages.values() for pattern in of_stage]
-    names = [name for name, _ in module.named_parameters()]
-    stages[next(iter(stages))] += [n for n in names if not any(matches(p, n) for p in patterns)]
+    first = next(iter(stages.values()))
+    for name, _ in module.named_parameters():
+        if not any(matches(pattern, name) for pattern in patterns):
+            first.append(name)

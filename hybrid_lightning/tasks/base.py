@@ -9,14 +9,18 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from hybrid_lightning.data.loaders import example_batch, require_dict, shown_targets
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.duration import FitLength
-from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
+from hybrid_lightning.errors import ConfigError, at, check_number, listing, unknown
 from hybrid_lightning.gradients.step import shared_pass
-from hybrid_lightning.network.hybrid_network import HybridNetwork, first_samples
+from hybrid_lightning.network.batch import first_samples
+from hybrid_lightning.network.builder import build, rebuild
+from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
+from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.optim.factory import make_optimizer, make_scheduler, named_class
 from hybrid_lightning.optim.lr_schedules import GroupLR, GroupRates
 from hybrid_lightning.resume.optimizer_states import damaged, first_problem
@@ -170,19 +174,16 @@ class HybridTask(Evaluation, ABC):
         """
         given = self.facts["init_from"] if load and record is None else None
         start = {} if given is None else read_parts(given, {**self.parts, "fusion": self.fusion})
-        self.network = HybridNetwork(
-            self.parts,
-            self.outputs,
-            fusion=self.fusion,
-            example=None if example is None else first_samples(example),
-            record=record,
-            load=load,
-            trust=self._trust,
-            initialized=start,
-            part_heads=self.facts["part_heads"] is not False,
-            part_weight=self._part_weight,
-            hints=hints,
-        )
+        common: dict[str, Any] = {"fusion": self.fusion, "trust": self._trust, "part_weight": self._part_weight}
+        common["part_heads"] = self.facts["part_heads"] is not False
+        if record is not None:
+            with at("checkpoint.network"):
+                parsed = NetworkRecord.parse(record)
+            self.network = rebuild(self.parts, self.outputs, parsed, **common)
+        else:
+            assert example is not None, "a new network needs an example batch"
+            two = first_samples(example)
+            self.network = build(self.parts, self.outputs, two, load=load, initialized=start, inferred=hints, **common)
         self.measure_parts(self.network.feeding if "part_heads" in self.network.parts else ())
         if given is not None:
             start = {name: tensors for name, tensors in start.items() if name in self.network.parts}
@@ -244,7 +245,7 @@ class HybridTask(Evaluation, ABC):
         """Facts of the parts that have parameters."""
         network = self.built()
         grouped = {group["part"] for group in network.param_groups(self.base_lr, self.weight_decay)}
-        return {name: part for name, part in network.facts.items() if name in grouped}
+        return {name: part for name, part in network.options.items() if name in grouped}
 
     def configure_model(self) -> None:
         """Builds the network from two samples of the data, unless it exists."""
@@ -254,6 +255,7 @@ class HybridTask(Evaluation, ABC):
             self.build_for(data, lambda: example_batch(self.trainer), load=self.reads_weights)
         network = self.built()
         shard_if_asked(self.trainer.strategy, network, network.param_groups(self.base_lr, self.weight_decay))
+        register_fsdp_forward_method(network, "forward_parts")  # without sharding it does nothing
         follow_facts(self._own_callbacks, self._facts_with_groups())
         network.compile_parts()
         if self.trainer.state.fn == "fit":
@@ -282,13 +284,14 @@ class HybridTask(Evaluation, ABC):
 
     # Steps
 
-    def forward(self, batch: Mapping[str, Any], wanted: str | None = None) -> Any:
-        """A batch → the head's outputs `(B, outputs)`, and what else is `wanted`, see `HybridNetwork.forward`."""
-        return self.built()(batch) if wanted is None else self.built()(batch, wanted)
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """A batch → the head's outputs `(B, outputs)`."""
+        outputs: Tensor = self.built()(batch)
+        return outputs
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of a training batch, and that of the parts' own heads."""
-        outputs, alone = self._with_parts(batch)
+        outputs, alone, _ = self._with_parts(batch)
         loss = self.loss(outputs, batch["target"])
         self._loss_sum = loss.detach() if self._loss_sum is None else self._loss_sum + loss.detach()
         self._loss_count += 1
@@ -376,7 +379,7 @@ class HybridTask(Evaluation, ABC):
         decided = callbacks[0].decided_steps if callbacks else None
         training_at_start(groups, schedules)
         check_moments(trainer, groups, schedules, length)
-        origins = {name: part.origin for name, part in self.built().facts.items()}
+        origins = {name: part.origin for name, part in self.built().options.items()}
         loaded = [
             report if name == "init_from" else f"{name}: {report}"
             for name, report in self.built().weight_reports.items()
@@ -423,7 +426,7 @@ class HybridTask(Evaluation, ABC):
             "parts": {name: part.plain() for name, part in self.parts.items()},
             "fusion": self.fusion.plain(),
             "outputs": self.outputs,
-            "network": network.record,
+            "network": network.record.plain(),
             "groups": group_names(network, network.param_groups(self.base_lr, self.weight_decay)),
         }
 

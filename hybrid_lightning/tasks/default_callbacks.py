@@ -50,7 +50,8 @@ def follow_facts(callbacks: Iterable[pl.Callback], facts: Mapping[str, Part]) ->
 
 def schedules_of(facts: Mapping[str, Part]) -> dict[str, UnfreezingSchedule]:
     """Part → when it unfreezes, for the parts that do not train from the start."""
-    return {n: UnfreezingSchedule.parse(part.unfreeze) for n, part in facts.items() if part.unfreeze != "always"}
+    always = UnfreezingSchedule.parse("always")
+    return {name: part.unfreeze for name, part in facts.items() if part.unfreeze != always}
 
 
 def take_places(callbacks: list[pl.Callback], own: list[pl.Callback]) -> list[pl.Callback]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from hybrid_lightning.errors import ConfigError, listing, unknown
-from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.hybrid_network import HybridNetwork, Outputs
 from hybrid_lightning.optim.lr_schedules import GroupScheduler
 from hybrid_lightning.tasks.metrics import SplitMetrics
 
@@ -100,9 +100,10 @@ class Evaluation(pl.LightningModule, ABC):
     def make_metrics(self) -> SplitMetrics:
         """New metrics for one split."""
 
-    def _with_parts(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor | None]]]:
+    def _with_parts(self, batch: Mapping[str, Any]) -> Outputs:
         """The outputs, and those of the parts' own heads, if there are any."""
-        return self(batch, "parts") if "part_heads" in self.built().parts else (self(batch), {})
+        network = self.built()
+        return network.forward_parts(batch) if "part_heads" in network.parts else Outputs(self(batch), {}, {})
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
@@ -116,7 +117,7 @@ class Evaluation(pl.LightningModule, ABC):
         """Predictions for a batch, see `predictions`; with `explain` a dict of them and of ``contributions``."""
         if not self.explain:
             return self.predictions(self(batch))
-        outputs, without = self(batch, "without")
+        outputs, _, without = self.built().forward_parts(batch, contributions=True)
         predictions = self.predictions(outputs)
         contributions = {
             part: self.contribution(predictions, self.predictions(other)) for part, other in without.items()
@@ -144,7 +145,7 @@ class Evaluation(pl.LightningModule, ABC):
         self._log_metrics("test")
 
     def _evaluate(self, batch: dict[str, Any], batch_idx: int, split: str) -> None:
-        outputs, alone = self._with_parts(batch)
+        outputs, alone, _ = self._with_parts(batch)
         target = batch["target"]
         loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
         own = own_samples(loaders, batch_idx, len(target))

@@ -82,7 +82,7 @@ def initialize(network: HybridNetwork, given: Any, parts: Mapping[str, Tensors],
     for name, fit in fits.items():
         if fit.loses_adapters:
             raise ConfigError(f"{where}: part {name!r} is not adapted here as in {facts['path']!r}.{MERGE}")
-        if network.facts[name].weights is not None and (fit.missing or fit.other):
+        if network.options[name].weights is not None and (fit.missing or fit.other):
             raise ConfigError(
                 f"{where}: part {name!r} is pretrained, and {facts['path']!r} covers {fit.share:.1%} of it. "
                 f"{' '.join(fit.sentences())} Name another part of the file for it, or use modules that fit."

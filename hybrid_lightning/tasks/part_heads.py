@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
+from hybrid_lightning.network.contracts import MakesOutputs
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.missing import PREFIX
 from hybrid_lightning.network.registry import resolve
@@ -31,9 +32,8 @@ def part_weight(given: Any, where: str = "model.part_heads") -> float:
 
 def makes_outputs(fusion: Any) -> bool:
     """Whether a fusion, a module or its name, makes the model's outputs itself, so that no head has to follow."""
-    return bool(
-        getattr(resolve(fusion, "model.fusion.module") if isinstance(fusion, str) else fusion, "makes_outputs", 0)
-    )
+    found = resolve(fusion, "model.fusion.module") if isinstance(fusion, str) else fusion
+    return isinstance(found, MakesOutputs) and found.makes_outputs
 
 
 def refuse_empty_samples(network: HybridNetwork, batch: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.builder import build, rebuild
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.part import parse_parts
 from hybrid_lightning.network.registry import resolve
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
 def network(part: dict[str, object], channels: int = 3, size: int = 64) -> HybridNetwork:
-    return HybridNetwork(parse_parts({"image": part}), 3, example={"image": torch.rand(2, channels, size, size)})
+    return build(parse_parts({"image": part}), 3, {"image": torch.rand(2, channels, size, size)})
 
 
 def timm(name: str, **facts: object) -> dict[str, object]:
@@ -23,7 +24,7 @@ def timm(name: str, **facts: object) -> dict[str, object]:
 def test_every_parameter_gets_a_gradient_so_that_several_ranks_can_train(name):
     key, part, _ = BACKBONES[name]
     example = batch()
-    net = HybridNetwork(parse_parts({"tower": {**part, "input": key}}), 3, example=example)
+    net = build(parse_parts({"tower": {**part, "input": key}}), 3, example)
     net(example).sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
 
@@ -58,9 +59,9 @@ def test_timm_models_come_without_their_classifier_unless_asked_for():
 def test_a_model_function_of_timm_is_as_good_as_its_name():
     image = {"image": torch.rand(2, 3, 64, 64)}
     net = network({"module": "timm.models.resnet10t"}).eval()
-    again = HybridNetwork(net.facts, 3, record=net.record, load=False, trust=()).eval()
+    again = rebuild(net.options, 3, net.record, trust=()).eval()
     again.load_state_dict(net.state_dict())
-    assert list(again.stages["image"]) == BACKBONES["timm-resnet"][2]
+    assert list(again.record.parts["image"].stages) == BACKBONES["timm-resnet"][2]
     assert net.features(image)["image"].shape == (2, 512)
     assert torch.equal(again(image), net(image))
     with pytest.raises(ConfigError, match="outside the allowed places"):
@@ -68,19 +69,19 @@ def test_a_model_function_of_timm_is_as_good_as_its_name():
 
 
 @pytest.mark.parametrize(
-    ("part", "mean", "size"),
+    ("part", "mean"),
     [
-        (timm("vit_tiny_patch16_224"), [0.5, 0.5, 0.5], 224),
-        (timm("resnet18"), [0.485, 0.456, 0.406], 224),
-        ({"module": "torchvision.models.resnet18"}, [0.485, 0.456, 0.406], 224),
+        (timm("vit_tiny_patch16_224"), [0.5, 0.5, 0.5]),
+        (timm("resnet18"), [0.485, 0.456, 0.406]),
+        ({"module": "torchvision.models.resnet18"}, [0.485, 0.456, 0.406]),
     ],
 )
-def test_a_model_brings_the_facts_about_its_images_and_can_apply_them(part, mean, size):
-    net = network({**part, "normalize": True}, size=size)
-    facts = net.preprocessing["image"]
-    assert (facts["mean"], facts["size"], facts["channels"]) == (mean, [size, size], 3)
-    image = torch.rand(2, 3, size, size)
-    scaled = (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(facts["std"]).view(3, 1, 1)
+def test_a_model_brings_the_scale_of_its_images_and_can_apply_it(part, mean):
+    net = network({**part, "normalize": True}, size=224)
+    scale = net.record.parts["image"].scale
+    assert scale["mean"] == mean
+    image = torch.rand(2, 3, 224, 224)
+    scaled = (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(scale["std"]).view(3, 1, 1)
     net.eval()
     torch.testing.assert_close(net.features({"image": image})["image"], net.parts["image"](scaled))
 
@@ -122,7 +123,7 @@ def test_adapters_go_into_a_library_model_and_only_they_train():
     trained = {name for name, p in net.parts["image"].named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in name for name in trained)
-    assert list(net.stages["image"]) == BACKBONES["timm-resnet"][2]
+    assert list(net.record.parts["image"].stages) == BACKBONES["timm-resnet"][2]
 
 
 @pytest.mark.parametrize(

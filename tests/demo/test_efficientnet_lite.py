@@ -5,13 +5,14 @@ import torch
 
 from hybrid_lightning.demo.efficientnet_lite import EfficientNetLite0
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.builder import build
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.part import parse_parts
 
 
 def network(**facts: object) -> HybridNetwork:
     parts = parse_parts({"image": {"module": "EfficientNetLite0", **facts}})
-    return HybridNetwork(parts, 3, example={"image": torch.rand(2, 3, 64, 64)})
+    return build(parts, 3, {"image": torch.rand(2, 3, 64, 64)})
 
 
 def test_pretrained_features_are_those_of_the_published_model():
@@ -28,7 +29,7 @@ def test_pretrained_features_are_those_of_the_published_model():
 
 
 def test_stages_run_from_the_stem_over_the_blocks_to_the_last_convolution():
-    stages = list(network().stages["image"])
+    stages = list(network().record.parts["image"].stages)
     assert stages == ["core._conv_stem", *(f"core._blocks.{index}" for index in range(16)), "core._conv_head"]
 
 

@@ -26,6 +26,9 @@ class Lacking(pl.LightningDataModule):
         super().__init__()
         self.ranks = ranks
 
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.train_dataloader()
+
     def train_dataloader(self) -> DataLoader[Any]:
         generator = torch.Generator().manual_seed(1)
         a, b = torch.randn(2, 40, 4, generator=generator)
@@ -40,6 +43,15 @@ class Lacking(pl.LightningDataModule):
             dataset, self.ranks, self.trainer.global_rank, shuffle=False
         )
         return DataLoader(dataset, GLOBAL_BATCH // self.ranks, sampler=sampler, collate_fn=as_batch)
+
+
+class JointToo(pl.Callback):
+    """The joint network alone, after the step that also runs the heads of the parts: fsdp2 gathers for both."""
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *rest: Any
+    ) -> None:
+        assert pl_module(batch).isfinite().all()
 
 
 def main(kind: str, ranks: int, folder: Path) -> None:
@@ -57,9 +69,8 @@ def main(kind: str, ranks: int, folder: Path) -> None:
     model = HybridClassifier(num_classes=2, parts=parts, fusion=fusion, lr=0.01)
     strategies: dict[str, Any] = {"ddp": DDPStrategy(process_group_backend="gloo"), "fsdp2": FSDP2Strategy()}
     strategy = strategies[kind] if ranks > 1 else "auto"
-    runner = trainer(
-        devices=ranks, strategy=strategy, max_epochs=2, gradient_clip_val=0.5, use_distributed_sampler=False
-    )
+    options = {"max_epochs": 2, "gradient_clip_val": 0.5, "use_distributed_sampler": False}
+    runner = trainer(devices=ranks, strategy=strategy, callbacks=[JointToo()], **options)
     runner.fit(model, Lacking(ranks))
     # the mean over ranks of losses over the samples that have a part is not that over all samples
     own = {name: whole(p.detach()).clone() for name, p in model.named_parameters() if "part_heads" not in name}

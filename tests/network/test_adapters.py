@@ -10,7 +10,7 @@ from hybrid_lightning import HybridClassifier
 from hybrid_lightning.cli import main
 from hybrid_lightning.demo.efficientnet_lite import EfficientNetLite0
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.adapters import KINDS, add_adapter, merge_adapters
+from hybrid_lightning.network.adapters import KINDS, AdapterSpec, add_adapter, merge_adapters
 from tests import small
 from tests.small import changed, command
 
@@ -25,7 +25,7 @@ def net() -> nn.Sequential:
 def test_merged_adapters_answer_as_they_did_beside_the_weights(kind):
     module, value = net(), torch.randn(3, 4)
     plain = copy.deepcopy(module).state_dict()
-    add_adapter(module, kind, "x")
+    add_adapter(module, AdapterSpec.parse(kind))
     trainable = [p for p in module.parameters() if p.requires_grad]
     assert trainable
     for parameter in trainable:
@@ -40,14 +40,14 @@ def test_merged_adapters_answer_as_they_did_beside_the_weights(kind):
 def test_a_new_lora_changes_nothing_yet():
     module, value = net(), torch.randn(3, 4)
     before = module(value)
-    add_adapter(module, {"kind": "lora", "r": 2}, "x")
+    add_adapter(module, AdapterSpec("lora", {"r": 2}))
     assert torch.equal(module(value), before)
 
 
 def test_a_layer_that_trained_beside_the_adapters_is_plain_after_the_merge():
     module, value = net(), torch.randn(3, 4)
     names = module.state_dict().keys()
-    add_adapter(module, {"kind": "lora", "target_modules": ["0"], "modules_to_save": ["2"]}, "x")
+    add_adapter(module, AdapterSpec("lora", {"target_modules": ["0"], "modules_to_save": ["2"]}))
     for parameter in module.parameters():
         nn.init.normal_(parameter)
     expected = module(value)
@@ -58,10 +58,10 @@ def test_a_layer_that_trained_beside_the_adapters_is_plain_after_the_merge():
 
 def test_layers_whose_owner_reads_their_weights_are_left_alone():
     module = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Linear(4, 3))
-    add_adapter(module, "lora", "x")
+    add_adapter(module, AdapterSpec("lora"))
     assert {name.split(".")[0] for name, p in module.named_parameters() if p.requires_grad} == {"1"}
-    with pytest.raises(ConfigError, match=r"^x: TransformerEncoderLayer has no linear layer"):
-        add_adapter(nn.TransformerEncoderLayer(4, 2, 8), "lora", "x")
+    with pytest.raises(ConfigError, match=r"^TransformerEncoderLayer has no linear layer"):
+        add_adapter(nn.TransformerEncoderLayer(4, 2, 8), AdapterSpec("lora"))
 
 
 @pytest.mark.parametrize(
@@ -83,18 +83,18 @@ def test_an_impossible_adapter_is_an_error_with_its_place(given, message):
         HybridClassifier(num_classes=3, parts={"image": {"module": "MLP", "adapter": given}}).build(
             {"image": torch.randn(2, 4)}
         )
-    assert model.parts["image"].adapter == "lora"
+    assert model.parts["image"].adapter == AdapterSpec("lora")
 
 
 def test_convolutions_that_peft_cannot_make_are_an_error_with_a_reason():
-    with pytest.raises(ConfigError, match=r"^x: peft refuses lora: AssertionError\. Its arguments are"):
-        add_adapter(EfficientNetLite0(), "lora", "x")
+    with pytest.raises(ConfigError, match=r"^peft refuses lora: AssertionError\. Its arguments are"):
+        add_adapter(EfficientNetLite0(), AdapterSpec("lora"))
 
 
 def test_without_peft_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"^x: needs peft\. Install it with: pip install 'hybrid_lightning\[peft\]'"):
-        add_adapter(net(), "lora", "x")
+    with pytest.raises(ConfigError, match=r"^needs peft\. Install it with: pip install 'hybrid_lightning\[peft\]'"):
+        add_adapter(net(), AdapterSpec("lora"))
 
 
 def test_only_the_adapters_of_a_part_train_and_only_from_its_unfreezing_on(folder):

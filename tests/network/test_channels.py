@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.builder import build, rebuild
 from hybrid_lightning.network.channels import adapt_channels
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.part import parse_parts
@@ -16,7 +17,7 @@ def small_net() -> nn.Sequential:
 def test_one_channel_answers_as_a_gray_image_on_all_channels():
     original, adapted = small_net(), small_net()
     adapted.load_state_dict(original.state_dict())
-    adapt_channels(adapted, 1, "x")
+    adapt_channels(adapted, 1)
     gray = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(adapted(gray), original(gray.expand(-1, 3, -1, -1)))
 
@@ -24,17 +25,17 @@ def test_one_channel_answers_as_a_gray_image_on_all_channels():
 def test_more_channels_repeat_the_filters_and_keep_the_size_of_the_outputs():
     original, adapted = small_net(), small_net()
     adapted.load_state_dict(original.state_dict())
-    adapt_channels(adapted, 6, "x")
+    adapt_channels(adapted, 6)
     image = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(adapted(image.repeat(1, 2, 1, 1)), original(image))
-    adapt_channels(small := small_net(), 4, "x")
+    adapt_channels(small := small_net(), 4)
     assert small[0].weight.shape == (5, 4, 3, 3)
     assert torch.equal(small[0].weight[:, 3], small[0].weight[:, 0])
 
 
 def test_a_module_without_a_first_convolution_cannot_be_adapted():
-    with pytest.raises(ConfigError, match=r"^model\.parts\.x\.channels: Linear has no first convolution"):
-        adapt_channels(nn.Linear(3, 2), 1, "model.parts.x")
+    with pytest.raises(ConfigError, match=r"^channels: Linear has no first convolution"):
+        adapt_channels(nn.Linear(3, 2), 1)
 
 
 def test_wrong_channels_are_an_error_with_both_remedies(folder, capsys):
@@ -54,27 +55,27 @@ def test_wrong_channels_are_told_where_the_model_itself_refuses_them_first():
         r"^model\.parts\.image: the part expects 3 channels, and the input \(2, 1, 16, 16\) has 1\..*'channels: 1'"
     )
     with pytest.raises(ConfigError, match=message):
-        HybridNetwork(parts, 2, example={"image": torch.rand(2, 1, 16, 16)})
+        build(parts, 2, {"image": torch.rand(2, 1, 16, 16)})
 
 
 def test_a_scale_does_not_spread_an_image_over_more_channels():
     parts = parse_parts({"image": {"module": small_net(), "normalize": {"mean": [0.5] * 3, "std": [0.5] * 3}}})
     with pytest.raises(ConfigError, match=r"^model\.parts\.image: the part expects 3 channels, .* has 1\."):
-        HybridNetwork(parts, 2, example={"image": torch.rand(2, 1, 16, 16)})
+        build(parts, 2, {"image": torch.rand(2, 1, 16, 16)})
 
 
 def test_weights_of_a_part_that_was_adapted_before_are_those_of_an_adapted_part(tmp_path):
     facts = {"module": f"{__name__}.small_net", "channels": 1}
     example = {"image": torch.rand(2, 1, 16, 16)}
-    first = HybridNetwork(parse_parts({"image": facts}), 2, example=example).parts["image"]
+    first = build(parse_parts({"image": facts}), 2, example).parts["image"]
     torch.save(first.state_dict(), tmp_path / "w.pt")
     facts["weights"] = str(tmp_path / "w.pt")
-    again = HybridNetwork(parse_parts({"image": facts}), 2, example=example)
+    again = build(parse_parts({"image": facts}), 2, example)
     assert torch.equal(again.parts["image"][0].weight, first[0].weight)
     assert "4 of 4 tensors, 100.0%" in again.weight_reports["image"]
     facts["channels"] = 2
     with pytest.raises(ConfigError, match=r"'0\.weight \(5, 1, 3, 3\) in the file, \(5, 3, 3, 3\) in the part'"):
-        HybridNetwork(parse_parts({"image": facts}), 2, example={"image": torch.rand(2, 2, 16, 16)})
+        build(parse_parts({"image": facts}), 2, {"image": torch.rand(2, 2, 16, 16)})
 
 
 def test_a_part_with_other_channels_trains_and_loads(folder):
@@ -83,19 +84,19 @@ def test_a_part_with_other_channels_trains_and_loads(folder):
     assert command("test", "--ckpt_path", "last", config=changed({"init.parts": {"stem": part}})) == 0
 
 
-def build(normalize: object, **facts: object) -> HybridNetwork:
+def normalizing(normalize: object, **facts: object) -> HybridNetwork:
     parts = parse_parts({"image": {"module": nn.Conv2d(2, 3, 1), "normalize": normalize, **facts}})
-    return HybridNetwork(parts, 2, example={"image": torch.rand(2, 2, 4, 4)})
+    return build(parts, 2, {"image": torch.rand(2, 2, 4, 4)})
 
 
 def test_images_arrive_on_the_stated_scale_and_the_state_stays_as_it_was():
-    net = build({"mean": [0.5, 0.25], "std": [0.1, 0.2]})
+    net = normalizing({"mean": [0.5, 0.25], "std": [0.1, 0.2]})
     image = torch.rand(3, 2, 4, 4)
     scaled = (image - torch.tensor([0.5, 0.25]).view(2, 1, 1)) / torch.tensor([0.1, 0.2]).view(2, 1, 1)
     expected = net.parts["image"](scaled).mean((2, 3))
     torch.testing.assert_close(net.features({"image": image})["image"], expected)
     assert not [name for name in net.state_dict() if "scales" in name]
-    again = HybridNetwork(net.facts, 2, record=net.record, load=False)
+    again = rebuild(net.options, 2, net.record)
     again.load_state_dict(net.state_dict())
     assert torch.equal(again({"image": image}), net({"image": image}))
 
@@ -104,11 +105,11 @@ def test_images_arrive_on_the_stated_scale_and_the_state_stays_as_it_was():
     ("normalize", "message"),
     [
         (True, r"^model\.parts\.image\.normalize: the model does not say on which scale"),
-        ({"mean": [0.5, 0.5], "std": [0.1]}, r"does not hold as many"),
-        ({"mean": [0.5, 0.5], "std": [0.1, 0.0]}, r"above 0 in std"),
+        ({"mean": [0.5, 0.5], "std": [0.1]}, r"^model\.parts\.image\.normalize: .* does not hold as many"),
+        ({"mean": [0.5, 0.5], "std": [0.1, 0.0]}, r"above 0 as mean has"),
         ("yes", r"'yes' is neither true"),
     ],
 )
 def test_a_scale_that_is_not_known_is_an_error(normalize, message):
     with pytest.raises(ConfigError, match=message):
-        build(normalize)
+        normalizing(normalize)

@@ -8,7 +8,7 @@ from torch import nn
 
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.builder import build, rebuild
 from hybrid_lightning.network.libraries import auto_model, plain_config
 from hybrid_lightning.network.part import parse_parts
 from hybrid_lightning.network.registry import REGISTRY
@@ -50,7 +50,7 @@ def bert(published: Path, **facts: object) -> dict[str, object]:
 def test_a_published_model_arrives_with_its_weights_and_averages_the_tokens_of_the_text(published):
     from transformers import AutoModel
 
-    net = HybridNetwork(parse_parts({"text": bert(published)}), 3, example={"text": text(2)}).eval()
+    net = build(parse_parts({"text": bert(published)}), 3, {"text": text(2)}).eval()
     original = AutoModel.from_pretrained(published)
     batch = text()
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_a_published_model_arrives_with_its_weights_and_averages_the_tokens_of_t
 
 
 def test_every_parameter_gets_a_gradient_so_that_several_ranks_can_train(published):
-    net = HybridNetwork(parse_parts({"text": bert(published)}), 3, example={"text": text(2)})
+    net = build(parse_parts({"text": bert(published)}), 3, {"text": text(2)})
     net({"text": text()}).sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
 
@@ -84,7 +84,7 @@ def test_what_the_features_do_not_depend_on_stays_out_of_training(kind, unused, 
     model = HybridClassifier(num_classes=3, parts={"image": part}).build(batch)
     model(batch).sum().backward()
     without = {name for name, p in model.network.named_parameters() if p.grad is None}
-    assert without == model.network.fixed
+    assert without == set(model.network.record.fixed)
     assert all(unused in name for name in without)
     assert bool(without) == bool(unused)
 
@@ -93,15 +93,21 @@ def test_an_image_model_brings_the_scale_that_was_published_with_it(tmp_path):
     auto_model(config={**VISION, "model_type": "vit"}).save_pretrained(tmp_path)
     images = {"image": {"pixel_values": torch.rand(2, 3, 32, 32)}}
     part = {"module": "transformers.AutoModel", "args": {"name": str(tmp_path)}, "weights": "pretrained"}
-    net = HybridNetwork(parse_parts({"image": part}), 3, example=images)
-    assert net.preprocessing["image"] == {"size": [32, 32]}
-    scale = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}
-    for normalized in (True, False):
-        content = {**scale, "do_normalize": normalized, "image_processor_type": "ViTImageProcessor"}
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
-        net = HybridNetwork(parse_parts({"image": part}), 3, example=images)
-        expected = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "size": [32, 32], "channels": 3}
-        assert net.preprocessing["image"] == (expected if normalized else {"size": [32, 32]})
+    parts = parse_parts({"image": {**part, "normalize": True}})
+    nothing = r"^model\.parts\.image\.normalize: the model does not say on which scale"
+    with pytest.raises(ConfigError, match=nothing):
+        build(parts, 3, images)
+    processor = {
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.1, 0.2, 0.3],
+        "image_processor_type": "ViTImageProcessor",
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    expected = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
+    assert build(parts, 3, images).record.parts["image"].scale == expected
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**processor, "do_normalize": False}))
+    with pytest.raises(ConfigError, match=nothing):
+        build(parts, 3, images)
 
 
 def test_a_model_that_arrives_in_eval_mode_trains_once_it_is_unfrozen(published):
@@ -151,8 +157,8 @@ def test_a_rebuild_asks_no_hub_whatever_the_file_names(monkeypatch):
         REGISTRY, "Asks", lambda: seen.append(huggingface_hub.constants.HF_HUB_OFFLINE) or nn.Identity()
     )
     parts = parse_parts({"text": {"module": "Asks"}})
-    net = HybridNetwork(parts, 3, example={"text": torch.ones(2, 4)})
-    HybridNetwork(parts, 3, record=net.record, load=False, trust=())
+    net = build(parts, 3, {"text": torch.ones(2, 4)})
+    rebuild(parts, 3, net.record, trust=())
     assert seen == [False, True]
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
 
@@ -160,7 +166,7 @@ def test_a_rebuild_asks_no_hub_whatever_the_file_names(monkeypatch):
 def test_a_record_holds_the_whole_architecture(published):
     given = {"module": "transformers.AutoModel", "args": {"config": BERT}}
     for part in (given, bert(published)):
-        recorded = HybridNetwork(parse_parts({"text": part}), 3, example={"text": text(2)}).record["sizes"]["text"]
+        recorded = build(parse_parts({"text": part}), 3, {"text": text(2)}).record.parts["text"].sizes
         assert recorded["config"]["layer_norm_eps"] == 1e-12
         assert {key: recorded["config"][key] for key in BERT} == BERT
 
@@ -172,7 +178,7 @@ def test_a_hub_that_cannot_be_reached_is_named_with_its_cache_and_the_remedy(mon
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub_here"))
     parts = parse_parts({"text": {"module": "transformers.AutoModel", "args": {"name": "some/model"}}})
     with pytest.raises(ConfigError, match=r"^model\.parts\.text\.args\.name: (?s:.*)prefetch --config.*hub_here"):
-        HybridNetwork(parts, 3, example={"text": text(2)})
+        build(parts, 3, {"text": text(2)})
 
 
 def test_code_published_with_a_model_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
@@ -182,7 +188,7 @@ def test_code_published_with_a_model_is_neither_run_nor_asked_about(tmp_path, mo
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     parts = parse_parts({"text": {"module": "transformers.AutoModel", "args": {"name": str(tmp_path)}}})
     with pytest.raises(ConfigError, match=r"^model\.parts\.text\.args\.name: the architecture of .* cannot be read"):
-        HybridNetwork(parts, 3, example={"text": text(2)})
+        build(parts, 3, {"text": text(2)})
     assert not (tmp_path / "ran").exists()
 
 
@@ -206,7 +212,7 @@ def test_a_model_that_is_not_there_is_an_error(args, message, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     parts = parse_parts({"text": {"module": "transformers.AutoModel", "args": args}})
     with pytest.raises(ConfigError, match=message):
-        HybridNetwork(parts, 3, example={"text": text(2)})
+        build(parts, 3, {"text": text(2)})
 
 
 @pytest.mark.parametrize(
@@ -218,7 +224,7 @@ def test_a_model_that_is_not_there_is_an_error(args, message, monkeypatch):
 )
 def test_a_function_that_hides_which_model_it_makes_is_refused_with_what_to_write(path, instead):
     with pytest.raises(ConfigError, match=rf"^model\.parts\.text\.module: .* hides which model it makes\. .*{instead}"):
-        HybridNetwork(parse_parts({"text": {"module": path}}), 3, example={"text": text(2)})
+        build(parse_parts({"text": {"module": path}}), 3, {"text": text(2)})
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch):
@@ -235,4 +241,4 @@ def test_a_library_that_is_missing_is_named_with_its_extra(package, monkeypatch)
     with pytest.raises(
         ConfigError, match=rf"needs {package}\. Install it: pip install 'hybrid_lightning\[{package}\]'"
     ):
-        HybridNetwork(parts, 3, example={"image": torch.rand(2, 3, 32, 32)})
+        build(parts, 3, {"image": torch.rand(2, 3, 32, 32)})

@@ -1,5 +1,6 @@
 """Samples that lack a part: what is encoded, what the fusions make of it, and what stays as it was."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.builder import build, rebuild
 from hybrid_lightning.network.fusion import SampleNorm
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.missing import drop_at_random, presence
@@ -45,7 +47,7 @@ def a_network(batch: dict[str, Any], fusion: str = "ConcatFusion", live: bool = 
     parts = {"a": Counting() if live else {"module": "MLP", "args": {"hidden": [5]}}, "b": {"module": "MLP"}}
     head = {"head": "torch.nn.Identity"} if fusion == "LogitFusion" else {}
     example = {key: value[:2] for key, value in batch.items()}
-    return HybridNetwork(parse_parts({**parts, **head}), 3, fusion=Part(fusion, args=args, lr_scale=1), example=example)
+    return build(parse_parts({**parts, **head}), 3, example, fusion=Part(fusion, args=args, lr_scale=1))
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -124,8 +126,8 @@ def test_a_part_that_nobody_or_one_has_is_called_and_keeps_its_statistics(there:
 def test_a_chain_is_encoded_only_where_something_follows() -> None:
     batch = a_batch(lacking_a=(1, 4), lacking_b=())
     parts = {"stem": {"module": Counting(4, 6), "input": "a"}, "body": {"module": Counting(6, 5), "input": "stem"}}
-    network = HybridNetwork(parse_parts({**parts, "b": "MLP"}), 3, example={key: v[:2] for key, v in batch.items()})
-    assert network.absent == ["b", "body"]
+    network = build(parse_parts({**parts, "b": "MLP"}), 3, {key: v[:2] for key, v in batch.items()})
+    assert network.record.absent == ["b", "body"]
     assert network.keys_read == ["a", "b", "present/a", "present/b"]
     for name in ("stem", "body"):
         network.parts[name].seen.clear()  # type: ignore[union-attr, operator]
@@ -152,10 +154,10 @@ def test_a_fusion_of_ones_own_without_presence_is_refused_where_samples_lack_par
     batch = a_batch()
     parts = {"a": {"module": "MLP"}, "b": {"module": "MLP"}}
     with pytest.raises(ConfigError, match=r"^model\.fusion: samples may lack 'a', 'b', and Sum takes no second argume"):
-        HybridNetwork(parse_parts(parts), 3, fusion=Part(Sum()), example={key: v[:2] for key, v in batch.items()})
+        build(parse_parts(parts), 3, {key: v[:2] for key, v in batch.items()}, fusion=Part(Sum()))
     plain = {key: batch[key] for key in ("a", "b")}
-    network = HybridNetwork(parse_parts(parts), 3, fusion=Part(Sum()), example={k: v[:2] for k, v in plain.items()})
-    outputs, without = network(plain, wanted="without")
+    network = build(parse_parts(parts), 3, {k: v[:2] for k, v in plain.items()}, fusion=Part(Sum()))
+    outputs, _, without = network.forward_parts(plain, contributions=True)
     assert (outputs.shape, without) == ((8, 3), {})
 
 
@@ -163,7 +165,7 @@ def test_a_fusion_of_ones_own_without_presence_is_refused_where_samples_lack_par
 def test_outputs_without_a_part_are_those_of_a_sample_that_lacks_it(fusion: str) -> None:
     batch = a_batch(lacking_a=(), lacking_b=())
     network = a_network(batch, fusion).eval()
-    _, without = network(batch, wanted="without")
+    without = network.forward_parts(batch, contributions=True).without
     lacking = {**batch, "present/a": torch.zeros(8, dtype=torch.bool)}
     torch.testing.assert_close(without["a"], network(lacking))
 
@@ -172,10 +174,8 @@ def test_outputs_without_a_part_are_those_of_a_sample_that_lacks_it(fusion: str)
 def test_a_rebuild_from_the_record_lacks_the_same_parts(fusion: str) -> None:
     batch = a_batch()
     network = a_network(batch, fusion)
-    facts = {name: network.facts[name].plain() for name in ("a", "b", "head")}
-    rebuilt = HybridNetwork(
-        parse_parts(facts), 3, fusion=Part(fusion, lr_scale=1), record=network.record, load=False, trust=()
-    )
+    facts = {name: network.options[name].plain() for name in ("a", "b", "head")}
+    rebuilt = rebuild(parse_parts(facts), 3, network.record, fusion=Part(fusion, lr_scale=1), trust=())
     rebuilt.load_state_dict(network.state_dict())
     torch.testing.assert_close(rebuilt.eval()(batch), network.eval()(batch), rtol=0, atol=0)
 
@@ -202,7 +202,7 @@ def test_modality_dropout_leaves_parts_out_at_its_rate_and_never_all() -> None:
 def test_modality_dropout_acts_only_while_training_and_is_drawn_from_torch() -> None:
     plain = {key: a_batch()[key] for key in ("a", "b")}
     network = a_network(plain, modality_dropout=0.5)
-    assert network.absent == ["a", "b"]
+    assert network.record.absent == ["a", "b"]
     torch.manual_seed(1)
     first, second = network(plain), network(plain)
     torch.manual_seed(1)
@@ -229,11 +229,11 @@ def test_every_combination_of_absence_gives_finite_outputs_and_gradients() -> No
 def test_hints_fill_arguments_that_are_left_out() -> None:
     batch = {"table": {"numeric": torch.randn(2, 3), "categorical": torch.zeros(2, 1, dtype=torch.long)}}
     parts = {"table": {"module": "TabularMLP"}}
-    network = HybridNetwork(parse_parts(parts), 2, example=batch, hints={"table": {"categories": [4], "other": 1}})
-    assert network.sizes["table"] == {"in_features": 3, "categories": [4]}
+    network = build(parse_parts(parts), 2, batch, inferred={"table": {"categories": [4], "other": 1}})
+    assert network.record.parts["table"].sizes == {"in_features": 3, "categories": [4]}
     given = {"table": {"module": "TabularMLP", "args": {"categories": [9]}}}
-    network = HybridNetwork(parse_parts(given), 2, example=batch, hints={"table": {"categories": [4]}})
-    assert network.sizes["table"] == {"in_features": 3}
+    network = build(parse_parts(given), 2, batch, inferred={"table": {"categories": [4]}})
+    assert network.record.parts["table"].sizes == {"in_features": 3}
 
 
 def test_a_part_is_absent_by_what_it_reads_and_not_by_an_entry_of_the_same_name_as_what_it_reads() -> None:
@@ -261,10 +261,11 @@ def test_samples_are_standardized_in_every_precision(dtype: torch.dtype) -> None
 @pytest.mark.parametrize("sizes", [{"hidden": [9]}, {"trust_remote_code": True}])
 def test_a_record_says_no_more_than_a_dry_run_would(sizes: dict[str, Any]) -> None:
     parts = parse_parts({"a": {"module": "MLP", "args": {"hidden": [5]}}})
-    record = HybridNetwork(parts, 3, example={"a": torch.randn(2, 4)}).record
-    record = {**record, "sizes": {**record["sizes"], "a": {**record["sizes"]["a"], **sizes}}}
+    record = build(parts, 3, {"a": torch.randn(2, 4)}).record
+    part = dataclasses.replace(record.parts["a"], sizes={**record.parts["a"].sizes, **sizes})
+    record = dataclasses.replace(record, parts={**record.parts, "a": part})
     if "hidden" in sizes:
-        assert HybridNetwork(parts, 3, record=record).parts["a"](torch.randn(2, 4)).shape == (2, 5)
+        assert rebuild(parts, 3, record).parts["a"](torch.randn(2, 4)).shape == (2, 5)
     else:
         with pytest.raises(ConfigError, match="would fetch or load something"):
-            HybridNetwork(parts, 3, record=record)
+            rebuild(parts, 3, record)

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.builder import build, rebuild
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.outputs import pooled
 from hybrid_lightning.network.part import parse_parts
@@ -10,7 +11,7 @@ from hybrid_lightning.network.part import parse_parts
 
 def network(module: nn.Module, value: object, **facts: object) -> HybridNetwork:
     parts = parse_parts({"x": {"module": module, **facts}})
-    return HybridNetwork(parts, 3, example={"x": value})
+    return build(parts, 3, {"x": value})
 
 
 def features(module: nn.Module, value: object, **facts: object) -> Tensor:
@@ -98,7 +99,7 @@ def test_a_mask_of_nothing_gives_zeros_not_nan():
 def test_a_rebuilt_network_reads_and_pools_as_the_first_one():
     module = Returns(lambda y: {"a": y, "b": y + 1})
     first = network(module, torch.randn(2, 7, 4), output="b")
-    again = HybridNetwork(first.facts, 3, record=first.record, load=False)
+    again = rebuild(first.options, 3, first.record)
     again.load_state_dict(first.state_dict())
     batch = {"x": torch.randn(3, 9, 4)}
     assert torch.equal(again.eval()(batch), first.eval()(batch))

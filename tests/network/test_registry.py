@@ -131,15 +131,15 @@ def test_a_missing_dependency_of_a_users_module_is_not_hidden(tmp_path, monkeypa
     ],
 )
 def test_a_file_cannot_make_a_factory_fetch_something(args):
-    with pytest.raises(ConfigError, match=rf"^here\.{next(iter(args))}[a-z_.]*: .* refused in a checkpoint"):
-        forbid_fetching(nn.Linear, "timm.create_model", args, "here")
+    with pytest.raises(ConfigError, match=rf"^{next(iter(args))}[a-z_.]*: .* refused in a checkpoint"):
+        forbid_fetching(nn.Linear, "timm.create_model", args)
 
 
 def test_plain_arguments_are_no_fetching():
     args = {"model_name": "resnet18", "pretrained": False, "weights": None, "depth": 3}
-    forbid_fetching(nn.Linear, "timm.create_model", args, "here")
+    forbid_fetching(nn.Linear, "timm.create_model", args)
     inside = {"config": {"prefix": "translate: ", "use_pretrained_backbone": False, "pretrained": False}}
-    forbid_fetching(nn.Linear, "transformers.AutoModel", inside, "here")
+    forbid_fetching(nn.Linear, "transformers.AutoModel", inside)
 
 
 def segmentation(weights: object = None, weights_backbone: object = "IMAGENET") -> nn.Module:
@@ -151,7 +151,7 @@ segmentation.__module__ = "torchvision.models.segmentation"
 
 def test_a_torchvision_factory_named_by_a_file_does_not_fetch_its_default_weights():
     args: dict[str, object] = {}
-    forbid_fetching(segmentation, "torchvision.models.segmentation.any", args, "here")
+    forbid_fetching(segmentation, "torchvision.models.segmentation.any", args)
     assert args == {"weights": None, "weights_backbone": None}
 
 
@@ -164,9 +164,9 @@ def test_pretrained_weights_of_torchvision_are_switched_on_by_its_own_argument(l
 
 
 def test_weights_hidden_in_the_arguments_of_an_untrained_part_are_refused():
-    with pytest.raises(ConfigError, match=r"here\.pretrained: True .*write 'weights: pretrained'"):
-        refuse_hidden_weights("timm.create_model", {"pretrained": True}, "here")
-    refuse_hidden_weights("my_package.Net", {"weights": [0.5, 0.5]}, "here")
+    with pytest.raises(ConfigError, match=r"^pretrained: True .*write 'weights: pretrained'"):
+        refuse_hidden_weights("timm.create_model", {"pretrained": True})
+    refuse_hidden_weights("my_package.Net", {"weights": [0.5, 0.5]})
 
 
 @pytest.mark.parametrize(

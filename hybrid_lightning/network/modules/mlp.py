@@ -32,12 +32,16 @@ class MLP(nn.Module):
         super().__init__()
         require_sizes("hidden", hidden)
         if not 0 < init_gain < math.inf:
-            raise ConfigError(f"init_gain: {init_gain!r} is not a number above 0; 1 keeps the usual scale.")
-        for index, (before, after) in enumerate(zip([in_features, *hidden], hidden, strict=False)):
-            self.add_module(f"layer{index}", nn.Sequential(nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)))
+            raise ConfigError(f"{init_gain!r} is not a number above 0; 1 keeps the usual scale.", "init_gain")
+        before = in_features
+        for index, after in enumerate(hidden):
+            layer = nn.Sequential(nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout))
+            self.add_module(f"layer{index}", layer)
+            before = after
         if out_features is not None:
             self.out = nn.Linear(hidden[-1], out_features)
         with torch.no_grad():
+            # biases have one dimension
             for parameter in self.parameters():
                 if parameter.ndim > 1:
                     parameter.mul_(init_gain)
@@ -48,7 +52,7 @@ class MLP(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """One linear layer behind dropout.
+    """One linear layer after dropout.
 
     Args:
         in_features: Features of the input.
@@ -77,4 +81,4 @@ def in_turn(module: nn.Module, value: Tensor) -> Tensor:
 def require_sizes(name: str, sizes: Sequence[int]) -> None:
     """Raises `ConfigError` if a list of layer sizes is empty."""
     if not sizes:
-        raise ConfigError(f"{name}: {list(sizes)!r} is empty; give the size of at least one layer, such as [64].")
+        raise ConfigError(f"{list(sizes)!r} is empty; give the size of at least one layer, such as [64].", name)

@@ -28,7 +28,8 @@ class ColumnEmbedding(nn.Module):
 
     def __init__(self, in_features: int, categories: Sequence[int], width: int) -> None:
         super().__init__()
-        self.width, self.columns = width, in_features + len(categories)
+        self.width = width
+        self.columns = in_features + len(categories)
         if in_features:
             self.slope = nn.Parameter(torch.empty(in_features, width).uniform_(-1, 1))
             self.offset = nn.Parameter(torch.empty(in_features, width).uniform_(-1, 1))
@@ -37,17 +38,20 @@ class ColumnEmbedding(nn.Module):
         self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("starts", sizes.cumsum(0) - sizes + torch.arange(len(sizes)), persistent=False)
         if len(sizes):
-            self.categories = nn.Embedding(int((sizes + 1).sum()), width)  # the first row of a column: missing
+            # the first row of each column is for missing and unknown categories
+            self.categories = nn.Embedding(int((sizes + 1).sum()), width)
 
     def forward(self, numeric: Tensor | None, categorical: Tensor | None) -> Tensor:
         """Columns `(B, in_features)` and `(B, len(categories))` → `(B, columns × width)`."""
         vectors = []
         if numeric is not None:
             known = numeric.isfinite().unsqueeze(-1)
+            # nan times a weight would be nan also where it is not chosen, and so would its gradient
             finite = numeric.nan_to_num(0.0, 0.0, 0.0).unsqueeze(-1)
             vectors.append(torch.where(known, (finite * self.slope + self.offset).relu(), self.missing))
         if categorical is not None:
             codes = categorical.long()
+            # -1 and what is above the known codes share the row for missing values
             known = (codes >= 0) & (codes < self.sizes)
             vectors.append(self.categories(self.starts + torch.where(known, codes + 1, 0)))
         return torch.cat(vectors, dim=1).flatten(1)
@@ -81,14 +85,20 @@ class TabularMLP(nn.Module):
         super().__init__()
         if in_features + len(categories) < 1 or min(categories, default=1) < 1:
             raise ConfigError(
-                f"categories: {list(categories)!r} beside {in_features} numeric columns; a table needs a column, and a "
-                f"categorical column at least one category. Give each column's number of categories, such as [3, 12]."
+                f"{list(categories)!r} beside {in_features} numeric columns; a table needs a column, and a categorical "
+                f"column at least one category. Give each column's number of categories, such as [3, 12].",
+                "categories",
             )
-        self.in_features, self.categories = in_features, list(categories)
+        self.in_features = in_features
+        self.categories = list(categories)
         self.embedding = ColumnEmbedding(in_features, categories, embedding)
         self.layers = MLP(self.embedding.columns * embedding, hidden, dropout=dropout)
 
-    def forward(self, numeric: Tensor | None = None, categorical: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        numeric: Tensor | None = None,
+        categorical: Tensor | None = None,
+    ) -> Tensor:
         """Maps the columns of a table to features.
 
         Args:
@@ -99,13 +109,17 @@ class TabularMLP(nn.Module):
         Returns:
             `(B, hidden[-1])`.
         """
-        wanted = {"numeric": (numeric, self.in_features), "categorical": (categorical, len(self.categories))}
-        for name, (columns, count) in wanted.items():
-            found = 0 if columns is None else columns.shape[-1]
-            if found != count:
-                what = "in_features" if name == "numeric" else "categories"
-                raise ConfigError(f"TabularMLP: {found} {name} columns came, and {what} says {count}. Correct it.")
-        features: Tensor = self.layers(
-            self.embedding(numeric if self.in_features else None, categorical if self.categories else None)
+        self._check_columns("numeric", numeric, "in_features", self.in_features)
+        self._check_columns("categorical", categorical, "categories", len(self.categories))
+        vectors = self.embedding(
+            numeric if self.in_features else None,
+            categorical if self.categories else None,
         )
+        features: Tensor = self.layers(vectors)
         return features
+
+    @staticmethod
+    def _check_columns(name: str, columns: Tensor | None, option: str, count: int) -> None:
+        found = 0 if columns is None else columns.shape[-1]
+        if found != count:
+            raise ConfigError(f"TabularMLP: {found} {name} columns came, and {option} says {count}. Correct it.")

@@ -38,21 +38,25 @@ class SequenceTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if width < 2 or heads < 1 or width % heads or width % 2:
-            raise ConfigError(f"width: {width} is not an even multiple of heads ({heads}); take such as 64 and 4.")
+            raise ConfigError(f"{width} is not an even multiple of heads ({heads}); take such as 64 and 4.", "width")
         if depth < 1:
-            raise ConfigError(f"depth: {depth} is less than 1 layer.")
-        if vocabulary is None and in_features is None:
-            raise ConfigError("in_features: give the features of each step, or the vocabulary of a sequence of tokens.")
+            raise ConfigError(f"{depth} is less than 1 layer.", "depth")
         self.width = width
-        self.steps: nn.Module = (
-            nn.Embedding(vocabulary, width) if vocabulary is not None else nn.Linear(in_features or 0, width)
-        )
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
+        self.steps: nn.Module
+        if vocabulary is not None:
+            self.steps = nn.Embedding(vocabulary, width)
+        elif in_features is not None:
+            self.steps = nn.Linear(in_features, width)
+        else:
+            raise ConfigError(
+                "give the features of each step, or the vocabulary of a sequence of tokens.", "in_features"
+            )
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            layer = nn.TransformerEncoderLayer(
                 width, heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
             )
-            for _ in range(depth)
-        )
+            self.layers.append(layer)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -66,11 +70,13 @@ class SequenceTransformer(nn.Module):
             `(B, T, width)`.
         """
         features = self.steps(values)
+        # added after the projection, so that any input width works
         features = features + self._positions(features)
         padding = None
         if mask is not None:
             kept = mask.bool()
-            padding = ~(kept | ~kept.any(1, keepdim=True))  # attention to nothing at all would be nan
+            # attention to nothing at all would be nan
+            padding = ~(kept | ~kept.any(1, keepdim=True))
         for layer in self.layers:
             features = layer(features, src_key_padding_mask=padding)
         normed: Tensor = self.norm(features)

@@ -1,0 +1,34 @@
+"""Batches: dicts of tensors, or of dicts of tensors, with the samples first."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+Batch = Mapping[str, Any]
+
+
+def tensors_in(entries: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors with a dimension of samples among entries of a batch."""
+    for entry in entries:
+        inner = entry.values() if isinstance(entry, Mapping) else [entry]
+        for value in inner:
+            if isinstance(value, Tensor) and value.ndim:
+                yield value
+
+
+def first_samples(batch: Batch, count: int = 2) -> dict[str, Any]:
+    """The first samples of a batch, on the CPU; a single one is repeated."""
+    return {key: _first_of(entry, count) for key, entry in batch.items()}
+
+
+def _first_of(entry: Any, count: int) -> Any:
+    if isinstance(entry, Mapping):
+        return first_samples(entry, count)
+    if isinstance(entry, Tensor) and entry.ndim:
+        # a copy, because a module may work in place
+        short = entry[:count].detach().cpu().clone()
+        if len(short) == count:
+            return short
+        return short.repeat(count, *[1] * (entry.ndim - 1))
+    return entry[:count] if isinstance(entry, list | tuple) else entry

@@ -1,0 +1,355 @@
+"""Builds networks: along an example batch, which gives all sizes, or again from the record of an earlier network."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybrid_lightning.errors import ConfigError, at, listing
+from hybrid_lightning.importing import parameters_of
+from hybrid_lightning.network.batch import Batch, tensors_in
+from hybrid_lightning.network.channels import Normalize, find_scale, refuse_wrong_channels, require_channels
+from hybrid_lightning.network.contracts import modality_dropout, takes_presence
+from hybrid_lightning.network.fusion import PartHeads
+from hybrid_lightning.network.hybrid_network import HybridNetwork, run_module
+from hybrid_lightning.network.libraries import auto_config, family_of, published_scale, timm_stages
+from hybrid_lightning.network.making import PartMaker
+from hybrid_lightning.network.missing import presence
+from hybrid_lightning.network.outputs import find_output, find_pool, fix_unused, mask_of, pooled, shapes
+from hybrid_lightning.network.part import Part, place_of, refuse_compile_options
+from hybrid_lightning.network.record import NetworkRecord, PartRecord
+from hybrid_lightning.network.stages import OPENED, Stages, discover_stages, recorded_calls
+from hybrid_lightning.network.wiring import OWN, Wiring
+from hybrid_lightning.unfreezing.freezing import dry_run
+
+FUSION = Part("ConcatFusion", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
+PART_HEADS = Part("PartHeads", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
+_CHANNEL_ARGUMENTS = ("in_channels", "in_chans")
+_FEATURE_ARGUMENTS = ("in_features", "input_size")
+_OUTPUT_ARGUMENTS = ("out_features", "num_classes")
+_SIZED_ENTRIES = ("values", "numeric")
+
+
+def build(
+    parts: Mapping[str, Part],
+    outputs: int,
+    example: Batch,
+    *,
+    fusion: Part = FUSION,
+    load: bool = True,
+    trust: Collection[str] | None = None,
+    initialized: Collection[str] = (),
+    part_heads: bool = False,
+    part_weight: float = 0.0,
+    inferred: Mapping[str, Mapping[str, Any]] | None = None,
+) -> HybridNetwork:
+    """Builds a network part by part along one dry run that infers all sizes.
+
+    Args:
+        parts: Name → options, from `parse_parts`, which fills in defaults and the ``head``.
+        outputs: Number of outputs of the head.
+        example: A batch of two samples.
+        fusion: Options of the fusion; used only if several parts feed the head.
+        load: Whether the parts' weights are read; False where a checkpoint follows.
+        trust: None, or the packages that a file's dotted paths may name, see `resolve`.
+        initialized: Parts whose weights come from elsewhere later, so that their own are not read.
+        part_heads: Whether each part that feeds the fusion has a head of its own, which measures that part alone.
+        part_weight: 0: these heads only observe. Above 0: their losses are added with this weight.
+        inferred: Key of the batch → arguments that a part which reads it may leave out.
+
+    Raises:
+        ConfigError: If an option is impossible, a key is missing in the batch, or sizes do not fit.
+    """
+    wiring = Wiring(parts)
+    options = _options(parts, wiring, fusion, part_heads, trust)
+    with_weights = set(options).difference(initialized) if load else ()
+    draft = _Draft(options, outputs, wiring, PartMaker(trust, with_weights=with_weights), inferred or {})
+    draft.make_all(example)
+    return draft.network(part_weight)
+
+
+def rebuild(
+    parts: Mapping[str, Part],
+    outputs: int,
+    record: NetworkRecord,
+    *,
+    fusion: Part = FUSION,
+    trust: Collection[str] | None = None,
+    part_heads: bool = False,
+    part_weight: float = 0.0,
+) -> HybridNetwork:
+    """Builds the network of a record again, without data and without weights; for the arguments see `build`.
+
+    Raises:
+        ConfigError: If the record is not one of these parts, or names what a file may not name.
+    """
+    wiring = Wiring(parts)
+    options = _options(parts, wiring, fusion, part_heads, trust)
+    maker = PartMaker(trust, sizes_from_file=True)
+    modules: dict[str, nn.Module] = {}
+    records: dict[str, PartRecord] = {}
+    # in the order of the dry run, because the order of the groups follows it
+    for name in [*wiring.order, *(own for own in OWN if own in options)]:
+        if name not in record.parts:
+            raise ConfigError("the record of the network lacks this part. Use another checkpoint.", place_of(name))
+        records[name] = record.parts[name]
+        part = options[name]
+        modules[name], _ = maker.make(name, part, maker.factory_of(name, part), records[name].sizes)
+        if part.normalize and records[name].scale is None:
+            raise ConfigError("the record of the network lacks the scale. Use another checkpoint.", place_of(name))
+    _fix(modules, record.fixed)
+    complete = NetworkRecord(records, _fixed(modules), record.absent)
+    return HybridNetwork(options, outputs, modules, complete, part_weight)
+
+
+def _options(
+    parts: Mapping[str, Part],
+    wiring: Wiring,
+    fusion: Part,
+    part_heads: bool,
+    trust: Collection[str] | None,
+) -> dict[str, Part]:
+    """The options of all that the network consists of."""
+    options = {name: part for name, part in parts.items() if name != "head"}
+    # where one part feeds the head there is nothing to join or to compare
+    several = len(wiring.feeding) > 1
+    if several:
+        options["fusion"] = fusion
+    options["head"] = parts["head"]
+    if several and part_heads:
+        options["part_heads"] = PART_HEADS
+    if trust is not None:
+        for name, part in options.items():
+            with at(place_of(name)):
+                refuse_compile_options(part)
+    return options
+
+
+def _fix(modules: Mapping[str, nn.Module], names: Collection[str]) -> None:
+    # a tied parameter may be recorded by any of its names
+    parameters = dict(nn.ModuleDict(modules).named_parameters(prefix="parts", remove_duplicate=False))
+    for name in names:
+        if name not in parameters:
+            raise ConfigError(f"the record of the network fixes {name!r}, which is not a parameter of it.", "fixed")
+        parameters[name].requires_grad_(False)
+
+
+def _fixed(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Names of the parameters that arrive without gradient, or that no output depends on."""
+    parameters = nn.ModuleDict(modules).named_parameters(prefix="parts")
+    return sorted(name for name, parameter in parameters if not parameter.requires_grad)
+
+
+@dataclass
+class _Draft:
+    """A network in the making: each part gets the sizes that the parts before it produce."""
+
+    options: dict[str, Part]
+    outputs: int
+    wiring: Wiring
+    maker: PartMaker
+    inferred: Mapping[str, Mapping[str, Any]]
+    absent: list[str] = field(default_factory=list)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    records: dict[str, PartRecord] = field(default_factory=dict)
+    reports: dict[str, str] = field(default_factory=dict)
+
+    def network(self, part_weight: float) -> HybridNetwork:
+        """The network of what has been made."""
+        record = NetworkRecord(self.records, _fixed(self.modules), self.absent)
+        network = HybridNetwork(self.options, self.outputs, self.modules, record, part_weight)
+        network.weight_reports = self.reports
+        return network
+
+    def make_all(self, example: Batch) -> None:
+        """Makes all parts, then what follows them."""
+        self.absent = self._find_absent(example)
+        outputs: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
+        for name in self.wiring.order:
+            inputs = self.wiring.inputs(name, example, outputs)
+            outputs[name] = self._add(name, inputs)
+            if name in self.wiring.feeding:
+                features[name] = pooled(outputs[name], self.records[name].pool or "mean", mask_of(inputs))
+        head_input = next(iter(features.values()))
+        if "fusion" in self.options:
+            head_input = self._add("fusion", [features])
+            self._refuse_gaps()
+        output = self._add("head", [head_input])
+        if output.shape != (len(head_input), self.outputs):
+            raise ConfigError(
+                f"the head returns shape {tuple(output.shape)} for {len(head_input)} samples; the task needs "
+                f"({len(head_input)}, {self.outputs}). Leave its output size out, or correct it.",
+                "model.parts.head",
+            )
+        if "part_heads" in self.options:
+            self._add_part_heads(features)
+
+    def _find_absent(self, example: Batch) -> list[str]:
+        """The parts that feed the fusion and that samples may lack: by the data, or because the fusion drops them."""
+        if "fusion" not in self.options:
+            return []
+        fusion = self.options["fusion"]
+        # the fusion is made last, but `absent` is among its arguments
+        drops = fusion.args.get("modality_dropout") or modality_dropout(fusion.module)
+        masks = presence(self.wiring.order, self.wiring.reads, example)
+        return [name for name in self.wiring.feeding if drops or name in masks]
+
+    def _refuse_gaps(self) -> None:
+        fusion = self.modules["fusion"]
+        if self.absent and not takes_presence(fusion):
+            raise ConfigError(
+                f"samples may lack {listing(self.absent)}, and {type(fusion).__name__} takes no second argument "
+                f"'present' (part → bool (B,)). Give its forward one, or use ConcatFusion.",
+                "model.fusion",
+            )
+
+    def _add_part_heads(self, features: Mapping[str, Tensor]) -> None:
+        standardize = self.options["fusion"].args.get("standardize", "samples")
+        sizes = {"in_features": _widths(features), "out_features": self.outputs, "standardize": standardize}
+        # whatever is drawn later is drawn as without them
+        with torch.random.fork_rng(devices=[]):
+            self.modules["part_heads"] = PartHeads(**sizes)
+        self.records["part_heads"] = PartRecord(sizes)
+
+    def _add(self, name: str, inputs: list[Any]) -> Tensor:
+        """Makes a part, runs it on its inputs, records what that shows, and returns its output."""
+        part = self.options[name]
+        factory = self.maker.factory_of(name, part)
+        with at(place_of(name)):
+            sizes = self._infer_sizes(name, factory, inputs)
+        module, report = self.maker.make(name, part, factory, sizes)
+        self.modules[name] = module
+        if report:
+            self.reports[name] = report
+        with at(place_of(name)):
+            scale = _scale_of(part, module, factory)
+            if scale is not None:
+                require_channels(scale["mean"], inputs[0])
+            call = partial(run_module, module, inputs, None if scale is None else Normalize(**scale))
+            if name == "fusion":
+                # a dict is its one argument, where a part would take keywords
+                call = partial(module, *inputs)
+            returned, called = _run(part, module, inputs, call)
+            output, key = _output_of(part, module, returned, inputs)
+            pool = None
+            if name in self.wiring.feeding:
+                pool = part.pool or find_pool(output, called)
+        stages = {"all": ["*"]}
+        if name != "fusion":  # its projections run side by side, not one after the other
+            stages = _find_stages(part, module, called)
+        self.records[name] = PartRecord(sizes, stages, key, pool, scale)
+        return output
+
+    def _infer_sizes(
+        self,
+        name: str,
+        factory: Callable[..., Any] | None,
+        inputs: list[Any],
+    ) -> dict[str, Any]:
+        """Values for the arguments that the options leave out."""
+        if factory is None:
+            return {}
+        part = self.options[name]
+        # the whole architecture is recorded, so that a rebuild reads neither a folder nor the hub
+        if part.module == "transformers.AutoModel" and (part.args.get("name") or part.args.get("config")):
+            with at("args"):
+                return {"config": auto_config(part.args.get("name"), part.args.get("config"))}
+        known: dict[str, Any] = {}
+        if name == "fusion":
+            known = {"in_features": _widths(inputs[0]), "out_features": self.outputs}
+            if self.absent:
+                known["absent"] = self.absent
+        else:
+            if name == "head":
+                known = dict.fromkeys(_OUTPUT_ARGUMENTS, self.outputs)
+            known |= _sizes_of(inputs)
+            for key in self.wiring.reads.get(name, ()):
+                known |= self.inferred.get(key, {})
+        wanted = [argument for argument in parameters_of(factory) if argument not in part.args]
+        return {argument: known[argument] for argument in wanted if argument in known}
+
+
+def _scale_of(
+    part: Part,
+    module: nn.Module,
+    factory: Callable[..., Any] | None,
+) -> dict[str, list[float]] | None:
+    if not part.normalize:
+        return None
+    stated = part.normalize
+    if not isinstance(stated, Mapping):
+        stated = published_scale(part.module, module, factory)
+    with at("normalize"):
+        return find_scale(stated, part.channels)
+
+
+def _widths(features: Mapping[str, Tensor]) -> dict[str, int]:
+    return {part: tensor.shape[1] for part, tensor in features.items()}
+
+
+def _sizes_of(inputs: list[Any]) -> dict[str, int]:
+    """Sizes of a part's first input, by the names that arguments for them have."""
+    first = inputs[0] if inputs else None
+    # a table or a sequence comes with a mask or with codes, which have no size to infer
+    if isinstance(first, Mapping):
+        first = next((first[key] for key in _SIZED_ENTRIES if key in first), None)
+    if not isinstance(first, Tensor) or first.ndim < 2:
+        return {}
+    channels = dict.fromkeys(_CHANNEL_ARGUMENTS, first.shape[1])
+    return channels | dict.fromkeys(_FEATURE_ARGUMENTS, first.shape[-1])
+
+
+def _run(
+    part: Part,
+    module: nn.Module,
+    inputs: list[Any],
+    call: Callable[[], Any],
+) -> tuple[Any, list[nn.Module]]:
+    """What a module returns in a dry run, and its submodules in the order of their first call."""
+    # the graph shows which parameters nothing reads, such as those of a pooler
+    with_graph = family_of(part.module) == "transformers"
+    with recorded_calls(module) as called:
+        try:
+            with dry_run(module), torch.set_grad_enabled(with_graph):
+                return call(), called
+        except ConfigError:
+            raise
+        except Exception as error:  # third-party code may raise any exception
+            refuse_wrong_channels(module, called, inputs)
+            raise ConfigError(
+                f"{type(module).__name__} fails on its input {shapes(inputs)}: {str(error)[:400]}"
+            ) from error
+
+
+def _output_of(
+    part: Part,
+    module: nn.Module,
+    returned: Any,
+    inputs: list[Any],
+) -> tuple[Tensor, str | int | None]:
+    """The output among what a module returned, and its key or position."""
+    kind = type(module).__name__
+    key = find_output(returned, part.output, kind)
+    output: Tensor = returned if key is None else returned[key]
+    if output.requires_grad:
+        fix_unused(module, output)
+        output = output.detach()
+    first = next(tensors_in(inputs), output)
+    if output.ndim < 2 or len(first) not in (0, len(output)):
+        raise ConfigError(
+            f"{kind} returns {shapes([output])} for {len(first)} samples; a part returns one tensor (B, ...), the "
+            f"samples first. Wrap it in a module that picks and shapes the tensor to use."
+        )
+    return output, key
+
+
+def _find_stages(part: Part, module: nn.Module, called: list[nn.Module]) -> Stages:
+    if part.stages:
+        return {stage: [stage] for stage in part.stages}
+    family = family_of(part.module)
+    stated = timm_stages(module) if family == "timm" else None
+    return stated or discover_stages(module, called, OPENED if family else ())

@@ -1,0 +1,59 @@
+"""What a module of a user's own may offer beside `forward`."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+class FusionModule(Protocol):
+    """Joins the features of several parts.
+
+    `present` may be left out of the signature; then no sample may lack a part, see `takes_presence`.
+    """
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Features of each part `(B, features)` → `(B, ...)`.
+
+        Args:
+            features: Of all parts; zeros where a sample lacks the part.
+            present: Part → which samples have it, `(B,)` bool; a part that is not named is there in all of them.
+        """
+
+
+@runtime_checkable
+class DropsModalities(Protocol):
+    """A fusion for whose sake parts are left out of samples at random while training."""
+
+    modality_dropout: float
+    """The probability, in [0, 1)."""
+
+
+@runtime_checkable
+class MakesOutputs(Protocol):
+    """A fusion whose result is the model's outputs if `makes_outputs` is true: no head is added."""
+
+    makes_outputs: bool
+
+
+@runtime_checkable
+class PretrainedModule(Protocol):
+    """A module that has pretrained weights of its own, for ``weights: pretrained``."""
+
+    def load_pretrained(self) -> None:
+        """Reads them."""
+
+
+def takes_presence(fusion: nn.Module) -> bool:
+    """Whether a fusion's forward has the second argument of `FusionModule`."""
+    return len(inspect.signature(fusion.forward).parameters) > 1
+
+
+def modality_dropout(fusion: Any) -> float:
+    """The probability of leaving a part out of a sample while training; 0 where the fusion states none."""
+    return float(fusion.modality_dropout) if isinstance(fusion, DropsModalities) else 0.0

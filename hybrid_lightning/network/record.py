@@ -1,0 +1,109 @@
+"""What a dry run finds out about a network: with the options of its parts, all that a rebuild needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.outputs import POOLS
+from hybrid_lightning.network.stages import Stages
+
+_OF_PARTS = {
+    "sizes": "sizes",
+    "stages": "stages",
+    "outputs": "output",
+    "pools": "pool",
+    "scales": "scale",
+}
+"""Name in a file, where each is a dict part → value → field of `PartRecord`."""
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """What the dry run finds out about one part.
+
+    Args:
+        sizes: Arguments that its options leave out.
+        stages: Stage → patterns of parameter names, from input to output.
+        output: Key or position of its output in what the module returns; None if that is the output.
+        pool: How the output becomes features; None if the part feeds no fusion and no head.
+        scale: Mean and standard deviation per channel for `Normalize`; None if images pass as they are.
+    """
+
+    sizes: dict[str, Any] = field(default_factory=dict)
+    stages: Stages = field(default_factory=lambda: {"all": ["*"]})
+    output: str | int | None = None
+    pool: str | None = None
+    scale: dict[str, list[float]] | None = None
+
+
+@dataclass(frozen=True)
+class NetworkRecord:
+    """What the dry run finds out about a network.
+
+    Args:
+        parts: Part, fusion and heads → record.
+        fixed: Names of the parameters that never train, sorted.
+        absent: Parts that feed the fusion and that samples may lack.
+    """
+
+    parts: dict[str, PartRecord]
+    fixed: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, for checkpoints: a dict part → value per field, without those that are None."""
+        plain: dict[str, Any] = {}
+        for name, field_name in _OF_PARTS.items():
+            values = {part: getattr(record, field_name) for part, record in self.parts.items()}
+            plain[name] = {part: value for part, value in values.items() if value is not None}
+        return {**plain, "fixed": self.fixed, "absent": self.absent}
+
+    @classmethod
+    def parse(cls, given: Any) -> Self:
+        """Reads what `plain` has written, which may come from a stranger's file.
+
+        Raises:
+            ConfigError: If it is damaged.
+        """
+        of_parts: dict[str, dict[str, Any]] = {}
+        for name, field_name in _OF_PARTS.items():
+            for part, value in _dict(_dict(given, "").get(name, {}), name).items():
+                if not _fits(field_name, value):
+                    raise _damaged(f"{name}.{part}", value)
+                of_parts.setdefault(part, {})[field_name] = value
+        # absent in a file means that there are none
+        lists = {}
+        for name in ("fixed", "absent"):
+            lists[name] = given.get(name, [])
+            if not _are_texts(lists[name]):
+                raise _damaged(name, lists[name])
+        return cls({part: PartRecord(**fields) for part, fields in of_parts.items()}, **lists)
+
+
+def _fits(field_name: str, value: Any) -> bool:
+    """Whether a value from a file has the type of its field."""
+    # the numbers in the rest are checked by the factory, or by torch
+    if field_name == "output":
+        return isinstance(value, str | int | None)
+    if field_name == "pool":
+        return value in POOLS
+    if not isinstance(value, Mapping) or not _are_texts(list(value)):
+        return False
+    if field_name == "stages":
+        return bool(value) and all(map(_are_texts, value.values()))
+    return field_name != "scale" or set(value) == {"mean", "std"}
+
+
+def _dict(value: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not _are_texts(list(value)):
+        raise _damaged(place, value)
+    return value
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _damaged(place: str, value: Any) -> ConfigError:
+    return ConfigError(f"the record of the network is damaged: {value!r:.100}. Use another checkpoint.", place)
