@@ -6,6 +6,9 @@ from typing import Any
 from torch import Tensor
 
 Batch = Mapping[str, Any]
+_CHANNEL_ARGUMENTS = ("in_channels", "in_chans")
+_FEATURE_ARGUMENTS = ("in_features", "input_size")
+_SIZED_ENTRIES = ("values", "numeric")
 
 
 def tensors_in(entries: Iterable[Any]) -> Iterator[Tensor]:
@@ -32,3 +35,15 @@ def _first_of(entry: Any, count: int) -> Any:
             return short
         return short.repeat(count, *[1] * (entry.ndim - 1))
     return entry[:count] if isinstance(entry, list | tuple) else entry
+
+
+def sizes_of(inputs: list[Any]) -> dict[str, int]:
+    """Sizes of a part's first input, by the names that arguments for them have."""
+    first = inputs[0] if inputs else None
+    # a table or a sequence comes with a mask or with codes, which have no size to infer
+    if isinstance(first, Mapping):
+        first = next((first[key] for key in _SIZED_ENTRIES if key in first), None)
+    if not isinstance(first, Tensor) or first.ndim < 2:
+        return {}
+    channels = dict.fromkeys(_CHANNEL_ARGUMENTS, first.shape[1])
+    return channels | dict.fromkeys(_FEATURE_ARGUMENTS, first.shape[-1])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.importing import parameters_of
-from hybrid_lightning.network.batch import Batch, tensors_in
+from hybrid_lightning.network.batch import Batch, sizes_of, tensors_in
 from hybrid_lightning.network.channels import Normalize, find_scale, refuse_wrong_channels, require_channels
 from hybrid_lightning.network.contracts import modality_dropout, takes_presence
 from hybrid_lightning.network.fusion import PartHeads
@@ -27,10 +27,7 @@ from hybrid_lightning.unfreezing.freezing import dry_run
 
 FUSION = Part("ConcatFusion", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
 PART_HEADS = Part("PartHeads", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
-_CHANNEL_ARGUMENTS = ("in_channels", "in_chans")
-_FEATURE_ARGUMENTS = ("in_features", "input_size")
 _OUTPUT_ARGUMENTS = ("out_features", "num_classes")
-_SIZED_ENTRIES = ("values", "numeric")
 
 
 def build(
@@ -266,7 +263,7 @@ class _Draft:
         else:
             if name == "head":
                 known = dict.fromkeys(_OUTPUT_ARGUMENTS, self.outputs)
-            known |= _sizes_of(inputs)
+            known |= sizes_of(inputs)
             for key in self.wiring.reads.get(name, ()):
                 known |= self.inferred.get(key, {})
         wanted = [argument for argument in parameters_of(factory) if argument not in part.args]
@@ -289,18 +286,6 @@ def _scale_of(
 
 def _widths(features: Mapping[str, Tensor]) -> dict[str, int]:
     return {part: tensor.shape[1] for part, tensor in features.items()}
-
-
-def _sizes_of(inputs: list[Any]) -> dict[str, int]:
-    """Sizes of a part's first input, by the names that arguments for them have."""
-    first = inputs[0] if inputs else None
-    # a table or a sequence comes with a mask or with codes, which have no size to infer
-    if isinstance(first, Mapping):
-        first = next((first[key] for key in _SIZED_ENTRIES if key in first), None)
-    if not isinstance(first, Tensor) or first.ndim < 2:
-        return {}
-    channels = dict.fromkeys(_CHANNEL_ARGUMENTS, first.shape[1])
-    return channels | dict.fromkeys(_FEATURE_ARGUMENTS, first.shape[-1])
 
 
 def _run(
