@@ -97,4 +97,4 @@ class HybridTrainer(pl.Trainer):
         model.follow_part_heads(state)
         refuse_other_model(model.state_dict(), state)
         model.load_state_dict(state)
-        export_network(model.built(), next(iter(loader)), output, format, model.program_facts())
+        export_network(model.built(), next(iter(loader)), output, format, model.objective.program_facts())

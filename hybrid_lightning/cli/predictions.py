@@ -163,7 +163,7 @@ def prediction_table(predicted: Predicted, task: HybridTask, data: Any, row_numb
     if ids is None or row_numbers:
         columns["row"] = as_array(predicted.places if predicted.rows is None else predicted.rows)
     names = getattr(data, "target_names", None)
-    given = task.prediction_columns(predicted.predictions, None if names is None else list(names))
+    given = task.objective.prediction_columns(predicted.predictions, None if names is None else list(names))
     columns |= {name: as_array(values) for name, values in given.items()}
     return columns | {f"contribution_{part}": as_array(values) for part, values in predicted.contributions.items()}
 
