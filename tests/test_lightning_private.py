@@ -469,6 +469,7 @@ def test_a_batch_checking_module_sees_each_batch_once_after_the_hook_of_either()
     with_hook, with_data = Checking(), Checking()
     trainer(max_epochs=1).fit(with_hook, DataLoader(torch.full((2, 1), 3.0)))
     trainer(max_epochs=1).fit(with_data, datamodule=Doubling())
+    assert issubclass(Checking, BatchCheckingModule)
     assert with_hook.batches == [[4.0], [4.0]]
     assert with_data.batches == [[6.0], [6.0]]
 

@@ -142,10 +142,10 @@ class ExportedProgram(pl.LightningModule):
             self.facts = json.loads(facts[_FACTS])
         except Exception as error:  # torch's reader raises what it comes across
             raise ConfigError(f"--ckpt_path: {path!r} is no program that 'export' wrote: {str(error)[:300]}") from error
-        if self.facts["outputs"] != task.objective.outputs:
+        if self.facts["outputs"] != task.outputs:
             raise ConfigError(
                 f"--ckpt_path: the program in {path!r} has {self.facts['outputs']} outputs, and the model of the "
-                f"config {task.objective.outputs}. Use the config of its run."
+                f"config {task.outputs}. Use the config of its run."
             )
         task.objective.use_program_facts(self.facts.get("task", {}))
         self.predictions = task.predictions

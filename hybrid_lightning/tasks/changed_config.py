@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_choice, listing
 from hybrid_lightning.optim.lr_schedules import GroupLR
-from hybrid_lightning.resume.optimizer_states import require_groups
+from hybrid_lightning.resume.optimizer_states import Make, damaged, first_problem, require_groups
 from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, other_tensors
 
 ON_GROUP_CHANGE = ("error", "weights_only", "match")
@@ -276,6 +276,24 @@ def _fits(state: Mapping[str, Any], weight: Tensor) -> bool:
     """Whether there is a state, and all its tensors are of the weight's shape, or numbers."""
     shapes = [entry.shape for entry in state.values() if isinstance(entry, Tensor)]
     return bool(state) and all(shape in (weight.shape, ()) for shape in shapes)
+
+
+def refuse_damaged_state(
+    checkpoint: Mapping[str, Any], optimizer: Optimizer, network: nn.Module, make: Make, trainer: pl.Trainer
+) -> None:
+    """Raises `ConfigError` on all ranks if the optimizer state does not fit its parameters on one of them.
+
+    Args:
+        checkpoint: With the state of one optimizer.
+        optimizer: Of today.
+        network: Has the optimizer's parameters.
+        make: Makes such an optimizer over other parameters.
+        trainer: Runs the fit.
+    """
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    problem = first_problem(checkpoint, optimizer, names, make)
+    if trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
+        raise damaged(problem or "another rank reports it.")
 
 
 # The end

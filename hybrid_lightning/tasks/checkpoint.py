@@ -166,14 +166,35 @@ def task_class(name: str, base: type[Task], wanted: type) -> type[Task]:
     if name not in known:
         raise ConfigError(
             f"the file was written by {name!r}, which is not among the classes imported here: {listing(known)}. "
-            f"Import it first."
+            f"Import it first.",
+            "checkpoint_path",
         )
     if not issubclass(known[name], wanted):
         raise ConfigError(
             f"the file was written by {name!r}, which is not a {wanted.__name__}. Call load_from_checkpoint of that "
-            f"class, or of HybridTask."
+            f"class, or of HybridTask.",
+            "checkpoint_path",
         )
     return known[name]
+
+
+def rebuilt(base: type[Task], wanted: type, path: Any, trust: tuple[str, ...], live: Mapping[str, nn.Module]) -> Task:
+    """The task of a checkpoint, with its weights; for the arguments see `task_class` and `load_from_checkpoint`."""
+    saved, state = read_checkpoint(path)
+    try:
+        parts = with_live_modules(saved["parts"], live)
+        if "head" not in parts:  # a constructor would import the fusion's class to find out about one
+            raise KeyError("there is no head")
+        task: Any = task_class(str(saved["task"]), base, wanted)
+        model = task(parts=parts, fusion=saved["fusion"], **saved["settings"])
+        model.rebuild(saved["network"], trust)
+        refuse_other_model(model.state_dict(), state, "checkpoint_path")
+        model.load_state_dict(state)
+    except ConfigError:
+        raise
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise ConfigError(f"the settings in {str(path)!r} are damaged: {error}", "checkpoint_path") from error
+    return model  # type: ignore[no-any-return]
 
 
 def with_live_modules(parts: Mapping[str, Any], live: Mapping[str, nn.Module]) -> dict[str, Any]:

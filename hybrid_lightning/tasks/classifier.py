@@ -271,4 +271,4 @@ def balanced_weights(targets: Tensor, classes: int, kind: str) -> list[float]:
     else:
         counts = torch.bincount(targets.long(), minlength=classes).double()
         weights = samples / (classes * counts.clamp(min=1))
-    return weights.tolist()  # type: ignore[no-any-return]
+    return weights.tolist()

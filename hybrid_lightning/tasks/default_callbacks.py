@@ -71,7 +71,8 @@ def merge_callbacks(callbacks: list[pl.Callback], own: list[pl.Callback]) -> lis
     for callback in own:
         callback.made_by_task = True  # type: ignore[attr-defined]
     others = [callback for callback in callbacks if not getattr(callback, "made_by_task", False)]
-    first, added = [], []
+    first: list[pl.Callback] = []
+    added: list[pl.Callback] = []
     for callback in own:
         if any(isinstance(other, type(callback)) for other in others):
             continue

@@ -37,7 +37,7 @@ class InitFrom:
         if not isinstance(options, Mapping) or not isinstance(options.get("path"), str):
             raise ConfigError(f"{given!r} is neither a path nor {{path: ..., parts: {{new: old}}, coverage: 0.5}}.")
         check_keys(options, ("path", "parts", "coverage"))
-        coverage = options.get("coverage") or 0.0
+        coverage: Any = options.get("coverage") or 0.0
         check_number(coverage, "coverage", low=0, high=1)
         parts = options.get("parts") or {}
         if not isinstance(parts, Mapping):
@@ -56,7 +56,7 @@ class StartTensors:
     Args:
         source: Where it comes from.
         parts: Part of the new model → its tensors in the file.
-        objective: Name → tensor of the objective's state; empty if the file is not a checkpoint of a task.
+        objective: Name → tensor of the objective's state.
     """
 
     source: InitFrom
