@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hybrid_lightning.data.loaders import shown_targets
 from hybrid_lightning.errors import at
-from hybrid_lightning.network.part import all_defaults, parse_part, parse_parts
+from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
 from hybrid_lightning.network.registry import resolve
 from hybrid_lightning.optim.factory import named_class
 from hybrid_lightning.tasks.batch_checks import check_batch
@@ -27,7 +27,7 @@ from hybrid_lightning.tasks.init_from import StartTensors
 from hybrid_lightning.tasks.metrics import SplitMetrics
 from hybrid_lightning.tasks.network_module import NetworkModule
 from hybrid_lightning.tasks.objective import Objective
-from hybrid_lightning.tasks.settings import TaskSettings, check_plain, recorded, taken_arguments
+from hybrid_lightning.tasks.settings import TaskSettings, check_plain, taken_arguments
 from hybrid_lightning.trainer import is_log_step, log_values
 
 
@@ -69,7 +69,6 @@ class HybridTask(NetworkModule, ABC):
     """
 
     @abstractmethod
-    @recorded
     def __init__(
         self,
         parts: dict[str, Any],
@@ -99,17 +98,15 @@ class HybridTask(NetworkModule, ABC):
                 part_heads=part_heads if objective.reads_target else False,
                 arguments=taken_arguments(self),
             )
-        defaults = all_defaults(pretrained, untrained)
-        fusion_part = parse_part("fusion", {"module": "ConcatFusion", **(fusion or {})}, defaults)
-        if "head" not in parts and _makes_outputs(fusion_part.module):
-            parts = {**parts, "head": "torch.nn.Identity"}
-        super().__init__(settings, parse_parts(parts, pretrained, untrained), fusion_part, objective.outputs)
+        parsed, parsed_fusion = _parse_network(parts, fusion, pretrained, untrained)
+        super().__init__(settings, parsed, parsed_fusion, objective.outputs)
         self.objective = objective
         self.evaluator = Evaluator(objective.metrics)
         self.explain = False
         """Whether `predict_step` also gives what each part contributes."""
         self._train_loss = RunningLoss()
         self._has_trained = False
+        # at once, because a fit whose checkpoint cannot be written is lost
         with at("model"):
             check_plain({**self.saved_settings(), "parts": self._plain_parts(), "fusion": self.fusion.plain()})
 
@@ -119,7 +116,7 @@ class HybridTask(NetworkModule, ABC):
         if start is not None:
             self.objective.adopt_head(start.objective_of_head(self.built()))
         self.objective.build(self._trust)
-        self.objective.to(self.device)
+        self.objective.to(self.device)  # a network may be built again on the device of an earlier fit
 
     def configure_model(self) -> None:
         """Builds what is not built yet; a fit may take class weights or a scale from its training data."""
@@ -277,8 +274,9 @@ class HybridTask(NetworkModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes what an earlier fit has decided; refuses the checkpoint of another model."""
         checkpoint.update(translated(checkpoint))
-        if CHECKPOINT_KEY in checkpoint:
-            self.objective.adopt(checkpoint[CHECKPOINT_KEY], self.trainer.state.fn == "fit")
+        saved = checkpoint.get(CHECKPOINT_KEY, {})
+        if "settings" in saved:
+            self.objective.adopt(saved, self.trainer.state.fn == "fit")
             self.objective.to(self.device)
         super().on_load_checkpoint(checkpoint)
 
@@ -322,7 +320,19 @@ class HybridTask(NetworkModule, ABC):
         return model.to(map_location or "cpu").eval()
 
 
-def _makes_outputs(fusion: Any) -> bool:
-    """Whether a fusion, a module or its name, makes the model's outputs itself, so that no head has to follow."""
-    module = resolve(fusion, "model.fusion.module") if isinstance(fusion, str) else fusion
-    return bool(getattr(module, "makes_outputs", False))
+def _parse_network(
+    parts: dict[str, Any],
+    fusion: dict[str, Any] | None,
+    pretrained: dict[str, Any] | None,
+    untrained: dict[str, Any] | None,
+) -> tuple[dict[str, Part], Part]:
+    """The parts with a head, and the fusion."""
+    parsed = parse_parts(parts, pretrained, untrained)
+    options = {"module": "ConcatFusion", **(fusion or {})}
+    parsed_fusion = parse_part("fusion", options, all_defaults(pretrained, untrained))
+    module = parsed_fusion.module
+    if "head" not in parts:  # a checkpoint has one, so that none of its names is imported here
+        module = resolve(module, "model.fusion.module") if isinstance(module, str) else module
+        if getattr(module, "makes_outputs", False):
+            parsed = parse_parts({**parts, "head": "torch.nn.Identity"}, pretrained, untrained)
+    return parsed, parsed_fusion

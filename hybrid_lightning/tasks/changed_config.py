@@ -49,8 +49,9 @@ def adapt_checkpoint(
     """
     check_choice(on_group_change, "on_group_change", ON_GROUP_CHANGE)
     saved = checkpoint.get(CHECKPOINT_KEY, today)
-    settings, groups, saved_groups = all_settings(saved), today["groups"], saved["groups"]
-    optimizers = [all_settings(task)["optimizer"]["class_path"] for task in (saved, today)]
+    settings = all_settings(saved)
+    groups, saved_groups = today["groups"], saved["groups"]
+    optimizers = [settings["optimizer"]["class_path"], all_settings(today)["optimizer"]["class_path"]]
     changes = model_changes(own, checkpoint, groups, saved_groups, optimizers)
     lines = []
     if changes:
@@ -61,6 +62,7 @@ def adapt_checkpoint(
     if changes and on_group_change == "weights_only":
         forget_fit(checkpoint, getattr(trainer, "datamodule", None))
         return None, [*lines, "The fit starts at step 0 with a new optimizer."]
+    # from here on the fit goes on from the checkpoint's step
     require_groups(checkpoint, saved_groups)
     end_at(checkpoint, trainer.max_epochs)
     if changes or list(groups.items()) != list(saved_groups.items()):
@@ -169,12 +171,17 @@ def model_changes(
     optimizers: list[str],
 ) -> list[str]:
     """Sentences that say how the model and optimizer of a checkpoint differ from those of today; none if they fit."""
+    in_both = [name for name in groups if name in saved_groups]
     names = {
         "Groups added": [name for name in groups if name not in saved_groups],
         "Groups removed": [name for name in saved_groups if name not in groups],
-        "Groups with other parameters": [n for n in groups if set(groups[n]) != set(saved_groups.get(n, groups[n]))],
+        "Groups with other parameters": [name for name in in_both if set(groups[name]) != set(saved_groups[name])],
     }
-    sentences = [f"{kind}: {listing(of_kind)}." for kind, of_kind in names.items() if of_kind]
+    sentences = []
+    for kind, of_kind in names.items():
+        if of_kind:
+            sentences.append(f"{kind}: {listing(of_kind)}.")
+    # groups that differ are easier to read than tensors that differ because of them
     sentences = sentences or other_tensors(own, checkpoint["state_dict"])
     if sentences:
         sentences.insert(0, "The checkpoint is of another model.")
@@ -196,8 +203,11 @@ def _not_allowed(changes: list[str]) -> ConfigError:
 def take_matching_weights(own: Mapping[str, Tensor], checkpoint: dict[str, Any]) -> list[str]:
     """Keeps a checkpoint's matching weights, fills the rest from the model, and reports both."""
     saved = checkpoint["state_dict"]
-    kept = {name for name, tensor in own.items() if name in saved and saved[name].shape == tensor.shape}
-    checkpoint["state_dict"] = {name: saved[name] if name in kept else tensor for name, tensor in own.items()}
+    kept = {}
+    for name, tensor in own.items():
+        if name in saved and saved[name].shape == tensor.shape:
+            kept[name] = saved[name]
+    checkpoint["state_dict"] = {**own, **kept}
     lines = [f"kept: {len(kept)} of {len(own)} tensors"]
     for kind, tensors in (("fresh", own), ("dropped", saved)):
         names = [name.removeprefix("network.") for name in tensors if name not in kept]
@@ -250,7 +260,8 @@ def match_optimizer(
     """
     [saved] = checkpoint["optimizer_states"]
     known = saved_parameters(saved, saved_groups)
-    state, new_groups = {}, []
+    state: dict[int, Any] = {}
+    new_groups = []
     for group in fresh:
         names = groups[group["name"]]
         new_groups.append(_matched_group(group, [known[name] for name in names if name in known], keep))
@@ -268,8 +279,9 @@ def match_optimizer(
 def _matched_group(group: dict[str, Any], members: list[SavedParameter], keep: bool) -> dict[str, Any]:
     """A group of today with what the group of its first known parameter had; all of it if `keep`."""
     source = members[0].group if members else {"unfrozen_at": None}
+    # another kind of optimizer has other options; when a group was unfrozen holds for any
     keys = [key for key in source if key not in _OF_TODAY] if keep else ["unfrozen_at"]
-    return {**group, **{key: source[key] for key in keys}}
+    return group | {key: source[key] for key in keys}
 
 
 def _fits(state: Mapping[str, Any], weight: Tensor) -> bool:

@@ -187,7 +187,7 @@ def rebuilt(base: type[Task], wanted: type, path: Any, trust: tuple[str, ...], l
             raise KeyError("there is no head")
         task: Any = task_class(str(saved["task"]), base, wanted)
         model = task(parts=parts, fusion=saved["fusion"], **saved["settings"])
-        model.rebuild(saved["network"], trust)
+        model.rebuild(saved["network"], trust)  # the file's names are resolved under this trust alone
         refuse_other_model(model.state_dict(), state, "checkpoint_path")
         model.load_state_dict(state)
     except ConfigError:

@@ -60,6 +60,7 @@ class ClassificationObjective(Objective):
         weights = self.class_weights
         if self.kind == "multiclass":
             return functional.cross_entropy(outputs, target.long(), weights, label_smoothing=self.label_smoothing)
+        # torch smooths only classes; of a label, half of the share goes to 0 and half to 1
         hard = target.to(outputs.dtype)
         soft = hard * (1 - self.label_smoothing) + self.label_smoothing / 2
         if self.kind == "multilabel":

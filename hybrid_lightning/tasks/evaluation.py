@@ -62,6 +62,7 @@ class Evaluator(nn.Module):
         joint = logged.get(f"val/{name}")
         if joint is None:
             return None
+        # of errors, less is better
         sign = 1 if getattr(metrics[name], "higher_is_better", True) else -1
         better = []
         for key, value in logged.items():

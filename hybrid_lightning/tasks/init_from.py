@@ -71,6 +71,7 @@ class StartTensors:
             source: The option.
             known: Names of the new model's parts.
         """
+        # the optimizer's state may be twice as large as the weights
         tensors = tensors_of(read_file(source.path, _PLACE, without=("optimizer_states",)))
         found = parts_of(tensors)
         with at(_PLACE):
@@ -113,6 +114,7 @@ class StartTensors:
             self._check_parts(network, fits)
             share = covered_share(network, fits)
             self._check_share(share, network, fits)
+        # only now, so that an error leaves the network as it was built
         for name, fit in fits.items():
             network.parts[name].load_state_dict(fit.found, strict=False)
         lines = [f"init_from {self.source.path}: {share:.1%} of the values."]
@@ -151,6 +153,7 @@ class StartTensors:
 
     def objective_of_head(self, network: HybridNetwork) -> dict[str, Tensor]:
         """The objective's state, if the network's head is now that of the file; else nothing."""
+        # the scale of targets belongs to the head that has learned them, and to no other
         own = network.parts["head"].state_dict()
         theirs = self.parts.get("head", {})
         is_same = all(name in theirs and theirs[name].equal(tensor.cpu()) for name, tensor in own.items())

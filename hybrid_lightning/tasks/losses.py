@@ -113,7 +113,7 @@ def _factory(path: str, trust: Collection[str] | None) -> Any:
     """The class behind a path, if a file with this trust may name it."""
     if path in LOSSES:
         return LOSSES[path]
-    if "." not in path:
+    if "." not in path:  # neither a path nor a name of ours: most likely misspelled
         raise unknown(f"{_PLACE}.class_path", "loss", path, [*LOSSES, "torch.nn.MultiMarginLoss"])
     if trust is not None and not path.startswith("torch.nn.") and not trusted(path, trust):
         raise ConfigError(

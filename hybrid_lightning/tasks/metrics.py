@@ -107,6 +107,7 @@ class SplitMetrics(nn.Module):
         if "auroc" not in self.metrics or self.counts is None:
             return {}
         positives, total = self.counts.compute()
+        # the area under a curve needs samples on both sides of the threshold
         constant = (positives == 0) | (positives == total)
         if not bool(constant.any()):
             return {}

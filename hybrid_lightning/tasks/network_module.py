@@ -35,7 +35,6 @@ from hybrid_lightning.tasks.checkpoint import (
     group_names,
     refuse_other_model,
     task_name,
-    translated,
 )
 from hybrid_lightning.tasks.default_callbacks import (
     configure_callbacks,
@@ -81,6 +80,7 @@ class NetworkModule(BatchCheckingModule, ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls):
+            # the arguments of a user's own task reach the checkpoint without being named there
             cls.__init__ = recorded(cls.__init__)  # type: ignore[method-assign]
 
     # Building
@@ -182,7 +182,8 @@ class NetworkModule(BatchCheckingModule, ABC):
         if self.network is None:
             data = getattr(self.trainer, "datamodule", None)
             self.build_for(data, lambda: example_batch(self.trainer), load=self.reads_weights)
-        network, groups = self.built(), self.param_groups()
+        network = self.built()
+        groups = self.param_groups()  # before sharding, which replaces the parameters
         shard_if_asked(self.trainer.strategy, network, groups)
         with_parameters = {group["part"] for group in groups}
         options = {name: part for name, part in network.facts.items() if name in with_parameters}
@@ -320,7 +321,6 @@ class NetworkModule(BatchCheckingModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
-        checkpoint.update(translated(checkpoint))
         is_fit = self.trainer.state.fn == "fit"
         rebuild_paths(self.trainer, checkpoint)
         state = checkpoint.get("state_dict", {})

@@ -68,7 +68,9 @@ class RegressionObjective(Objective):
         if self.scale.known:
             return
         targets = training_targets(trainer) if self.standardize else None
-        mean, std = [0.0] * self.outputs, [1.0] * self.outputs
+        # without standardizing, the scale stays that of the targets themselves, for good
+        mean = [0.0] * self.outputs
+        std = [1.0] * self.outputs
         if targets is not None:
             with at("data: train targets"):
                 self.check_target(targets)
@@ -81,7 +83,7 @@ class RegressionObjective(Objective):
 
     def adopt(self, saved: Mapping[str, Any], is_fit: bool) -> None:
         """Keeps the scale of the checkpoint, whatever ``standardize`` is now."""
-        was = saved["settings"].get("standardize", False)
+        was = saved["settings"].get("standardize", False)  # older checkpoints have no scale
         if was != self.standardize:
             self.standardize = was
             rank_zero_info(f"standardize: {was}, because the network of the checkpoint was trained like that.")
