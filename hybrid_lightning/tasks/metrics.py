@@ -95,9 +95,11 @@ class SplitMetrics(nn.Module):
             for name, metric in self.metrics.items():
                 if name not in undefined:
                     values[name] = metric.compute()  # type: ignore[operator]
-        for metric in self.modules():
-            if isinstance(metric, torchmetrics.Metric):
-                metric.reset()
+        # in inference mode it would make states that a fit, which follows a validation by hand, cannot update
+        with torch.inference_mode(False):
+            for metric in self.modules():
+                if isinstance(metric, torchmetrics.Metric):
+                    metric.reset()
         return values, undefined
 
     def _undefined(self) -> dict[str, str]:

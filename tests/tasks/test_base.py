@@ -165,6 +165,14 @@ assert not ours, ours
     succeed("-c", script, fresh=True)
 
 
+def test_a_model_that_was_validated_before_trains_and_validates():
+    model = classifier()
+    trainer().validate(model, data(), verbose=False)
+    run = trainer()
+    run.fit(model, data(), data())
+    assert "val/accuracy" in run.callback_metrics
+
+
 def test_prediction_needs_no_target():
     model, run = classifier(), trainer()
     run.fit(model, data())

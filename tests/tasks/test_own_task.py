@@ -83,7 +83,7 @@ def test_two_towers_learn_to_match_without_a_target(page: ModuleType, tmp_path: 
     tower = {"module": "MLP", "args": {"hidden": [16], "out_features": 8}}
     parts = {"image": tower, "text": tower}
     model = page.TwoTowers(temperature=0.2, lr=0.01, parts=parts, fusion={"module": page.SideBySide})
-    data, run = DataLoader(Pairs(), 16), trainer(max_epochs=10)
+    data, run = DataLoader(Pairs(), 16), trainer(max_epochs=10, log_every_n_steps=4)
     model.build(next(iter(data)))
     before = trainer().validate(model, data, verbose=False)[0]["val/loss"]
     run.fit(model, data, data)
