@@ -125,6 +125,21 @@ def before_transfer(module: pl.LightningModule, batch: Any) -> Any:
     return module._on_before_batch_transfer(batch)
 
 
+class BatchCheckingModule(pl.LightningModule):
+    """A LightningModule that sees each batch on the CPU once, whoever has the hooks of batches.
+
+    Of a DataModule and a module that both have ``on_before_batch_transfer``, 2.6 calls the DataModule's alone.
+    """
+
+    def check_batch(self, batch: Any) -> None:
+        """Looks at a batch after ``on_before_batch_transfer``, on the CPU; does nothing."""
+
+    def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        batch = super()._on_before_batch_transfer(batch, dataloader_idx)
+        self.check_batch(batch)
+        return batch
+
+
 def combination_of(combined: CombinedLoader) -> str:
     """How several loaders are combined, such as ``max_size_cycle``.
 

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, RandomSampler
 import hybrid_lightning
 from hybrid_lightning import lightning_private
 from hybrid_lightning.lightning_private import (
+    BatchCheckingModule,
     accumulates,
     before_transfer,
     cluster_environment,
@@ -435,6 +436,38 @@ def test_loaders_to_read_are_known_before_the_trainer_shows_them(fit):
 
 def test_before_transfer_calls_the_hook_of_the_module(fit):
     assert all(batch.tolist() == [[1.0], [1.0]] for batch in fit.seen["transferred"])
+
+
+class Checking(BatchCheckingModule, Tiny):
+    """Tiny, whose hook adds 1, with a check."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[Any] = []
+
+    def check_batch(self, batch: Any) -> None:
+        super().check_batch(batch)
+        self.batches.append(batch.flatten().tolist())
+
+
+class Doubling(pl.LightningDataModule):
+    """A DataModule with the same hook, which takes the place of the module's."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return 2 * batch
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(torch.full((2, 1), 3.0))
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden `on_before_batch_transfer`")
+def test_a_batch_checking_module_sees_each_batch_once_after_the_hook_of_either():
+    with_hook, with_data = Checking(), Checking()
+    trainer(max_epochs=1).fit(with_hook, DataLoader(torch.full((2, 1), 3.0)))
+    trainer(max_epochs=1).fit(with_data, datamodule=Doubling())
+    assert issubclass(Checking, BatchCheckingModule)
+    assert with_hook.batches == [[4.0], [4.0]]
+    assert with_data.batches == [[6.0], [6.0]]
 
 
 def test_save_now_saves_between_the_callbacks_own_moments(fit):

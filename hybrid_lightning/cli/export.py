@@ -48,10 +48,10 @@ def export(
     model.follow_part_heads(state)
     refuse_other_model(model.state_dict(), state)
     model.load_state_dict(state)
-    scale = model.program_facts()
     export_network(model.built(), next(iter(loader)), output, format)
-    if "mean" in scale:
-        print(f"outputs are standardized: number = output × {scale['std']} + {scale['mean']}")
+    note = model.objective.export_note()
+    if note:
+        print(note)
     _print_digest(output)
 
 

@@ -189,7 +189,7 @@ def prediction_table(predicted: Predicted, task: HybridTask, data: Any, row_numb
     if ids is None or row_numbers:
         columns["row"] = predicted.places if predicted.rows is None else predicted.rows
     names = getattr(data, "target_names", None)
-    columns |= task.prediction_columns(predicted.predictions, None if names is None else list(names))
+    columns |= task.objective.prediction_columns(predicted.predictions, None if names is None else list(names))
     for part, values in predicted.contributions.items():
         columns[f"contribution_{part}"] = values
     return {name: as_array(values) for name, values in columns.items()}

@@ -1,16 +1,16 @@
-"""Continuing a fit whose facts, groups or optimizer have changed since its checkpoint was written."""
+"""Continuing a fit whose settings, groups or optimizer have changed since its checkpoint was written."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hybrid_lightning.duration import FitLength
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError, check_choice, listing
 from hybrid_lightning.optim.lr_schedules import GroupLR
-from hybrid_lightning.resume.optimizer_states import require_groups
+from hybrid_lightning.resume.optimizer_states import Make, damaged, first_problem, require_groups
 from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, other_tensors
 
 ON_GROUP_CHANGE = ("error", "weights_only", "match")
@@ -18,86 +18,96 @@ _OF_TODAY = (
     *("params", "name", "part", "stage", "origin", "observer", "fixed"),
     *("lr_factor", "initial_lr", "weight_decay"),
 )
+"""Entries of an optimizer's group that follow the config of today, not the checkpoint."""
 Groups = Mapping[str, list[str]]
 """Group name → names of its parameters."""
 
 
-def take_up(
+def adapt_checkpoint(
     checkpoint: dict[str, Any],
     own: Mapping[str, Tensor],
-    now: Mapping[str, Any],
-    make_optimizer: Callable[[], Optimizer],
+    today: Mapping[str, Any],
+    optimizer: Optimizer,
     on_group_change: str,
     trainer: pl.Trainer,
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Prepares a checkpoint for a fit, before anything is restored from it.
 
+    Raises `ConfigError` if something has changed that is not allowed.
+
     Args:
         checkpoint: Changed in place, if the model or the optimizer has changed and `on_group_change` allows it.
         own: The model's ``state_dict``.
-        now: What the task would add to a checkpoint now.
-        make_optimizer: Makes the optimizer of today.
+        today: What the task would add to a checkpoint now.
+        optimizer: Of today.
         on_group_change: ``error``; ``weights_only``: the weights that match are taken, and the fit starts at step 0;
             ``match``: the optimizer state that matches is taken too, and the fit goes on from the checkpoint's step.
         trainer: Runs the fit.
 
     Returns:
-        The checkpoint's facts (see `all_facts`), or None if the fit does not go on from it; and lines to print.
-
-    Raises:
-        ConfigError: If something has changed that is not allowed.
+        The checkpoint's settings (see `all_settings`), or None if the fit does not go on from it; and lines to print.
     """
-    if on_group_change not in ON_GROUP_CHANGE:
-        raise unknown("on_group_change", "value", str(on_group_change), ON_GROUP_CHANGE)
-    saved = checkpoint.get(CHECKPOINT_KEY, now)
-    facts, groups, saved_groups = all_facts(saved), now["groups"], saved["groups"]
-    optimizers = [facts["optimizer"]["class_path"], all_facts(now)["optimizer"]["class_path"]]
+    check_choice(on_group_change, "on_group_change", ON_GROUP_CHANGE)
+    saved = checkpoint.get(CHECKPOINT_KEY, today)
+    settings = all_settings(saved)
+    groups, saved_groups = today["groups"], saved["groups"]
+    optimizers = [settings["optimizer"]["class_path"], all_settings(today)["optimizer"]["class_path"]]
     changes = model_changes(own, checkpoint, groups, saved_groups, optimizers)
-    if on_group_change == "error":
-        refuse_changes(changes)
-    lines = [f"--on_group_change {on_group_change}: {' '.join(changes)}"] if changes else []
+    lines = []
     if changes:
+        if on_group_change == "error":
+            raise _not_allowed(changes)
+        lines = [f"--on_group_change {on_group_change}: {' '.join(changes)}"]
         lines += take_matching_weights(own, checkpoint)
     if changes and on_group_change == "weights_only":
         forget_fit(checkpoint, getattr(trainer, "datamodule", None))
         return None, [*lines, "The fit starts at step 0 with a new optimizer."]
+    # from here on the fit goes on from the checkpoint's step
     require_groups(checkpoint, saved_groups)
     end_at(checkpoint, trainer.max_epochs)
     if changes or list(groups.items()) != list(saved_groups.items()):
-        fresh = make_optimizer().state_dict()["param_groups"]
+        fresh = optimizer.state_dict()["param_groups"]
         kept = match_optimizer(checkpoint, fresh, groups, saved_groups, keep=optimizers[0] == optimizers[1])
-        lines += [f"The optimizer state of {kept} parameters is kept."] if lines else []
-    return facts, lines
+        if changes:
+            lines.append(f"The optimizer state of {kept} parameters is kept.")
+    return settings, lines
 
 
-# Facts
+# Settings
 
 
 def optimizer_spec(spec: Any) -> dict[str, Any]:
-    """An optimizer's facts in the long form, with the bare names of torch's classes."""
-    spec = {"class_path": spec or "AdamW"} if not isinstance(spec, Mapping) else spec
+    """An optimizer's settings in the long form, with the bare names of torch's classes."""
+    if not isinstance(spec, Mapping):
+        spec = {"class_path": spec or "AdamW"}
     return {"class_path": spec["class_path"].removeprefix("torch.optim."), "init_args": spec.get("init_args") or {}}
 
 
-def all_facts(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """What a task adds to a checkpoint, as one dict of all facts that may be changed on a restart."""
-    facts = {key: value for key, value in saved.get("facts", {}).items() if key != "init_from"}
-    parts = {name: {k: v for k, v in part.items() if k != "weights"} for name, part in saved.get("parts", {}).items()}
-    fusion = saved.get("fusion", {})
-    return {**facts, "optimizer": optimizer_spec(facts.get("optimizer")), "parts": parts, "fusion": fusion}
+def all_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task adds to a checkpoint, as one dict of all settings that may be changed on a restart."""
+    settings = dict(saved.get("settings", {}))
+    settings.pop("init_from", None)  # where the weights came from is over
+    settings["optimizer"] = optimizer_spec(settings.get("optimizer"))
+    settings["parts"] = {}
+    for name, part in saved.get("parts", {}).items():
+        settings["parts"][name] = {option: value for option, value in part.items() if option != "weights"}
+    settings["fusion"] = saved.get("fusion", {})
+    return settings
 
 
-def changed_facts(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Path, old and new value of each fact that differs, at every depth.
+def changed_settings(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Path, old and new value of each setting that differs, at every depth.
 
-    Parts that are not in both are left out (their groups tell), and so are optimizer arguments that are no longer
-    given, because their values are kept.
+    Parts that are not in both are left out (their groups are compared), and so are optimizer arguments that are no
+    longer given, because their values are kept.
     """
-    if isinstance(old, Mapping | None) and isinstance(new, Mapping | None) and (old or new):
+    are_dicts = isinstance(old, Mapping | None) and isinstance(new, Mapping | None)
+    if are_dicts and (old or new):
         old, new = old or {}, new or {}
         for key in {**new, **old}:
-            if not (path == "parts" and (key not in old or key not in new)):
-                yield from changed_facts(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            is_in_both = key in old and key in new
+            if is_in_both or path != "parts":
+                yield from changed_settings(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif _listed(old) != _listed(new) and not (path.startswith("optimizer.init_args") and new is None):
         yield path, old, new
 
@@ -107,31 +117,40 @@ def _listed(value: Any) -> Any:
 
 
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any], epoch: int, limit: int = 8) -> list[str]:
-    """A line per changed fact, such as ``lr 0.001 → 0.5, applied from epoch 3``, at most `limit` and a count."""
-    changes = [
-        (path, *("null" if value is None else value for value in pair)) for path, *pair in changed_facts(old, new)
-    ]
-    lines = [f"{path} {was} → {now}, applied from epoch {epoch}" for path, was, now in changes]
-    return lines[:limit] + ([f"and {len(lines) - limit} more"] if len(lines) > limit else [])
+    """A line per changed setting, such as ``lr 0.001 → 0.5, applied from epoch 3``, at most `limit` and a count."""
+    lines = []
+    for path, was, now in changed_settings(old, new):
+        before = "null" if was is None else was
+        after = "null" if now is None else now
+        lines.append(f"{path} {before} → {after}, applied from epoch {epoch}")
+    if len(lines) > limit:
+        return [*lines[:limit], f"and {len(lines) - limit} more"]
+    return lines
 
 
-def restate(optimizer: Optimizer, wanted: list[dict[str, Any]], old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def apply_current_settings(
+    optimizer: Optimizer, wanted: list[dict[str, Any]], old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
     """Gives restored groups the rates, decays and changed optimizer arguments of today; the rest stays as restored.
 
     Args:
         optimizer: Restored from a checkpoint.
-        wanted: Groups as today's facts make them.
-        old: The checkpoint's facts, see `all_facts`.
-        new: Today's facts.
+        wanted: Groups as today's settings make them.
+        old: The checkpoint's settings, see `all_settings`.
+        new: Today's settings.
     """
     given, before = new["optimizer"]["init_args"], old["optimizer"]["init_args"]
-    options = {key for key, value in given.items() if _listed(before.get(key)) != _listed(value)}
+    changed = {}
+    for key, value in given.items():
+        if _listed(before.get(key)) != _listed(value) and key in optimizer.defaults:
+            changed[key] = optimizer.defaults[key]
     of_today = {group["name"]: group for group in wanted}
     for group in optimizer.param_groups:
         today = of_today[group["name"]]
-        group.update(lr_factor=today["lr_factor"], weight_decay=today["weight_decay"], initial_lr=today["lr"])
-        group["observer"] = today["observer"]
-        group.update({key: optimizer.defaults[key] for key in options if key in optimizer.defaults})
+        for key in ("lr_factor", "weight_decay", "observer"):
+            group[key] = today[key]
+        group["initial_lr"] = today["lr"]
+        group.update(changed)
 
 
 def set_position(scheduler: GroupLR, step: int, length: FitLength) -> None:
@@ -152,44 +171,73 @@ def model_changes(
     optimizers: list[str],
 ) -> list[str]:
     """Sentences that say how the model and optimizer of a checkpoint differ from those of today; none if they fit."""
+    in_both = [name for name in groups if name in saved_groups]
     names = {
         "Groups added": [name for name in groups if name not in saved_groups],
         "Groups removed": [name for name in saved_groups if name not in groups],
-        "Groups with other parameters": [n for n in groups if set(groups[n]) != set(saved_groups.get(n, groups[n]))],
+        "Groups with other parameters": [name for name in in_both if set(groups[name]) != set(saved_groups[name])],
     }
-    sentences = [f"{kind}: {listing(of_kind)}." for kind, of_kind in names.items() if of_kind]
+    sentences = []
+    for kind, of_kind in names.items():
+        if of_kind:
+            sentences.append(f"{kind}: {listing(of_kind)}.")
+    # groups that differ are easier to read than tensors that differ because of them
     sentences = sentences or other_tensors(own, checkpoint["state_dict"])
-    sentences = ["The checkpoint is of another model.", *sentences] if sentences else []
+    if sentences:
+        sentences.insert(0, "The checkpoint is of another model.")
     old, new = optimizers
-    return sentences + ([f"Its optimizer is {old}, not {new}, which cannot use its state."] if old != new else [])
+    if old != new:
+        sentences.append(f"Its optimizer is {old}, not {new}, which cannot use its state.")
+    return sentences
 
 
-def refuse_changes(changes: list[str]) -> None:
-    """Raises `ConfigError` if there are any."""
-    if changes:
-        raise ConfigError(
-            f"--ckpt_path: {' '.join(changes)} Use the config of its run (config.yaml in its folder); or add "
-            f"--on_group_change weights_only, which starts a new fit with the weights that match, or --on_group_change "
-            f"match, which also keeps the optimizer state that matches and goes on from the checkpoint's step."
-        )
+def _not_allowed(changes: list[str]) -> ConfigError:
+    return ConfigError(
+        f"{' '.join(changes)} Use the config of its run (config.yaml in its folder); or add --on_group_change "
+        f"weights_only, which starts a new fit with the weights that match, or --on_group_change match, which also "
+        f"keeps the optimizer state that matches and goes on from the checkpoint's step.",
+        "--ckpt_path",
+    )
 
 
 def take_matching_weights(own: Mapping[str, Tensor], checkpoint: dict[str, Any]) -> list[str]:
-    """Completes a checkpoint's weights by the model's own where they do not fit, and says which are which."""
+    """Keeps a checkpoint's matching weights, fills the rest from the model, and reports both."""
     saved = checkpoint["state_dict"]
-    kept = {name for name, tensor in own.items() if name in saved and saved[name].shape == tensor.shape}
-    checkpoint["state_dict"] = {name: saved[name] if name in kept else tensor for name, tensor in own.items()}
-    fresh = [name.removeprefix("network.") for name in own if name not in kept]
-    dropped = [name.removeprefix("network.") for name in saved if name not in kept]
+    kept = {}
+    for name, tensor in own.items():
+        if name in saved and saved[name].shape == tensor.shape:
+            kept[name] = saved[name]
+    checkpoint["state_dict"] = {**own, **kept}
     lines = [f"kept: {len(kept)} of {len(own)} tensors"]
-    return lines + [f"{k}: {listing(n, 6)}" for k, n in (("fresh", fresh), ("dropped", dropped)) if n]
+    for kind, tensors in (("fresh", own), ("dropped", saved)):
+        names = [name.removeprefix("network.") for name in tensors if name not in kept]
+        if names:
+            lines.append(f"{kind}: {listing(names, 6)}")
+    return lines
 
 
 def forget_fit(checkpoint: dict[str, Any], datamodule: Any) -> None:
     """Leaves only the weights in a checkpoint, so that the fit starts at step 0."""
     for key in ("loops", "callbacks", type(datamodule).__qualname__):
-        checkpoint.pop(key, None)  # without callbacks Lightning does not ask them to restore anything
-    checkpoint |= {"optimizer_states": [], "lr_schedulers": []}
+        checkpoint.pop(key, None)  # without callbacks Lightning restores none
+    checkpoint["optimizer_states"] = []
+    checkpoint["lr_schedulers"] = []
+
+
+class SavedParameter(NamedTuple):
+    """A parameter in the optimizer state of a checkpoint: its group there, and its own state (empty: never trained)."""
+
+    group: dict[str, Any]
+    state: dict[str, Any]
+
+
+def saved_parameters(optimizer_state: Mapping[str, Any], groups: Groups) -> dict[str, SavedParameter]:
+    """Parameter name → what an optimizer's ``state_dict`` has of it."""
+    found = {}
+    for group in optimizer_state["param_groups"]:
+        for name, index in zip(groups[group["name"]], group["params"], strict=True):
+            found[name] = SavedParameter(group, optimizer_state["state"].get(index, {}))
+    return found
 
 
 def match_optimizer(
@@ -211,22 +259,16 @@ def match_optimizer(
         Number of parameters whose state was kept.
     """
     [saved] = checkpoint["optimizer_states"]
-    index: dict[str, int] = {}
-    home: dict[str, dict[str, Any]] = {}
-    for group in saved["param_groups"]:
-        for name, position in zip(saved_groups[group["name"]], group["params"], strict=True):
-            index[name], home[name] = position, group
-    state, new_groups = {}, []
+    known = saved_parameters(saved, saved_groups)
+    state: dict[int, Any] = {}
+    new_groups = []
     for group in fresh:
         names = groups[group["name"]]
-        source = next((home[name] for name in names if name in home), {"unfrozen_at": None})
-        keys = [key for key in source if key not in _OF_TODAY] if keep else ["unfrozen_at"]
-        new_groups.append({**group, **{key: source[key] for key in keys}})
-        for name, position in zip(names, group["params"], strict=True):
-            tensor = checkpoint["state_dict"][f"network.{name}"]
-            found = saved["state"].get(index.get(name, -1), {}) if keep else {}
-            if found and all(t.shape in (tensor.shape, ()) for t in found.values() if isinstance(t, Tensor)):
-                state[position] = found
+        new_groups.append(_matched_group(group, [known[name] for name in names if name in known], keep))
+        for name, index in zip(names, group["params"], strict=True):
+            weight = checkpoint["state_dict"][f"network.{name}"]
+            if keep and name in known and _fits(known[name].state, weight):
+                state[index] = known[name].state
     checkpoint["optimizer_states"] = [{**saved, "state": state, "param_groups": new_groups}]
     for key, callback in checkpoint.get("callbacks", {}).items():
         if key.startswith("GradualUnfreezing"):
@@ -234,11 +276,43 @@ def match_optimizer(
     return len(state)
 
 
+def _matched_group(group: dict[str, Any], members: list[SavedParameter], keep: bool) -> dict[str, Any]:
+    """A group of today with what the group of its first known parameter had; all of it if `keep`."""
+    source = members[0].group if members else {"unfrozen_at": None}
+    # another kind of optimizer has other options; when a group was unfrozen holds for any
+    keys = [key for key in source if key not in _OF_TODAY] if keep else ["unfrozen_at"]
+    return group | {key: source[key] for key in keys}
+
+
+def _fits(state: Mapping[str, Any], weight: Tensor) -> bool:
+    """Whether there is a state, and all its tensors are of the weight's shape, or numbers."""
+    shapes = [entry.shape for entry in state.values() if isinstance(entry, Tensor)]
+    return bool(state) and all(shape in (weight.shape, ()) for shape in shapes)
+
+
+def refuse_damaged_state(
+    checkpoint: Mapping[str, Any], optimizer: Optimizer, network: nn.Module, make: Make, trainer: pl.Trainer
+) -> None:
+    """Raises `ConfigError` on all ranks if the optimizer state does not fit its parameters on one of them.
+
+    Args:
+        checkpoint: With the state of one optimizer.
+        optimizer: Of today.
+        network: Has the optimizer's parameters.
+        make: Makes such an optimizer over other parameters.
+        trainer: Runs the fit.
+    """
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    problem = first_problem(checkpoint, optimizer, names, make)
+    if trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
+        raise damaged(problem or "another rank reports it.")
+
+
 # The end
 
 
 def finished(trainer: pl.Trainer) -> str | None:
-    """Says that a fit has nothing left to do, if that is so."""
+    """A sentence if a fit has nothing left to do."""
     epochs = trainer.fit_loop.epoch_progress.total.processed  # type: ignore[attr-defined]
     done = (("steps", trainer.global_step, trainer.max_steps), ("epochs", epochs, trainer.max_epochs))
     for unit, reached, limit in done:

@@ -4,45 +4,53 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from hybrid_lightning.errors import RENAMED, ConfigError, listing, unknown
+from hybrid_lightning.errors import RENAMED, ConfigError, check_keys, listing
 from hybrid_lightning.network.registry import registered_name
+from hybrid_lightning.tasks.init_from import OBJECTIVE
 from hybrid_lightning.weights.safe_files import peek, read_file
 
 CHECKPOINT_KEY = "hybrid_lightning"
 CHECKPOINT_VERSION = 4
 """Format 3 is translated, see `translated`; 1 and 2 were never released."""
 _PACKAGE = __name__.partition(".")[0]
+_WANTED = {"version", "task", "settings", "parts", "fusion", "network"}
 Task = TypeVar("Task")
 
 
 def read_checkpoint(
-    path: Any, where: str = "checkpoint_path", tensors: bool = True
+    path: Any, place: str = "checkpoint_path", tensors: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a task added to a checkpoint, and the weights.
 
+    Raises `ConfigError` if the file is broken, holds code, or was not written by a task of this version.
+
     Args:
         path: The file; of a sharded checkpoint, the folder.
-        where: Name of the setting, for errors.
+        place: Name of the setting, for errors.
         tensors: Whether the weights are read; if not, what is returned of them is not to be used.
-
-    Raises:
-        ConfigError: If the file is broken, holds code, or was not written by a task of this version.
     """
-    checkpoint = read_file(path, where, without=("optimizer_states",)) if tensors else peek(path, where)
-    saved = checkpoint.get(CHECKPOINT_KEY)
-    wanted = {"version", "task", "facts", "parts", "fusion", "network"}
-    if not isinstance(saved, dict) or not wanted <= saved.keys() or "state_dict" not in checkpoint:
-        raise ConfigError(f"{where}: {str(path)!r} was not written by a task of this program.")
-    if saved["version"] not in (3, CHECKPOINT_VERSION):
-        is_old = saved["version"] in (1, 2)
+    checkpoint = read_file(path, place, without=("optimizer_states",)) if tensors else peek(path, place)
+    foreign = ConfigError(f"{str(path)!r} was not written by a task of this program.", place)
+    if not _is_ours(checkpoint):
+        raise foreign
+    version = checkpoint[CHECKPOINT_KEY]["version"]
+    if version not in (3, CHECKPOINT_VERSION):
+        is_old = version in (1, 2)
         remedy = "It is of before the first release; train anew." if is_old else "Install a newer hybrid_lightning."
         raise ConfigError(
-            f"{where}: {str(path)!r} has format {saved['version']}; this program reads {CHECKPOINT_VERSION}. {remedy}"
+            f"{str(path)!r} has format {version}; this program reads {CHECKPOINT_VERSION}. {remedy}", place
         )
-    return translated(saved), checkpoint["state_dict"]
+    checkpoint = translated(checkpoint)
+    if not checkpoint[CHECKPOINT_KEY].keys() >= _WANTED or "state_dict" not in checkpoint:
+        raise foreign
+    return checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
+
+
+def _is_ours(checkpoint: Mapping[str, Any]) -> bool:
+    saved = checkpoint.get(CHECKPOINT_KEY)
+    return isinstance(saved, dict) and "version" in saved
 
 
 def task_name(task: type) -> str:
@@ -52,34 +60,45 @@ def task_name(task: type) -> str:
     return f"{task.__module__}.{task.__qualname__}"
 
 
-def translated(saved: dict[str, Any]) -> dict[str, Any]:
-    """What a task added to a checkpoint, in the words of this version.
+# Format 3
 
-    Format 3 had other names of options (`RENAMED`), and module paths where there are registered names now.
+
+def translated(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint of format 3 as one of today's format; any other as it is.
+
+    Format 3 had other names of options (`RENAMED`), module paths where there are registered names now, ``facts`` for
+    ``settings``, and the scale of a regression beside its objective.
 
     Args:
-        saved: Not changed in place; what is damaged is left to whoever reads it.
+        checkpoint: Not changed in place; what is damaged is left to whoever reads it.
     """
+    if not _is_ours(checkpoint) or checkpoint[CHECKPOINT_KEY]["version"] != 3:
+        return dict(checkpoint)
+    saved = dict(checkpoint[CHECKPOINT_KEY])
+    saved["version"] = CHECKPOINT_VERSION
     task, parts = saved.get("task"), saved.get("parts")
-    named = dict(saved)
     if isinstance(task, str) and task.startswith(f"{_PACKAGE}."):
-        named["task"] = task.rpartition(".")[2]
+        saved["task"] = task.rpartition(".")[2]
+    if "facts" in saved:
+        saved["settings"] = _with_new_keys(saved.pop("facts"))
     if isinstance(parts, Mapping):
-        named["parts"] = {name: _part(facts) for name, facts in parts.items()}
-    named["fusion"] = _part(saved.get("fusion"))
-    named["facts"] = _with_new_keys(saved.get("facts"))
+        saved["parts"] = {name: _part(options) for name, options in parts.items()}
+    saved["fusion"] = _part(saved.get("fusion"))
     network = saved.get("network")
     if isinstance(network, Mapping) and isinstance(network.get("sizes"), Mapping):
         sizes = {name: _with_new_keys(of_part) for name, of_part in network["sizes"].items()}
-        named["network"] = {**network, "sizes": sizes}
-    return named
+        saved["network"] = {**network, "sizes": sizes}
+    state = checkpoint.get("state_dict")
+    if isinstance(state, Mapping):
+        state = {f"{OBJECTIVE}{name}" if name.startswith("scale.") else name: t for name, t in state.items()}
+    return {**checkpoint, CHECKPOINT_KEY: saved, "state_dict": state}
 
 
-def _part(facts: Any) -> Any:
+def _part(options: Any) -> Any:
     """The options of a part by their names of today; anything that is damaged as it is."""
-    if not isinstance(facts, Mapping):
-        return facts
-    part = dict(_with_new_keys(facts))
+    if not isinstance(options, Mapping):
+        return options
+    part = dict(_with_new_keys(options))
     if isinstance(part.get("module"), str):
         part["module"] = registered_name(part["module"])
     if "norm" in part:
@@ -96,62 +115,41 @@ def _with_new_keys(options: Any) -> Any:
     return {key if key == "norm" else RENAMED.get(key, key): value for key, value in options.items()}
 
 
-def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str = "--ckpt_path") -> None:
-    """Compares the names and shapes of a model's tensors with those of a checkpoint.
+# Comparison and rebuilding
 
-    Raises:
-        ConfigError: If they differ.
-    """
+
+def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], place: str = "--ckpt_path") -> None:
+    """Raises `ConfigError` if the names or shapes of a model's tensors differ from those of a checkpoint."""
     sentences = other_tensors(own, saved)
     if sentences:
         raise ConfigError(
-            f"{where}: the checkpoint is of another model. {' '.join(sentences)} Use the config of its run "
-            f"(config.yaml in its folder), or modules of the same architecture."
+            f"the checkpoint is of another model. {' '.join(sentences)} Use the config of its run (config.yaml in its "
+            f"folder), or modules of the same architecture.",
+            place,
         )
 
 
 def other_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
     """Sentences that say how the names and shapes of two models' tensors differ; none if they are equal."""
-    other = [f"{name} {tuple(t.shape)}" for name, t in own.items() if name in saved and saved[name].shape != t.shape]
-    missing, surplus = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
-    kinds = {"Missing in it": missing, "Only in it": surplus, "Of another shape here": other}
-    return [f"{kind}: {listing(names, 4)}." for kind, names in kinds.items() if names]
-
-
-def require_plain(value: Any, where: str) -> None:
-    """Raises `ConfigError` if a fact is not plain data, so that a checkpoint could not hold it."""
-    if isinstance(value, Mapping):
-        for key, entry in value.items():
-            require_plain(entry, f"{where}.{key}")
-    elif isinstance(value, list | tuple | set):
-        for entry in value:
-            require_plain(entry, where)
-    elif type(value) not in (type(None), bool, int, float, str, torch.dtype):
-        raise ConfigError(
-            f"{where}: {str(value)[:80]!r} is a {type(value).__name__}, which a checkpoint cannot hold. Give numbers, "
-            f"text, lists or dicts of them; or pass the whole part as a live module: {{module: MyNet(...)}}."
-        )
-
-
-def require_all_facts(task: type, base: type, facts: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` if an argument of a task's constructors is missing in its facts and would be lost."""
-    constructors = [cls.__init__ for cls in task.__mro__ if issubclass(cls, base)]
-    signatures = [inspect.signature(constructor).parameters for constructor in constructors]
-    names = {
-        n for parameters in signatures for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    reshaped = []
+    for name, tensor in own.items():
+        if name in saved and saved[name].shape != tensor.shape:
+            reshaped.append(f"{name} {tuple(tensor.shape)}")
+    kinds = {
+        "Missing in it": sorted(own.keys() - saved.keys()),
+        "Only in it": sorted(saved.keys() - own.keys()),
+        "Of another shape here": reshaped,
     }
-    missing = sorted(names - {"self", "parts", "fusion", "pretrained", "untrained"} - facts.keys())
-    if missing:
-        raise ConfigError(
-            f"{task.__name__}: a checkpoint would lose {listing(missing)}. After super().__init__, write for each: "
-            f"self.facts[{missing[0]!r}] = {missing[0]}."
-        )
+    return [f"{kind}: {listing(names, 4)}." for kind, names in kinds.items() if names]
 
 
 def group_names(module: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Group name → names of its parameters in `module`."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return {group["name"]: [names[id(p)] for p in group["params"]] for group in groups}
+    found = {}
+    for group in groups:
+        found[group["name"]] = [names[id(parameter)] for parameter in group["params"]]
+    return found
 
 
 def concrete_subclasses(cls: type[Task]) -> list[type[Task]]:
@@ -162,16 +160,55 @@ def concrete_subclasses(cls: type[Task]) -> list[type[Task]]:
     return found
 
 
+def task_class(name: str, base: type[Task], wanted: type) -> type[Task]:
+    """The subclass of `base` that wrote a checkpoint; `ConfigError` unless it exists and is a `wanted`."""
+    known = {task_name(task): task for task in concrete_subclasses(base)}
+    if name not in known:
+        raise ConfigError(
+            f"the file was written by {name!r}, which is not among the classes imported here: {listing(known)}. "
+            f"Import it first.",
+            "checkpoint_path",
+        )
+    if not issubclass(known[name], wanted):
+        raise ConfigError(
+            f"the file was written by {name!r}, which is not a {wanted.__name__}. Call load_from_checkpoint of that "
+            f"class, or of HybridTask.",
+            "checkpoint_path",
+        )
+    return known[name]
+
+
+def rebuilt(base: type[Task], wanted: type, path: Any, trust: tuple[str, ...], live: Mapping[str, nn.Module]) -> Task:
+    """The task of a checkpoint, with its weights; for the arguments see `task_class` and `load_from_checkpoint`."""
+    saved, state = read_checkpoint(path)
+    try:
+        parts = with_live_modules(saved["parts"], live)
+        if "head" not in parts:  # a constructor would import the fusion's class to find out about one
+            raise KeyError("there is no head")
+        task: Any = task_class(str(saved["task"]), base, wanted)
+        model = task(parts=parts, fusion=saved["fusion"], **saved["settings"])
+        model.rebuild(saved["network"], trust)  # the file's names are resolved under this trust alone
+        refuse_other_model(model.state_dict(), state, "checkpoint_path")
+        model.load_state_dict(state)
+    except ConfigError:
+        raise
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise ConfigError(f"the settings in {str(path)!r} are damaged: {error}", "checkpoint_path") from error
+    return model  # type: ignore[no-any-return]
+
+
 def with_live_modules(parts: Mapping[str, Any], live: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """The saved facts, completed by the modules that could not be saved as facts."""
-    for name in live:
-        if name not in parts:
-            raise unknown("parts", "part", name, parts)
-    missing = [name for name, facts in parts.items() if "module" not in facts and name not in live]
+    """The saved options of parts, completed by the modules that could not be saved as options."""
+    check_keys(live, parts, "parts", "part")
+    missing = [name for name, options in parts.items() if "module" not in options and name not in live]
     if missing:
         example = ", ".join(f"{name!r}: module" for name in missing)
         raise ConfigError(
-            f"checkpoint_path: {listing(missing)} were live modules when the model was made, so it cannot rebuild "
-            f"them. Pass modules of the same architecture: load_from_checkpoint(path, parts={{{example}}})."
+            f"{listing(missing)} were live modules when the model was made, so it cannot rebuild them. Pass modules of "
+            f"the same architecture: load_from_checkpoint(path, parts={{{example}}}).",
+            "checkpoint_path",
         )
-    return {name: {**facts, **({"module": live[name]} if name in live else {})} for name, facts in parts.items()}
+    complete = {name: dict(options) for name, options in parts.items()}
+    for name, module in live.items():
+        complete[name]["module"] = module
+    return complete

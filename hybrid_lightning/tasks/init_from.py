@@ -1,109 +1,171 @@
 """Starting a new run from the weights of another one."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from torch import Tensor
 
-from hybrid_lightning.errors import ConfigError, check_number, listing, unknown
+from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing, unknown
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.weights.loading import MERGE, Fit, parts_of, tensors_of
 from hybrid_lightning.weights.safe_files import read_file
 
-_KEYS = ("path", "parts", "coverage")
-Tensors = dict[str, Tensor]
+_PLACE = "model.init_from"
+OBJECTIVE = "objective."
+"""What the names of an objective's tensors begin with in a task's ``state_dict``."""
 
 
-def parse_init_from(given: Any, where: str = "model.init_from") -> dict[str, Any]:
-    """``init_from`` in its long form.
-
-    Raises:
-        ConfigError: If a key or a value is not possible.
-    """
-    facts = {"path": given} if isinstance(given, str) else given
-    if not isinstance(facts, Mapping) or not isinstance(facts.get("path"), str):
-        raise ConfigError(
-            f"{where}: {given!r} is neither a path nor {{path: ..., parts: {{new: old}}, coverage: 0.5}}."
-        )
-    for key in facts:
-        if key not in _KEYS:
-            raise unknown(where, "key", str(key), _KEYS)
-    check_number(facts.get("coverage", 0), f"{where}.coverage", low=0, high=1)
-    if not isinstance(facts.get("parts") or {}, Mapping):
-        raise ConfigError(f"{where}.parts: {facts['parts']!r} is not a dict {{part here: part in the file}}.")
-    return {"parts": {}, "coverage": 0.0, **{key: value for key, value in facts.items() if value is not None}}
-
-
-def read_parts(given: Any, known: Mapping[str, Any], where: str = "model.init_from") -> dict[str, Tensors]:
-    """Part of this model → its tensors in the file, by the part's name or by that in ``parts``.
+@dataclass(frozen=True)
+class InitFrom:
+    """The option ``init_from``.
 
     Args:
-        given: A path, or ``{path: ..., parts: {part here: part in the file}, coverage: ...}``.
-        known: The parts of this model.
-        where: Config path, for errors.
-
-    Raises:
-        ConfigError: If the file holds no network of this program, or a part is not there.
+        path: A checkpoint.
+        parts: Part here → part in the file, where the names differ.
+        coverage: Least share of this network's values that the file has to give, in [0, 1].
     """
-    facts = parse_init_from(given, where)
-    found = parts_of(tensors_of(read_file(facts["path"], where, without=("optimizer_states",))))
-    if not found:
-        raise ConfigError(
-            f"{where}: {facts['path']!r} holds no network of this program; give a checkpoint of a fit. The weights of "
-            f"any other file are those of a part: write 'weights: {facts['path']}' on it."
-        )
-    for new, old in facts["parts"].items():
-        if new not in known:
-            raise unknown(f"{where}.parts", "part", str(new), known)
-        if old not in found:
-            raise unknown(f"{where}.parts.{new}", "part of the file", str(old), found)
-    sources = {name: facts["parts"].get(name, name) for name in known}
-    return {name: found[old] for name, old in sources.items() if old in found}
+
+    path: str
+    parts: dict[str, str] = field(default_factory=dict)
+    coverage: float = 0.0
+
+    @classmethod
+    def parse(cls, given: Any) -> Self:
+        """Reads a path or the long form."""
+        options = {"path": given} if isinstance(given, str) else given
+        if not isinstance(options, Mapping) or not isinstance(options.get("path"), str):
+            raise ConfigError(f"{given!r} is neither a path nor {{path: ..., parts: {{new: old}}, coverage: 0.5}}.")
+        check_keys(options, ("path", "parts", "coverage"))
+        coverage: Any = options.get("coverage") or 0.0
+        check_number(coverage, "coverage", low=0, high=1)
+        parts = options.get("parts") or {}
+        if not isinstance(parts, Mapping):
+            raise ConfigError(f"{parts!r} is not a dict {{part here: part in the file}}.", "parts")
+        return cls(options["path"], dict(parts), coverage)
+
+    def plain(self) -> dict[str, Any]:
+        """The long form, for checkpoints."""
+        return {"path": self.path, "parts": dict(self.parts), "coverage": self.coverage}
 
 
-def initialize(network: HybridNetwork, given: Any, parts: Mapping[str, Tensors], where: str = "model.init_from") -> str:
-    """Loads what fits of each part; the rest keeps its fresh weights.
+@dataclass(frozen=True)
+class StartTensors:
+    """What an earlier checkpoint holds for a new model.
 
     Args:
-        network: Newly built.
-        given: See `read_parts`.
-        parts: From `read_parts`.
-        where: Config path, for errors.
-
-    Returns:
-        What was loaded, a line per part.
-
-    Raises:
-        ConfigError: If nothing fits, less than ``coverage`` of the network's values, or not all of a part that would
-            otherwise have read pretrained weights, or adapters of the file would be lost.
+        source: Where it comes from.
+        parts: Part of the new model → its tensors in the file.
+        objective: Name → tensor of the objective's state.
     """
-    facts = parse_init_from(given, where)
-    fits = {name: Fit.of(network.parts[name], tensors) for name, tensors in parts.items()}
-    for name, fit in fits.items():
-        if fit.loses_adapters:
-            raise ConfigError(f"{where}: part {name!r} is not adapted here as in {facts['path']!r}.{MERGE}")
-        if network.options[name].weights is not None and (fit.missing or fit.other):
+
+    source: InitFrom
+    parts: dict[str, dict[str, Tensor]]
+    objective: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, source: InitFrom, known: Collection[str]) -> Self:
+        """Reads the file once.
+
+        Args:
+            source: The option.
+            known: Names of the new model's parts.
+        """
+        # the optimizer's state may be twice as large as the weights
+        tensors = tensors_of(read_file(source.path, _PLACE, without=("optimizer_states",)))
+        found = parts_of(tensors)
+        with at(_PLACE):
+            if not found:
+                raise ConfigError(
+                    f"{source.path!r} holds no network of this program; give a checkpoint of a fit. The weights of any "
+                    f"other file are those of a part: write 'weights: {source.path}' on it."
+                )
+            check_keys(source.parts, known, "parts", "part")
+            for new, old in source.parts.items():
+                if old not in found:
+                    raise unknown(f"parts.{new}", "part of the file", str(old), found)
+        parts = {}
+        for name in known:
+            old = source.parts.get(name, name)
+            if old in found:
+                parts[name] = found[old]
+        objective = {}
+        for name, tensor in tensors.items():
+            of_format_3 = name.startswith("scale.")
+            if of_format_3 or name.startswith(OBJECTIVE):
+                objective[name.removeprefix(OBJECTIVE)] = tensor
+        return cls(source, parts, objective)
+
+    def load_into(self, network: HybridNetwork) -> str:
+        """Loads what fits of each part; the rest keeps its fresh weights.
+
+        Returns:
+            What was loaded, a line per part.
+
+        Raises:
+            ConfigError: If nothing fits, less than ``coverage`` of the network's values, or not all of a part that
+                would otherwise have read pretrained weights, or adapters of the file would be lost.
+        """
+        fits = {}
+        for name, tensors in self.parts.items():
+            if name in network.parts:
+                fits[name] = Fit.of(network.parts[name], tensors)
+        with at(_PLACE):
+            self._check_parts(network, fits)
+            share = covered_share(network, fits)
+            self._check_share(share, network, fits)
+        # only now, so that an error leaves the network as it was built
+        for name, fit in fits.items():
+            network.parts[name].load_state_dict(fit.found, strict=False)
+        lines = [f"init_from {self.source.path}: {share:.1%} of the values."]
+        lines += [f"  {name}: {fit}" for name, fit in fits.items()]
+        fresh = [name for name in network.parts if name not in fits]
+        if fresh:
+            lines.append(f"  fresh: {listing(fresh)}.")
+        return "\n".join(lines)
+
+    def _check_parts(self, network: HybridNetwork, fits: Mapping[str, Fit]) -> None:
+        path = self.source.path
+        for name, fit in fits.items():
+            if fit.loses_adapters:
+                raise ConfigError(f"part {name!r} is not adapted here as in {path!r}.{MERGE}")
+            if network.options[name].weights is not None and (fit.missing or fit.other):
+                raise ConfigError(
+                    f"part {name!r} is pretrained, and {path!r} covers {fit.share:.1%} of it. "
+                    f"{' '.join(fit.sentences())} Name another part of the file for it, or use modules that fit."
+                )
+
+    def _check_share(self, share: float, network: HybridNetwork, fits: Mapping[str, Fit]) -> None:
+        source = self.source
+        if not any(fit.found for fit in fits.values()) or share < source.coverage:
             raise ConfigError(
-                f"{where}: part {name!r} is pretrained, and {facts['path']!r} covers {fit.share:.1%} of it. "
-                f"{' '.join(fit.sentences())} Name another part of the file for it, or use modules that fit."
+                f"{source.path!r} covers {share:.1%} of the values of this network, and {source.coverage:.1%} are "
+                f"asked for (above 0 in any case). Parts here: {listing(network.parts)}; parts that both have: "
+                f"{listing(fits)}. Map them with parts: {{part here: part in the file}}."
             )
-    sizes = {name: sum(t.numel() for t in module.state_dict().values()) for name, module in network.parts.items()}
-    share = sum(fit.share * sizes[name] for name, fit in fits.items()) / max(sum(sizes.values()), 1)
-    if not any(fit.found for fit in fits.values()) or share < facts["coverage"]:
-        raise ConfigError(
-            f"{where}: {facts['path']!r} covers {share:.1%} of the values of this network, and "
-            f"{facts['coverage']:.1%} are asked for (above 0 in any case). Parts here: {listing(network.parts)}; "
-            f"parts that both have: {listing(fits)}. Map them with parts: {{part here: part in the file}}."
-        )
-    for name, fit in fits.items():
-        if name in facts["parts"] and not fit.found:
-            raise ConfigError(
-                f"{where}.parts.{name}: nothing of {facts['parts'][name]!r} fits. {' '.join(fit.sentences())} Name "
-                f"another part of the file, or leave it out."
-            )
-    for name, fit in fits.items():
-        network.parts[name].load_state_dict(fit.found, strict=False)
-    fresh = [name for name in network.parts if name not in fits]
-    lines = [f"init_from {facts['path']}: {share:.1%} of the values."]
-    lines += [f"  {name}: {fit}" for name, fit in fits.items()]
-    return "\n".join(lines + ([f"  fresh: {listing(fresh)}."] if fresh else []))
+        for name, old in source.parts.items():
+            if name in fits and not fits[name].found:
+                raise ConfigError(
+                    f"nothing of {old!r} fits. {' '.join(fits[name].sentences())} Name another part of the file, or "
+                    f"leave it out.",
+                    f"parts.{name}",
+                )
+
+    def objective_of_head(self, network: HybridNetwork) -> dict[str, Tensor]:
+        """The objective's state, if the network's head is now that of the file; else nothing."""
+        # the scale of targets belongs to the head that has learned them, and to no other
+        own = network.parts["head"].state_dict()
+        theirs = self.parts.get("head", {})
+        is_same = all(name in theirs and theirs[name].equal(tensor.cpu()) for name, tensor in own.items())
+        return self.objective if own and is_same else {}
+
+
+def covered_share(network: HybridNetwork, fits: Mapping[str, Fit]) -> float:
+    """Share of the network's values that a file gives, in [0, 1]."""
+    covered = total = 0.0
+    for name, module in network.parts.items():
+        size = sum(tensor.numel() for tensor in module.state_dict().values())
+        total += size
+        if name in fits:
+            covered += fits[name].share * size
+    return covered / max(total, 1)

@@ -1,14 +1,15 @@
 """Losses for the head's outputs: our own, and any module that a config names."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hybrid_lightning.errors import ConfigError, check_number, unknown
-from hybrid_lightning.importing import check_arguments, parameters_of, trusted
+from hybrid_lightning.errors import ConfigError, at, check_number, unknown
+from hybrid_lightning.importing import ClassSpec, check_arguments, parameters_of, trusted
 from hybrid_lightning.network.registry import resolve
 
 
@@ -43,94 +44,89 @@ class FocalLoss(nn.Module):
         if outputs.ndim == 2 and target.ndim == 1:
             true = functional.one_hot(target.long(), outputs.shape[1]).bool()
             log_classes = outputs.log_softmax(1)
-            log_p, log_rest = log_classes[true], log_classes.masked_fill(true, float("-inf")).logsumexp(1)
-            factors = None if weights is None else weights[target.long()]
+            log_p = log_classes[true]
+            log_rest = log_classes.masked_fill(true, float("-inf")).logsumexp(1)
         else:
             signed = torch.where(target > 0.5, outputs, -outputs)
-            log_p, log_rest = functional.logsigmoid(signed), functional.logsigmoid(-signed)
-            factors = None if weights is None else self._of_labels(weights, target)
+            log_p = functional.logsigmoid(signed)
+            log_rest = functional.logsigmoid(-signed)
         losses = -(self.gamma * log_rest).exp() * log_p  # by logarithms, as a power of 0 has no gradient
-        return (losses if factors is None else losses * factors).mean()
-
-    @staticmethod
-    def _of_labels(weights: Tensor, target: Tensor) -> Tensor:
-        if target.ndim == 1:
-            return weights[target.long()]
-        return torch.where(target > 0.5, weights, torch.ones_like(weights))
+        if weights is not None and target.ndim == 1:
+            losses = losses * weights[target.long()]
+        elif weights is not None:  # multilabel: the weights are those of positives
+            losses = losses * torch.where(target > 0.5, weights, torch.ones_like(weights))
+        return losses.mean()
 
 
 LOSSES = {"FocalLoss": FocalLoss}
 """Names that a loss may have without a dot."""
+_PLACE = "model.loss_function"
 
 
-def loss_facts(spec: Any, where: str = "model.loss_function") -> dict[str, Any] | None:
-    """A loss in its long form, ``{class_path: ..., init_args: {...}}``, with its class by name; None stays None.
-
-    Args:
-        spec: ``FocalLoss``, a dotted path, a class, or the long form.
-        where: Config path, for errors.
-
-    Raises:
-        ConfigError: If it is none of these.
-    """
-    if spec is None:
+def parse_loss(given: object) -> ClassSpec | None:
+    """Reads ``FocalLoss``, a dotted path, a class, or the long form; None stays None."""
+    if given is None:
         return None
-    spec = {"class_path": spec} if isinstance(spec, str | type) else spec
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str | type):
-        raise ConfigError(
-            f"{where}: write {{class_path: FocalLoss, init_args: {{...}}}} or a class name, not {spec!r}."
-        )
-    for key in spec:
-        if key not in ("class_path", "init_args"):
-            raise unknown(where, "key", str(key), ("class_path", "init_args"))
-    path = spec["class_path"]
-    path = f"{path.__module__}.{path.__qualname__}" if isinstance(path, type) else path
+    spec = ClassSpec.parse(given, "FocalLoss")
     # where a loss of ours lives has changed before, and is in the saved configs of older runs
-    own = path.rpartition(".")[2] if path.startswith("hybrid_lightning.") else path
-    return {"class_path": own if own in LOSSES else path, "init_args": dict(spec.get("init_args") or {})}
+    own_name = spec.class_path.rpartition(".")[2]
+    is_own = spec.class_path.startswith("hybrid_lightning.") and own_name in LOSSES
+    return replace(spec, class_path=own_name) if is_own else spec
 
 
 def make_loss(
-    facts: Mapping[str, Any],
-    trust: Collection[str] | None = None,
-    given: Mapping[str, Any] | None = None,
-    where: str = "model.loss_function",
+    spec: ClassSpec, trust: Collection[str] | None = None, given: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """The module of `loss_facts`; it is called with outputs and targets, and returns the mean over the samples.
+    """The module of a loss; it is called with outputs and targets, and returns the mean over the samples.
+
+    Raises `ConfigError` if the class or an argument is unknown or not allowed, or if it has parameters.
 
     Args:
-        facts: From `loss_facts`.
+        spec: From `parse_loss`.
         trust: See `resolve`.
         given: Arguments of the model that the loss has to take too, such as ``class_weights``.
-        where: Config path, for errors.
-
-    Raises:
-        ConfigError: If the class or an argument is unknown or not allowed, or it has parameters, which nobody trains.
     """
-    path, args = facts["class_path"], {**facts["init_args"]}
-    if path not in LOSSES and "." not in path:
-        raise unknown(f"{where}.class_path", "loss", path, [*LOSSES, "torch.nn.MultiMarginLoss"])
-    if trust is not None and path not in LOSSES and not path.startswith("torch.nn.") and not trusted(path, trust):
-        raise ConfigError(
-            f"{where}: the file names {path!r}, which is neither a loss of ours nor of torch.nn. A path in a file is "
-            f"code chosen by whoever wrote it. If you trust it, load with trust=[{path.split('.')[0]!r}]."
-        )
-    factory = LOSSES[path] if path in LOSSES else resolve(path, f"{where}.class_path", trust)
+    path = spec.class_path
+    factory = _factory(path, trust)
+    arguments = dict(spec.init_args)
     for name, value in (given or {}).items():
         if name not in parameters_of(factory):
             raise ConfigError(
-                f"model.{name}: {path} takes no argument of this name, so it cannot follow it. Remove model.{name}, or "
-                f"give the loss what it takes under {where}.init_args."
+                f"{path} takes no argument of this name, so it cannot follow it. Remove model.{name}, or give the loss "
+                f"what it takes under {_PLACE}.init_args.",
+                f"model.{name}",
             )
-        args.setdefault(name, value)
-    check_arguments(factory, args, f"{where}.init_args")
+        arguments.setdefault(name, value)
+    check_arguments(factory, arguments, f"{_PLACE}.init_args")
     try:
-        loss = factory(**args)
+        loss = factory(**arguments)
+    except ConfigError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{where}: {path} refuses its arguments: {error}") from error
-    if not isinstance(loss, nn.Module) or any(True for _ in loss.parameters()):
-        kind = "has parameters, which no group would train" if isinstance(loss, nn.Module) else "is no nn.Module"
-        raise ConfigError(f"{where}: {path} {kind}. Give a class of losses, such as FocalLoss or torch.nn.HuberLoss.")
-    return loss
+        raise ConfigError(f"{path} refuses its arguments: {error}", _PLACE) from error
+    with at(_PLACE):
+        _check_module(path, loss)
+    return loss  # type: ignore[no-any-return]
+
+
+def _factory(path: str, trust: Collection[str] | None) -> Any:
+    """The class behind a path, if a file with this trust may name it."""
+    if path in LOSSES:
+        return LOSSES[path]
+    if "." not in path:  # neither a path nor a name of ours: most likely misspelled
+        raise unknown(f"{_PLACE}.class_path", "loss", path, [*LOSSES, "torch.nn.MultiMarginLoss"])
+    if trust is not None and not path.startswith("torch.nn.") and not trusted(path, trust):
+        raise ConfigError(
+            f"the file names {path!r}, which is neither a loss of ours nor of torch.nn. A path in a file is code "
+            f"chosen by whoever wrote it. If you trust it, load with trust=[{path.split('.')[0]!r}].",
+            _PLACE,
+        )
+    return resolve(path, f"{_PLACE}.class_path", trust)
+
+
+def _check_module(path: str, loss: object) -> None:
+    remedy = "Give a class of losses, such as FocalLoss or torch.nn.HuberLoss."
+    if not isinstance(loss, nn.Module):
+        raise ConfigError(f"{path} is not an nn.Module. {remedy}")
+    if list(loss.parameters()):
+        raise ConfigError(f"{path} has parameters, which no group would train. {remedy}")

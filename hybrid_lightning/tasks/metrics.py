@@ -1,6 +1,7 @@
 """Metrics of a split, from torchmetrics states over all samples; undefined ones are left out and named."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torchmetrics
@@ -52,32 +53,28 @@ class SplitMetrics(nn.Module):
         self.counts = counts
         self.samples = torchmetrics.SumMetric()
 
-    def update(self, loss: Tensor, weight: Tensor | int, predictions: Tensor, target: Tensor) -> None:
-        """Adds a batch; `weight` is what its loss was divided by."""
+    def update(self, loss: Tensor, weight: Tensor | int, predictions: Tensor, target: Any) -> None:
+        """Adds a batch; `weight` is what its loss was divided by, and a target may be None without metrics."""
         self.loss.update(loss, weight)
-        self.samples.update(len(target))
+        self.samples.update(len(predictions))
         if self.counts is not None:
             target = target.long()  # also bool, small integers, and indicators that are floats
             self.counts.update(target)
         for metric in self.metrics.values():
             metric.update(predictions, target)  # type: ignore[operator]
 
-    def update_without_samples(self, predictions: Tensor, target: Tensor) -> None:
-        """Takes note of a batch none of whose samples count; a rank that saw no other has states that can be joined.
-
-        Args:
-            predictions: Of samples that another rank counts.
-            target: Of the same.
-        """
+    def update_without_samples(self, predictions: Tensor, target: Any) -> None:
+        """Adds nothing, but gives the states the shapes that they have on the ranks which count these samples."""
         self.loss.update(0.0, 0)
         self.samples.update(0)
         if self.counts is not None:
-            self.counts.update(target[:0].long())
+            target = target.long()
+            self.counts.update(target[:0])
         for metric in self.metrics.values():
             assert isinstance(metric, torchmetrics.Metric)
             if metric.update_called:
                 continue
-            metric.update(predictions, target if self.counts is None else target.long())
+            metric.update(predictions, target)
             for name, default in metric._defaults.items():
                 state = getattr(metric, name)
                 if isinstance(default, list):
@@ -93,23 +90,31 @@ class SplitMetrics(nn.Module):
         values: dict[str, Tensor] = {}
         undefined: dict[str, str] = {}
         if self.samples.compute() > 0:
-            undefined, values = self._undefined(), {"loss": self.loss.compute()}
-            defined = {name: metric for name, metric in self.metrics.items() if name not in undefined}
-            values |= {name: metric.compute() for name, metric in defined.items()}  # type: ignore[operator]
-        for metric in self.modules():
-            if isinstance(metric, torchmetrics.Metric):
-                metric.reset()
+            undefined = self._undefined()
+            values["loss"] = self.loss.compute()
+            for name, metric in self.metrics.items():
+                if name not in undefined:
+                    values[name] = metric.compute()  # type: ignore[operator]
+        # in inference mode it would make states that a fit, which follows a validation by hand, cannot update
+        with torch.inference_mode(False):
+            for metric in self.modules():
+                if isinstance(metric, torchmetrics.Metric):
+                    metric.reset()
         return values, undefined
 
     def _undefined(self) -> dict[str, str]:
-        if self.counts is None:
-            few = {"r2": "it needs at least two samples"} if self.samples.compute() < 2 else {}
-            return {name: reason for name, reason in few.items() if name in self.metrics}
-        positives, total = self.counts.compute()
-        absent = torch.nonzero((positives == 0) | (positives == total)).flatten().tolist()
-        if not absent or "auroc" not in self.metrics:
+        """Name → reason of the metrics that these samples leave undefined."""
+        if "r2" in self.metrics and self.samples.compute() < 2:
+            return {"r2": "it needs at least two samples"}
+        if "auroc" not in self.metrics or self.counts is None:
             return {}
-        return {"auroc": f"class {listing(map(str, absent))} has no samples, or all of them"}
+        positives, total = self.counts.compute()
+        # the area under a curve needs samples on both sides of the threshold
+        constant = (positives == 0) | (positives == total)
+        if not bool(constant.any()):
+            return {}
+        classes = map(str, constant.nonzero().flatten().tolist())
+        return {"auroc": f"class {listing(classes)} has no samples, or all of them"}
 
 
 def classification_metrics(classes: int, multilabel: bool) -> SplitMetrics:

@@ -44,7 +44,8 @@ class TargetScale(nn.Module):
         """Follows the module to its device, but not to its precision."""
         for name, buffer in self._buffers.items():
             if buffer is not None:
-                self._buffers[name] = buffer.to(fn(buffer).device)
+                device = fn(buffer).device
+                self._buffers[name] = buffer.to(device)
         return self
 
 
@@ -56,5 +57,7 @@ def scale_of(targets: Tensor) -> tuple[list[float], list[float]]:
     """
     columns = targets.reshape(len(targets), -1).double()
     std, mean = torch.std_mean(columns, dim=0, correction=0)
-    constant = columns.amin(0) == columns.amax(0)
-    return mean.tolist(), torch.where(constant, 1.0, std).tolist()
+    # not std == 0: rounding leaves a constant column a small deviation, which would blow up its targets
+    is_constant = columns.amin(0) == columns.amax(0)
+    std = torch.where(is_constant, 1.0, std)
+    return mean.tolist(), std.tolist()

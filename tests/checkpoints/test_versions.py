@@ -34,6 +34,7 @@ def test_options_of_format_3_get_their_names_of_today(tmp_path):
     model.on_save_checkpoint(checkpoint)
     saved = checkpoint["hybrid_lightning"]
     saved["version"] = 3
+    saved["facts"] = saved.pop("settings")
     image = saved["parts"]["image"]
     image["norm"], image["normalise"] = "stats", image.pop("normalize")
     del image["batch_norm"]

@@ -40,7 +40,7 @@ def test_overrides_reach_the_arguments_beside_what_the_file_says(folder):
     write(changed({"init.parts": {"stem": {"lr_scale": 0.5, **CONFIG["model"]["init_args"]["parts"]["stem"]}}}))
     model = {"lr": 0.25, "parts": {"stem": {"layer_decay": 0.9}}}
     built = from_config("small.yaml", model=model, data={"batch_size": 5}, trainer={"max_epochs": 7})
-    assert built.model.base_lr == 0.25
+    assert built.model.settings.lr == 0.25
     assert (built.model.parts["stem"].lr_scale, built.model.parts["stem"].layer_decay) == (0.5, 0.9)
     assert (built.data.batch_size, built.trainer.max_epochs) == (5, 7)
 

@@ -185,7 +185,7 @@ def test_a_continued_run_repeats_without_the_checkpoint_that_it_was_continued_fr
 
 def test_names_have_to_be_as_many_as_the_outputs():
     with pytest.raises(ConfigError, match=r"target_names has 2 names .* the model has 3"):
-        classifier().prediction_columns(torch.rand(4, 3), ["a", "b"])
+        classifier().objective.prediction_columns(torch.rand(4, 3), ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_names_have_to_be_as_many_as_the_outputs():
     ],
 )
 def test_columns_are_those_of_the_task(task, shape, names, columns):
-    found = task().prediction_columns(torch.rand(shape), names)
+    found = task().objective.prediction_columns(torch.rand(shape), names)
     assert list(found) == columns
     assert all(len(values) == 4 for values in found.values())
 

@@ -228,7 +228,7 @@ def test_a_scheduler_that_ends_before_the_step_of_the_restart_is_refused(tmp_pat
 def test_on_a_restart_with_another_base_rate_a_plateau_keeps_its_reductions(tmp_path):
     rates_of(task("ReduceLROnPlateau"), tmp_path)
     model = task("ReduceLROnPlateau")
-    model = classifier(parts=PARTS, lr=2 * LR, optimizer=model.optimizer_facts, scheduler=model.scheduler_facts)
+    model = classifier(parts=PARTS, lr=2 * LR, optimizer=model.settings.optimizer, scheduler=model.settings.scheduler)
     seen = rates_of(model, checkpoint=tmp_path / "10.ckpt")
     assert [g[2] for g in seen[10]] == pytest.approx([g[1] * 2 * LR * 0.3 for g in seen[10]])
 

@@ -1,4 +1,5 @@
 import inspect
+import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -15,6 +16,7 @@ from hybrid_lightning import (
     InMemoryDataModule,
 )
 from hybrid_lightning.data.in_memory import DictDataset
+from tests.processes import succeed
 from tests.small import classifier, loader, regressor, table, trainer
 
 TARGET = torch.arange(27) % 3
@@ -121,6 +123,54 @@ def test_a_label_out_of_range_deep_in_the_data_is_found_before_the_first_step():
     with pytest.raises(ConfigError, match="labels run from 0 to 7"):
         trainer().fit(classifier(), data(), loader({"x": table(), "target": target}))
     assert not steps
+
+
+class Own(Module):
+    """A DataModule with the hook in which a batch may still be changed on the CPU."""
+
+    def __init__(self, first_label: int) -> None:
+        super().__init__(batch_size=8)
+        self.first_label = first_label
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return {**batch, "target": batch["target"] + self.first_label}
+
+
+def test_a_data_module_that_changes_batches_does_not_switch_off_the_check_of_their_targets():
+    trainer().fit(classifier(), datamodule=Own(0))
+    with pytest.raises(ConfigError, match=r"^data: target: labels run from 5 to 7, but the model allows 0 to 2"):
+        trainer().fit(classifier(), datamodule=Own(5))
+
+
+@pytest.mark.parametrize("module", [lambda: Module(batch_size=8), lambda: Own(0)], ids=["plain", "with the hook"])
+def test_each_batch_is_checked_once_on_the_cpu_and_no_warning_is_given(module):
+    model, run, seen = classifier(), trainer(num_sanity_val_steps=0), []
+    model.check_batch = lambda batch: seen.append((run.state.stage.value, batch["target"].device.type, len(batch["x"])))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*on_before_batch_transfer.*")
+        run.fit(model, datamodule=module())
+    of_an_epoch = [(8, 8, 8, 3), (8, 8, 8, 3)]
+    for stage, sizes in zip(("train", "validate"), of_an_epoch, strict=True):
+        assert [entry for entry in seen if entry[0] == stage] == [(stage, "cpu", size) for size in sizes]
+
+
+def test_importing_a_task_leaves_the_warning_filters_as_they_are():
+    script = """
+import lightning.pytorch, torchmetrics, torch.optim, warnings
+before = list(warnings.filters)
+import hybrid_lightning.tasks.base
+ours = [entry for entry in warnings.filters if entry not in before and "batch_transfer" in str(entry)]
+assert not ours, ours
+"""
+    succeed("-c", script, fresh=True)
+
+
+def test_a_model_that_was_validated_before_trains_and_validates():
+    model = classifier()
+    trainer().validate(model, data(), verbose=False)
+    run = trainer()
+    run.fit(model, data(), data())
+    assert "val/accuracy" in run.callback_metrics
 
 
 def test_prediction_needs_no_target():

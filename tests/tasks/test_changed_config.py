@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from hybrid_lightning import ConfigError, HybridTask
-from hybrid_lightning.tasks.changed_config import changed_facts, describe_changes
+from hybrid_lightning.tasks.changed_config import changed_settings, describe_changes
 from tests.small import CONFIG, changed, classifier, command, loader, table, trainer
 
 STEPS_PER_EPOCH = 4
@@ -94,7 +94,7 @@ def equal(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-# Facts of today
+# Settings of today
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_many_changes_are_counted():
 def test_changes_are_found_at_every_depth():
     old = {"a": 1, "optimizer": {"init_args": {"eps": 1, "betas": (0, 1)}}, "parts": {"x": {"f": {"g": 1}}, "old": {}}}
     new = {"b": 2, "optimizer": {"init_args": {"betas": [0, 1]}}, "parts": {"x": {"f": {"g": 2}}, "new": {"f": 3}}}
-    assert sorted(changed_facts(old, new)) == [("a", 1, None), ("b", None, 2), ("parts.x.f.g", 1, 2)]
+    assert sorted(changed_settings(old, new)) == [("a", 1, None), ("b", None, 2), ("parts.x.f.g", 1, 2)]
 
 
 def test_the_command_line_prints_it_too(tmp_path, monkeypatch, capsys):

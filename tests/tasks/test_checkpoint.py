@@ -1,3 +1,4 @@
+import copy
 import os
 import pickle
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_checkpoint_holds_plain_data_only(options, tmp_path):
     content = torch.load(saved(classifier(**options), tmp_path / "x.ckpt"), weights_only=True)
     own = content["hybrid_lightning"]
     assert not [leaf for leaf in leaves(own) if type(leaf) not in PLAIN]
-    assert {"facts", "parts", "groups", "network", "task", "version"} <= own.keys()
+    assert {"settings", "parts", "groups", "network", "task", "version"} <= own.keys()
 
 
 def test_group_names_come_with_their_parameter_names(checkpoint):
@@ -89,7 +90,7 @@ def test_group_names_come_with_their_parameter_names(checkpoint):
 @pytest.mark.parametrize(
     "value", [nn.ReLU(), nn.ReLU, torch.ones(2), object()], ids=["module", "class", "tensor", "object"]
 )
-def test_a_fact_that_a_checkpoint_cannot_hold_is_refused_at_once(value):
+def test_an_option_that_a_checkpoint_cannot_hold_is_refused_at_once(value):
     with pytest.raises(ConfigError, match=r"model\.parts\.x\.args\.activation: .*live module"):
         classifier(parts={"x": {"module": "MLP", "args": {"activation": value}}})
 
@@ -210,7 +211,7 @@ class Net(nn.Linear):
 )
 def test_code_named_by_the_optimizer_of_a_file_does_not_run(fact, spec, checkpoint, monkeypatch):
     monkeypatch.chdir(checkpoint.parent)
-    model = HybridTask.load_from_checkpoint(forged(checkpoint, **{f"facts__{fact}": spec}))
+    model = HybridTask.load_from_checkpoint(forged(checkpoint, **{f"settings__{fact}": spec}))
     with pytest.raises(ConfigError, match=r"outside the allowed places|unknown class"):
         trainer().fit(model, data())
     assert not Path("pwned").exists()
@@ -301,12 +302,12 @@ def test_the_command_line_takes_no_class_from_a_checkpoint(verb, tmp_path, monke
         (lambda path: forged(path, version=99), r"has format 99; this program reads 4"),
         (lambda path: forged(path, task="elsewhere.Task"), "'elsewhere.Task'.*Import it first"),
         (lambda path: forged(path, task=["elsewhere"]), "Import it first"),
-        (lambda path: forged(path, parts=[1]), "the facts in .* are damaged"),
-        (lambda path: forged(path, parts__x=3), "the facts in .* are damaged"),
-        (lambda path: forged(path, network=None), "the facts in .* are damaged"),
+        (lambda path: forged(path, parts=[1]), "the settings in .* are damaged"),
+        (lambda path: forged(path, parts__x=3), "the settings in .* are damaged"),
+        (lambda path: forged(path, network=None), "the settings in .* are damaged"),
         (lambda path: forged(path, network__sizes="x"), r"^checkpoint\.network\.sizes: the record .* is damaged"),
-        (lambda path: with_state(path, None), "the facts in .* are damaged"),
-        (lambda path: with_state(path, {"network.parts.x.layer0.0.weight": 3}), "the facts in .* are damaged"),
+        (lambda path: with_state(path, None), "the settings in .* are damaged"),
+        (lambda path: with_state(path, {"network.parts.x.layer0.0.weight": 3}), "the settings in .* are damaged"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_of_ours_is_told(make, match, checkpoint):
@@ -348,7 +349,6 @@ class Sharper(HybridClassifier):
     def __init__(self, temperature: float = 0.5, **common) -> None:
         super().__init__(**common)
         self.temperature = temperature
-        self.facts |= {"temperature": temperature}
 
     def predictions(self, outputs):
         return super().predictions(outputs / self.temperature)
@@ -363,7 +363,7 @@ def test_a_subclass_is_trained_saved_and_rebuilt(tmp_path):
 
 
 def test_a_class_rebuilds_only_its_own_kind(checkpoint):
-    with pytest.raises(ConfigError, match=r"HybridClassifier', which is no HybridRegressor\. Call .* of that class"):
+    with pytest.raises(ConfigError, match=r"HybridClassifier', which is not a HybridRegressor\. Call .* of that class"):
         hybrid_lightning.HybridRegressor.load_from_checkpoint(checkpoint)
     assert HybridTask not in concrete_subclasses(HybridTask)
 
@@ -386,11 +386,35 @@ def test_a_rebuilt_model_trains_on(checkpoint):
     assert not torch.equal(model.built().parts["x"].layer0[0].weight, before)
 
 
-def test_an_argument_that_a_checkpoint_would_lose_is_told_when_it_is_saved(tmp_path):
-    class Focal(HybridClassifier):
-        def __init__(self, gamma: float = 2.0, **common):
-            super().__init__(**common)
+class Sharpest(Sharper):
+    """A user's task upon a user's task; it fixes an argument of the one, and has one that only a name collects."""
 
-    model = Focal(gamma=5.0, num_classes=3, parts={"x": {"module": "MLP"}}).build({"x": torch.randn(2, 4)})
-    with pytest.raises(ConfigError, match=r"Focal: a checkpoint would lose 'gamma'.*self\.facts\['gamma'\] = gamma"):
-        model.on_save_checkpoint({})
+    def __init__(self, classes: int, *, extra: dict | None = None, **common) -> None:
+        super().__init__(num_classes=classes, part_heads=False, **common)
+        self.extra = extra
+
+
+def test_arguments_of_every_constructor_reach_the_checkpoint_with_their_defaults(tmp_path):
+    model = Sharpest(3, extra={"a": [1, None]}, parts={"x": {"module": "MLP"}}, kind="multiclass", lr=0.25)
+    saved_settings = torch.load(saved(model, tmp_path / "x.ckpt"), weights_only=True)["hybrid_lightning"]["settings"]
+    own = {"classes": 3, "extra": {"a": [1, None]}, "temperature": 0.5, "kind": "multiclass", "lr": 0.25}
+    assert own.items() <= saved_settings.items()
+    assert {"weight_decay", "label_smoothing", "rates"} <= saved_settings.keys()
+    assert not {"part_heads", "num_classes", "objective", "parts"} & saved_settings.keys(), "it cannot be given again"
+    again = Sharpest.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert (again.extra, again.temperature, again.settings.lr) == ({"a": [1, None]}, 0.5, 0.25)
+    assert again.settings.part_heads is False
+
+
+@pytest.mark.parametrize("value", [nn.ReLU(), torch.ones(2), {"inner": [object()]}], ids=["module", "tensor", "object"])
+def test_an_argument_of_a_subclass_that_a_checkpoint_cannot_hold_is_refused_at_once(value):
+    place = r"model\.extra\.inner" if isinstance(value, dict) else r"model\.extra"
+    with pytest.raises(ConfigError, match=rf"^{place}: .*which a checkpoint cannot hold"):
+        Sharpest(3, extra=value, parts={"x": {"module": "MLP"}})
+
+
+def test_a_model_is_copied_with_its_settings():
+    model = Sharpest(3, parts={"x": {"module": "MLP"}}).build({"x": table(2)})
+    again = copy.deepcopy(model)
+    assert again.saved_settings() == model.saved_settings()
+    assert torch.equal(again({"x": table()}), model({"x": table()}))

@@ -120,7 +120,7 @@ def test_an_impossible_argument_is_refused(options, match):
 )
 def test_a_target_that_does_not_fit_is_told(options, target, match):
     with pytest.raises(ConfigError, match=match):
-        classifier(**options).check_target(target, "data: target")
+        classifier(**options).objective.check_target(target)
 
 
 # Losses by name, and balanced weights
@@ -152,7 +152,7 @@ def test_each_kind_trains_with_focal_loss_and_its_checkpoint_rebuilds_it(options
     with torch.no_grad():
         outputs = model.eval()({"x": table()})
     shaped = outputs[:, 0] if options.get("kind") == "binary" else outputs
-    counted = model.facts["class_weights"]
+    counted = model.saved_settings()["class_weights"]
     expected = FocalLoss(1.5, counted)(shaped, target)
     assert (counted is None) == (weights is None)
     torch.testing.assert_close(again.loss(outputs, target), expected)
@@ -190,7 +190,7 @@ def test_a_loss_of_somebody_elses_is_built_from_a_file_only_if_it_is_trusted(tmp
     run.save_checkpoint(tmp_path / "x.ckpt")
     with pytest.raises(ConfigError, match=r"neither a loss of ours .* trust=\['tests'\]"):
         HybridTask.load_from_checkpoint(tmp_path / "x.ckpt")
-    assert isinstance(HybridTask.load_from_checkpoint(tmp_path / "x.ckpt", trust="tests").loss_module, Mean)
+    assert isinstance(HybridTask.load_from_checkpoint(tmp_path / "x.ckpt", trust="tests").objective.loss_module, Mean)
 
 
 class Mean(nn.CrossEntropyLoss):
@@ -210,14 +210,16 @@ def test_balanced_weights_are_counted_before_the_first_loss_and_kept(options, ta
     data, run = loader({"x": table(), "target": target}), trainer()
     model = classifier(class_weights="balanced", **options)
     run.fit(model, data, data)
-    assert model.class_weights.tolist() == pytest.approx(expected)
+    assert model.objective.class_weights.tolist() == pytest.approx(expected)
     fixed = classifier(class_weights=expected, **options)
     with torch.no_grad():
         outputs = model.eval()({"x": table()})
     torch.testing.assert_close(model.loss(outputs, target), fixed.loss(outputs, target))
     assert float(run.callback_metrics["val/loss"]) == pytest.approx(float(fixed.loss(outputs, target)), rel=1e-5)
     run.save_checkpoint(tmp_path / "x.ckpt")
-    assert HybridTask.load_from_checkpoint(tmp_path / "x.ckpt").facts["class_weights"] == pytest.approx(expected)
+    assert HybridTask.load_from_checkpoint(tmp_path / "x.ckpt").saved_settings()["class_weights"] == pytest.approx(
+        expected
+    )
 
 
 def test_a_resumed_fit_and_a_test_keep_the_weights_that_were_counted(tmp_path):
@@ -229,7 +231,7 @@ def test_a_resumed_fit_and_a_test_keep_the_weights_that_were_counted(tmp_path):
     for verb in ("fit", "test"):
         model = classifier(class_weights="balanced")
         getattr(trainer(max_epochs=2), verb)(model, other, ckpt_path=tmp_path / "x.ckpt")
-        assert model.class_weights.tolist() == pytest.approx(expected)
+        assert model.objective.class_weights.tolist() == pytest.approx(expected)
 
 
 def test_a_fit_that_asks_for_balance_anew_counts(folder):
@@ -238,7 +240,7 @@ def test_a_fit_that_asks_for_balance_anew_counts(folder):
     run.save_checkpoint("x.ckpt")
     model = classifier(class_weights="balanced")
     trainer(max_epochs=2).fit(model, loader({"x": table(), "target": COUNTS}), ckpt_path="x.ckpt")
-    assert model.class_weights.tolist() == pytest.approx([0.5, 1.5, 3.0])
+    assert model.objective.class_weights.tolist() == pytest.approx([0.5, 1.5, 3.0])
 
 
 def test_balance_without_labels_to_count_is_told():
@@ -257,5 +259,5 @@ def test_the_command_line_reads_a_loss_and_balance(folder):
     assert command("test", "--ckpt_path", "best", config=config) == 0
     assert command("fit", "--model.loss_function", "FocalLoss", "--model.class_weights", "[1, 2, 3]") == 0
     model = HybridTask.load_from_checkpoint(next(folder.rglob("version_2/checkpoints/last.ckpt")))
-    assert model.facts["class_weights"] == [1, 2, 3]
-    assert model.loss_module.gamma == 2
+    assert model.saved_settings()["class_weights"] == [1, 2, 3]
+    assert model.objective.loss_module.gamma == 2

@@ -111,7 +111,7 @@ def test_a_regression_that_starts_from_another_takes_the_scale_that_its_head_has
     again = regressor(lr=1e-9, init_from=str(tmp_path / "a.ckpt"))
     other = {"x": table(), "target": 3 * entries["target"]}  # of another scale
     trainer().fit(again, loader(other))
-    torch.testing.assert_close(again.scale.mean, first.lightning_module.scale.mean)
+    torch.testing.assert_close(again.objective.scale.mean, first.lightning_module.objective.scale.mean)
     batch = {"x": table()}
     first.lightning_module.eval()
     expected = first.lightning_module.predictions(first.lightning_module(batch))
@@ -126,4 +126,4 @@ def test_a_regression_with_a_fresh_head_takes_the_scale_of_its_own_targets(tmp_p
     two = torch.stack([entries["target"], 3 * entries["target"]], 1)
     again = regressor(num_outputs=2, init_from=str(tmp_path / "a.ckpt"))
     trainer().fit(again, loader({"x": table(), "target": two}))
-    torch.testing.assert_close(again.scale.mean, two.mean(0))
+    torch.testing.assert_close(again.objective.scale.mean, two.mean(0))

@@ -4,7 +4,8 @@ from torch import nn
 from torch.nn import functional
 
 from hybrid_lightning import ConfigError, FocalLoss
-from hybrid_lightning.tasks.losses import loss_facts, make_loss
+from hybrid_lightning.importing import ClassSpec
+from hybrid_lightning.tasks.losses import make_loss, parse_loss
 
 OUTPUTS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, -2.0], [0.3, 0.2, 0.1], [-1.0, 3.0, 1.0]])
 TARGET = torch.tensor([0, 2, 1, 1])
@@ -60,9 +61,9 @@ def test_gradients_of_a_model_that_is_sure_are_finite(target, gamma):
         FocalLoss,
     ],
 )
-def test_our_loss_has_many_names_and_one_fact(spec):
-    assert loss_facts(spec) == {"class_path": "FocalLoss", "init_args": {}}
-    assert isinstance(make_loss(loss_facts({"class_path": spec, "init_args": {"gamma": 1.0}})), FocalLoss)
+def test_our_loss_has_many_names_and_one_short_one(spec):
+    assert parse_loss(spec) == ClassSpec("FocalLoss")
+    assert isinstance(make_loss(parse_loss({"class_path": spec, "init_args": {"gamma": 1.0}})), FocalLoss)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +78,13 @@ def test_our_loss_has_many_names_and_one_fact(spec):
         ("torch.nn.Linear", {}, "'in_features', 'out_features' must be given"),
         ({"class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 1}}, {}, "has parameters"),
         ("torch.nn.MSELoss", {"class_weights": [1.0]}, r"model\.class_weights: torch\.nn\.MSELoss takes no argument"),
-        ("os.getcwd", {}, "is no nn.Module"),
+        ("os.getcwd", {}, "is not an nn.Module"),
         ({"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"weight": [1.0]}}, {}, "refuses its arguments"),
     ],
 )  # fmt: skip
 def test_what_is_no_loss_is_told(spec, given, match):
     with pytest.raises(ConfigError, match=match):
-        make_loss(loss_facts(spec), given=given)
+        make_loss(parse_loss(spec), given=given)
 
 
 class Own(nn.MSELoss):
@@ -93,6 +94,6 @@ class Own(nn.MSELoss):
 @pytest.mark.parametrize("path", [f"{__name__}.Own", "timm.create_model", "transformers.AutoModel", "os.system"])
 def test_a_file_names_no_code_unless_it_is_trusted(path):
     with pytest.raises(ConfigError, match=r"neither a loss of ours nor of torch\.nn"):
-        make_loss(loss_facts(path), trust=())
-    assert isinstance(make_loss(loss_facts(f"{__name__}.Own"), trust=["tests"]), Own)
-    assert isinstance(make_loss(loss_facts("torch.nn.MSELoss"), trust=()), nn.MSELoss)
+        make_loss(parse_loss(path), trust=())
+    assert isinstance(make_loss(parse_loss(f"{__name__}.Own"), trust=["tests"]), Own)
+    assert isinstance(make_loss(parse_loss("torch.nn.MSELoss"), trust=()), nn.MSELoss)

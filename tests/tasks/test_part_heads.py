@@ -146,7 +146,7 @@ def test_a_fit_that_continues_without_them_goes_on_without_them(tmp_path: Path) 
     model = two_parts()
     trainer(max_epochs=2).fit(model, data(), ckpt_path=str(tmp_path / "x.ckpt"), weights_only=True)
     assert "part_heads" not in model.built().parts
-    assert model.facts["part_heads"] is False
+    assert model.settings.part_heads is False
 
 
 def test_a_part_that_is_better_alone_is_named_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +156,7 @@ def test_a_part_that_is_better_alone_is_named_at_the_end(capsys: pytest.CaptureF
     capsys.readouterr()
     runner.callback_metrics.update({"val/accuracy": torch.tensor(0.5), "val/accuracy/a": torch.tensor(0.75)})
     runner.callback_metrics["val/accuracy/b"] = torch.tensor(0.25)
-    model._trained = True
+    model._has_trained = True
     model.on_fit_end()
     printed = capsys.readouterr().out
     assert "val/accuracy: all parts together have 0.5, and better alone, by their own heads: a 0.75." in printed
@@ -171,7 +171,7 @@ def test_for_errors_less_is_better(capsys: pytest.CaptureFixture[str]) -> None:
     runner.callback_metrics.update(
         {f"val/mae{name}": torch.tensor(v) for name, v in (("", 1.0), ("/a", 2.0), ("/b", 0.5))}
     )
-    model._trained = True
+    model._has_trained = True
     model.on_fit_end()
     assert "alone, by their own heads: b 0.5." in capsys.readouterr().out
 

@@ -60,7 +60,7 @@ def test_an_impossible_argument_is_refused(options, match):
 )
 def test_a_target_that_does_not_fit_is_told(outputs, target, match):
     with pytest.raises(ConfigError, match=match):
-        regressor(num_outputs=outputs).check_target(target, "data: target")
+        regressor(num_outputs=outputs).objective.check_target(target)
 
 
 # The scale of the targets
@@ -97,8 +97,8 @@ def test_a_fit_on_other_units_gives_the_same_metrics_in_these_units(outputs):
 def test_the_scale_is_that_of_the_training_targets_and_a_constant_is_only_shifted():
     target = torch.stack([numbers(), torch.full((27,), 0.1)], dim=1)
     model, _ = fitted(target)
-    torch.testing.assert_close(model.scale.mean, target.mean(0))
-    torch.testing.assert_close(model.scale.std, torch.stack([numbers().std(correction=0), torch.tensor(1.0)]))
+    torch.testing.assert_close(model.objective.scale.mean, target.mean(0))
+    torch.testing.assert_close(model.objective.scale.std, torch.stack([numbers().std(correction=0), torch.tensor(1.0)]))
 
 
 def test_without_standardizing_the_targets_are_learned_as_they_are():
@@ -122,19 +122,19 @@ class Silent(torch.utils.data.Dataset):
 def test_data_that_show_no_targets_are_learned_as_they_are():
     model = regressor()
     trainer(limit_val_batches=0).fit(model, DataLoader(Silent(), 9))
-    assert model.scale.mean.tolist() == [0]
-    assert model.scale.std.tolist() == [1]
+    assert model.objective.scale.mean.tolist() == [0]
+    assert model.objective.scale.std.tolist() == [1]
 
 
 def test_a_subset_shows_the_targets_of_its_own_samples():
     subset = Subset(DictDataset({"x": table(), "target": numbers()}), [0, 3, 5, 7])
     model = regressor()
     trainer(limit_val_batches=0).fit(model, DataLoader(subset, 2, collate_fn=as_batch))
-    assert model.scale.mean.item() == pytest.approx(float(numbers()[[0, 3, 5, 7]].mean()), rel=1e-6)
+    assert model.objective.scale.mean.item() == pytest.approx(float(numbers()[[0, 3, 5, 7]].mean()), rel=1e-6)
 
 
 def assert_equal(one: HybridTask, other: HybridTask) -> None:
-    states = one.scale.state_dict(), other.scale.state_dict()
+    states = one.objective.scale.state_dict(), other.objective.scale.state_dict()
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
     assert states[0]["known"] == 1
 
@@ -183,7 +183,7 @@ def test_the_command_line_keeps_the_scale_on_resume_and_in_predictions(folder):
     assert main(["fit", "--config", path, "--ckpt_path", str(last), "--trainer.max_epochs", "2"]) == 0
     second = HybridTask.load_from_checkpoint(folder / "runs/small/version_1/checkpoints/last.ckpt")
     assert_equal(second, first)
-    assert first.scale.mean.item() == pytest.approx(float((numbers() * 40 + 5000).mean()), rel=1e-6)
+    assert first.objective.scale.mean.item() == pytest.approx(float((numbers() * 40 + 5000).mean()), rel=1e-6)
     assert main(["predict", "--config", path, "--ckpt_path", str(last)]) == 0
     with torch.no_grad():
         expected = first.predictions(first({"x": table()}))

@@ -8,7 +8,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Seque
 
 from hybrid_lightning.tasks.evaluation import own_samples
 from tests.processes import succeed_on
-from tests.tasks.repeated_worker import measured
+from tests.tasks.evaluation_worker import measured
 
 # how the data are shared, and how many there are; one sample leaves the second rank none of its own
 CASES = ["plain-41", "plain-1", "plain-13", "sampler-41", "batch_sampler-41", "regressor-41"]
@@ -16,7 +16,7 @@ CASES = ["plain-41", "plain-1", "plain-13", "sampler-41", "batch_sampler-41", "r
 
 @pytest.mark.filterwarnings("ignore:Using `DistributedSampler`")
 def test_two_ranks_measure_what_one_measures(tmp_path: Path) -> None:
-    succeed_on(2, "-m", "tests.tasks.repeated_worker", "2", str(tmp_path), *CASES)
+    succeed_on(2, "-m", "tests.tasks.evaluation_worker", "2", str(tmp_path), *CASES)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     for case in CASES:

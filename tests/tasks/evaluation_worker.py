@@ -1,4 +1,4 @@
-"""One rank of `tasks/test_repeated.py`: measures in a fit, in `validate` and in `test`, and saves the metrics."""
+"""One rank of `tasks/test_evaluation.py`: measures in a fit, in `validate` and in `test`, and saves the metrics."""
 
 import json
 import os

@@ -1,0 +1,129 @@
+"""The objective of a task: what the outputs of its network mean."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+
+from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.tasks.metrics import SplitMetrics
+
+
+class Objective(nn.Module, ABC):
+    """Loss, predictions, metrics and checks of targets; class weights or a scale of targets are its state.
+
+    A subclass defines `loss` and `predictions`. Everything else has a default: no metrics beside the loss, and targets
+    of any kind.
+
+    Args:
+        outputs: Number of outputs of the head.
+    """
+
+    reads_target: ClassVar[bool] = True
+    """Whether batches have a ``target``. If not, `loss` is given None, and parts have no heads of their own."""
+
+    counted: Collection[str] = ()
+    """Names of the settings whose values were taken from data."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    # What a subclass defines
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, target: Any) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            outputs: Of the head, `(B, outputs)`.
+            target: ``target`` of the batch.
+        """
+
+    @abstractmethod
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """What metrics and users see, `(B,)` or `(B, ...)`, from the head's outputs `(B, outputs)`."""
+
+    # What it may define
+
+    def loss_weight(self, outputs: Tensor, target: Any) -> Tensor | int:
+        """What `loss` divides by, so that the loss of a split is exact: the number of samples, unless overridden."""
+        return len(outputs)
+
+    def metrics(self) -> SplitMetrics:
+        """New metrics for one split; the first one decides whether a part is better than the whole model."""
+        return SplitMetrics({})
+
+    def check_target(self, target: Tensor) -> None:
+        """Raises `ConfigError` if targets `(B, ...)` have a wrong shape or range."""
+
+    def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Predictions as columns of a table: name → a tensor or list with a value per sample.
+
+        Args:
+            predictions: `(N,)` or `(N, outputs)`.
+            names: Of the outputs; None numbers them.
+
+        Raises:
+            ConfigError: If there are more or fewer names than outputs.
+        """
+        if predictions.ndim == 1:
+            return {"prediction": predictions}
+        columns = predictions.flatten(1)
+        known = output_names(names, columns.shape[1])
+        return {f"prediction_{name}": columns[:, index] for index, name in enumerate(known)}
+
+    def contribution(self, predictions: Tensor, without: Tensor) -> Tensor:
+        """What a part adds to each prediction, `(B,)`; for several outputs the mean absolute change.
+
+        Args:
+            predictions: From `predictions`, with all parts.
+            without: The same if the samples lacked the part.
+        """
+        difference = predictions - without
+        return difference if difference.ndim == 1 else difference.abs().mean(1)
+
+    # State that comes from data or files
+
+    def build(self, trust: Collection[str] | None) -> None:
+        """Makes what needs imports, before the first step.
+
+        Args:
+            trust: None, or the packages that a file may name, see `resolve`.
+        """
+
+    def prepare_fit(self, trainer: pl.Trainer) -> None:
+        """Takes from the training data what the loss needs; called on all ranks before the first step."""
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of the task in the form in which a checkpoint stores them."""
+        return {}
+
+    def adopt(self, saved: Mapping[str, Any], is_fit: bool) -> None:
+        """Takes what an earlier fit has decided, from what its task added to a checkpoint."""
+
+    def adopt_head(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the state, name → tensor, of the objective whose head ``init_from`` has loaded."""
+
+    def export_note(self) -> str:
+        """What is to be done with the outputs of the exported network, as a line; empty: nothing."""
+        return ""
+
+
+def output_names(names: Sequence[str] | None, count: int) -> list[str]:
+    """The names that the data give the outputs, or their numbers.
+
+    Raises:
+        ConfigError: If there are more or fewer names than outputs.
+    """
+    if names is None:
+        return [str(number) for number in range(count)]
+    if len(names) != count:
+        raise ConfigError(
+            f"target_names has {len(names)} names ({listing(map(str, names))}), but the model has {count} "
+            f"outputs or classes. Use the data, or the statistics, that it was trained with.",
+            "data",
+        )
+    return [str(name) for name in names]

@@ -1,0 +1,123 @@
+"""What a task is made with: checked once, and stored in checkpoints as plain data."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
+from hybrid_lightning.tasks.init_from import InitFrom
+
+_ARGUMENTS = "_constructor_arguments"
+_NOT_SETTINGS = ("parts", "fusion", "pretrained", "untrained", "objective")
+"""Arguments of a task that its parts hold already, and the one that its class makes."""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """The arguments of `HybridTask` apart from the parts, and those of its subclasses.
+
+    Args:
+        arguments: Name → value of each argument with which the task can be made again.
+    """
+
+    lr: float
+    weight_decay: float
+    optimizer: str | dict[str, Any] | None
+    rates: dict[str, Any] | None
+    scheduler: str | dict[str, Any] | None
+    unfreezing: dict[str, Any] | None
+    init_from: InitFrom | None
+    part_heads: bool | dict[str, float]
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, *, init_from: Any, **options: Any) -> "TaskSettings":
+        """Checks the arguments; of `init_from` also the form."""
+        if options["rates"] and options["scheduler"]:
+            raise ConfigError("give either 'rates' or 'scheduler', not both.", "scheduler")
+        check_keys(options["rates"] or {}, ("shape", "warm_up"), "rates")
+        check_keys(options["unfreezing"] or {}, ("restart_early_stopping", "check_ranks"), "unfreezing")
+        check_number(options["lr"], "lr", low=0, above_low=True)
+        check_number(options["weight_decay"], "weight_decay", low=0)
+        with at("part_heads"):
+            _check_part_heads(options["part_heads"])
+        with at("init_from"):
+            start = None if init_from is None else InitFrom.parse(init_from)
+        return cls(init_from=start, **options)
+
+    @property
+    def part_weight(self) -> float:
+        """The weight of the part heads' losses; 0: these heads only observe."""
+        return float(self.part_heads["weight"]) if isinstance(self.part_heads, Mapping) else 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """Name → value of each argument, as a checkpoint stores them."""
+        values = dict(self.arguments)
+        for field in dataclasses.fields(self):
+            if field.name in values:  # a subclass may fix an argument, which then cannot be given again
+                values[field.name] = getattr(self, field.name)
+        if isinstance(values.get("init_from"), InitFrom):
+            values["init_from"] = values["init_from"].plain()
+        return values
+
+
+def _check_part_heads(given: Any) -> None:
+    if isinstance(given, bool):
+        return
+    if not isinstance(given, Mapping) or not given:
+        raise ConfigError(f"{given!r} is neither true, nor false, nor {{weight: 0.3}}.")
+    check_keys(given, ("weight",))
+    check_number(given["weight"], "weight", low=0)
+
+
+def check_plain(value: object) -> None:
+    """Raises `ConfigError` if a checkpoint cannot hold a value; the place is that of the entry within it."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            with at(str(key)):
+                check_plain(entry)
+    elif isinstance(value, list | tuple | set):
+        for entry in value:
+            check_plain(entry)
+    elif type(value) not in (type(None), bool, int, float, str, torch.dtype):
+        raise ConfigError(
+            f"{str(value)[:80]!r} is a {type(value).__name__}, which a checkpoint cannot hold. Give numbers, text, "
+            f"lists or dicts of them; or pass the whole part as a live module: {{module: MyNet(...)}}."
+        )
+
+
+def recorded(constructor: Callable[..., None]) -> Callable[..., None]:
+    """Makes a constructor note its arguments, so that `taken_arguments` of the instance has all of them.
+
+    Args:
+        constructor: An ``__init__``. What the outermost one of an instance is given counts, and the defaults of all.
+    """
+    parameters = list(inspect.signature(constructor).parameters.values())[1:]
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    names = [p.name for p in named]
+
+    @functools.wraps(constructor)
+    def noting(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        is_outermost = _ARGUMENTS not in vars(self)
+        # not as an attribute: nothing can be assigned to a module before nn.Module.__init__
+        arguments = vars(self).setdefault(_ARGUMENTS, {})
+        if is_outermost:
+            arguments.update(given)
+        for parameter in named:
+            if parameter.default is not parameter.empty and parameter.name not in given:
+                arguments.setdefault(parameter.name, parameter.default)
+        constructor(self, *args, **kwargs)
+
+    return noting
+
+
+def taken_arguments(task: object) -> dict[str, Any]:
+    """What the constructors of an instance have noted, see `recorded`, without parts; it is forgotten there."""
+    arguments = vars(task).pop(_ARGUMENTS)
+    return {name: value for name, value in arguments.items() if name not in _NOT_SETTINGS}
