@@ -14,7 +14,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from hybrid_lightning.data.loaders import example_batch
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.duration import FitLength
-from hybrid_lightning.errors import ConfigError, at
+from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.lightning_private import BatchCheckingModule
 from hybrid_lightning.network.batch import first_samples
@@ -51,6 +51,8 @@ from hybrid_lightning.tasks.settings import TaskSettings, recorded
 from hybrid_lightning.trainer import fit_length
 
 _FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
+_OF_OBJECTIVES = ("make_metrics", "check_target", "loss_weight", "prediction_columns", "contribution")
+"""Methods that tasks had before there were objectives, where ``make_metrics`` is called ``metrics``."""
 Groups = list[dict[str, Any]]
 
 
@@ -83,6 +85,9 @@ class NetworkModule(BatchCheckingModule, ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        moved = [name for name in _OF_OBJECTIVES if name in vars(cls)]
+        if moved:  # they would never be called
+            raise TypeError(f"{cls.__name__}: {listing(moved)} belong to the task's Objective, see docs/own_task.md.")
         if "__init__" in vars(cls):
             # the arguments of a user's own task reach the checkpoint without being named there
             cls.__init__ = recorded(cls.__init__)  # type: ignore[method-assign]

@@ -333,6 +333,11 @@ def test_a_subclass_with_a_loss_of_its_own_trains():
     assert float(run.callback_metrics["val/loss"]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_method_that_belongs_to_an_objective_is_refused_in_a_task():
+    with pytest.raises(TypeError, match=r"Own: 'make_metrics' belong to the task's Objective, see docs/own_task\.md"):
+        type("Own", (HybridClassifier,), {"make_metrics": lambda self: None})
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
