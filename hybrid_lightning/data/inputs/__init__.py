@@ -35,7 +35,7 @@ def parse_inputs(inputs: Any) -> dict[str, Input]:
 
     Args:
         inputs: Batch key → dict with one word of `INPUTS` and the options of that kind; ``numeric`` and ``categorical``
-            together make a table.
+            together make a table. An `Input`, such as one of another DataModule's ``inputs``, stays as it is.
 
     Raises:
         ConfigError: If a key, kind, option or value is impossible.
@@ -56,6 +56,8 @@ def _parse_input(key: Any, given: Any) -> Input:
             f"an input cannot be named {key!r}. Names are small letters, digits and _, begin with a letter, and are "
             f"none of {', '.join(_RESERVED)}."
         )
+    if isinstance(given, Input):
+        return given
     if not isinstance(given, Mapping):
         raise ConfigError(f"{given!r} is not an input. Write such as {_EXAMPLE}.")
     kinds = [word for word in INPUTS if word in given]
