@@ -49,9 +49,6 @@ class BatchAugmentation:
 
     Modules draw from the random state of torch, on the CPU or on the batch's device; both are seeded for each batch, so
     a resumed fit repeats them. Parameters that they have are not trained. Samples that are missing stay zeros.
-
-    Args:
-        modules: Batch key → modules, called in turn with a tensor, samples first.
     """
 
     def __init__(self, modules: Mapping[str, Sequence[nn.Module]]) -> None:
@@ -62,11 +59,7 @@ class BatchAugmentation:
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch with these entries replaced; of a dict of tensors, ``values``.
-
-        Raises:
-            ConfigError: If there is no such entry, or a module fails or changes the number of samples.
-        """
+        """A batch with these entries replaced; of a dict of tensors, ``values``."""
         changed = dict(batch)
         for key, modules in self.modules.items():
             with at(f"data.augment.{key}"):
@@ -76,11 +69,7 @@ class BatchAugmentation:
 
 
 def make_augmentation(config: Any, keys: Collection[str]) -> BatchAugmentation:
-    """The augmentation of ``data.augment``: batch key, one of `keys`, → list as in `make_steps`; None for nothing.
-
-    Raises:
-        ConfigError: If a key or name is unknown, the arguments do not fit, or something is not a module.
-    """
+    """The augmentation of ``data.augment``: batch key, one of `keys`, → list as in `make_steps`; None for nothing."""
     config = {} if config is None else config
     modules = {}
     with at("data.augment"):

@@ -63,16 +63,7 @@ def as_batch(batch: Any) -> Any:
 
 
 def stratified_mask(targets: Tensor, fraction: float, seed: int) -> Tensor:
-    """Chooses a share of each class at random.
-
-    Args:
-        targets: Labels `(N,)`.
-        fraction: Share of each class, rounded; at least one sample.
-        seed: Equal seeds choose equal samples.
-
-    Returns:
-        `(N,)`, bool; True for the chosen samples.
-    """
+    """Chooses a share of each class at random."""
     generator = torch.Generator().manual_seed(seed)  # its own, so that splits do not follow the seed of the fit
     chosen = torch.zeros(len(targets), dtype=torch.bool)
     for label in torch.unique(targets):

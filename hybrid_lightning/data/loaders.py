@@ -41,11 +41,7 @@ def require_dict(batch: Any) -> None:
 
 
 def first_batch(loaders: Any) -> Mapping[str, Any]:
-    """Two collated samples of a map-style dataset, or the first batch of anything else.
-
-    Raises:
-        ConfigError: If the loader is empty or its batches are not dicts.
-    """
+    """Two collated samples of a map-style dataset, or the first batch of anything else."""
     loader = _first_loader(loaders)
     batches = [_first_samples(loader)] if _has_samples(loader) else loader
     for batch in batches:
@@ -128,12 +124,7 @@ def check_loading(batch_size: object, workers: object, sampling: object) -> None
 
 
 def worker_count(processes: int, batches: int) -> int:
-    """Default number of loader workers per training process; 0 if each process has one core.
-
-    Args:
-        processes: Training processes on this machine.
-        batches: Of one pass; more workers would have nothing to do.
-    """
+    """Default number of loader workers per training process; 0 if each process has one core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = cores // processes
     return min(own, _MOST_WORKERS, batches) if own > 1 else 0

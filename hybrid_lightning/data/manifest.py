@@ -72,9 +72,6 @@ class ManifestDataModule(pl.LightningDataModule):
             training rows.
         checks: Whether all files are opened, and ids, shapes and columns compared, before the first step of a fit, and
             the files of ``predict_path`` before a prediction.
-
-    Raises:
-        ConfigError: If an argument is impossible; in `setup`, if the manifest does not fit them.
     """
 
     def __init__(
@@ -127,11 +124,7 @@ class ManifestDataModule(pl.LightningDataModule):
         """Whether `check`, while it runs, reads whole files; None at other times."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the manifest, splits its rows and fits the inputs, once.
-
-        Raises:
-            ConfigError: If the manifest does not fit the arguments; it names the rows or cells.
-        """
+        """Reads the manifest, splits its rows and fits the inputs, once."""
         self._stage = stage
         if self.statistics is not None and not self._saved:
             self._saved = read_statistics(self.statistics, type(self).__qualname__)
@@ -222,14 +215,7 @@ class ManifestDataModule(pl.LightningDataModule):
         return lines
 
     def check(self, decode: bool = True) -> None:
-        """Checks the manifest and that of ``predict_path``, as a fit does at its start, and prints what they hold.
-
-        Args:
-            decode: Whether files are read as a whole; otherwise their first bytes.
-
-        Raises:
-            ConfigError: If something is wrong; see `check_manifest`.
-        """
+        """Checks the manifest and that of ``predict_path``, as a fit does at its start, and prints what they hold."""
         self.datasets, self._checked, self._decode = {}, set(), decode
         try:
             self.setup("fit")
@@ -254,10 +240,7 @@ class ManifestDataModule(pl.LightningDataModule):
         return dict(self._state)
 
     def use_statistics(self, path: str) -> None:
-        """Takes statistics and classes from this checkpoint, unless ``statistics`` names another one.
-
-        The command line calls it with the checkpoint that it reads, before `setup`.
-        """
+        """Takes statistics and classes from this checkpoint, unless ``statistics`` names another one."""
         if self.statistics is None:
             self.statistics = path
 

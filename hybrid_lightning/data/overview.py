@@ -22,17 +22,7 @@ Line = list[str]
 
 @dataclass(frozen=True)
 class ManifestToCheck:
-    """A manifest before its files are read.
-
-    Args:
-        table: The manifest.
-        entries: Key → input, not yet bound to it.
-        id: Column that names the samples.
-        split: Of each row; None: nothing but files is checked.
-        target: What is predicted; None for nothing.
-        group_column: Column such as a patient.
-        joined: Whether samples are joined with others, and so need equal shapes.
-    """
+    """A manifest before its files are read."""
 
     table: Table
     entries: Mapping[str, Input]
@@ -44,13 +34,7 @@ class ManifestToCheck:
 
 
 def overview(manifest: ManifestToCheck, split: Array, findings: Mapping[str, FileFindings]) -> str:
-    """Two aligned tables, of the splits and of the inputs, and a line for each warning.
-
-    Args:
-        manifest: The manifest.
-        split: Of each row.
-        findings: Key → what was found about its files, for inputs that are files.
-    """
+    """Two aligned tables, of the splits and of the inputs, and a line for each warning."""
     rows = [np.flatnonzero(split == code) for code in range(len(SPLITS))]
     lines = _sizes(manifest, rows)
     lines += _targets(manifest.target, split, rows)

@@ -24,18 +24,7 @@ _SHOWN = 5
 
 
 def check_on_first_rank(manifest: ManifestToCheck, trainer: pl.Trainer | None, decode: bool = False) -> None:
-    """Runs `check_manifest` on the first rank and prints what it finds; the others wait for the result.
-
-    Problems are listed in ``<manifest>.problems.csv``, in the run's folder, or without a Trainer in the working folder.
-
-    Args:
-        manifest: What is checked.
-        trainer: The Trainer of the fit; None if there is none.
-        decode: Whether each file is read as a whole.
-
-    Raises:
-        ConfigError: If there is a problem, on every rank.
-    """
+    """Runs `check_manifest` on the first rank and prints what it finds; the others wait for the result."""
     folder = None if trainer is None else trainer.log_dir  # collective: read on every rank
     bar = sys.stderr.isatty() if trainer is None else trainer.progress_bar_callback is not None
 
@@ -48,11 +37,7 @@ def check_on_first_rank(manifest: ManifestToCheck, trainer: pl.Trainer | None, d
 
 
 def first_rank_first(trainer: pl.Trainer | None, work: Callable[[], object]) -> None:
-    """Does something on the first rank while the others wait; if it fails, all of them do.
-
-    Raises:
-        ConfigError: On the other ranks, with the words of the first one's error.
-    """
+    """Does something on the first rank while the others wait; if it fails, all of them do."""
     if trainer is None:
         work()
         return
@@ -70,23 +55,7 @@ def first_rank_first(trainer: pl.Trainer | None, work: Callable[[], object]) -> 
 
 
 def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool = False, bar: bool = False) -> str:
-    """Checks all rows of a manifest; torch's random state stays as it was.
-
-    Refused are files that are missing or unreadable, samples whose shapes cannot be joined to a batch, and ids that
-    stand twice.
-
-    Args:
-        manifest: What is checked.
-        folder: Where the table of problems is written; one of an earlier check is removed if there are none.
-        decode: Whether files are read as a whole; otherwise their first bytes.
-        bar: Whether progress is shown on standard error.
-
-    Returns:
-        Counts and shapes as aligned text, with a line for each warning; empty if only files are checked.
-
-    Raises:
-        ConfigError: If there is a problem; the first five of a kind are shown, all are listed in the table.
-    """
+    """Checks all rows of a manifest; torch's random state stays as it was."""
     for entry in manifest.entries.values():
         require_columns(entry, manifest.table)
     with torch.random.fork_rng(devices=[]):  # reading draws random transforms

@@ -32,14 +32,7 @@ _COMPARED = 20
 
 
 class Problem(NamedTuple):
-    """What is wrong with a row.
-
-    Args:
-        row: Its number.
-        key: Key of the batch, or ``id``.
-        cell: The file as the manifest names it; empty if it is about none.
-        reason: In words.
-    """
+    """What is wrong with a row."""
 
     row: int
     key: str
@@ -48,14 +41,7 @@ class Problem(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was found in a file.
-
-    Args:
-        stored: The shape that the file states.
-        value: The shape of what a sample adds to a batch; empty unless the file was read.
-        joined: What has to be the same in all samples of a batch; empty if nothing has.
-        reason: Why the file cannot be used; empty if it can.
-    """
+    """What was found in a file."""
 
     stored: Shape = ()
     value: Shape = ()
@@ -84,12 +70,7 @@ class Extent:
 
 
 class FileFindings:
-    """What was found about the files of one input.
-
-    Args:
-        entry: The input, bound to the manifest.
-        rows: Number of rows of the manifest.
-    """
+    """What was found about the files of one input."""
 
     def __init__(self, entry: FileInput, rows: int) -> None:
         self.entry = entry
@@ -116,10 +97,8 @@ class FileFindings:
         self._number_of_row[row] = -1
 
     def compare(self, split: Array) -> None:
-        """Refuses the rows whose values cannot be joined with those of most rows of their split `(rows,)`.
-
-        Shapes that files state are a suspicion only, as transforms may make them equal: one file of each is read.
-        """
+        """Refuses the rows whose values cannot be joined with those of most rows of their split `(rows,)`."""
+        # Stated shapes are a suspicion only, as transforms may make them equal: one file of each is read.
         for code in np.unique(split):
             rows_by_shape = self._by_shape(np.flatnonzero(split == code), training=code == TRAIN)
             usual = max(rows_by_shape, key=lambda shape: len(rows_by_shape[shape]), default=())
@@ -152,15 +131,7 @@ class FileFindings:
 def check_files(
     entry: FileInput, rows: Array, total: int, decode: bool, advance: Callable[[int], object]
 ) -> FileFindings:
-    """Checks files of an input, with several threads and in bounded memory.
-
-    Args:
-        entry: The input, bound to the manifest; it need not be fitted.
-        rows: Rows that have a file.
-        total: Number of rows of the manifest.
-        decode: Whether files are read as a whole, and not only the first bytes of each.
-        advance: Called with the number of rows checked since the last call.
-    """
+    """Checks files of an input, with several threads and in bounded memory."""
     entry = _without_statistics(entry)
     findings = FileFindings(entry, total)
     check = partial(read_whole if decode else read_header, entry)
@@ -203,11 +174,7 @@ def _without_statistics(entry: FileInput) -> FileInput:
 
 
 def read_header(entry: FileInput, row: int) -> Found:
-    """The shape that a row's file states in its first bytes.
-
-    Raises:
-        ConfigError: If something is wrong that is not about this file, such as a missing library.
-    """
+    """The shape that a row's file states in its first bytes."""
     try:
         stored = entry.peek(row)
     except ConfigError as error:

@@ -62,18 +62,7 @@ def state_of(samples: Samples, target: FittedTarget | None, id: str | None, spli
 
 
 def fit_inputs(entries: Mapping[str, Input], table: Table, rows: Array, saved: State, refuse: bool) -> None:
-    """Gives inputs their statistics: those of the checkpoint if it has them, or else those of the training rows.
-
-    Args:
-        entries: Key → input.
-        table: The manifest.
-        rows: Numbers of the training rows.
-        saved: State of a checkpoint, or empty.
-        refuse: Whether the checkpoint, if there is one, has to hold every input.
-
-    Raises:
-        ConfigError: If a column is missing or cannot be fitted, or there is nothing to take statistics from.
-    """
+    """Gives inputs their statistics: those of the checkpoint if it has them, or else those of the training rows."""
     for key, entry in entries.items():
         require_columns(entry, table)
         known = saved.get("inputs", {}).get(key)

@@ -39,18 +39,7 @@ def _sample_errors() -> Iterator[None]:
 
 
 class Samples:
-    """The rows of one manifest, as its inputs read them; it can be sent to a worker.
-
-    Args:
-        entries: Key → input, fitted; they are bound to the table here, and to their folder.
-        table: The manifest.
-        incomplete: Keys that have a presence although no cell of them is empty here.
-        target: Of all rows; None if there is none.
-        shapes: Key → what a value looks like, for keys of which no row is at hand.
-
-    Raises:
-        ConfigError: If a column is missing, or all inputs of a row are empty.
-    """
+    """The rows of one manifest, as its inputs read them; it can be sent to a worker."""
 
     def __init__(
         self,
@@ -151,13 +140,7 @@ class Samples:
 
 
 class SampleDataset(Dataset[Batch]):
-    """Some rows of a manifest, read one by one; see `Samples.read` for what a sample is before it is collated.
-
-    Args:
-        samples: The manifest.
-        rows: Rows of this split, `(N,)`.
-        training: Whether random transforms are drawn.
-    """
+    """Some rows of a manifest, read one by one; see `Samples.read` for what a sample is before it is collated."""
 
     def __init__(self, samples: Samples, rows: Tensor, training: bool) -> None:
         self.samples = samples

@@ -22,19 +22,7 @@ _MOST_BINS, _ROWS_OF_BIN = 10, 20
 
 
 class SplitRule:
-    """How the rows of a manifest are split: by a column, by folds or by shares.
-
-    Args:
-        column: Column with the split of each row; None draws it.
-        fold: Which fold is the test split, such as 2/5; None draws shares.
-        fractions: Split → its share of the rows; with folds ``val`` alone, of the other folds.
-        stratify: Whether classes, combinations of labels, or ranges of a number are split alike.
-        group_column: Column of which rows with one value stay together.
-        seed: Equal seeds draw equal splits.
-
-    Raises:
-        ConfigError: If one is impossible.
-    """
+    """How the rows of a manifest are split: by a column, by folds or by shares."""
 
     def __init__(
         self,
@@ -82,11 +70,7 @@ def parse_fold(fold: str) -> tuple[int, int]:
 
 
 def parse_fractions(fractions: Mapping[str, Any] | None, fold: str | None) -> dict[str, float]:
-    """Shares of all rows for ``val`` and ``test``; 0.15 each if left out, ``val`` alone with folds, of the other folds.
-
-    Raises:
-        ConfigError: If a key or share is impossible.
-    """
+    """Shares of all rows, 0.15 each if left out; with folds ``val`` alone, of the other folds."""
     given = fractions or {}
     with at("data.fractions"):
         if fold is None:
@@ -167,17 +151,6 @@ def split_by_fractions(
 
     Without groups a share is exact to one row, of all rows and of each stratum. With groups see `assign_groups`. A
     label of which no row would train gives one to the training split (with groups: a group).
-
-    Args:
-        count: Number of rows.
-        fractions: Shares of ``val`` and ``test``; the rest trains.
-        seed: Equal seeds give equal splits.
-        strata: Number of each row's stratum, `(count,)`; None is a single one.
-        groups: Number of each row's group, `(count,)`; rows of one group get one split.
-        labels: Labels that have to be in the training split, see `with_all_labels`; None requires nothing.
-
-    Returns:
-        `(count,)`, positions in `SPLITS`.
     """
     strata = np.zeros(count, dtype=np.int64) if strata is None else strata
     shares = [1 - fractions["val"] - fractions["test"], fractions["val"], fractions["test"]]
@@ -280,10 +253,8 @@ def assign_groups(groups: Array, strata: Array, shares: list[float], seed: int) 
 def _rows_by_stratum(
     groups: Array, strata: Array, number_of_groups: int, number_of_strata: int
 ) -> tuple[list[Array], list[Array]]:
-    """Of each group, the strata that it has rows in, and the number of these rows.
-
-    Lists, and not a matrix of all groups and strata, which would be large and nearly empty.
-    """
+    """Of each group, the strata that it has rows in, and the number of these rows."""
+    # Lists, as a matrix of all groups and strata would be large and nearly empty.
     pairs, counts = np.unique(groups * np.int64(number_of_strata) + strata, return_counts=True)
     group_of_pair, stratum_of_pair = np.divmod(pairs, number_of_strata)
     # Pairs are sorted, so those of a group stand together.
@@ -292,14 +263,7 @@ def _rows_by_stratum(
 
 
 def with_all_labels(split: Array, labels: Array, seed: int, groups: Array | None = None) -> Array:
-    """The split, changed so that each label has a training row: one row, or the smallest of its groups, moves there.
-
-    Args:
-        split: Of each row.
-        labels: Number of each row's class `(rows,)`, or which labels it has `(rows, labels)`.
-        seed: Of the choice of a row.
-        groups: Number of each row's group.
-    """
+    """The split, changed so that each label has a training row: one row, or the smallest of its groups, moves there."""
     split = split.copy()
     for rows in _untrained(split, labels):
         if (split[rows] == TRAIN).any():  # since a group that came for another label

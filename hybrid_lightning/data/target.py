@@ -24,15 +24,7 @@ _MOST_SHOWN = 5
 
 @dataclass(frozen=True)
 class FittedTarget:
-    """The target of the rows of a manifest.
-
-    Args:
-        columns: Names of its columns.
-        kind: One of `KINDS`.
-        names: Of classes, labels or numbers, in order of their index.
-        values: int64 `(rows,)` for classes, float32 `(rows, labels)` of 0 and 1 for labels, float32 `(rows,)` or
-            `(rows, columns)` for numbers.
-    """
+    """The target of the rows of a manifest."""
 
     columns: list[str]
     kind: str
@@ -97,14 +89,7 @@ class FittedTarget:
 
 
 class Target:
-    """What a manifest predicts, from the config.
-
-    Args:
-        spec: A column; a list of columns; or ``{column: ..., kind: ..., classes: ...}``.
-
-    Raises:
-        ConfigError: If a key or value is impossible.
-    """
+    """What a manifest predicts, from the config."""
 
     def __init__(self, spec: str | Sequence[str] | Mapping[str, Any]) -> None:
         given: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {"column": spec}
@@ -127,15 +112,7 @@ class Target:
         return self.columns if self.names or self.kind in ("binary", "multiclass") else []
 
     def fit(self, table: Table, saved: Mapping[str, Any] | None = None) -> FittedTarget:
-        """Reads the target of all rows, and finds the kind and the names that the config leaves open.
-
-        Args:
-            table: The manifest.
-            saved: ``kind`` and ``names`` of an earlier run, which hold again unless the config gives others.
-
-        Raises:
-            ConfigError: If a column is missing, a cell empty or impossible, or the kind open.
-        """
+        """Reads the target of all rows, and finds the kind and the names that the config leaves open."""
         for column in self.columns:
             advice = ". Fill in these cells or remove the rows; data to predict go into predict_path."
             table.require_filled(column, advice)
@@ -216,9 +193,6 @@ def inferred_kind(table: Table, column: str) -> str:
 
     Text and booleans are classes, binary if there are two. Whole numbers are classes if they are 0, 1, ..., at most
     `_MOST_CODES` of them and none left out; more distinct ones are a quantity, as are numbers with decimals.
-
-    Raises:
-        ConfigError: If it could be either: few whole numbers with gaps or not from 0; decimals that are all 0 and 1.
     """
     from pyarrow import types
 

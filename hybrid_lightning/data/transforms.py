@@ -178,16 +178,7 @@ def apply_step(step: Step, value: Tensor) -> Tensor:
 
 
 def make_steps(items: Any, names: Names = TRANSFORMS) -> list[Step]:
-    """Transforms from the config.
-
-    Args:
-        items: A list; each item is a name, or ``{class_path: ..., init_args: {...}}``. A name is one of `names`, or the
-            dotted path of a class, or of a function from tensor to tensor. Or a callable itself.
-        names: Classes by the names that they may have without a dot.
-
-    Raises:
-        ConfigError: If a name is unknown, or the arguments do not fit.
-    """
+    """Transforms from the config."""
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise ConfigError(f"{items!r} is not a list. Write such as [{{class_path: {next(iter(names))}}}].")
     steps = []

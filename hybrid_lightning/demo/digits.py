@@ -22,9 +22,6 @@ class DigitsDataModule(InMemoryDataModule):
         val_fraction: Share of each class for validation.
         test_fraction: Share of each class for the test.
         seed: Seed of the split; the model's seed does not change it.
-
-    Raises:
-        ConfigError: If scikit-learn (extra ``demo``) is missing, or a digit or fraction is impossible.
     """
 
     def __init__(

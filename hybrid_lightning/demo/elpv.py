@@ -25,9 +25,6 @@ class ElpvDataModule(InMemoryDataModule):
         size: Height and width of the images in pixels, at most 300, to which they are averaged down.
         val_fraction: Share of the training cells, of each class and type, for validation.
         seed: Seed of the choice of the validation split; the model's seed does not change it.
-
-    Raises:
-        ConfigError: If the package is missing, or a size or fraction is impossible.
     """
 
     def __init__(

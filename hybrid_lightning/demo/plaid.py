@@ -29,9 +29,6 @@ class PlaidDataModule(InMemoryDataModule):
         wave_length: Length of ``wave``, in samples; of longer traces the start is kept.
         val_fraction: Share of the training traces used for validation, between 0 and 1.
         seed: Seed of the validation split; does not follow the seed of the model.
-
-    Raises:
-        ConfigError: If the fraction is impossible; in `setup`, if the package sktime is not installed.
     """
 
     def __init__(
@@ -86,10 +83,7 @@ def read_ts(path: Path) -> tuple[list[Tensor], Tensor]:
 
 
 def pad_left(traces: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
-    """Scales the last `length` samples of each trace to [0, 1] and aligns the ends.
-
-    Returns values `(N, length)` with zeros before the first sample, and the mask `(N, length)` of real samples.
-    """
+    """Scales the last `length` samples of each trace to [0, 1] and aligns the ends."""
     values = torch.zeros(len(traces), length)
     mask = torch.zeros(len(traces), length, dtype=torch.bool)
     for row, trace in enumerate(traces):

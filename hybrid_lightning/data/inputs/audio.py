@@ -23,7 +23,6 @@ class AudioInput(FileInput):
     """A sound per sample (WAV, FLAC, OGG, MP3), read with soundfile (extra ``audio``): `(C, L)` float32 from -1 to 1.
 
     Args:
-        key: The key of the batch.
         audio: Name of the column of paths.
         sample_rate: Samples per second; files with another rate are resampled, see `resample`.
         seconds: Length. Of longer files a part is read, a random one in training if `crop` is ``random``; shorter ones
@@ -34,9 +33,6 @@ class AudioInput(FileInput):
         mels: Number of bands of ``log_mel``.
         train: Transforms of each training sample, see `make_steps`.
         eval: Transforms of each sample otherwise.
-
-    Raises:
-        ConfigError: If soundfile is missing, or an option is impossible.
     """
 
     def __init__(

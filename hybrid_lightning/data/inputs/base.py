@@ -24,10 +24,6 @@ class Input(ABC):
 
     Errors of the options have their local place, as `at` surrounds the parser. All later ones begin with `where`, as
     they may occur in a worker process.
-
-    Args:
-        key: The key of the batch.
-        columns: Names of the columns that it reads.
     """
 
     in_memory: ClassVar[bool] = False
@@ -91,13 +87,7 @@ def collate_padded(
     placeholder: Value,
     padding: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    """Joins sequences of different lengths, padded at their ends to the longest of the batch.
-
-    Args:
-        values: Dicts of tensors `(T, ...)`; None where the modality is missing, which becomes zeros.
-        placeholder: Such a dict, for batches in which all are missing.
-        padding: Value of the padding, by name of the tensor; 0 of all others.
-    """
+    """Joins sequences of different lengths, padded at their ends to the longest of the batch."""
     known = [value for value in values if isinstance(value, dict)]
     example = known[0] if known else placeholder
     assert isinstance(example, dict)

@@ -16,14 +16,7 @@ from hybrid_lightning.errors import ConfigError, at
 
 
 class FileInput(Input):
-    """A file per sample, which is read when its batch is made: `load` gives its tensor.
-
-    Args:
-        key: The key of the batch.
-        column: Name of the column of paths.
-        train: Transforms of each training sample, see `make_steps`.
-        eval: Transforms of each sample otherwise.
-    """
+    """A file per sample, which is read when its batch is made: `load` gives its tensor."""
 
     def __init__(self, key: str, column: str, train: Any = (), eval: Any = ()) -> None:
         super().__init__(key, [column])

@@ -19,16 +19,7 @@ _LARGEST = 4 * 2**30
 
 
 class NumpyInput(FileInput):
-    """Files of which some may be ``.npy`` or ``.npz``.
-
-    Args:
-        key: The key of the batch.
-        column: Name of the column of paths.
-        name: Which array of ``.npz`` files; None if they hold one.
-        gaps: What nan becomes: ``refuse`` or ``zero``.
-        train: Transforms of each training sample.
-        eval: Transforms of each sample otherwise.
-    """
+    """Files of which some may be ``.npy`` or ``.npz``."""
 
     def __init__(
         self,
@@ -50,15 +41,7 @@ def is_numpy(path: Path) -> bool:
 
 
 def read_array(path: Path, name: str | None = None) -> Array:
-    """An array as float32, from a file whose first bytes decide on its format.
-
-    Args:
-        path: The file.
-        name: Which array of an ``.npz`` file; None if there is one.
-
-    Raises:
-        ValueError: If it is not such a file, does not hold numbers, or is incomplete.
-    """
+    """An array as float32, from a file whose first bytes decide on its format."""
     with _opened(path, name) as (stream, size):
         _check_header(stream, size)
         stream.seek(0)

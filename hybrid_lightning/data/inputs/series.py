@@ -27,7 +27,6 @@ class SeriesInput(NumpyInput):
     1000 series, of 1000 at equal distances in the manifest. A channel that is constant there is only centered.
 
     Args:
-        key: The key of the batch.
         series: Name of the column of paths. Text is separated by commas (``.csv``), tabs (``.tsv``) or spaces
             (``.txt``); a first line that is not numbers is left out, and so are empty lines. NA is an empty field.
         length: Most steps of a series. None keeps all.
@@ -176,11 +175,7 @@ def window_start(length: int, wanted: int, crop: str, training: bool) -> int:
 
 
 def read_text(path: Path) -> Array:
-    """Lines of numbers as `(T, C)` float32, nan in empty fields; a first line with a word in it is left out.
-
-    Raises:
-        ValueError: If it holds something else.
-    """
+    """Lines of numbers as `(T, C)` float32, nan in empty fields; a first line with a word in it is left out."""
     if path.suffix not in _SEPARATORS:
         raise ValueError(f"its name ends in none of .npy, .npz, .csv, .tsv and .txt, but in {path.suffix!r}")
     separator = _SEPARATORS[path.suffix]

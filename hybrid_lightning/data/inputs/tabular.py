@@ -49,14 +49,9 @@ class NumericInput(ColumnInput):
     A column that is constant there is only centered.
 
     Args:
-        key: The key of the batch.
         numeric: Names of the columns.
         gaps: What an empty cell becomes. ``mean``: the training mean, which is 0; ``indicator``: the same, and one more
             column per column is 1 there; ``keep``: nan.
-
-    Raises:
-        ConfigError: If an option is impossible; later, if a cell is infinite or not a number, or a column has no value
-            in any training row.
     """
 
     def __init__(self, key: str, numeric: Any, gaps: Any = "mean") -> None:
@@ -111,13 +106,9 @@ class CategoricalInput(ColumnInput):
     """Columns of categories, numbered from 0 in the order of their text in the training rows: `(B, m)` int64.
 
     Args:
-        key: The key of the batch.
         categorical: Names of the columns.
         one_hot: Whether each becomes as many columns as it has categories, 1 in that of its own: `(B, total)` float32.
             A missing or unknown category has no 1; without `one_hot` it is -1.
-
-    Raises:
-        ConfigError: If an option is impossible; later, if a column has no value in any training row.
     """
 
     def __init__(self, key: str, categorical: Any, one_hot: Any = False) -> None:
@@ -178,11 +169,6 @@ class TableInput(Input):
     A batch has ``numeric`` `(B, n)` float32, standardized as in `NumericInput`, nan in gaps, and ``categorical``
     `(B, m)` int64, numbered as in `CategoricalInput`, -1 for missing and unknown categories. Without columns of a kind
     its entry is left out.
-
-    Args:
-        key: The key of the batch.
-        numeric: Names of the columns of numbers; may be empty if `categorical` is not.
-        categorical: Names of the columns of categories; may be empty if `numeric` is not.
     """
 
     in_memory: ClassVar[bool] = True

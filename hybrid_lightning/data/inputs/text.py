@@ -28,16 +28,12 @@ class TextInput(Input):
     as models of transformers take them. Both are padded at the end to the longest text of the batch.
 
     Args:
-        key: The key of the batch.
         text: Name of the column of texts.
         tokenizer: ``words``; or the name or folder of a tokenizer of transformers (extra ``transformers``), which has
             to be on this machine.
         length: Most words, or pieces; the rest of a text is cut off. None keeps all, with a tokenizer those that its
             model can take.
         vocabulary: Most words that get a number of their own, the most frequent ones; of ``words`` only.
-
-    Raises:
-        ConfigError: If an option is impossible; later, if the tokenizer is not there.
     """
 
     def __init__(

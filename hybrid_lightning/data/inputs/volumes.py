@@ -27,7 +27,6 @@ class ArrayInput(NumpyInput):
     """An array per sample, ``.npy`` or ``.npz``, as it is: `(...)`, float32. A single number becomes `(1,)`.
 
     Args:
-        key: The key of the batch.
         array: Name of the column of paths.
         name: Which array of ``.npz`` files; None if they hold one.
         gaps: What nan becomes: ``refuse`` stops with an error, ``zero`` makes it 0.
@@ -64,7 +63,6 @@ class VolumeInput(NumpyInput):
     to the front and z to the head (RAS+), and D, H, W are z, y, x, so that slices are axial.
 
     Args:
-        key: The key of the batch.
         volume: Name of the column of paths.
         size: Depth, height and width in voxels; one number stands for all. Where a volume shrinks, voxels are means
             over areas, where it grows, they are interpolated (trilinear). None leaves volumes as they are, which then
