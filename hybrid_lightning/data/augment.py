@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybrid_lightning.data.in_memory import per_sample
 from hybrid_lightning.data.transforms import Names, RandomFlip, apply_step, make_steps
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
 
@@ -37,10 +38,7 @@ class RandomNoise(nn.Module):
         return values + amount * torch.randn_like(values)
 
 
-AUGMENTATIONS: Names = {
-    "RandomFlip": BatchFlip,
-    "RandomNoise": RandomNoise,
-}
+AUGMENTATIONS: Names = {"RandomFlip": BatchFlip, "RandomNoise": RandomNoise}
 """Names that an item of a list of augmentations may take without a dot."""
 
 
@@ -53,9 +51,6 @@ class BatchAugmentation:
 
     def __init__(self, modules: Mapping[str, Sequence[nn.Module]]) -> None:
         self.modules = dict(modules)
-
-    def __bool__(self) -> bool:
-        return any(self.modules.values())
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +94,7 @@ def _augmented(entry: Any, modules: Sequence[nn.Module], present: Tensor | None)
         with at(str(index)):
             value = _apply(module.to(value.device), value)
     if present is not None:  # noise on a missing modality would be a signal
-        value = torch.where(_per_sample(present, value), value, 0.0)
+        value = torch.where(per_sample(present, value), value, 0.0)
     return {**entry, "values": value} if isinstance(entry, Mapping) else value
 
 
@@ -115,11 +110,4 @@ def _apply(module: nn.Module, value: Tensor) -> Tensor:
 
 def _uniform(values: Tensor) -> Tensor:
     """A number from 0 to 1 per sample, `(B, 1, ...)`."""
-    numbers = torch.rand(len(values), device=values.device)
-    return _per_sample(numbers, values)
-
-
-def _per_sample(numbers: Tensor, values: Tensor) -> Tensor:
-    """`(B,)` → `(B, 1, ...)`, with as many dimensions as `values`."""
-    ones = [1] * (values.ndim - 1)
-    return numbers.view(-1, *ones)
+    return per_sample(torch.rand(len(values), device=values.device), values)

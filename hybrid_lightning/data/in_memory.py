@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from hybrid_lightning.errors import check_number
 
 Tensors = Tensor | dict[str, Tensor]
-Batch = dict[str, Any]
-"""Key → `Tensors`; also a single sample."""
+Batch = dict[str, Any]  # key → `Tensors`; also a single sample
 Loader = DataLoader[Batch]
 
 
@@ -50,6 +49,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Tensors) -> Tensors
     if isinstance(value, dict):
         return {name: function(tensor) for name, tensor in value.items()}
     return function(value)
+
+
+def per_sample(numbers: Tensor, values: Tensor) -> Tensor:
+    """`(B,)` → `(B, 1, ...)`, with as many dimensions as `values`."""
+    return numbers.view(-1, *[1] * (values.ndim - 1))
 
 
 def pick(entries: Mapping[str, Tensors], index: int | Tensor) -> Batch:
@@ -112,12 +116,6 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
 
     def _loader(self, split: str) -> Loader:
         dataset, training = self.splits[split], split == "train"
-        # BatchNorm needs two samples in training.
-        is_lonely = len(dataset) > 1 and len(dataset) % self.batch_size == 1
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=training,
-            collate_fn=as_batch,
-            drop_last=training and is_lonely,
-        )
+        # BatchNorm needs two samples in training
+        drop_last = training and len(dataset) > 1 and len(dataset) % self.batch_size == 1
+        return DataLoader(dataset, self.batch_size, shuffle=training, collate_fn=as_batch, drop_last=drop_last)

@@ -14,7 +14,7 @@ from hybrid_lightning.data.augment import make_augmentation
 from hybrid_lightning.data.in_memory import Loader
 from hybrid_lightning.data.inputs import parse_inputs
 from hybrid_lightning.data.inputs.base import Input
-from hybrid_lightning.data.loaders import balanced_sampler, check_loading, padded_sampler
+from hybrid_lightning.data.loaders import balanced_sampler, padded_sampler
 from hybrid_lightning.data.overview import ManifestToCheck
 from hybrid_lightning.data.preflight import check_on_first_rank
 from hybrid_lightning.data.prepared import (
@@ -32,7 +32,7 @@ from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of, ma
 from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule
 from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.data.target import FittedTarget, Target
-from hybrid_lightning.errors import ConfigError, at
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
 
 
 class ManifestDataModule(pl.LightningDataModule):
@@ -96,7 +96,10 @@ class ManifestDataModule(pl.LightningDataModule):
         checks: bool = True,
     ) -> None:
         super().__init__()
-        check_loading(batch_size, workers, sampling)
+        check_number(batch_size, "data.batch_size", low=1)
+        if workers is not None:
+            check_number(workers, "data.workers", low=0)
+        check_choice(sampling, "data.sampling", ("shuffle", "balanced"), "sampling")
         self.batch_size, self.workers, self.sampling = batch_size, workers, sampling
         self.split_rule = SplitRule(split_column, fold, fractions, stratify, split_by, split_seed)
         self.path, self.root, self.id = path, root, id
@@ -115,13 +118,11 @@ class ManifestDataModule(pl.LightningDataModule):
         """Split of each row of the manifest, a position in `SPLITS`, after `setup`."""
         self._target: FittedTarget | None = None
         self._tables: dict[str, Table] = {}
-        self._saved: State = {}
-        """State of a checkpoint, which comes before what training rows would give."""
+        self._saved: State = {}  # state of a checkpoint, which comes before what training rows would give
         self._state: State = {}
         self._stage: str | None = None
         self._checked: set[Path] = set()
-        self._decode: bool | None = None
-        """Whether `check`, while it runs, reads whole files; None at other times."""
+        self._decode: bool | None = None  # whether `check`, while it runs, reads whole files; None at other times
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the manifest, splits its rows and fits the inputs, once."""
@@ -187,6 +188,9 @@ class ManifestDataModule(pl.LightningDataModule):
             table = Table.read(path, place, [column for column in texts if column is not None])
             if self.id is not None:
                 table.require(self.id, "data.id")
+            for entry in self.inputs.values():
+                for column in entry.columns:
+                    table.require(column, entry.where)
             self._tables[path] = table
         return self._tables[path]
 
@@ -317,7 +321,7 @@ class ManifestDataModule(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augments training batches on their device."""
         is_training = self.trainer is not None and self.trainer.training
-        return self.augment(batch) if self.augment and is_training else batch
+        return self.augment(batch) if is_training else batch
 
     def _loader(self, split: str, sampler: Sampler[int] | None = None) -> Loader:
         dataset = self.datasets[split]

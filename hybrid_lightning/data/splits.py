@@ -13,12 +13,10 @@ import numpy as np
 from hybrid_lightning.data.table import Array, Table, positions, rows_of
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing
 
-SPLITS = ("train", "val", "test")
-"""Names of the splits; a row's split is the position in this list, int8."""
+SPLITS = ("train", "val", "test")  # names of the splits; a row's split is the position in this list, int8
 TRAIN, VAL, TEST = range(3)
 
-_MOST_BINS, _ROWS_OF_BIN = 10, 20
-"""Strata of numbers: at most so many, of about so many rows or more."""
+_MOST_BINS, _ROWS_OF_BIN = 10, 20  # strata of numbers: at most so many, of about so many rows or more
 
 
 class SplitRule:
@@ -71,14 +69,10 @@ def parse_fold(fold: str) -> tuple[int, int]:
 
 def parse_fractions(fractions: Mapping[str, Any] | None, fold: str | None) -> dict[str, float]:
     """Shares of all rows, 0.15 each if left out; with folds ``val`` alone, of the other folds."""
-    given = fractions or {}
+    shares = {"val": 0.15, "test": 0.15} if fold is None else {"val": 0.15}
     with at("data.fractions"):
-        if fold is None:
-            check_keys(given, ("val", "test"), kind="split")
-            shares = {"val": 0.15, "test": 0.15, **given}
-        else:
-            check_keys(given, ("val",), kind="split (the fold is the test split)")
-            shares = {"val": 0.15, **given}
+        check_keys(fractions or {}, shares, kind="split" if fold is None else "split (the fold is the test split)")
+        shares.update(fractions or {})
         for name, share in shares.items():
             check_number(share, name, low=0, high=1)
         if sum(shares.values()) >= 1:

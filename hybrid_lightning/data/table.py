@@ -16,8 +16,7 @@ Array = np.ndarray[Any, Any]
 
 _PARQUET = (".parquet", ".pq")
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_LONG = 1 << 30
-"""Bytes from which a column's text gets offsets of 64 bits; Arrow's short ones end at 2 GiB."""
+_LONG = 1 << 30  # bytes from which a column's text gets offsets of 64 bits; Arrow's short ones end at 2 GiB
 
 
 class Table:
@@ -25,8 +24,7 @@ class Table:
 
     def __init__(self, arrow: "pyarrow.Table", path: str | Path = "table", place: str = "data.path") -> None:
         self.arrow, self.path, self.place = arrow, Path(path), place
-        self.columns: list[str] = list(arrow.column_names)
-        """Names of the columns."""
+        self.columns: list[str] = list(arrow.column_names)  # names of the columns
         twice = [name for name, count in Counter(self.columns).items() if count > 1]
         if twice:
             raise ConfigError(f"{str(path)!r} has several columns named {listing(twice, 5)}. Rename them.")

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 KINDS = ("binary", "multiclass", "multilabel", "regression")
-_MOST_CODES = 20
-"""Distinct whole numbers up to which a column may mean classes; with more it is a quantity."""
+_MOST_CODES = 20  # distinct whole numbers up to which a column may mean classes; with more it is a quantity
 _SEPARATOR = ";"
 _MOST_SHOWN = 5
 
@@ -71,21 +70,6 @@ class FittedTarget:
                     f"{rows_of(rows)}. A model cannot learn them. Move rows to the training split, gather more, or "
                     f"leave these rows out; another split_seed may help."
                 )
-
-    def few_rows(self, split: Array) -> str | None:
-        """A line about classes that have too few rows for each split to have one; None if all have."""
-        counts = self.counts(split)
-        used = np.unique(split)  # a split without rows is meant to have none
-        is_short = (counts[used] == 0).any(axis=0) & counts.any(axis=0)
-        short = np.flatnonzero(is_short)
-        if not len(short):
-            return None
-        shown = []
-        for label in short[:_MOST_SHOWN]:
-            in_splits = [f"{SPLITS[code]} {counts[code, label]}" for code in used]
-            shown.append(f"{self.names[label]!r} ({', '.join(in_splits)})")
-        more = f" and {len(short) - _MOST_SHOWN} more" if len(short) > _MOST_SHOWN else ""
-        return f"data.target: too few rows for one in each split: {', '.join(shown)}{more}"
 
 
 class Target:

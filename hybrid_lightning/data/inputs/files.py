@@ -25,9 +25,8 @@ class FileInput(Input):
             with at(split):
                 self.transforms[split] = make_steps(steps)
 
-    def bind(self, table: Table, folder: str) -> None:
+    def bind(self, table: Table) -> None:
         """Takes the column of paths."""
-        self.folder = folder
         self._cells = table.texts(self.columns[0])
 
     def cell(self, row: int) -> str:

@@ -10,26 +10,18 @@ from typing import IO, Any
 
 import numpy as np
 
-from hybrid_lightning.data.inputs.base import Array, check_name
+from hybrid_lightning.data.inputs.base import check_name
 from hybrid_lightning.data.inputs.files import FileInput
+from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import check_choice
 
-_LARGEST = 4 * 2**30
-"""Bytes of one sample; a small compressed file can state any size."""
+_LARGEST = 4 * 2**30  # bytes of one sample; a small compressed file can state any size
 
 
 class NumpyInput(FileInput):
     """Files of which some may be ``.npy`` or ``.npz``."""
 
-    def __init__(
-        self,
-        key: str,
-        column: str,
-        name: Any,
-        gaps: Any,
-        train: Any,
-        eval: Any,
-    ) -> None:
+    def __init__(self, key: str, column: str, name: Any, gaps: Any, train: Any, eval: Any) -> None:
         super().__init__(key, column, train, eval)
         self.name = None if name is None else check_name(name, "name")
         self.gaps = check_choice(gaps, "gaps", ("refuse", "zero"))

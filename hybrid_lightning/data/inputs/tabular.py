@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.inputs.base import Array, Input
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.inputs.base import Input
+from hybrid_lightning.data.table import Array, Table, positions
 from hybrid_lightning.errors import ConfigError, check_choice
 
 
@@ -80,7 +80,7 @@ class NumericInput(ColumnInput):
             stds[column] = float(std * largest) if std > 1e-9 else 1.0
         return {"mean": means, "std": stds}
 
-    def bind(self, table: Table, folder: str) -> None:
+    def bind(self, table: Table) -> None:
         """Standardizes all rows."""
         shape = (len(table), len(self.columns))
         columns = np.empty(shape, dtype=np.float32)
@@ -117,12 +117,9 @@ class CategoricalInput(ColumnInput):
 
     def fit(self, table: Table, rows: Array) -> dict[str, Any]:
         """``categories`` of each column: the texts of these rows, sorted."""
-        import pyarrow
-
         categories = {}
         for column in self.columns:
-            cells = table.texts(column).take(pyarrow.array(rows))
-            texts = cells.unique().drop_null()
+            texts = table.texts(column).take(rows).unique().drop_null()
             if not len(texts):
                 raise self.empty_column(column, rows)
             categories[column] = sorted(texts.to_pylist())
@@ -137,19 +134,10 @@ class CategoricalInput(ColumnInput):
     def _sizes(self) -> list[int]:
         return [len(self.fitted("categories", column)) for column in self.columns]
 
-    def bind(self, table: Table, folder: str) -> None:
+    def bind(self, table: Table) -> None:
         """Numbers all rows."""
-        import pyarrow
-        from pyarrow import compute
-
-        shape = (len(table), len(self.columns))
-        codes = np.empty(shape, dtype=np.int64)
-        for index, column in enumerate(self.columns):
-            texts = table.texts(column)
-            categories = pyarrow.array(self.fitted("categories", column), texts.type)
-            positions = compute.fill_null(compute.index_in(texts, value_set=categories), -1)
-            codes[:, index] = positions.to_numpy(zero_copy_only=False)
-        self._codes = torch.from_numpy(codes)
+        codes = [positions(table.texts(column), self.fitted("categories", column)) for column in self.columns]
+        self._codes = torch.from_numpy(np.stack(codes, axis=1))
 
     def batch(self, rows: Tensor) -> Tensor:
         """`(B, m)` int64, or `(B, total)` float32 with `one_hot`."""
@@ -202,11 +190,11 @@ class TableInput(Input):
         categories = self.statistics.get("categories", {})
         return {"categories": [len(known) for known in categories.values()]}
 
-    def bind(self, table: Table, folder: str) -> None:
+    def bind(self, table: Table) -> None:
         """Standardizes and numbers all rows."""
         for one in self._inputs.values():
             one.statistics = self.statistics
-            one.bind(table, folder)
+            one.bind(table)
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """``numeric`` and ``categorical``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.inputs.base import Array, check_name
+from hybrid_lightning.data.inputs.base import check_name
 from hybrid_lightning.data.inputs.files import check_size
 from hybrid_lightning.data.inputs.numpy_files import (
     NumpyInput,
@@ -19,6 +19,7 @@ from hybrid_lightning.data.inputs.numpy_files import (
     stated_shape,
     without_gaps,
 )
+from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import check_choice, check_number
 from hybrid_lightning.importing import import_extra
 
@@ -35,13 +36,7 @@ class ArrayInput(NumpyInput):
     """
 
     def __init__(
-        self,
-        key: str,
-        array: Any,
-        name: Any = None,
-        gaps: Any = "refuse",
-        train: Any = (),
-        eval: Any = (),
+        self, key: str, array: Any, name: Any = None, gaps: Any = "refuse", train: Any = (), eval: Any = ()
     ) -> None:
         super().__init__(key, check_name(array, "array"), name, gaps, train, eval)
 
