@@ -219,7 +219,11 @@ class ManifestDataModule(pl.LightningDataModule):
         return lines
 
     def check(self, decode: bool = True) -> None:
-        """Checks the manifest and that of ``predict_path``, as a fit does at its start, and prints what they hold."""
+        """Checks the manifest and that of ``predict_path`` as a fit does, and prints what they hold.
+
+        Args:
+            decode: Whether files are read as a whole; otherwise their first bytes.
+        """
         self.datasets, self._checked, self._decode = {}, set(), decode
         try:
             self.setup("fit")

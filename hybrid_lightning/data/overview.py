@@ -24,12 +24,12 @@ class ManifestToCheck:
     """A manifest before its files are read."""
 
     table: Table
-    entries: Mapping[str, Input]
-    id: str | None = None
-    split: Array | None = None
-    target: FittedTarget | None = None
-    group_column: str | None = None
-    joined: bool = True
+    entries: Mapping[str, Input]  # not yet bound to the table
+    id: str | None
+    split: Array | None  # of each row; None: nothing but files is checked
+    target: FittedTarget | None
+    group_column: str | None
+    joined: bool  # whether samples are joined with others, and so need equal shapes
 
 
 def overview(manifest: ManifestToCheck, split: Array, findings: Mapping[str, FileFindings]) -> str:

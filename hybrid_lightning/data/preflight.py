@@ -145,8 +145,7 @@ def _lines_of_ids(column: str, repeated: Mapping[str, Array], split: Array) -> l
 
 
 def _write_problems(problems: list[Problem], manifest: ManifestToCheck, path: Path) -> None:
-    """Writes the problems as CSV; a manifest to predict may lack the column of ids."""
-    ids = manifest.table.texts(manifest.id) if manifest.id in manifest.table.columns else None
+    ids = None if manifest.id is None else manifest.table.texts(manifest.id)
     rows = []
     for one in problems:
         name = one.row if ids is None else ids[one.row].as_py()

@@ -257,7 +257,10 @@ def _rows_by_stratum(
 
 
 def with_all_labels(split: Array, labels: Array, seed: int, groups: Array | None = None) -> Array:
-    """The split, changed so that each label has a training row: one row, or the smallest of its groups, moves there."""
+    """The split, changed so that each label has a training row: one row, or the smallest of its groups, moves there.
+
+    Labels are the class of each row `(rows,)`, or which labels it has `(rows, labels)`.
+    """
     split = split.copy()
     for rows in _untrained(split, labels):
         if (split[rows] == TRAIN).any():  # since a group that came for another label

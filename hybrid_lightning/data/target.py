@@ -27,8 +27,10 @@ class FittedTarget:
 
     columns: list[str]
     kind: str
-    names: list[str]
-    values: Tensor
+    names: list[str]  # of classes, labels or numbers, in order of their index
+    values: (
+        Tensor  # int64 (rows,) for classes, float32 (rows, labels) of 0 and 1, or numbers (rows,) or (rows, columns)
+    )
 
     @property
     def labels(self) -> Array | None:

@@ -126,7 +126,10 @@ def apply_step(step: Step, value: Tensor) -> Tensor:
 
 
 def make_steps(items: Any, names: Names = TRANSFORMS) -> list[Step]:
-    """Transforms from the config."""
+    """Transforms of a list of names, ``{class_path: ..., init_args: {...}}`` or callables.
+
+    A name is one of `names`, or the dotted path of a class, or of a function from tensor to tensor.
+    """
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise ConfigError(f"{items!r} is not a list. Write such as [{{class_path: {next(iter(names))}}}].")
     steps = []

@@ -29,7 +29,12 @@ class FracastEncoder(nn.Module):
         self.core = _build_core(context)
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Mean, standard deviation and last value of the encoder's 64 channels over the observed samples."""
+        """Mean, standard deviation and last value of the encoder's 64 channels over the observed samples, `(B, 192)`.
+
+        Args:
+            values: Series `(B, context)`, float, each scaled to [0, 1] over its observed samples, padded on the left.
+            mask: `(B, context)`, bool; True where a sample was observed.
+        """
         length = values.shape[-1]
         if length != self.context:
             raise ConfigError(
