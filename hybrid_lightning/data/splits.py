@@ -49,10 +49,11 @@ class SplitRule:
             if groups is not None:
                 refuse_shared(split, table, groups, self.group_column)
             return split
-        options = {"strata": strata if self.stratify else None, "groups": groups, "labels": labels}
+        if strata is None or not self.stratify:
+            strata = np.zeros(len(table), dtype=np.int64)
         if self.fold is not None:
-            return split_by_fold(len(table), self.fold, self.fractions["val"], self.seed, **options)
-        return split_by_fractions(len(table), self.fractions, self.seed, **options)
+            return split_by_fold(strata, self.fold, self.fractions["val"], self.seed, groups, labels)
+        return split_by_fractions(strata, self.fractions, self.seed, groups, labels)
 
 
 def parse_fold(fold: str) -> tuple[int, int]:
@@ -134,19 +135,13 @@ def places_of(rows: Array, split: Array) -> str:
 
 
 def split_by_fractions(
-    count: int,
-    fractions: Mapping[str, float],
-    seed: int,
-    strata: Array | None = None,
-    groups: Array | None = None,
-    labels: Array | None = None,
+    strata: Array, fractions: Mapping[str, float], seed: int, groups: Array | None = None, labels: Array | None = None
 ) -> Array:
-    """A split at random, with the same shares of each stratum.
+    """A split of rows at random, with the same shares of each stratum; `strata` has the number of each row's.
 
     Without groups a share is exact to one row, of all rows and of each stratum. With groups see `assign_groups`. A
     label of which no row would train gives one to the training split (with groups: a group).
     """
-    strata = np.zeros(count, dtype=np.int64) if strata is None else strata
     shares = [1 - fractions["val"] - fractions["test"], fractions["val"], fractions["test"]]
     if groups is None:
         split = _draw_rows(strata, shares, seed)
@@ -156,11 +151,10 @@ def split_by_fractions(
 
 
 def split_by_fold(
-    count: int,
+    strata: Array,
     fold: tuple[int, int],
     val: float,
     seed: int,
-    strata: Array | None = None,
     groups: Array | None = None,
     labels: Array | None = None,
 ) -> Array:
@@ -170,7 +164,7 @@ def split_by_fold(
     one of the rows of the other folds.
     """
     number, folds = fold
-    strata = np.zeros(count, dtype=np.int64) if strata is None else strata
+    count = len(strata)
     if groups is None:
         _refuse_empty_folds(count, "rows", folds)
         fold_of_row = np.empty(count, dtype=np.int64)
@@ -183,7 +177,7 @@ def split_by_fold(
     groups = None if groups is None else groups[rest]
     labels = None if labels is None else labels[rest]
     fractions = {"val": val, "test": 0.0}
-    split[rest] = split_by_fractions(len(rest), fractions, seed, strata[rest], groups, labels)
+    split[rest] = split_by_fractions(strata[rest], fractions, seed, groups, labels)
     return split
 
 
