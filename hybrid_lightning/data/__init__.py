@@ -3,8 +3,4 @@
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
 from hybrid_lightning.data.manifest import ManifestDataModule
 
-__all__ = [
-    "DictDataset",
-    "InMemoryDataModule",
-    "ManifestDataModule",
-]
+__all__ = ["DictDataset", "InMemoryDataModule", "ManifestDataModule"]

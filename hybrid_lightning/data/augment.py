@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybrid_lightning.data.in_memory import per_sample
 from hybrid_lightning.data.transforms import Names, RandomFlip, apply_step, make_steps
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
 
@@ -37,10 +38,7 @@ class RandomNoise(nn.Module):
         return values + amount * torch.randn_like(values)
 
 
-AUGMENTATIONS: Names = {
-    "RandomFlip": BatchFlip,
-    "RandomNoise": RandomNoise,
-}
+AUGMENTATIONS: Names = {"RandomFlip": BatchFlip, "RandomNoise": RandomNoise}
 """Names that an item of a list of augmentations may take without a dot."""
 
 
@@ -49,24 +47,14 @@ class BatchAugmentation:
 
     Modules draw from the random state of torch, on the CPU or on the batch's device; both are seeded for each batch, so
     a resumed fit repeats them. Parameters that they have are not trained. Samples that are missing stay zeros.
-
-    Args:
-        modules: Batch key → modules, called in turn with a tensor, samples first.
     """
 
     def __init__(self, modules: Mapping[str, Sequence[nn.Module]]) -> None:
         self.modules = dict(modules)
 
-    def __bool__(self) -> bool:
-        return any(self.modules.values())
-
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch with these entries replaced; of a dict of tensors, ``values``.
-
-        Raises:
-            ConfigError: If there is no such entry, or a module fails or changes the number of samples.
-        """
+        """A batch with these entries replaced; of a dict of tensors, ``values``."""
         changed = dict(batch)
         for key, modules in self.modules.items():
             with at(f"data.augment.{key}"):
@@ -76,11 +64,7 @@ class BatchAugmentation:
 
 
 def make_augmentation(config: Any, keys: Collection[str]) -> BatchAugmentation:
-    """The augmentation of ``data.augment``: batch key, one of `keys`, → list as in `make_steps`; None for nothing.
-
-    Raises:
-        ConfigError: If a key or name is unknown, the arguments do not fit, or something is not a module.
-    """
+    """The augmentation of ``data.augment``: batch key, one of `keys`, → list as in `make_steps`; None for nothing."""
     config = {} if config is None else config
     modules = {}
     with at("data.augment"):
@@ -110,7 +94,7 @@ def _augmented(entry: Any, modules: Sequence[nn.Module], present: Tensor | None)
         with at(str(index)):
             value = _apply(module.to(value.device), value)
     if present is not None:  # noise on a missing modality would be a signal
-        value = torch.where(_per_sample(present, value), value, 0.0)
+        value = torch.where(per_sample(present, value), value, 0.0)
     return {**entry, "values": value} if isinstance(entry, Mapping) else value
 
 
@@ -126,11 +110,4 @@ def _apply(module: nn.Module, value: Tensor) -> Tensor:
 
 def _uniform(values: Tensor) -> Tensor:
     """A number from 0 to 1 per sample, `(B, 1, ...)`."""
-    numbers = torch.rand(len(values), device=values.device)
-    return _per_sample(numbers, values)
-
-
-def _per_sample(numbers: Tensor, values: Tensor) -> Tensor:
-    """`(B,)` → `(B, 1, ...)`, with as many dimensions as `values`."""
-    ones = [1] * (values.ndim - 1)
-    return numbers.view(-1, *ones)
+    return per_sample(torch.rand(len(values), device=values.device), values)

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from hybrid_lightning.errors import check_number
 
 Tensors = Tensor | dict[str, Tensor]
-Batch = dict[str, Any]
-"""Key → `Tensors`; also a single sample."""
+Batch = dict[str, Any]  # key → `Tensors`; also a single sample
 Loader = DataLoader[Batch]
 
 
@@ -52,6 +51,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Tensors) -> Tensors
     return function(value)
 
 
+def per_sample(numbers: Tensor, values: Tensor) -> Tensor:
+    """`(B,)` → `(B, 1, ...)`, with as many dimensions as `values`."""
+    return numbers.view(-1, *[1] * (values.ndim - 1))
+
+
 def pick(entries: Mapping[str, Tensors], index: int | Tensor) -> Batch:
     """A sample of a batch, or several of them as a smaller batch."""
     return {key: map_tensors(lambda tensor: tensor[index], entry) for key, entry in entries.items()}
@@ -63,16 +67,7 @@ def as_batch(batch: Any) -> Any:
 
 
 def stratified_mask(targets: Tensor, fraction: float, seed: int) -> Tensor:
-    """Chooses a share of each class at random.
-
-    Args:
-        targets: Labels `(N,)`.
-        fraction: Share of each class, rounded; at least one sample.
-        seed: Equal seeds choose equal samples.
-
-    Returns:
-        `(N,)`, bool; True for the chosen samples.
-    """
+    """Chooses a share of each class at random."""
     generator = torch.Generator().manual_seed(seed)  # its own, so that splits do not follow the seed of the fit
     chosen = torch.zeros(len(targets), dtype=torch.bool)
     for label in torch.unique(targets):
@@ -121,12 +116,6 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
 
     def _loader(self, split: str) -> Loader:
         dataset, training = self.splits[split], split == "train"
-        # BatchNorm needs two samples in training.
-        is_lonely = len(dataset) > 1 and len(dataset) % self.batch_size == 1
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=training,
-            collate_fn=as_batch,
-            drop_last=training and is_lonely,
-        )
+        # BatchNorm needs two samples in training
+        drop_last = training and len(dataset) > 1 and len(dataset) % self.batch_size == 1
+        return DataLoader(dataset, self.batch_size, shuffle=training, collate_fn=as_batch, drop_last=drop_last)

@@ -18,11 +18,10 @@ from torch.utils.data import (
 )
 
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
-from hybrid_lightning.errors import ConfigError, check_choice, check_number
+from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import loaders_to_read
 
-_MOST_WORKERS = 8
-"""More worker processes than this seldom help one device."""
+_MOST_WORKERS = 8  # more worker processes than this seldom help one device
 
 
 def example_batch(trainer: pl.Trainer) -> Mapping[str, Any]:
@@ -41,29 +40,23 @@ def require_dict(batch: Any) -> None:
 
 
 def first_batch(loaders: Any) -> Mapping[str, Any]:
-    """Two collated samples of a map-style dataset, or the first batch of anything else.
-
-    Raises:
-        ConfigError: If the loader is empty or its batches are not dicts.
-    """
+    """Two collated samples of a map-style dataset, or the first batch of anything else."""
     loader = _first_loader(loaders)
-    batches = [_first_samples(loader)] if _has_samples(loader) else loader
-    for batch in batches:
-        require_dict(batch)
-        return batch  # type: ignore[no-any-return]
-    raise ConfigError("the loader is empty.", "data")
+    is_batched = isinstance(loader, DataLoader) and loader.batch_sampler is not None
+    if is_batched and not isinstance(loader.dataset, IterableDataset):
+        batch = _first_samples(loader)  # without starting the loader and its workers
+    else:
+        batch = next(iter(loader), None)
+        if batch is None:
+            raise ConfigError("the loader is empty.", "data")
+    require_dict(batch)
+    return batch  # type: ignore[no-any-return]
 
 
 def _first_loader(loaders: Any) -> Any:
     """The first of a collection of loaders."""
     loader = next(iter(loaders.values())) if isinstance(loaders, Mapping) else loaders
     return loader[0] if isinstance(loader, list | tuple) else loader
-
-
-def _has_samples(loader: Any) -> bool:
-    """Whether samples can be taken by their index, without starting the loader and its workers."""
-    is_batched = isinstance(loader, DataLoader) and loader.batch_sampler is not None
-    return is_batched and not isinstance(loader.dataset, IterableDataset)
 
 
 def _first_samples(loader: DataLoader[Any]) -> Any:
@@ -80,12 +73,16 @@ def shown_targets(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
     """Split and all labels of each dataset that shows them, while a fit is under way; none may be empty."""
     for split, loaders in (("train", trainer.train_dataloader), ("val", trainer.val_dataloaders)):
         for loader in loaders if isinstance(loaders, list) else [loaders]:
-            targets = targets_of(getattr(loader, "dataset", None))
-            if targets is None:
-                continue
-            if not len(targets):
-                raise ConfigError(f"the {split} split is empty. Give it samples, or leave its loader out.", "data")
-            yield split, targets
+            targets = _targets(loader, split)
+            if targets is not None:
+                yield split, targets
+
+
+def _targets(loader: Any, split: str) -> Tensor | None:
+    targets = targets_of(getattr(loader, "dataset", None))
+    if targets is not None and not len(targets):
+        raise ConfigError(f"the {split} split is empty. Give it samples, or leave its loader out.", "data")
+    return targets
 
 
 def targets_of(dataset: Any) -> Tensor | None:
@@ -100,11 +97,7 @@ def targets_of(dataset: Any) -> Tensor | None:
 def training_targets(trainer: pl.Trainer) -> Tensor | None:
     """All labels that a fit is about to read, `(N, ...)` on the CPU; None if the data do not show them."""
     with torch.random.fork_rng(devices=[]):  # making a loader may draw random numbers
-        loader = _first_loader(loaders_to_read(trainer))
-    targets = targets_of(getattr(loader, "dataset", None))
-    if targets is not None and not len(targets):
-        raise ConfigError("the train split is empty. Give it samples.", "data")
-    return targets
+        return _targets(_first_loader(loaders_to_read(trainer)), "train")
 
 
 def number_of_batches(loaders: Any) -> float:
@@ -119,21 +112,8 @@ def number_of_batches(loaders: Any) -> float:
         return float("inf")
 
 
-def check_loading(batch_size: object, workers: object, sampling: object) -> None:
-    """Raises `ConfigError` if an argument of `ManifestDataModule` is impossible."""
-    check_number(batch_size, "data.batch_size", low=1)
-    if workers is not None:
-        check_number(workers, "data.workers", low=0)
-    check_choice(sampling, "data.sampling", ("shuffle", "balanced"), "sampling")
-
-
 def worker_count(processes: int, batches: int) -> int:
-    """Default number of loader workers per training process; 0 if each process has one core.
-
-    Args:
-        processes: Training processes on this machine.
-        batches: Of one pass; more workers would have nothing to do.
-    """
+    """Default number of loader workers per training process; 0 if each process has one core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = cores // processes
     return min(own, _MOST_WORKERS, batches) if own > 1 else 0

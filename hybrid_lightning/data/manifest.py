@@ -14,7 +14,7 @@ from hybrid_lightning.data.augment import make_augmentation
 from hybrid_lightning.data.in_memory import Loader
 from hybrid_lightning.data.inputs import parse_inputs
 from hybrid_lightning.data.inputs.base import Input
-from hybrid_lightning.data.loaders import balanced_sampler, check_loading, padded_sampler
+from hybrid_lightning.data.loaders import balanced_sampler, padded_sampler
 from hybrid_lightning.data.overview import ManifestToCheck
 from hybrid_lightning.data.preflight import check_on_first_rank
 from hybrid_lightning.data.prepared import (
@@ -32,7 +32,7 @@ from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of, ma
 from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule
 from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.data.target import FittedTarget, Target
-from hybrid_lightning.errors import ConfigError, at
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
 
 
 class ManifestDataModule(pl.LightningDataModule):
@@ -72,9 +72,6 @@ class ManifestDataModule(pl.LightningDataModule):
             training rows.
         checks: Whether all files are opened, and ids, shapes and columns compared, before the first step of a fit, and
             the files of ``predict_path`` before a prediction.
-
-    Raises:
-        ConfigError: If an argument is impossible; in `setup`, if the manifest does not fit them.
     """
 
     def __init__(
@@ -99,7 +96,10 @@ class ManifestDataModule(pl.LightningDataModule):
         checks: bool = True,
     ) -> None:
         super().__init__()
-        check_loading(batch_size, workers, sampling)
+        check_number(batch_size, "data.batch_size", low=1)
+        if workers is not None:
+            check_number(workers, "data.workers", low=0)
+        check_choice(sampling, "data.sampling", ("shuffle", "balanced"), "sampling")
         self.batch_size, self.workers, self.sampling = batch_size, workers, sampling
         self.split_rule = SplitRule(split_column, fold, fractions, stratify, split_by, split_seed)
         self.path, self.root, self.id = path, root, id
@@ -118,20 +118,14 @@ class ManifestDataModule(pl.LightningDataModule):
         """Split of each row of the manifest, a position in `SPLITS`, after `setup`."""
         self._target: FittedTarget | None = None
         self._tables: dict[str, Table] = {}
-        self._saved: State = {}
-        """State of a checkpoint, which comes before what training rows would give."""
+        self._saved: State = {}  # state of a checkpoint, which comes before what training rows would give
         self._state: State = {}
         self._stage: str | None = None
         self._checked: set[Path] = set()
-        self._decode: bool | None = None
-        """Whether `check`, while it runs, reads whole files; None at other times."""
+        self._decode: bool | None = None  # whether `check`, while it runs, reads whole files; None at other times
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the manifest, splits its rows and fits the inputs, once.
-
-        Raises:
-            ConfigError: If the manifest does not fit the arguments; it names the rows or cells.
-        """
+        """Reads the manifest, splits its rows and fits the inputs, once."""
         self._stage = stage
         if self.statistics is not None and not self._saved:
             self._saved = read_statistics(self.statistics, type(self).__qualname__)
@@ -194,6 +188,9 @@ class ManifestDataModule(pl.LightningDataModule):
             table = Table.read(path, place, [column for column in texts if column is not None])
             if self.id is not None:
                 table.require(self.id, "data.id")
+            for entry in self.inputs.values():
+                for column in entry.columns:
+                    table.require(column, entry.where)
             self._tables[path] = table
         return self._tables[path]
 
@@ -222,13 +219,10 @@ class ManifestDataModule(pl.LightningDataModule):
         return lines
 
     def check(self, decode: bool = True) -> None:
-        """Checks the manifest and that of ``predict_path``, as a fit does at its start, and prints what they hold.
+        """Checks the manifest and that of ``predict_path`` as a fit does, and prints what they hold.
 
         Args:
             decode: Whether files are read as a whole; otherwise their first bytes.
-
-        Raises:
-            ConfigError: If something is wrong; see `check_manifest`.
         """
         self.datasets, self._checked, self._decode = {}, set(), decode
         try:
@@ -254,10 +248,7 @@ class ManifestDataModule(pl.LightningDataModule):
         return dict(self._state)
 
     def use_statistics(self, path: str) -> None:
-        """Takes statistics and classes from this checkpoint, unless ``statistics`` names another one.
-
-        The command line calls it with the checkpoint that it reads, before `setup`.
-        """
+        """Takes statistics and classes from this checkpoint, unless ``statistics`` names another one."""
         if self.statistics is None:
             self.statistics = path
 
@@ -334,7 +325,7 @@ class ManifestDataModule(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augments training batches on their device."""
         is_training = self.trainer is not None and self.trainer.training
-        return self.augment(batch) if self.augment and is_training else batch
+        return self.augment(batch) if is_training else batch
 
     def _loader(self, split: str, sampler: Sampler[int] | None = None) -> Loader:
         dataset = self.datasets[split]

@@ -16,41 +16,24 @@ from hybrid_lightning.errors import format_table
 _MOST_LABELS = 12
 _INPUTS = ("input", "stored", "in a batch")
 
-Line = list[str]
-"""A line of the table of splits: what is counted, and its text for each split."""
+Line = list[str]  # A line of the table of splits: what is counted, and its text for each split
 
 
 @dataclass(frozen=True)
 class ManifestToCheck:
-    """A manifest before its files are read.
-
-    Args:
-        table: The manifest.
-        entries: Key → input, not yet bound to it.
-        id: Column that names the samples.
-        split: Of each row; None: nothing but files is checked.
-        target: What is predicted; None for nothing.
-        group_column: Column such as a patient.
-        joined: Whether samples are joined with others, and so need equal shapes.
-    """
+    """A manifest before its files are read."""
 
     table: Table
-    entries: Mapping[str, Input]
-    id: str | None = None
-    split: Array | None = None
-    target: FittedTarget | None = None
-    group_column: str | None = None
-    joined: bool = True
+    entries: Mapping[str, Input]  # not yet bound to the table
+    id: str | None
+    split: Array | None  # of each row; None: nothing but files is checked
+    target: FittedTarget | None
+    group_column: str | None
+    joined: bool  # whether samples are joined with others, and so need equal shapes
 
 
 def overview(manifest: ManifestToCheck, split: Array, findings: Mapping[str, FileFindings]) -> str:
-    """Two aligned tables, of the splits and of the inputs, and a line for each warning.
-
-    Args:
-        manifest: The manifest.
-        split: Of each row.
-        findings: Key → what was found about its files, for inputs that are files.
-    """
+    """Two aligned tables, of the splits and of the inputs, and a line for each warning."""
     rows = [np.flatnonzero(split == code) for code in range(len(SPLITS))]
     lines = _sizes(manifest, rows)
     lines += _targets(manifest.target, split, rows)
@@ -58,13 +41,13 @@ def overview(manifest: ManifestToCheck, split: Array, findings: Mapping[str, Fil
     header = (manifest.table.path.name, *SPLITS)
     splits = [dict(zip(header, line, strict=True)) for line in lines]
     inputs = [_shapes(manifest, key, findings.get(key)) for key in manifest.entries]
-    warnings = _constant_columns(manifest, rows[TRAIN]) + _empty_ids(manifest)
+    warnings = _warnings(manifest, rows[TRAIN])
     # numbers are aligned at their last digit
     return "\n".join([format_table(splits, header, right=SPLITS), "", format_table(inputs, _INPUTS), *warnings])
 
 
 def _sizes(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
-    lines = [_counts("rows", [len(own) for own in rows])]
+    lines = [_counts("rows", map(len, rows))]
     if manifest.group_column is not None:
         groups = groups_of(manifest.table, manifest.group_column)
         numbers = [len(np.unique(groups[own])) for own in rows]
@@ -99,13 +82,12 @@ def _ranges(target: FittedTarget, rows: Sequence[Array]) -> list[Line]:
     columns = target.values.numpy().reshape(len(target.values), -1).T
     lines = []
     for name, column in zip(target.names, columns, strict=True):
-        ranges = [_range(column[own]) for own in rows]
-        lines.append([name, *ranges])
+        line = [name]
+        for own in rows:
+            values = column[own]
+            line.append(f"{values.min():.4g} to {values.max():.4g}" if len(values) else "")
+        lines.append(line)
     return lines
-
-
-def _range(values: Array) -> str:
-    return f"{values.min():.4g} to {values.max():.4g}" if len(values) else ""
 
 
 def _gaps(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
@@ -126,18 +108,16 @@ def _shapes(manifest: ManifestToCheck, key: str, found: FileFindings | None) -> 
         return {"input": key, "stored": str(found.stored), "in a batch": str(found.values)}
     stored = f"{len(entry.columns)} column{'s' if len(entry.columns) > 1 else ''}"
     if isinstance(entry, TextInput):
-        stored = _lengths(manifest.table, entry.columns[0])
+        import pyarrow.compute as compute
+
+        lengths = compute.min_max(compute.utf8_length(manifest.table.texts(entry.columns[0]))).as_py()
+        low, high = lengths["min"], lengths["max"]
+        stored = "nothing" if low is None else f"{low:,} to {high:,} letters"
     return {"input": key, "stored": stored, "in a batch": ""}
 
 
-def _lengths(table: Table, column: str) -> str:
-    import pyarrow.compute as compute
-
-    lengths = compute.min_max(compute.utf8_length(table.texts(column))).as_py()
-    return "nothing" if lengths["min"] is None else f"{lengths['min']:,} to {lengths['max']:,} letters"
-
-
-def _constant_columns(manifest: ManifestToCheck, training: Array) -> list[str]:
+def _warnings(manifest: ManifestToCheck, training: Array) -> list[str]:
+    """A line for each column in memory that never varies, and for empty ids."""
     lines = []
     for entry in manifest.entries.values():
         for column in entry.columns if entry.in_memory else ():
@@ -147,23 +127,15 @@ def _constant_columns(manifest: ManifestToCheck, training: Array) -> list[str]:
                     f"warning: {entry.where}: column {column!r} holds nothing but {only!r} in the training rows; "
                     f"it tells nothing"
                 )
+    if manifest.id is not None:
+        empty = np.flatnonzero(manifest.table.empty(manifest.id))
+        if len(empty):
+            lines.append(f"warning: data.id: column {manifest.id!r} is empty in {rows_of(empty)}")
     return lines
-
-
-def _empty_ids(manifest: ManifestToCheck) -> list[str]:
-    if manifest.id is None:
-        return []
-    empty = np.flatnonzero(manifest.table.empty(manifest.id))
-    if not len(empty):
-        return []
-    return [f"warning: data.id: column {manifest.id!r} is empty in {rows_of(empty)}"]
 
 
 def _only_value(table: Table, column: str, rows: Array) -> object | None:
     """The value of all of the rows that have one; None if they differ, or none has."""
-    import pyarrow
-    import pyarrow.compute as compute
-
     filled = rows[~table.empty(column)[rows]]  # gaps do not make a column vary
-    different = compute.unique(table.values(column).take(pyarrow.array(filled)))
+    different = table.values(column).take(filled).unique()
     return different[0].as_py() if len(different) == 1 else None

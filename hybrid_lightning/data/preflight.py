@@ -1,9 +1,9 @@
 """Checks of a manifest before a fit: files, shapes and ids; what is wrong is one error and a table of rows."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,46 +13,27 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.overview import ManifestToCheck, overview
 from hybrid_lightning.data.preflight_files import FileFindings, Problem, check_files
-from hybrid_lightning.data.samples import require_columns
 from hybrid_lightning.data.splits import places_of
 from hybrid_lightning.data.table import Array, rows_of
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.files import write_csv
 
-_SHOWN = 5
-"""Problems of a kind in the error; the table lists all."""
+if TYPE_CHECKING:
+    import pyarrow
+
+_SHOWN = 5  # problems of a kind in the error; the table lists all
 
 
 def check_on_first_rank(manifest: ManifestToCheck, trainer: pl.Trainer | None, decode: bool = False) -> None:
-    """Runs `check_manifest` on the first rank and prints what it finds; the others wait for the result.
-
-    Problems are listed in ``<manifest>.problems.csv``, in the run's folder, or without a Trainer in the working folder.
-
-    Args:
-        manifest: What is checked.
-        trainer: The Trainer of the fit; None if there is none.
-        decode: Whether each file is read as a whole.
-
-    Raises:
-        ConfigError: If there is a problem, on every rank.
-    """
+    """Runs `check_manifest` on the first rank and prints what it finds; the others wait for the result."""
     folder = None if trainer is None else trainer.log_dir  # collective: read on every rank
     bar = sys.stderr.isatty() if trainer is None else trainer.progress_bar_callback is not None
 
-    def work() -> None:
-        text = check_manifest(manifest, Path(folder or "."), decode, bar)
-        if text:
-            print(text)
-
-    first_rank_first(trainer, work)
+    first_rank_first(trainer, lambda: check_manifest(manifest, Path(folder or "."), decode, bar))
 
 
 def first_rank_first(trainer: pl.Trainer | None, work: Callable[[], object]) -> None:
-    """Does something on the first rank while the others wait; if it fails, all of them do.
-
-    Raises:
-        ConfigError: On the other ranks, with the words of the first one's error.
-    """
+    """Does something on the first rank while the others wait; if it fails, all of them do."""
     if trainer is None:
         work()
         return
@@ -69,43 +50,31 @@ def first_rank_first(trainer: pl.Trainer | None, work: Callable[[], object]) -> 
         raise ConfigError(words)
 
 
-def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool = False, bar: bool = False) -> str:
-    """Checks all rows of a manifest; torch's random state stays as it was.
-
-    Refused are files that are missing or unreadable, samples whose shapes cannot be joined to a batch, and ids that
-    stand twice.
-
-    Args:
-        manifest: What is checked.
-        folder: Where the table of problems is written; one of an earlier check is removed if there are none.
-        decode: Whether files are read as a whole; otherwise their first bytes.
-        bar: Whether progress is shown on standard error.
-
-    Returns:
-        Counts and shapes as aligned text, with a line for each warning; empty if only files are checked.
-
-    Raises:
-        ConfigError: If there is a problem; the first five of a kind are shown, all are listed in the table.
-    """
-    for entry in manifest.entries.values():
-        require_columns(entry, manifest.table)
+def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool, bar: bool) -> None:
+    """Checks a manifest and prints what it holds; refuses it, with a table in `folder`, if something is wrong."""
     with torch.random.fork_rng(devices=[]):  # reading draws random transforms
         findings = _check_all_files(manifest, decode, bar)
-    of_files: list[Problem] = []
+    problems: list[Problem] = []
     for found in findings.values():
-        of_files += found.problems
-    repeated = _repeated_ids(manifest)
+        problems += found.problems
+    problems.sort()
+    lines = _lines_of_files(manifest, problems)
+    if manifest.split is not None and manifest.id is not None:
+        repeated = _repeated_ids(manifest.table.texts(manifest.id), manifest.split)
+        problems += _problems_of_ids(repeated)
+        lines += _lines_of_ids(manifest.id, repeated, manifest.split)
     name = manifest.table.path.name.removesuffix(".gz").rpartition(".")[0]
     path = folder / f"{name}.problems.csv"
-    if not of_files and not repeated:
-        # the list of an earlier check would mislead
-        path.unlink(missing_ok=True)
-        return "" if manifest.split is None else overview(manifest, manifest.split, findings)
-    _write_problems(sorted([*of_files, *_problems_of_ids(repeated)]), manifest, path)
-    more = "" if decode else " Only the first bytes were read; the command 'check' reads whole files."
-    lines = _lines_of_files(manifest, sorted(of_files)) + _lines_of_ids(manifest, repeated)
-    advice = f"All are listed in {str(path)!r}. Correct the cells, the files or data.root, or remove these rows.{more}"
-    raise ConfigError("\n".join([*lines, advice]))
+    if problems:
+        _write_problems(sorted(problems), manifest, path)
+        more = "" if decode else " Only the first bytes were read; the command 'check' reads whole files."
+        lines.append(
+            f"All are listed in {str(path)!r}. Correct the cells, the files or data.root, or remove these rows.{more}"
+        )
+        raise ConfigError("\n".join(lines))
+    path.unlink(missing_ok=True)  # the list of an earlier check would mislead
+    if manifest.split is not None:
+        print(overview(manifest, manifest.split, findings))
 
 
 def _check_all_files(manifest: ManifestToCheck, decode: bool, bar: bool) -> dict[str, FileFindings]:
@@ -113,28 +82,19 @@ def _check_all_files(manifest: ManifestToCheck, decode: bool, bar: bool) -> dict
     table, findings = manifest.table, {}
     files = [entry for entry in manifest.entries.values() if isinstance(entry, FileInput)]
     rows = [np.flatnonzero(~entry.empty(table)) for entry in files]
-    with _progress(sum(map(len, rows)), bar) as advance:
+    total = sum(map(len, rows))
+    with Tqdm(total=total, desc="checking files", unit="file", delay=1, leave=False, disable=not bar) as shown:
         for entry, own_rows in zip(files, rows, strict=True):
-            entry.bind(table, entry.folder)
-            found = check_files(entry, own_rows, len(table), decode, advance)
+            entry.bind(table)
+            found = check_files(entry, own_rows, len(table), decode, shown.update)
             if manifest.split is not None and manifest.joined:
                 found.compare(manifest.split)
             findings[entry.key] = found
     return findings
 
 
-@contextmanager
-def _progress(total: int, bar: bool) -> Iterator[Callable[[int], object]]:
-    with Tqdm(total=total, desc="checking files", unit="file", delay=1, leave=False, disable=not bar) as shown:
-        yield shown.update
-
-
-def _repeated_ids(manifest: ManifestToCheck) -> dict[str, Array]:
+def _repeated_ids(texts: "pyarrow.Array", split: Array) -> dict[str, Array]:
     """Id → its rows, for those that stand in several; those in several splits first."""
-    split = manifest.split
-    if manifest.id is None or split is None:
-        return {}
-    texts = manifest.table.texts(manifest.id)
     filled = np.flatnonzero(np.asarray(texts.is_valid()))
     numbers = np.asarray(texts.take(filled).dictionary_encode().indices)
     counts = np.bincount(numbers)
@@ -170,9 +130,8 @@ def _lines_of_files(manifest: ManifestToCheck, problems: list[Problem]) -> list[
     return lines
 
 
-def _lines_of_ids(manifest: ManifestToCheck, repeated: Mapping[str, Array]) -> list[str]:
-    split = manifest.split
-    if not repeated or split is None:
+def _lines_of_ids(column: str, repeated: Mapping[str, Array], split: Array) -> list[str]:
+    if not repeated:
         return []
     first = list(repeated.items())[:_SHOWN]
     shown = [f"{name!r} ({places_of(rows, split)})" for name, rows in first]
@@ -180,14 +139,13 @@ def _lines_of_ids(manifest: ManifestToCheck, repeated: Mapping[str, Array]) -> l
     seen = f", {shared} of them in more than one split, so that a model is tested on what it has seen"
     more = f" and {len(repeated) - _SHOWN} more" if len(repeated) > _SHOWN else ""
     return [
-        f"data.id: {len(repeated)} values of {manifest.id!r} stand in several rows{seen if shared else ''}: "
+        f"data.id: {len(repeated)} values of {column!r} stand in several rows{seen if shared else ''}: "
         f"{', '.join(shown)}{more}."
     ]
 
 
 def _write_problems(problems: list[Problem], manifest: ManifestToCheck, path: Path) -> None:
-    """Writes the problems as CSV; a manifest to predict may lack the column of ids."""
-    ids = manifest.table.texts(manifest.id) if manifest.id in manifest.table.columns else None
+    ids = None if manifest.id is None else manifest.table.texts(manifest.id)
     rows = []
     for one in problems:
         name = one.row if ids is None else ids[one.row].as_py()

@@ -1,6 +1,5 @@
 """Checks of the files of a manifest: which cannot be used, and which shapes they have."""
 
-import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from hybrid_lightning.data.inputs.audio import AudioInput
-from hybrid_lightning.data.inputs.base import Value
 from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.inputs.images import ImageInput
 from hybrid_lightning.data.inputs.numpy_files import is_numpy
@@ -25,42 +24,26 @@ Shape = tuple[int, ...]
 _THREADS = 8
 _PORTION = 16
 """Rows that a thread takes at once; handing them out one by one takes as long as reading their first bytes."""
-_WAITING = 4096
-"""Rows that are handed out to the threads at once, so that a long manifest takes no memory."""
-_COMPARED = 20
-"""Different shapes of which a file is read to find whether they differ in a batch."""
+_WAITING = 4096  # rows that are handed out to the threads at once, so that a long manifest takes no memory
+_COMPARED = 20  # different shapes of which a file is read to find whether they differ in a batch
 
 
 class Problem(NamedTuple):
-    """What is wrong with a row.
-
-    Args:
-        row: Its number.
-        key: Key of the batch, or ``id``.
-        cell: The file as the manifest names it; empty if it is about none.
-        reason: In words.
-    """
+    """What is wrong with a row."""
 
     row: int
-    key: str
-    cell: str
+    key: str  # of the batch, or "id"
+    cell: str  # the file as the manifest names it; empty if it is about none
     reason: str
 
 
 class Found(NamedTuple):
-    """What was found in a file.
+    """What was found in a file."""
 
-    Args:
-        stored: The shape that the file states.
-        value: The shape of what a sample adds to a batch; empty unless the file was read.
-        joined: What has to be the same in all samples of a batch; empty if nothing has.
-        reason: Why the file cannot be used; empty if it can.
-    """
-
-    stored: Shape = ()
-    value: Shape = ()
-    joined: Shape = ()
-    reason: str = ""
+    stored: Shape = ()  # as the file states it
+    value: Shape = ()  # in a batch; empty unless the file was read
+    joined: Shape = ()  # what has to be the same in all samples of a batch; empty if nothing has
+    reason: str = ""  # why the file cannot be used; empty if it can
 
 
 class Extent:
@@ -84,12 +67,7 @@ class Extent:
 
 
 class FileFindings:
-    """What was found about the files of one input.
-
-    Args:
-        entry: The input, bound to the manifest.
-        rows: Number of rows of the manifest.
-    """
+    """What was found about the files of one input."""
 
     def __init__(self, entry: FileInput, rows: int) -> None:
         self.entry = entry
@@ -116,10 +94,8 @@ class FileFindings:
         self._number_of_row[row] = -1
 
     def compare(self, split: Array) -> None:
-        """Refuses the rows whose values cannot be joined with those of most rows of their split `(rows,)`.
-
-        Shapes that files state are a suspicion only, as transforms may make them equal: one file of each is read.
-        """
+        """Refuses the rows whose values cannot be joined with those of most rows of their split `(rows,)`."""
+        # Stated shapes are a suspicion only, as transforms may make them equal: one file of each is read.
         for code in np.unique(split):
             rows_by_shape = self._by_shape(np.flatnonzero(split == code), training=code == TRAIN)
             usual = max(rows_by_shape, key=lambda shape: len(rows_by_shape[shape]), default=())
@@ -140,7 +116,7 @@ class FileFindings:
         most_frequent = np.argsort(-counts, kind="stable")[:_COMPARED]
         for place in most_frequent:
             first = int(rows[firsts[place]])
-            found = read_whole(self.entry, first, training)
+            found = inspect(self.entry, first, True, training)
             if found.reason:
                 self.refuse(first, found.reason)
             else:
@@ -152,18 +128,11 @@ class FileFindings:
 def check_files(
     entry: FileInput, rows: Array, total: int, decode: bool, advance: Callable[[int], object]
 ) -> FileFindings:
-    """Checks files of an input, with several threads and in bounded memory.
-
-    Args:
-        entry: The input, bound to the manifest; it need not be fitted.
-        rows: Rows that have a file.
-        total: Number of rows of the manifest.
-        decode: Whether files are read as a whole, and not only the first bytes of each.
-        advance: Called with the number of rows checked since the last call.
-    """
-    entry = _without_statistics(entry)
+    """Checks files of an input, with several threads and in bounded memory."""
+    if isinstance(entry, SeriesInput):
+        entry.standardize = False  # it has not been fitted
     findings = FileFindings(entry, total)
-    check = partial(read_whole if decode else read_header, entry)
+    check = partial(inspect, entry, decode=decode)
     failed = []
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(rows), _WAITING):
@@ -179,51 +148,30 @@ def check_files(
     for row in failed:  # again and alone: Python's parser of literals, in numpy's headers, may fail in threads
         findings.add(row, check(row))
     if not decode:
-        _read_one(findings, rows)
+        # the first file that seems to be good is read for the shape in a batch
+        good = np.setdiff1d(rows, [problem.row for problem in findings.problems])
+        for row in good[:1].tolist():
+            found = inspect(entry, row, True)
+            findings.values.add(found.value)
+            if found.reason:
+                findings.refuse(row, found.reason)
     return findings
 
 
-def _read_one(findings: FileFindings, rows: Array) -> None:
-    """Reads the first file that seems to be good, for the shape in a batch."""
-    good = np.setdiff1d(rows, [problem.row for problem in findings.problems])
-    for row in good[:1].tolist():
-        found = read_whole(findings.entry, row)
-        findings.values.add(found.value)
-        if found.reason:
-            findings.refuse(row, found.reason)
-
-
-def _without_statistics(entry: FileInput) -> FileInput:
-    """The input as it can be read before it is fitted: a series that is not standardized."""
-    if not isinstance(entry, SeriesInput) or not entry.standardize:
-        return entry
-    plain = copy.copy(entry)
-    plain.standardize = False
-    return plain
-
-
-def read_header(entry: FileInput, row: int) -> Found:
-    """The shape that a row's file states in its first bytes.
-
-    Raises:
-        ConfigError: If something is wrong that is not about this file, such as a missing library.
-    """
+def inspect(entry: FileInput, row: int, decode: bool, training: bool = False) -> Found:
+    """The shape that a row's file states in its first bytes and, with `decode`, that of its value."""
     try:
         stored = entry.peek(row)
+        value = entry.read(row, training) if decode else None
     except ConfigError as error:
         return Found(reason=_reason(entry, row, error))
-    return Found(stored, joined=_joined(entry, row, stored))
-
-
-def read_whole(entry: FileInput, row: int, training: bool = False) -> Found:
-    """The shape that a row's file states, and that of its value; raises as `read_header`."""
-    try:
-        stored = entry.peek(row)
-        value = entry.read(row, training)
-    except ConfigError as error:
-        return Found(reason=_reason(entry, row, error))
-    shape = _shape_of(value)
-    return Found(stored, shape, shape[1:] if isinstance(value, dict) else shape)  # steps are padded
+    if value is None:
+        return Found(stored, joined=_joined(entry, row, stored))
+    if isinstance(value, Tensor):
+        shape = tuple(value.shape)
+        return Found(stored, shape, shape)
+    shape = tuple(next(iter(value.values())).shape)
+    return Found(stored, shape, shape[1:])  # steps are padded
 
 
 def _reason(entry: FileInput, row: int, error: ConfigError) -> str:
@@ -233,11 +181,6 @@ def _reason(entry: FileInput, row: int, error: ConfigError) -> str:
         raise error
     start = f"row {row}: {entry.cell(row)!r}: "
     return text.partition(start)[2] or text
-
-
-def _shape_of(value: Value) -> Shape:
-    tensor = next(iter(value.values())) if isinstance(value, dict) else value
-    return tuple(tensor.shape)
 
 
 def _joined(entry: FileInput, row: int, stored: Shape) -> Shape:

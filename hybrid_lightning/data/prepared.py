@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from hybrid_lightning.data.inputs.base import Input
-from hybrid_lightning.data.samples import Samples, require_columns
+from hybrid_lightning.data.samples import Samples
 from hybrid_lightning.data.splits import SPLITS
 from hybrid_lightning.data.table import Array, Table, positions
 from hybrid_lightning.data.target import FittedTarget
@@ -54,7 +54,7 @@ def state_of(samples: Samples, target: FittedTarget | None, id: str | None, spli
     return {
         "version": STATE_VERSION,
         "inputs": inputs,
-        "incomplete": samples.incomplete,
+        "incomplete": list(samples.present),
         "target": target and {"columns": target.columns, "kind": target.kind, "names": target.names},
         "id": id,
         "split": digest(split),
@@ -62,62 +62,38 @@ def state_of(samples: Samples, target: FittedTarget | None, id: str | None, spli
 
 
 def fit_inputs(entries: Mapping[str, Input], table: Table, rows: Array, saved: State, refuse: bool) -> None:
-    """Gives inputs their statistics: those of the checkpoint if it has them, or else those of the training rows.
-
-    Args:
-        entries: Key → input.
-        table: The manifest.
-        rows: Numbers of the training rows.
-        saved: State of a checkpoint, or empty.
-        refuse: Whether the checkpoint, if there is one, has to hold every input.
-
-    Raises:
-        ConfigError: If a column is missing or cannot be fitted, or there is nothing to take statistics from.
-    """
+    """Gives inputs their statistics: those of the checkpoint if it has them, or else those of the training rows."""
     for key, entry in entries.items():
-        require_columns(entry, table)
         known = saved.get("inputs", {}).get(key)
         if known is not None and known["columns"] == entry.columns:
             entry.statistics = known["statistics"]  # a fit that goes on keeps its scales
             continue
-        if not len(rows) or (saved and refuse):
-            raise _no_statistics(entry, saved)
+        if saved and (refuse or not len(rows)):
+            raise ConfigError(
+                f"the checkpoint has no statistics of this input, whose columns are {entry.columns}; it has: "
+                f"{listing(saved.get('inputs', {}))}. Use the inputs of its run.",
+                entry.where,
+            )
+        if not len(rows):
+            raise ConfigError(
+                "no training row to take statistics from. Give data.statistics, the checkpoint of a run of this data.",
+                entry.where,
+            )
         if saved:
             rank_zero_info(f"{entry.where}: its columns are not those of the checkpoint; fitted anew")
         entry.statistics = entry.fit(table, rows)
 
 
-def _no_statistics(entry: Input, saved: State) -> ConfigError:
-    if not saved:
-        return ConfigError(
-            "there is no training row to take statistics from. Give data.statistics, the checkpoint of a run of this "
-            "data.",
-            entry.where,
-        )
-    return ConfigError(
-        f"the checkpoint has no statistics of this input, whose columns are {entry.columns}; it has: "
-        f"{listing(saved.get('inputs', {}))}. Use the inputs of its run.",
-        entry.where,
-    )
-
-
 def check_target(target: FittedTarget, split: Array, saved: State, refuse: bool) -> None:
-    """Compares a target with the split and with a checkpoint's; what is not an error is reported."""
+    """Compares a target with the split, and its names with those of a checkpoint."""
+    old = (saved.get("target") or {}).get("names")
     with at("data.target"):
         target.check_split(split)
-        _compare_names(target, saved, refuse)
-    line = target.few_rows(split)
-    if line:
-        rank_zero_info(line)
-
-
-def _compare_names(target: FittedTarget, saved: State, refuse: bool) -> None:
-    old = (saved.get("target") or {}).get("names")
-    if old is None or old == target.names:
-        return
-    difference = f"{listing(old, 8)} in the checkpoint, {listing(target.names, 8)} here"
-    if refuse:  # outputs would get the names of others
-        raise ConfigError(f"other classes or columns: {difference}. Use the target of its run.")
+        if old is None or old == target.names:
+            return
+        difference = f"{listing(old, 8)} in the checkpoint, {listing(target.names, 8)} here"
+        if refuse:  # outputs would get the names of others
+            raise ConfigError(f"other classes or columns: {difference}. Use the target of its run.")
     rank_zero_info(f"data.target: {difference}")
 
 

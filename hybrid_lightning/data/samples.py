@@ -1,7 +1,7 @@
 """Samples, batches and loaders from the rows of a manifest."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hybrid_lightning.data.in_memory import Batch, Loader, as_batch, map_tensors, pick
+from hybrid_lightning.data.in_memory import Batch, Loader, as_batch, map_tensors, per_sample, pick
 from hybrid_lightning.data.inputs.base import Input, Value
 from hybrid_lightning.data.loaders import worker_count
 from hybrid_lightning.data.table import Array, Table, rows_of
@@ -39,54 +39,38 @@ def _sample_errors() -> Iterator[None]:
 
 
 class Samples:
-    """The rows of one manifest, as its inputs read them; it can be sent to a worker.
-
-    Args:
-        entries: Key → input, fitted; they are bound to the table here, and to their folder.
-        table: The manifest.
-        incomplete: Keys that have a presence although no cell of them is empty here.
-        target: Of all rows; None if there is none.
-        shapes: Key → what a value looks like, for keys of which no row is at hand.
-
-    Raises:
-        ConfigError: If a column is missing, or all inputs of a row are empty.
-    """
+    """The rows of one manifest, as its inputs read them; it can be sent to a worker."""
 
     def __init__(
         self,
         entries: Mapping[str, Input],
         table: Table,
-        incomplete: Sequence[str] = (),
-        target: Tensor | None = None,
-        shapes: Mapping[str, Shape] | None = None,
+        incomplete: Sequence[str],
+        target: Tensor | None,
+        shapes: Mapping[str, Shape],
     ) -> None:
         self.entries, self.target = dict(entries), target
         self.files = [key for key, entry in self.entries.items() if not entry.in_memory]
         """Keys that are read sample by sample."""
         self.present: dict[str, Tensor] = {}
         """Key → whether each row has it `(rows,)`, of keys for which batches have a ``present/<key>``."""
-        self.shapes: dict[str, Shape | None] = {}
-        """Key of a file → what its values look like, if that is known."""
+        self.shapes: dict[str, Shape | None] = {}  # key of a file → what its values look like, if that is known
         # Before any file is read, as rows without inputs are the cheaper error.
         present = self._presences(table)
         for key, entry in self.entries.items():
             if key in incomplete or not present[key].all():
                 self.present[key] = torch.from_numpy(present[key])
-            entry.bind(table, entry.folder)
+            entry.bind(table)
             if not entry.in_memory:
-                known = (shapes or {}).get(key)
-                self.shapes[key] = known or self._shape_of_first(entry, present[key])
-
-    @property
-    def incomplete(self) -> list[str]:
-        """Keys for which batches have a ``present/<key>``."""
-        return list(self.present)
+                known = shapes.get(key)
+                if known is None and present[key].any():  # from the first row that has a file
+                    known = shape_of(entry.read(int(present[key].argmax()), training=False))
+                self.shapes[key] = known
 
     def _presences(self, table: Table) -> dict[str, Array]:
         """Key → whether each row has it, `(rows,)` bool; each row has something."""
         present = {}
         for key, entry in self.entries.items():
-            require_columns(entry, table)
             present[key] = ~entry.empty(table)
         empty = np.flatnonzero(~np.logical_or.reduce(list(present.values())))
         if len(empty):
@@ -96,11 +80,6 @@ class Samples:
                 table.place,
             )
         return present
-
-    @staticmethod
-    def _shape_of_first(entry: Input, present: Array) -> Shape | None:
-        """From the first row that has a file."""
-        return shape_of(entry.read(int(present.argmax()), training=False)) if present.any() else None
 
     def read(self, row: int, training: bool) -> Batch:
         """What one row adds to a batch: ``id``, and the values of its files; None where there is none."""
@@ -151,13 +130,7 @@ class Samples:
 
 
 class SampleDataset(Dataset[Batch]):
-    """Some rows of a manifest, read one by one; see `Samples.read` for what a sample is before it is collated.
-
-    Args:
-        samples: The manifest.
-        rows: Rows of this split, `(N,)`.
-        training: Whether random transforms are drawn.
-    """
+    """Some rows of a manifest, read one by one; see `Samples.read` for what a sample is before it is collated."""
 
     def __init__(self, samples: Samples, rows: Tensor, training: bool) -> None:
         self.samples = samples
@@ -172,11 +145,6 @@ class SampleDataset(Dataset[Batch]):
             raise AttributeError("these rows have no targets")
         return self.samples.target[self.rows]
 
-    @property
-    def collate(self) -> Callable[[Any], Batch]:
-        """Makes a batch of samples."""
-        return self.samples.join
-
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -186,11 +154,6 @@ class SampleDataset(Dataset[Batch]):
 
 class MemoryDataset(SampleDataset):
     """Rows that have no files: whole batches at once."""
-
-    @property
-    def collate(self) -> Callable[[Any], Batch]:
-        """Batches arrive complete."""
-        return as_batch
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """A whole batch; torch's loader prefers this to one call per sample."""
@@ -221,26 +184,20 @@ def make_loader(
         processes = trainer.num_devices
         device = trainer.strategy.root_device.type
     rows = math.ceil(len(dataset) / ranks)  # of a rank
+    has_files = bool(dataset.samples.files)
     if workers is None:
-        is_slow = bool(dataset.samples.files)
-        workers = worker_count(processes, math.ceil(rows / batch_size)) if is_slow else 0
+        workers = worker_count(processes, math.ceil(rows / batch_size)) if has_files else 0
     return DataLoader(
         dataset,
         batch_size=batch_size,
         shuffle=dataset.training and sampler is None,
         sampler=sampler,
-        collate_fn=dataset.collate,
+        collate_fn=dataset.samples.join if has_files else as_batch,
         drop_last=dataset.training and rows > 1 and rows % batch_size == 1,  # BatchNorm needs two samples
         num_workers=workers,
         persistent_workers=workers > 0 and persistent,
         pin_memory=device != "cpu",
     )
-
-
-def require_columns(entry: Input, table: Table) -> None:
-    """Raises `ConfigError` if the table lacks a column that an input reads."""
-    for column in entry.columns:
-        table.require(column, entry.where)
 
 
 def shape_of(value: Value) -> Shape:
@@ -265,9 +222,4 @@ def _zeros(shape: Shape) -> Tensor:
 
 def zeroed(value: Value, absent: Tensor) -> Value:
     """A batch of values with zeros in the samples that are `absent`, `(B,)` bool."""
-
-    def fill(tensor: Tensor) -> Tensor:
-        per_sample = absent.reshape(-1, *[1] * (tensor.ndim - 1))
-        return tensor.masked_fill(per_sample, 0)
-
-    return map_tensors(fill, value)
+    return map_tensors(lambda tensor: tensor.masked_fill(per_sample(absent, tensor), 0), value)

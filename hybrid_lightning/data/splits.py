@@ -13,28 +13,14 @@ import numpy as np
 from hybrid_lightning.data.table import Array, Table, positions, rows_of
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing
 
-SPLITS = ("train", "val", "test")
-"""Names of the splits; a row's split is the position in this list, int8."""
+SPLITS = ("train", "val", "test")  # names of the splits; a row's split is the position in this list, int8
 TRAIN, VAL, TEST = range(3)
 
-_MOST_BINS, _ROWS_OF_BIN = 10, 20
-"""Strata of numbers: at most so many, of about so many rows or more."""
+_MOST_BINS, _ROWS_OF_BIN = 10, 20  # strata of numbers: at most so many, of about so many rows or more
 
 
 class SplitRule:
-    """How the rows of a manifest are split: by a column, by folds or by shares.
-
-    Args:
-        column: Column with the split of each row; None draws it.
-        fold: Which fold is the test split, such as 2/5; None draws shares.
-        fractions: Split → its share of the rows; with folds ``val`` alone, of the other folds.
-        stratify: Whether classes, combinations of labels, or ranges of a number are split alike.
-        group_column: Column of which rows with one value stay together.
-        seed: Equal seeds draw equal splits.
-
-    Raises:
-        ConfigError: If one is impossible.
-    """
+    """How the rows of a manifest are split: by a column, by folds or by shares."""
 
     def __init__(
         self,
@@ -63,10 +49,11 @@ class SplitRule:
             if groups is not None:
                 refuse_shared(split, table, groups, self.group_column)
             return split
-        options = {"strata": strata if self.stratify else None, "groups": groups, "labels": labels}
+        if strata is None or not self.stratify:
+            strata = np.zeros(len(table), dtype=np.int64)
         if self.fold is not None:
-            return split_by_fold(len(table), self.fold, self.fractions["val"], self.seed, **options)
-        return split_by_fractions(len(table), self.fractions, self.seed, **options)
+            return split_by_fold(strata, self.fold, self.fractions["val"], self.seed, groups, labels)
+        return split_by_fractions(strata, self.fractions, self.seed, groups, labels)
 
 
 def parse_fold(fold: str) -> tuple[int, int]:
@@ -82,19 +69,11 @@ def parse_fold(fold: str) -> tuple[int, int]:
 
 
 def parse_fractions(fractions: Mapping[str, Any] | None, fold: str | None) -> dict[str, float]:
-    """Shares of all rows for ``val`` and ``test``; 0.15 each if left out, ``val`` alone with folds, of the other folds.
-
-    Raises:
-        ConfigError: If a key or share is impossible.
-    """
-    given = fractions or {}
+    """Shares of all rows, 0.15 each if left out; with folds ``val`` alone, of the other folds."""
+    shares = {"val": 0.15, "test": 0.15} if fold is None else {"val": 0.15}
     with at("data.fractions"):
-        if fold is None:
-            check_keys(given, ("val", "test"), kind="split")
-            shares = {"val": 0.15, "test": 0.15, **given}
-        else:
-            check_keys(given, ("val",), kind="split (the fold is the test split)")
-            shares = {"val": 0.15, **given}
+        check_keys(fractions or {}, shares, kind="split" if fold is None else "split (the fold is the test split)")
+        shares.update(fractions or {})
         for name, share in shares.items():
             check_number(share, name, low=0, high=1)
         if sum(shares.values()) >= 1:
@@ -156,30 +135,13 @@ def places_of(rows: Array, split: Array) -> str:
 
 
 def split_by_fractions(
-    count: int,
-    fractions: Mapping[str, float],
-    seed: int,
-    strata: Array | None = None,
-    groups: Array | None = None,
-    labels: Array | None = None,
+    strata: Array, fractions: Mapping[str, float], seed: int, groups: Array | None = None, labels: Array | None = None
 ) -> Array:
-    """A split at random, with the same shares of each stratum.
+    """A split of rows at random, with the same shares of each stratum; `strata` has the number of each row's.
 
     Without groups a share is exact to one row, of all rows and of each stratum. With groups see `assign_groups`. A
     label of which no row would train gives one to the training split (with groups: a group).
-
-    Args:
-        count: Number of rows.
-        fractions: Shares of ``val`` and ``test``; the rest trains.
-        seed: Equal seeds give equal splits.
-        strata: Number of each row's stratum, `(count,)`; None is a single one.
-        groups: Number of each row's group, `(count,)`; rows of one group get one split.
-        labels: Labels that have to be in the training split, see `with_all_labels`; None requires nothing.
-
-    Returns:
-        `(count,)`, positions in `SPLITS`.
     """
-    strata = np.zeros(count, dtype=np.int64) if strata is None else strata
     shares = [1 - fractions["val"] - fractions["test"], fractions["val"], fractions["test"]]
     if groups is None:
         split = _draw_rows(strata, shares, seed)
@@ -189,11 +151,10 @@ def split_by_fractions(
 
 
 def split_by_fold(
-    count: int,
+    strata: Array,
     fold: tuple[int, int],
     val: float,
     seed: int,
-    strata: Array | None = None,
     groups: Array | None = None,
     labels: Array | None = None,
 ) -> Array:
@@ -203,7 +164,7 @@ def split_by_fold(
     one of the rows of the other folds.
     """
     number, folds = fold
-    strata = np.zeros(count, dtype=np.int64) if strata is None else strata
+    count = len(strata)
     if groups is None:
         _refuse_empty_folds(count, "rows", folds)
         fold_of_row = np.empty(count, dtype=np.int64)
@@ -216,7 +177,7 @@ def split_by_fold(
     groups = None if groups is None else groups[rest]
     labels = None if labels is None else labels[rest]
     fractions = {"val": val, "test": 0.0}
-    split[rest] = split_by_fractions(len(rest), fractions, seed, strata[rest], groups, labels)
+    split[rest] = split_by_fractions(strata[rest], fractions, seed, groups, labels)
     return split
 
 
@@ -280,10 +241,8 @@ def assign_groups(groups: Array, strata: Array, shares: list[float], seed: int) 
 def _rows_by_stratum(
     groups: Array, strata: Array, number_of_groups: int, number_of_strata: int
 ) -> tuple[list[Array], list[Array]]:
-    """Of each group, the strata that it has rows in, and the number of these rows.
-
-    Lists, and not a matrix of all groups and strata, which would be large and nearly empty.
-    """
+    """Of each group, the strata that it has rows in, and the number of these rows."""
+    # Lists, as a matrix of all groups and strata would be large and nearly empty.
     pairs, counts = np.unique(groups * np.int64(number_of_strata) + strata, return_counts=True)
     group_of_pair, stratum_of_pair = np.divmod(pairs, number_of_strata)
     # Pairs are sorted, so those of a group stand together.
@@ -294,11 +253,7 @@ def _rows_by_stratum(
 def with_all_labels(split: Array, labels: Array, seed: int, groups: Array | None = None) -> Array:
     """The split, changed so that each label has a training row: one row, or the smallest of its groups, moves there.
 
-    Args:
-        split: Of each row.
-        labels: Number of each row's class `(rows,)`, or which labels it has `(rows, labels)`.
-        seed: Of the choice of a row.
-        groups: Number of each row's group.
+    Labels are the class of each row `(rows,)`, or which labels it has `(rows, labels)`.
     """
     split = split.copy()
     for rows in _untrained(split, labels):

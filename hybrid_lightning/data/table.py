@@ -16,28 +16,15 @@ Array = np.ndarray[Any, Any]
 
 _PARQUET = (".parquet", ".pq")
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_LONG = 1 << 30
-"""Bytes from which a column's text gets offsets of 64 bits; Arrow's short ones end at 2 GiB."""
+_LONG = 1 << 30  # bytes from which a column's text gets offsets of 64 bits; Arrow's short ones end at 2 GiB
 
 
 class Table:
-    """The rows of a manifest. Rows are counted from 0, without the header of a CSV file.
-
-    Arrow-backed, so that a million rows take little memory and processes that are forked share it.
-
-    Args:
-        arrow: The columns.
-        path: Where they were read from, for errors.
-        place: The setting that gave the path, for errors.
-
-    Raises:
-        ConfigError: If two columns have one name, or there are no rows.
-    """
+    """The rows of a manifest. Rows are counted from 0, without the header of a CSV file."""
 
     def __init__(self, arrow: "pyarrow.Table", path: str | Path = "table", place: str = "data.path") -> None:
         self.arrow, self.path, self.place = arrow, Path(path), place
-        self.columns: list[str] = list(arrow.column_names)
-        """Names of the columns."""
+        self.columns: list[str] = list(arrow.column_names)  # names of the columns
         twice = [name for name, count in Counter(self.columns).items() if count > 1]
         if twice:
             raise ConfigError(f"{str(path)!r} has several columns named {listing(twice, 5)}. Rename them.")
@@ -51,15 +38,6 @@ class Table:
 
         In CSV an empty cell is one without text, or with one of the words for it that pandas and R write: NA, N/A, NaN,
         NULL and the like. A category of that name needs Parquet.
-
-        Args:
-            path: The file.
-            place: The setting that gave the path, for errors.
-            texts: Columns of CSV that stay text as it is written; in others 007 is the number 7. Names that the table
-                lacks are passed over.
-
-        Raises:
-            ConfigError: If pyarrow (extra ``data``) is missing, or the file is not there or not readable.
         """
         with at(place):
             return cls(_read_arrow(Path(path), texts), path, place)
@@ -73,11 +51,7 @@ class Table:
             raise unknown(place, f"column of {str(self.path)!r}", str(column), self.columns)
 
     def texts(self, column: str) -> "pyarrow.Array":
-        """A column as text, where ``array[row].as_py()`` is a str, or None for an empty cell; blank text is empty.
-
-        Raises:
-            ConfigError: If the cells are not plain values, such as lists.
-        """
+        """A column as text, where ``array[row].as_py()`` is a str, or None for an empty cell; blank text is empty."""
         if column not in self._texts:
             self._texts[column] = self._as_text(column)
         return self._texts[column]
@@ -122,11 +96,7 @@ class Table:
             raise ConfigError(f"column {column!r} of {str(self.path)!r} is empty in {rows_of(empty)}{advice}")
 
     def numbers(self, column: str, place: str = "") -> Array:
-        """A column as `(rows,)` float64, nan in empty cells; true is 1 and false 0.
-
-        Raises:
-            ConfigError: If a cell holds something else, or an infinite number; it names the row and the cell.
-        """
+        """A column as `(rows,)` float64, nan in empty cells; true is 1 and false 0."""
         import pyarrow
         import pyarrow.compute as compute
 

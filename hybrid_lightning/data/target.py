@@ -16,28 +16,21 @@ if TYPE_CHECKING:
     import pyarrow
 
 KINDS = ("binary", "multiclass", "multilabel", "regression")
-_MOST_CODES = 20
-"""Distinct whole numbers up to which a column may mean classes; with more it is a quantity."""
+_MOST_CODES = 20  # distinct whole numbers up to which a column may mean classes; with more it is a quantity
 _SEPARATOR = ";"
 _MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class FittedTarget:
-    """The target of the rows of a manifest.
-
-    Args:
-        columns: Names of its columns.
-        kind: One of `KINDS`.
-        names: Of classes, labels or numbers, in order of their index.
-        values: int64 `(rows,)` for classes, float32 `(rows, labels)` of 0 and 1 for labels, float32 `(rows,)` or
-            `(rows, columns)` for numbers.
-    """
+    """The target of the rows of a manifest."""
 
     columns: list[str]
     kind: str
-    names: list[str]
-    values: Tensor
+    names: list[str]  # of classes, labels or numbers, in order of their index
+    values: (
+        Tensor  # int64 (rows,) for classes, float32 (rows, labels) of 0 and 1, or numbers (rows,) or (rows, columns)
+    )
 
     @property
     def labels(self) -> Array | None:
@@ -80,31 +73,9 @@ class FittedTarget:
                     f"leave these rows out; another split_seed may help."
                 )
 
-    def few_rows(self, split: Array) -> str | None:
-        """A line about classes that have too few rows for each split to have one; None if all have."""
-        counts = self.counts(split)
-        used = np.unique(split)  # a split without rows is meant to have none
-        is_short = (counts[used] == 0).any(axis=0) & counts.any(axis=0)
-        short = np.flatnonzero(is_short)
-        if not len(short):
-            return None
-        shown = []
-        for label in short[:_MOST_SHOWN]:
-            in_splits = [f"{SPLITS[code]} {counts[code, label]}" for code in used]
-            shown.append(f"{self.names[label]!r} ({', '.join(in_splits)})")
-        more = f" and {len(short) - _MOST_SHOWN} more" if len(short) > _MOST_SHOWN else ""
-        return f"data.target: too few rows for one in each split: {', '.join(shown)}{more}"
-
 
 class Target:
-    """What a manifest predicts, from the config.
-
-    Args:
-        spec: A column; a list of columns; or ``{column: ..., kind: ..., classes: ...}``.
-
-    Raises:
-        ConfigError: If a key or value is impossible.
-    """
+    """What a manifest predicts, from the config."""
 
     def __init__(self, spec: str | Sequence[str] | Mapping[str, Any]) -> None:
         given: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {"column": spec}
@@ -127,15 +98,7 @@ class Target:
         return self.columns if self.names or self.kind in ("binary", "multiclass") else []
 
     def fit(self, table: Table, saved: Mapping[str, Any] | None = None) -> FittedTarget:
-        """Reads the target of all rows, and finds the kind and the names that the config leaves open.
-
-        Args:
-            table: The manifest.
-            saved: ``kind`` and ``names`` of an earlier run, which hold again unless the config gives others.
-
-        Raises:
-            ConfigError: If a column is missing, a cell empty or impossible, or the kind open.
-        """
+        """Reads the target of all rows, and finds the kind and the names that the config leaves open."""
         for column in self.columns:
             advice = ". Fill in these cells or remove the rows; data to predict go into predict_path."
             table.require_filled(column, advice)
@@ -216,9 +179,6 @@ def inferred_kind(table: Table, column: str) -> str:
 
     Text and booleans are classes, binary if there are two. Whole numbers are classes if they are 0, 1, ..., at most
     `_MOST_CODES` of them and none left out; more distinct ones are a quantity, as are numbers with decimals.
-
-    Raises:
-        ConfigError: If it could be either: few whole numbers with gaps or not from 0; decimals that are all 0 and 1.
     """
     from pyarrow import types
 

@@ -64,57 +64,6 @@ class RandomCrop:
         return value
 
 
-class RandomResizedCrop:
-    """Cuts a random window out of an image and scales it (Szegedy et al., arXiv 1409.4842, section 6).
-
-    Area and aspect are drawn until the window fits, ten times at most; then the whole image is taken.
-
-    Args:
-        size: Height and width of the result in pixels; one number stands for both.
-        scale: Smallest and largest share of the area.
-        ratio: Smallest and largest width ÷ height, drawn on a logarithmic scale.
-    """
-
-    def __init__(
-        self,
-        size: int | Sequence[int],
-        scale: Sequence[float] = (0.08, 1.0),
-        ratio: Sequence[float] = (0.75, 4 / 3),
-    ) -> None:
-        self.size = [size, size] if isinstance(size, int) else list(size)
-        for side in self.size:
-            check_number(side, "size", 1)
-        for name, bounds in (("scale", scale), ("ratio", ratio)):
-            low, high = bounds
-            check_number(low, name, 0, above_low=True)
-            check_number(high, name, low)
-        self.scale = tuple(scale)
-        self.log_ratio = torch.tensor(ratio).log()
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """`(C, H, W)` → `(C, *size)`."""
-        top, left, height, width = self._window(*image.shape[1:])
-        window = image[None, :, top : top + height, left : left + width]
-        scaled = functional.interpolate(window, self.size, mode="bilinear", antialias=True)
-        return scaled[0]
-
-    def _window(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a window in an image of `height` and `width`."""
-        smallest, largest = self.scale
-        low, high = self.log_ratio
-        for _ in range(10):
-            share, aspect, down, right = torch.rand(4).tolist()  # each from 0 to 1
-            area = height * width * (smallest + share * (largest - smallest))
-            ratio = float((low + aspect * (high - low)).exp())
-            rows = max(1, round((area / ratio) ** 0.5))
-            columns = max(1, round((area * ratio) ** 0.5))
-            if rows <= height and columns <= width:
-                top = int(down * (height - rows + 1))
-                left = int(right * (width - columns + 1))
-                return top, left, rows, columns
-        return 0, 0, height, width
-
-
 class Normalize:
     """``(value - mean) / std``, per channel; a part's own ``normalize`` does this for pretrained weights.
 
@@ -140,7 +89,6 @@ class Normalize:
 TRANSFORMS: Names = {
     "RandomFlip": RandomFlip,
     "RandomCrop": RandomCrop,
-    "RandomResizedCrop": RandomResizedCrop,
     "Normalize": Normalize,
 }
 """Names that an item of a list of transforms may take without a dot."""
@@ -178,15 +126,9 @@ def apply_step(step: Step, value: Tensor) -> Tensor:
 
 
 def make_steps(items: Any, names: Names = TRANSFORMS) -> list[Step]:
-    """Transforms from the config.
+    """Transforms of a list of names, ``{class_path: ..., init_args: {...}}`` or callables.
 
-    Args:
-        items: A list; each item is a name, or ``{class_path: ..., init_args: {...}}``. A name is one of `names`, or the
-            dotted path of a class, or of a function from tensor to tensor. Or a callable itself.
-        names: Classes by the names that they may have without a dot.
-
-    Raises:
-        ConfigError: If a name is unknown, or the arguments do not fit.
+    A name is one of `names`, or the dotted path of a class, or of a function from tensor to tensor.
     """
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise ConfigError(f"{items!r} is not a list. Write such as [{{class_path: {next(iter(names))}}}].")

@@ -118,11 +118,9 @@ def test_kornia_draws_from_torchs_random_state_alone(name):
     assert not all(torch.equal(first[0], other) for other in first[1:])
 
 
-def test_no_augmentation_is_false():
-    assert not make_augmentation(None, ["photo"])
-    assert not make_augmentation({}, ["photo"])
-    assert not make_augmentation({"photo": []}, ["photo"])
-    assert make(flipped())
+@pytest.mark.parametrize("config", [None, {}, {"photo": []}])
+def test_without_augmentation_a_batch_stays_as_it_is(config):
+    assert torch.equal(make_augmentation(config, ["photo"])({"photo": IMAGES})["photo"], IMAGES)
 
 
 @pytest.mark.parametrize(

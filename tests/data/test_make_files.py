@@ -26,7 +26,7 @@ def test_every_input_of_the_manifest_can_be_read(tmp_path):
     for entry in parse_inputs(KINDS).values():
         entry.folder = str(tmp_path)
         entry.statistics = entry.fit(manifest, np.arange(12))
-        entry.bind(manifest, str(tmp_path))
+        entry.bind(manifest)
         known = np.flatnonzero(~entry.empty(manifest)).tolist()
         if entry.in_memory:
             batch = entry.batch(torch.arange(12))

@@ -104,7 +104,7 @@ def test_the_presences_are_the_same_in_all_splits(folder):
         row["site"] = row["site"] or "s1"
     rows[59]["dose"] = rows[59]["site"] = ""
     data = prepared(rows=rows)
-    assert data.datasets["train"].samples.incomplete == ["table"]
+    assert list(data.datasets["train"].samples.present) == ["table"]
     loaders = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]
     keys = {tuple(batch) for loader in loaders for batch in loader}
     assert len(keys) == 1
@@ -127,7 +127,7 @@ def test_data_in_memory_is_served_in_whole_batches_and_files_one_by_one(folder):
 @pytest.mark.filterwarnings("ignore:.*use of fork")
 def test_images_and_tables_come_together_with_zeros_where_nothing_is(folder, workers):
     data = prepared(rows=with_images(), inputs={**INPUTS, **images()}, workers=workers, batch_size=7)
-    assert set(data.datasets["val"].samples.incomplete) == {"photo", "table"}
+    assert set(data.datasets["val"].samples.present) == {"photo", "table"}
     for batch in data.val_dataloader():
         brightness = torch.where(batch["id"] % 6 > 0, batch["id"] * 4 / 255, 0.0)
         assert torch.allclose(batch["photo"].mean((1, 2, 3)), brightness.float())
@@ -139,7 +139,7 @@ def test_a_batch_in_which_all_are_absent_has_the_shape_of_the_others(folder):
     data = prepared(rows=with_images(), inputs=images() | INPUTS)
     dataset = data.datasets["train"]
     absent = [index for index, row in enumerate(dataset.rows.tolist()) if row % 6 == 0][:2]
-    batch = dataset.collate([dataset[index] for index in absent])
+    batch = dataset.samples.join([dataset[index] for index in absent])
     assert torch.equal(batch["photo"], torch.zeros(2, 3, 5, 4))
     assert batch["present/photo"].tolist() == [False, False]
 
@@ -147,7 +147,7 @@ def test_a_batch_in_which_all_are_absent_has_the_shape_of_the_others(folder):
 def test_a_dataset_can_be_sent_to_a_process(folder):
     dataset = prepared(rows=with_images(), inputs=images() | INPUTS).datasets["train"]
     sent = pickle.loads(pickle.dumps(dataset))
-    one, other = (each.collate([each[1], each[2]]) for each in (dataset, sent))
+    one, other = (each.samples.join([each[1], each[2]]) for each in (dataset, sent))
     assert torch.equal(one["photo"], other["photo"])
     assert torch.equal(one["ages"], other["ages"])
 

@@ -23,6 +23,11 @@ SHARES = {"val": 0.2, "test": 0.3}
 TRAIN, VAL, TEST = range(3)
 
 
+def alike(rows: int) -> np.ndarray:
+    """A single stratum."""
+    return np.zeros(rows, dtype=np.int64)
+
+
 def counts(split, strata):
     return np.array([[((split == code) & (strata == s)).sum() for s in np.unique(strata)] for code in range(3)])
 
@@ -45,21 +50,21 @@ def test_other_values_of_the_split_column_are_listed():
 
 def test_shares_are_exact_to_a_row_in_each_class_and_in_all():
     strata = np.repeat([0, 1, 2], [503, 77, 11])[np.random.default_rng(0).permutation(591)]
-    split = split_by_fractions(591, SHARES, seed=4, strata=strata)
+    split = split_by_fractions(strata, SHARES, seed=4)
     wanted = np.outer([0.5, 0.2, 0.3], np.bincount(strata))
     assert np.abs(counts(split, strata) - wanted).max() <= 1
     assert np.abs(np.bincount(split) - wanted.sum(axis=1)).max() <= 1
 
 
 def test_without_strata_the_split_is_one_random_choice():
-    split = split_by_fractions(100, SHARES, seed=0)
+    split = split_by_fractions(alike(100), SHARES, seed=0)
     assert np.bincount(split).tolist() == [50, 20, 30]
     assert len(set(np.diff(np.flatnonzero(split == TEST)))) > 3  # scattered
 
 
 def test_the_split_depends_on_its_seed_alone():
     def drawn(seed):
-        split = split_by_fractions(60, SHARES, seed, groups=np.arange(60) // 3)
+        split = split_by_fractions(alike(60), SHARES, seed, groups=np.arange(60) // 3)
         return "".join("-vt"[code] for code in split)
 
     np.random.seed(1)
@@ -77,7 +82,7 @@ def test_each_row_is_tested_by_exactly_one_fold(grouped):
     generator = np.random.default_rng(3)
     strata = generator.integers(0, 3, 103)
     groups = generator.integers(0, 40, 103) if grouped else None
-    splits = [split_by_fold(103, (fold, 5), 0.2, 7, strata, groups, labels=strata) for fold in range(1, 6)]
+    splits = [split_by_fold(strata, (fold, 5), 0.2, 7, groups, labels=strata) for fold in range(1, 6)]
     assert (np.stack([split == TEST for split in splits]).sum(axis=0) == 1).all()
     sizes = [int((split == TEST).sum()) for split in splits]
     assert max(sizes) - min(sizes) <= (4 if grouped else 1)
@@ -95,7 +100,7 @@ def test_groups_stay_together_and_shares_hold_as_well_as_groups_allow():
     generator = np.random.default_rng(0)
     groups = generator.permutation(np.repeat(np.arange(200), generator.integers(1, 12, 200)))
     strata = generator.integers(0, 2, 200)[groups]  # a patient has one diagnosis
-    split = split_by_fractions(len(groups), SHARES, 0, strata, groups)
+    split = split_by_fractions(strata, SHARES, 0, groups)
     assert all(len(set(split[groups == group])) == 1 for group in range(200))
     shares = counts(split, strata) / np.bincount(strata)
     assert np.abs(shares - np.array([[0.5], [0.2], [0.3]])).max() < 0.01
@@ -106,7 +111,7 @@ def test_groups_stay_together_and_shares_hold_as_well_as_groups_allow():
 
 def test_one_group_that_is_larger_than_a_share_trains():
     groups = np.array([0] * 60 + list(range(1, 41)))
-    split = split_by_fractions(100, {"val": 0.15, "test": 0.15}, 0, groups=groups)
+    split = split_by_fractions(alike(100), {"val": 0.15, "test": 0.15}, 0, groups=groups)
     assert set(split[:60]) == {TRAIN}
     assert np.bincount(split).tolist() == [70, 15, 15]
 
@@ -114,7 +119,7 @@ def test_one_group_that_is_larger_than_a_share_trains():
 def test_a_class_with_one_row_trains():
     strata = np.array([0] * 20 + list(range(1, 11)))
     for seed in range(5):
-        split = split_by_fractions(30, SHARES, seed, strata, labels=strata)
+        split = split_by_fractions(strata, SHARES, seed, labels=strata)
         assert set(split[20:]) == {TRAIN}
         assert (split == TEST).any()
 
@@ -123,13 +128,13 @@ def test_a_label_that_one_group_has_trains():
     groups, labels = np.arange(40) // 2, np.zeros((40, 3))
     labels[:, 0], labels[6:8, 1] = 1, 1
     for seed in range(10):
-        split = split_by_fractions(40, SHARES, seed, combinations_of(labels), groups, labels)
+        split = split_by_fractions(combinations_of(labels), SHARES, seed, groups, labels)
         assert set(split[6:8]) == {TRAIN}
 
 
 def test_a_rare_combination_may_be_tested_if_its_labels_train():
     labels = np.random.default_rng(0).integers(0, 2, (200, 9))  # nearly every combination is the only one
-    split = split_by_fractions(200, SHARES, 0, combinations_of(labels), labels=labels)
+    split = split_by_fractions(combinations_of(labels), SHARES, 0, labels=labels)
     assert np.bincount(split).tolist() == [100, 40, 60]
     shares = [labels[split == code].mean(axis=0) for code in range(3)]
     assert np.ptp(shares, axis=0)[0] < 0.05
@@ -191,14 +196,14 @@ def test_left_out_shares_have_a_value():
 
 def test_fewer_rows_or_groups_than_folds_are_refused():
     with pytest.raises(ConfigError, match="3 rows cannot fill 5 folds"):
-        split_by_fold(3, (1, 5), 0.0, 0)
+        split_by_fold(alike(3), (1, 5), 0.0, 0)
     with pytest.raises(ConfigError, match="2 values of split_by cannot fill 3 folds"):
-        split_by_fold(8, (1, 3), 0.0, 0, groups=np.arange(8) % 2)
+        split_by_fold(alike(8), (1, 3), 0.0, 0, groups=np.arange(8) % 2)
 
 
 def test_no_row_is_lost_when_nothing_is_held_out():
-    assert set(split_by_fractions(7, {"val": 0.0, "test": 0.0}, 0)) == {TRAIN}
-    assert set(split_by_fractions(7, {"val": 0.0, "test": 0.0}, 0, groups=np.arange(7))) == {TRAIN}
+    assert set(split_by_fractions(alike(7), {"val": 0.0, "test": 0.0}, 0)) == {TRAIN}
+    assert set(split_by_fractions(alike(7), {"val": 0.0, "test": 0.0}, 0, groups=np.arange(7))) == {TRAIN}
 
 
 def test_no_python_object_per_row():

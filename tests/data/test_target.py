@@ -137,13 +137,6 @@ def test_a_class_that_does_not_train_is_named():
         labels.check_split(np.array([0, 0, 1]))
 
 
-def test_classes_with_too_few_rows_are_counted():
-    target, _ = read("y", y=["a", "b", "a", "b", "a"])
-    line = target.few_rows(np.array([0, 0, 1, 0, 2]))
-    assert line == "data.target: too few rows for one in each split: 'b' (train 2, val 0, test 0)"
-    assert target.few_rows(np.array([0, 0, 1, 1, 0])) is None
-
-
 def test_strata_follow_the_kind():
     assert read("y", y=["a", "b", "a"])[0].strata().tolist() == [0, 1, 0]
     labels = read(["p", "q"], p=[1, 0, 1], q=[0, 1, 0])[0].strata()

@@ -31,15 +31,7 @@ _EXAMPLE = "{image: path, size: 64}"
 
 
 def parse_inputs(inputs: Any) -> dict[str, Input]:
-    """The inputs of ``data.inputs``, in the order given.
-
-    Args:
-        inputs: Batch key → dict with one word of `INPUTS` and the options of that kind; ``numeric`` and ``categorical``
-            together make a table. An `Input`, such as one of another DataModule's ``inputs``, stays as it is.
-
-    Raises:
-        ConfigError: If a key, kind, option or value is impossible.
-    """
+    """The inputs of ``data.inputs``, in the order given."""
     parsed = {}
     with at("data.inputs"):
         if not isinstance(inputs, Mapping) or not inputs:

@@ -11,7 +11,6 @@ from torch.nn import functional
 from hybrid_lightning.data.inputs.base import check_count, check_name
 from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.inputs.numpy_files import without_gaps
-from hybrid_lightning.data.inputs.series import window_start
 from hybrid_lightning.data.inputs.signals import log_mel, mel_filters, resample
 from hybrid_lightning.errors import ConfigError, check_choice, check_number
 from hybrid_lightning.importing import import_extra
@@ -23,20 +22,15 @@ class AudioInput(FileInput):
     """A sound per sample (WAV, FLAC, OGG, MP3), read with soundfile (extra ``audio``): `(C, L)` float32 from -1 to 1.
 
     Args:
-        key: The key of the batch.
         audio: Name of the column of paths.
         sample_rate: Samples per second; files with another rate are resampled, see `resample`.
-        seconds: Length. Of longer files a part is read, a random one in training if `crop` is ``random``; shorter ones
-            end in silence. None reads whole files, which then have to be equally long within a batch.
+        seconds: Length. Of longer files a part is read, a random one in training and otherwise the middle;
+            shorter ones end in silence. None reads whole files, which then have to be equally long within a batch.
         channels: 1 mixes all channels of a file; another number is the one that all files must have.
-        crop: Which part of a longer file: ``random``, which is the middle unless training, ``start`` or ``end``.
         features: ``waveform``; or ``log_mel``, `(C, mels, frames)`, see `log_mel`, with a frame every 10 ms.
         mels: Number of bands of ``log_mel``.
         train: Transforms of each training sample, see `make_steps`.
         eval: Transforms of each sample otherwise.
-
-    Raises:
-        ConfigError: If soundfile is missing, or an option is impossible.
     """
 
     def __init__(
@@ -46,7 +40,6 @@ class AudioInput(FileInput):
         sample_rate: Any = 16000,
         seconds: Any = None,
         channels: Any = 1,
-        crop: Any = "random",
         features: Any = "waveform",
         mels: Any = 64,
         train: Any = (),
@@ -55,7 +48,6 @@ class AudioInput(FileInput):
         super().__init__(key, check_name(audio, "audio"), train, eval)
         self.sample_rate = check_count(sample_rate, "sample_rate", 100)
         self.channels = check_count(channels, "channels")
-        self.crop = check_choice(crop, "crop", ("random", "start", "end"))
         self.features = check_choice(features, "features", ("waveform", "log_mel"))
         self.mels = check_count(mels, "mels")
         if seconds is not None:
@@ -91,7 +83,8 @@ class AudioInput(FileInput):
             count = int(file.frames)
             if self.seconds is not None:
                 wanted = math.ceil(self.seconds * rate)
-                start = window_start(count, wanted, self.crop, training)
+                room = max(0, count - wanted)
+                start = int(torch.randint(room + 1, ())) if training else room // 2
                 count = min(count, wanted)
             if start:  # not every format can be read from the middle
                 file.seek(start)

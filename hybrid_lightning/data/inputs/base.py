@@ -8,10 +8,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.errors import ConfigError, check_number
 
-Array = np.ndarray[Any, Any]
 Value = Tensor | dict[str, Tensor]
 
 
@@ -24,10 +23,6 @@ class Input(ABC):
 
     Errors of the options have their local place, as `at` surrounds the parser. All later ones begin with `where`, as
     they may occur in a worker process.
-
-    Args:
-        key: The key of the batch.
-        columns: Names of the columns that it reads.
     """
 
     in_memory: ClassVar[bool] = False
@@ -39,8 +34,7 @@ class Input(ABC):
         self.where = f"data.inputs.{key}"
         self.statistics: dict[str, Any] = {}
         """What was fitted on the training rows, as plain data; goes into checkpoints."""
-        self.folder = "."
-        """Where relative paths start."""
+        self.folder = "."  # where relative paths start
 
     @property
     def text_columns(self) -> list[str]:
@@ -62,8 +56,8 @@ class Input(ABC):
         return {}
 
     @abstractmethod
-    def bind(self, table: Table, folder: str) -> None:
-        """Takes the columns of a table; relative paths start from `folder`."""
+    def bind(self, table: Table) -> None:
+        """Takes the columns of a table."""
 
     def batch(self, rows: Tensor) -> Value:
         """Values of rows, samples first; for inputs in memory. Those of rows that are missing have no meaning."""
@@ -86,18 +80,8 @@ class Input(ABC):
         return ConfigError(f"row {row}: {cell!r}: {str(reason)[:300]}", self.where)
 
 
-def collate_padded(
-    values: Sequence[Value | None],
-    placeholder: Value,
-    padding: Mapping[str, int],
-) -> dict[str, Tensor]:
-    """Joins sequences of different lengths, padded at their ends to the longest of the batch.
-
-    Args:
-        values: Dicts of tensors `(T, ...)`; None where the modality is missing, which becomes zeros.
-        placeholder: Such a dict, for batches in which all are missing.
-        padding: Value of the padding, by name of the tensor; 0 of all others.
-    """
+def collate_padded(values: Sequence[Value | None], placeholder: Value, padding: Mapping[str, int]) -> dict[str, Tensor]:
+    """Joins sequences of different lengths, padded at their ends to the longest of the batch."""
     known = [value for value in values if isinstance(value, dict)]
     example = known[0] if known else placeholder
     assert isinstance(example, dict)

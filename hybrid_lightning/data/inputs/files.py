@@ -16,14 +16,7 @@ from hybrid_lightning.errors import ConfigError, at
 
 
 class FileInput(Input):
-    """A file per sample, which is read when its batch is made: `load` gives its tensor.
-
-    Args:
-        key: The key of the batch.
-        column: Name of the column of paths.
-        train: Transforms of each training sample, see `make_steps`.
-        eval: Transforms of each sample otherwise.
-    """
+    """A file per sample, which is read when its batch is made: `load` gives its tensor."""
 
     def __init__(self, key: str, column: str, train: Any = (), eval: Any = ()) -> None:
         super().__init__(key, [column])
@@ -32,9 +25,8 @@ class FileInput(Input):
             with at(split):
                 self.transforms[split] = make_steps(steps)
 
-    def bind(self, table: Table, folder: str) -> None:
+    def bind(self, table: Table) -> None:
         """Takes the column of paths."""
-        self.folder = folder
         self._cells = table.texts(self.columns[0])
 
     def cell(self, row: int) -> str:

@@ -25,7 +25,6 @@ class ImageInput(FileInput):
     refuses it; store it as an array. Resized with Pillow's antialiased bilinear filter.
 
     Args:
-        key: The key of the batch.
         image: Name of the column of paths.
         size: Height and width in pixels; one number stands for both. None leaves images as they are, which then have
             to be equally large within a batch.
@@ -35,9 +34,6 @@ class ImageInput(FileInput):
             scaled to it, which changes the aspect.
         train: Transforms of each training sample, a tensor `(C, H, W)`, see `make_steps`.
         eval: Transforms of each sample otherwise.
-
-    Raises:
-        ConfigError: If Pillow (extra ``data``) is missing, or an option is impossible.
     """
 
     def __init__(

@@ -10,35 +10,18 @@ from typing import IO, Any
 
 import numpy as np
 
-from hybrid_lightning.data.inputs.base import Array, check_name
+from hybrid_lightning.data.inputs.base import check_name
 from hybrid_lightning.data.inputs.files import FileInput
+from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import check_choice
 
-_LARGEST = 4 * 2**30
-"""Bytes of one sample; a small compressed file can state any size."""
+_LARGEST = 4 * 2**30  # bytes of one sample; a small compressed file can state any size
 
 
 class NumpyInput(FileInput):
-    """Files of which some may be ``.npy`` or ``.npz``.
+    """Files of which some may be ``.npy`` or ``.npz``."""
 
-    Args:
-        key: The key of the batch.
-        column: Name of the column of paths.
-        name: Which array of ``.npz`` files; None if they hold one.
-        gaps: What nan becomes: ``refuse`` or ``zero``.
-        train: Transforms of each training sample.
-        eval: Transforms of each sample otherwise.
-    """
-
-    def __init__(
-        self,
-        key: str,
-        column: str,
-        name: Any,
-        gaps: Any,
-        train: Any,
-        eval: Any,
-    ) -> None:
+    def __init__(self, key: str, column: str, name: Any, gaps: Any, train: Any, eval: Any) -> None:
         super().__init__(key, column, train, eval)
         self.name = None if name is None else check_name(name, "name")
         self.gaps = check_choice(gaps, "gaps", ("refuse", "zero"))
@@ -50,15 +33,7 @@ def is_numpy(path: Path) -> bool:
 
 
 def read_array(path: Path, name: str | None = None) -> Array:
-    """An array as float32, from a file whose first bytes decide on its format.
-
-    Args:
-        path: The file.
-        name: Which array of an ``.npz`` file; None if there is one.
-
-    Raises:
-        ValueError: If it is not such a file, does not hold numbers, or is incomplete.
-    """
+    """An array as float32, from a file whose first bytes decide on its format."""
     with _opened(path, name) as (stream, size):
         _check_header(stream, size)
         stream.seek(0)

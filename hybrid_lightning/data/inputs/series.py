@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.inputs.base import Array, Value, check_count, check_name, collate_padded
+from hybrid_lightning.data.inputs.base import Value, check_count, check_name, collate_padded
 from hybrid_lightning.data.inputs.numpy_files import NumpyInput, is_numpy, read_array, stated_shape, without_gaps
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.errors import ConfigError, check_choice
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": None}
@@ -27,15 +27,12 @@ class SeriesInput(NumpyInput):
     1000 series, of 1000 at equal distances in the manifest. A channel that is constant there is only centered.
 
     Args:
-        key: The key of the batch.
         series: Name of the column of paths. Text is separated by commas (``.csv``), tabs (``.tsv``) or spaces
             (``.txt``); a first line that is not numbers is left out, and so are empty lines. NA is an empty field.
-        length: Most steps of a series. None keeps all.
+        length: Most steps of a series, of which the first are kept. None keeps all.
         layout: ``steps``: a dict for ``SequenceTransformer``, ``values`` `(B, T, C)` padded with 0 at the end to the
             longest of the batch, and ``mask`` `(B, T)` bool, False there. ``channels``: a tensor for
             ``ResidualConv1d``, `(B, C, length)`, padded with 0 at the end.
-        crop: Which part of a longer series is kept: ``start``, ``end``, or ``random``, which is the middle unless
-            training.
         standardize: Whether to standardize.
         name: Which array of ``.npz`` files; None if they hold one.
         gaps: What nan, and an empty field of text, becomes: ``refuse`` stops with an error, ``zero`` makes it 0 after
@@ -50,7 +47,6 @@ class SeriesInput(NumpyInput):
         series: Any,
         length: Any = None,
         layout: Any = "steps",
-        crop: Any = "start",
         standardize: Any = True,
         name: Any = None,
         gaps: Any = "refuse",
@@ -60,16 +56,15 @@ class SeriesInput(NumpyInput):
         super().__init__(key, check_name(series, "series"), name, gaps, train, eval)
         self.length = None if length is None else check_count(length, "length")
         self.layout = check_choice(layout, "layout", ("steps", "channels"))
-        self.crop = check_choice(crop, "crop", ("start", "end", "random"))
         self.standardize = check_choice(standardize, "standardize", (False, True))
         if self.layout == "channels" and self.length is None:
             raise ConfigError("'layout: channels' needs it; write such as 'length: 512'.", "length")
 
     def fit(self, table: Table, rows: Array) -> dict[str, Any]:
-        """``mean`` and ``std`` of each channel; files are looked up from `folder`."""
+        """``mean`` and ``std`` of each channel."""
         if not self.standardize:
             return {}
-        self.bind(table, self.folder)
+        self.bind(table)
         present = rows[~self.empty(table)[rows]]
         return self._moments(spread(present, _MOST_FITTED))
 
@@ -117,9 +112,7 @@ class SeriesInput(NumpyInput):
                 raise ValueError(f"it has {steps.shape[1]} channels, and the training series have {len(mean)}")
             steps = ((steps - mean) / std).astype(np.float32)
         value = torch.from_numpy(without_gaps(steps, "zero"))
-        if self.length is not None:
-            start = window_start(len(value), self.length, self.crop, training)
-            value = value[start : start + self.length]
+        value = value[: self.length]
         if self.layout == "channels":
             assert self.length is not None
             missing = self.length - len(value)
@@ -165,22 +158,8 @@ def spread(rows: Array, most: int) -> list[int]:
     return chosen
 
 
-def window_start(length: int, wanted: int, crop: str, training: bool) -> int:
-    """First step of a window of `wanted` steps, see the option ``crop``."""
-    room = max(0, length - wanted)
-    if crop == "start":
-        return 0
-    if crop == "end":
-        return room
-    return int(torch.randint(room + 1, ())) if training else room // 2
-
-
 def read_text(path: Path) -> Array:
-    """Lines of numbers as `(T, C)` float32, nan in empty fields; a first line with a word in it is left out.
-
-    Raises:
-        ValueError: If it holds something else.
-    """
+    """Lines of numbers as `(T, C)` float32, nan in empty fields; a first line with a word in it is left out."""
     if path.suffix not in _SEPARATORS:
         raise ValueError(f"its name ends in none of .npy, .npz, .csv, .tsv and .txt, but in {path.suffix!r}")
     separator = _SEPARATORS[path.suffix]

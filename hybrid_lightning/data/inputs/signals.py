@@ -8,16 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 _WINDOW = 0.025
-_HOP = 0.010
-"""Seconds."""
+_HOP = 0.010  # seconds
 _FLOOR = 1e-6
-_ZEROS = 12
-"""Zeros of the sinc on each side."""
+_ZEROS = 12  # zeros of the sinc on each side
 _ROLLOFF = 0.95
-_PIECE = 2**14
-"""New samples that are computed at once; each needs about a hundred old ones in memory."""
-_DENSE = 2**18
-"""Largest product of both rates, without common factors, for which a matrix is small enough."""
+_PIECE = 2**14  # new samples that are computed at once; each needs about a hundred old ones in memory
+_DENSE = 2**18  # largest product of both rates, without common factors, for which a matrix is small enough
 
 
 def resample(sound: Tensor, rate: int, wanted: int) -> Tensor:

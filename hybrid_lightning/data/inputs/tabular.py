@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.inputs.base import Array, Input
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.inputs.base import Input
+from hybrid_lightning.data.table import Array, Table, positions
 from hybrid_lightning.errors import ConfigError, check_choice
 
 
@@ -49,14 +49,9 @@ class NumericInput(ColumnInput):
     A column that is constant there is only centered.
 
     Args:
-        key: The key of the batch.
         numeric: Names of the columns.
         gaps: What an empty cell becomes. ``mean``: the training mean, which is 0; ``indicator``: the same, and one more
             column per column is 1 there; ``keep``: nan.
-
-    Raises:
-        ConfigError: If an option is impossible; later, if a cell is infinite or not a number, or a column has no value
-            in any training row.
     """
 
     def __init__(self, key: str, numeric: Any, gaps: Any = "mean") -> None:
@@ -85,7 +80,7 @@ class NumericInput(ColumnInput):
             stds[column] = float(std * largest) if std > 1e-9 else 1.0
         return {"mean": means, "std": stds}
 
-    def bind(self, table: Table, folder: str) -> None:
+    def bind(self, table: Table) -> None:
         """Standardizes all rows."""
         shape = (len(table), len(self.columns))
         columns = np.empty(shape, dtype=np.float32)
@@ -111,13 +106,9 @@ class CategoricalInput(ColumnInput):
     """Columns of categories, numbered from 0 in the order of their text in the training rows: `(B, m)` int64.
 
     Args:
-        key: The key of the batch.
         categorical: Names of the columns.
         one_hot: Whether each becomes as many columns as it has categories, 1 in that of its own: `(B, total)` float32.
             A missing or unknown category has no 1; without `one_hot` it is -1.
-
-    Raises:
-        ConfigError: If an option is impossible; later, if a column has no value in any training row.
     """
 
     def __init__(self, key: str, categorical: Any, one_hot: Any = False) -> None:
@@ -126,12 +117,9 @@ class CategoricalInput(ColumnInput):
 
     def fit(self, table: Table, rows: Array) -> dict[str, Any]:
         """``categories`` of each column: the texts of these rows, sorted."""
-        import pyarrow
-
         categories = {}
         for column in self.columns:
-            cells = table.texts(column).take(pyarrow.array(rows))
-            texts = cells.unique().drop_null()
+            texts = table.texts(column).take(rows).unique().drop_null()
             if not len(texts):
                 raise self.empty_column(column, rows)
             categories[column] = sorted(texts.to_pylist())
@@ -146,19 +134,10 @@ class CategoricalInput(ColumnInput):
     def _sizes(self) -> list[int]:
         return [len(self.fitted("categories", column)) for column in self.columns]
 
-    def bind(self, table: Table, folder: str) -> None:
+    def bind(self, table: Table) -> None:
         """Numbers all rows."""
-        import pyarrow
-        from pyarrow import compute
-
-        shape = (len(table), len(self.columns))
-        codes = np.empty(shape, dtype=np.int64)
-        for index, column in enumerate(self.columns):
-            texts = table.texts(column)
-            categories = pyarrow.array(self.fitted("categories", column), texts.type)
-            positions = compute.fill_null(compute.index_in(texts, value_set=categories), -1)
-            codes[:, index] = positions.to_numpy(zero_copy_only=False)
-        self._codes = torch.from_numpy(codes)
+        codes = [positions(table.texts(column), self.fitted("categories", column)) for column in self.columns]
+        self._codes = torch.from_numpy(np.stack(codes, axis=1))
 
     def batch(self, rows: Tensor) -> Tensor:
         """`(B, m)` int64, or `(B, total)` float32 with `one_hot`."""
@@ -178,11 +157,6 @@ class TableInput(Input):
     A batch has ``numeric`` `(B, n)` float32, standardized as in `NumericInput`, nan in gaps, and ``categorical``
     `(B, m)` int64, numbered as in `CategoricalInput`, -1 for missing and unknown categories. Without columns of a kind
     its entry is left out.
-
-    Args:
-        key: The key of the batch.
-        numeric: Names of the columns of numbers; may be empty if `categorical` is not.
-        categorical: Names of the columns of categories; may be empty if `numeric` is not.
     """
 
     in_memory: ClassVar[bool] = True
@@ -216,11 +190,11 @@ class TableInput(Input):
         categories = self.statistics.get("categories", {})
         return {"categories": [len(known) for known in categories.values()]}
 
-    def bind(self, table: Table, folder: str) -> None:
+    def bind(self, table: Table) -> None:
         """Standardizes and numbers all rows."""
         for one in self._inputs.values():
             one.statistics = self.statistics
-            one.bind(table, folder)
+            one.bind(table)
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """``numeric`` and ``categorical``."""

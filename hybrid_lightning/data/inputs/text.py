@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.inputs.base import Array, Input, Value, check_count, check_name, collate_padded
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.inputs.base import Input, Value, check_count, check_name, collate_padded
+from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.errors import ConfigError, at, reason
 from hybrid_lightning.importing import cache_hint, import_extra
 
 _WORD = re.compile(r"\w+")
 _UNKNOWN = 1
-_FIRST_WORD = 2
-"""0 is padding, 1 an unknown word."""
+_FIRST_WORD = 2  # 0 is padding, 1 an unknown word
 
 
 class TextInput(Input):
@@ -28,43 +27,31 @@ class TextInput(Input):
     as models of transformers take them. Both are padded at the end to the longest text of the batch.
 
     Args:
-        key: The key of the batch.
         text: Name of the column of texts.
         tokenizer: ``words``; or the name or folder of a tokenizer of transformers (extra ``transformers``), which has
             to be on this machine.
         length: Most words, or pieces; the rest of a text is cut off. None keeps all, with a tokenizer those that its
             model can take.
         vocabulary: Most words that get a number of their own, the most frequent ones; of ``words`` only.
-
-    Raises:
-        ConfigError: If an option is impossible; later, if the tokenizer is not there.
     """
 
     def __init__(
-        self,
-        key: str,
-        text: Any,
-        tokenizer: Any = "words",
-        length: Any = None,
-        vocabulary: Any = 10000,
+        self, key: str, text: Any, tokenizer: Any = "words", length: Any = None, vocabulary: Any = 10000
     ) -> None:
         super().__init__(key, [check_name(text, "text")])
         self.tokenizer = check_name(tokenizer, "tokenizer")
         self.length = None if length is None else check_count(length, "length")
         self.vocabulary = check_count(vocabulary, "vocabulary")
         self._by_words = self.tokenizer == "words"
-        self._encoder: Any = None
-        """The tokenizer of transformers."""
+        self._encoder: Any = None  # the tokenizer of transformers
 
     def fit(self, table: Table, rows: Array) -> dict[str, Any]:
         """``words``: those with a number, the most frequent first, equally frequent ones in the order of letters."""
         if not self._by_words:
             return {}
-        import pyarrow
-
         column = self.columns[0]
         counts: Counter[str] = Counter()
-        for text in table.texts(column).take(pyarrow.array(rows)).to_pylist():
+        for text in table.texts(column).take(rows).to_pylist():
             counts.update(words_of(text or ""))
         if not counts:
             raise ConfigError(f"no training row has a word in column {column!r}.", self.where)
@@ -76,7 +63,7 @@ class TextInput(Input):
         """``vocabulary``: how many numbers there are, of ``words`` only."""
         return {"vocabulary": _FIRST_WORD + len(self.statistics["words"])} if self._by_words else {}
 
-    def bind(self, table: Table, folder: str) -> None:
+    def bind(self, table: Table) -> None:
         """Takes the column, and loads the tokenizer from this machine."""
         self._texts = table.texts(self.columns[0])
         if self._by_words:

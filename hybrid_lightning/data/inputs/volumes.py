@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.inputs.base import Array, check_name
+from hybrid_lightning.data.inputs.base import check_name
 from hybrid_lightning.data.inputs.files import check_size
 from hybrid_lightning.data.inputs.numpy_files import (
     NumpyInput,
@@ -19,6 +19,7 @@ from hybrid_lightning.data.inputs.numpy_files import (
     stated_shape,
     without_gaps,
 )
+from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import check_choice, check_number
 from hybrid_lightning.importing import import_extra
 
@@ -27,7 +28,6 @@ class ArrayInput(NumpyInput):
     """An array per sample, ``.npy`` or ``.npz``, as it is: `(...)`, float32. A single number becomes `(1,)`.
 
     Args:
-        key: The key of the batch.
         array: Name of the column of paths.
         name: Which array of ``.npz`` files; None if they hold one.
         gaps: What nan becomes: ``refuse`` stops with an error, ``zero`` makes it 0.
@@ -36,13 +36,7 @@ class ArrayInput(NumpyInput):
     """
 
     def __init__(
-        self,
-        key: str,
-        array: Any,
-        name: Any = None,
-        gaps: Any = "refuse",
-        train: Any = (),
-        eval: Any = (),
+        self, key: str, array: Any, name: Any = None, gaps: Any = "refuse", train: Any = (), eval: Any = ()
     ) -> None:
         super().__init__(key, check_name(array, "array"), name, gaps, train, eval)
 
@@ -64,7 +58,6 @@ class VolumeInput(NumpyInput):
     to the front and z to the head (RAS+), and D, H, W are z, y, x, so that slices are axial.
 
     Args:
-        key: The key of the batch.
         volume: Name of the column of paths.
         size: Depth, height and width in voxels; one number stands for all. Where a volume shrinks, voxels are means
             over areas, where it grows, they are interpolated (trilinear). None leaves volumes as they are, which then

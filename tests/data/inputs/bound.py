@@ -25,5 +25,5 @@ def bound(folder: Path, columns: dict[str, list[Any]], fit_rows: list[int] | Non
     entry.folder = str(folder)
     rows = np.arange(len(manifest)) if fit_rows is None else np.array(fit_rows)
     entry.statistics = entry.fit(manifest, rows)
-    entry.bind(manifest, str(folder))
+    entry.bind(manifest)
     return entry

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hybrid_lightning.data.inputs import parse_inputs
+from hybrid_lightning.data.manifest import ManifestDataModule
 from hybrid_lightning.data.samples import Samples
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
@@ -27,7 +28,7 @@ def batch_of_all(folder, columns, **given):
     inputs = parse_inputs({"x": given, "more": {"numeric": "more"}})
     for one in inputs.values():
         one.statistics = one.fit(manifest, np.arange(rows))
-    return Samples(inputs, manifest, str(folder)).batch(torch.arange(rows))["x"]
+    return Samples(inputs, manifest, (), None, {}).batch(torch.arange(rows))["x"]
 
 
 def test_numbers_are_standardized_with_the_training_rows_alone(tmp_path):
@@ -80,9 +81,11 @@ def test_a_column_without_training_values_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["numeric", "categorical", "image", "text", "series"])
 def test_a_column_that_is_not_there_is_told_with_the_closest(tmp_path, kind):
-    inputs = parse_inputs({"x": {kind: "agee"}})
+    path = tmp_path / "rows.csv"
+    path.write_text("age\n1\n2\n")
+    data = ManifestDataModule(str(path), {"x": {kind: "agee"}})
     with pytest.raises(ConfigError, match=r"^data\.inputs\.x: unknown column of .* 'agee'\. Did you mean 'age'\?"):
-        Samples(inputs, table(tmp_path, {"age": [1, 2]}), str(tmp_path))
+        data.setup()
 
 
 def test_categories_are_numbered_in_the_order_of_the_training_rows_texts(tmp_path):
@@ -140,12 +143,12 @@ def test_statistics_are_plain_and_belong_to_their_columns(tmp_path):
     assert json.loads(json.dumps(first.statistics)) == first.statistics
     turned = parse_inputs({"x": {"numeric": ["b", "a"], "categorical": "c"}})["x"]
     turned.statistics = first.statistics
-    turned.bind(table(tmp_path, columns), ".")
+    turned.bind(table(tmp_path, columns))
     assert torch.equal(turned.batch(torch.arange(2))["numeric"], torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
     other = parse_inputs({"x": {"numeric": ["c", "a"]}})["x"]
     other.statistics = first.statistics
     with pytest.raises(ConfigError, match=r"the statistics hold no mean of column 'c'; they were fitted for another"):
-        other.bind(table(tmp_path, {"a": [1.0], "c": [2.0]}), ".")
+        other.bind(table(tmp_path, {"a": [1.0], "c": [2.0]}))
 
 
 def test_an_entry_can_be_sent_to_another_process(tmp_path):
@@ -165,6 +168,6 @@ def test_a_million_rows_are_ready_within_seconds():
     [entry] = parse_inputs({"x": {"numeric": list(frame)[:5], "categorical": list(frame)[5:]}}).values()
     manifest, start = Table(pyarrow.Table.from_pandas(frame), "x"), time.process_time()
     entry.statistics = entry.fit(manifest, np.arange(rows))
-    entry.bind(manifest, ".")
+    entry.bind(manifest)
     assert time.process_time() - start < 8  # 1.5 s on two cores at rest
     assert len(entry.batch(torch.arange(rows))["categorical"]) == rows
