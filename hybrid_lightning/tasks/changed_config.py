@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_choice, listing
 from hybrid_lightning.optim.lr_schedules import GroupLR
+from hybrid_lightning.resume.exact_resume import refuse_damaged_counters
 from hybrid_lightning.resume.optimizer_states import Make, damaged, first_problem, require_groups
 from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, other_tensors
 
@@ -64,7 +65,7 @@ def adapt_checkpoint(
         return None, [*lines, "The fit starts at step 0 with a new optimizer."]
     # from here on the fit goes on from the checkpoint's step
     require_groups(checkpoint, saved_groups)
-    end_at(checkpoint, trainer.max_epochs)
+    end_at(checkpoint, trainer)
     if changes or list(groups.items()) != list(saved_groups.items()):
         fresh = optimizer.state_dict()["param_groups"]
         kept = match_optimizer(checkpoint, fresh, groups, saved_groups, keep=optimizers[0] == optimizers[1])
@@ -321,8 +322,12 @@ def finished(trainer: pl.Trainer) -> str | None:
     return None
 
 
-def end_at(checkpoint: Mapping[str, Any], max_epochs: int | None) -> None:
+def end_at(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
     """Lets a fit that is past its end come to `finished`, where Lightning would raise."""
-    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
-    if max_epochs is not None and 0 <= max_epochs < progress.get("completed", 0):
-        progress.update(processed=max_epochs, completed=max_epochs)
+    if "loops" not in checkpoint:
+        return
+    refuse_damaged_counters(trainer, checkpoint)
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    last = trainer.max_epochs
+    if last is not None and 0 <= last < progress["completed"]:
+        progress.update(processed=last, completed=last)

@@ -196,6 +196,6 @@ def test_an_export_prints_the_scale_of_the_outputs(folder, capsys):
     path = write(changed(PRICES))
     assert main(["fit", "--config", path]) == 0
     assert main(["export", "--config", path, "--ckpt_path", "last", "--output", "net.pt2"]) == 0
-    scale = HybridRegressor.load_from_checkpoint(next(folder.rglob("last.ckpt"))).scale
+    scale = HybridRegressor.load_from_checkpoint(next(folder.rglob("last.ckpt"))).objective.scale
     line = f"outputs are standardized: number = output × {scale.std.tolist()} + {scale.mean.tolist()}\n"
     assert line in capsys.readouterr().out
