@@ -1,6 +1,6 @@
 """The task that all tasks share: its steps, and the checks and logs around them."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -8,32 +8,23 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from hybrid_lightning.data.loaders import shown_targets
-from hybrid_lightning.errors import at
+from hybrid_lightning.data.loaders import require_dict, shown_targets
+from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.network.contracts import MakesOutputs
-from hybrid_lightning.network.hybrid_network import Outputs
+from hybrid_lightning.network.hybrid_network import HybridNetwork, Outputs
+from hybrid_lightning.network.missing import PREFIX
 from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
 from hybrid_lightning.network.registry import resolve
-from hybrid_lightning.optim.factory import named_class
-from hybrid_lightning.tasks.batch_checks import check_batch
-from hybrid_lightning.tasks.changed_config import (
-    finished,
-)
-from hybrid_lightning.tasks.checkpoint import (
-    CHECKPOINT_KEY,
-    rebuilt,
-    translated,
-)
-from hybrid_lightning.tasks.evaluation import Evaluator, RunningLoss, own_samples, step_by_metric
-from hybrid_lightning.tasks.init_from import StartTensors
-from hybrid_lightning.tasks.metrics import SplitMetrics
+from hybrid_lightning.tasks.changed_config import finished
+from hybrid_lightning.tasks.checkpoint import rebuilt
+from hybrid_lightning.tasks.evaluation import RunningLoss, own_samples, step_by_metric
 from hybrid_lightning.tasks.network_module import NetworkModule
 from hybrid_lightning.tasks.objective import Objective
-from hybrid_lightning.tasks.settings import TaskSettings, check_plain, taken_arguments
+from hybrid_lightning.tasks.settings import TaskSettings, taken_arguments
 from hybrid_lightning.trainer import is_log_step, log_values
 
 
-class HybridTask(NetworkModule, ABC):
+class HybridTask(NetworkModule):
     """A LightningModule around a `HybridNetwork`; its objective defines what the outputs mean.
 
     A subclass makes the objective in its constructor and passes it on. What its constructor is given has to be plain
@@ -92,40 +83,20 @@ class HybridTask(NetworkModule, ABC):
             settings = TaskSettings.parse(
                 lr=lr,
                 weight_decay=weight_decay,
-                optimizer=named_class(optimizer, torch.optim),
+                optimizer=optimizer,
                 rates=rates,
-                scheduler=named_class(scheduler, torch.optim.lr_scheduler),
+                scheduler=scheduler,
                 unfreezing=unfreezing,
                 init_from=init_from,
                 part_heads=part_heads if objective.reads_target else False,
                 arguments=taken_arguments(self),
             )
         parsed, parsed_fusion = _parse_network(parts, fusion, pretrained, untrained)
-        super().__init__(settings, parsed, parsed_fusion, objective.outputs)
-        self.objective = objective
-        self.evaluator = Evaluator(objective.metrics)
+        super().__init__(settings, parsed, parsed_fusion, objective)
         self.explain = False
         """Whether `predict_step` also gives what each part contributes."""
         self._train_loss = RunningLoss()
         self._has_trained = False
-        # at once, because a fit whose checkpoint cannot be written is lost
-        with at("model"):
-            check_plain({**self.saved_settings(), "parts": self._plain_parts(), "fusion": self.fusion.plain()})
-
-    def on_built(self, start: StartTensors | None) -> None:
-        """Makes the metrics of the parts' heads, and what of the objective needs the network or imports."""
-        self.evaluator.set_parts(self.parts_with_heads)
-        if start is not None:
-            self.objective.adopt_head(start.objective_of_head(self.built()))
-        self.objective.build(self._trust)
-        self.objective.to(self.device)  # a network may be built again on the device of an earlier fit
-
-    def configure_model(self) -> None:
-        """Builds what is not built yet; a fit may take class weights or a scale from its training data."""
-        super().configure_model()
-        if self.trainer.state.fn == "fit":
-            self.objective.prepare_fit(self.trainer)
-            self.objective.to(self.device)
 
     # Steps
 
@@ -179,15 +150,16 @@ class HybridTask(NetworkModule, ABC):
         target = batch.get("target")
         size = len(outputs)
         own = own_samples(loaders, batch_idx, size)
-        self._measure(self.evaluator.metrics_of(split), outputs, target, slice(own))
+        self._measure(split, outputs, target, slice(own))
         for part, (of_part, present) in alone.items():
             counted: Tensor | slice = slice(own)
             if present is not None:
                 counted = present & (torch.arange(size, device=present.device) < own)
-            self._measure(self.evaluator.metrics_of(split, part), of_part, target, counted)
+            self._measure(f"{split}/{part}", of_part, target, counted)
 
-    def _measure(self, metrics: SplitMetrics, outputs: Tensor, target: Any, counted: Tensor | slice) -> None:
+    def _measure(self, name: str, outputs: Tensor, target: Any, counted: Tensor | slice) -> None:
         """Adds the samples that are counted; all have gone through the network, on every rank."""
+        metrics = self.evaluator.metrics_of(name)
         chosen = outputs[counted]
         labels = None if target is None else target[counted]
         if len(chosen):
@@ -210,9 +182,20 @@ class HybridTask(NetworkModule, ABC):
     # Checks and logs around the steps
 
     def check_batch(self, batch: Any) -> None:
-        """Checks a batch of any loop while it is on the CPU, so that no step waits for the device."""
-        is_target_needed = self.objective.reads_target and not self.trainer.predicting
-        check_batch(batch, self.built(), self.objective, is_target_needed)
+        """Checks a batch of any loop while it is on the CPU, where looking at values makes no device wait."""
+        require_dict(batch)
+        refuse_empty_samples(self.built(), batch)
+        if not self.objective.reads_target or self.trainer.predicting:
+            return
+        if "target" not in batch:
+            raise ConfigError(f"the batch has no 'target'. It has: {listing(batch)}.", "data")
+        target = batch["target"]
+        with at("data: target"):
+            if not isinstance(target, Tensor):
+                raise ConfigError(
+                    f"a {type(target).__name__} is not a tensor; let the loader collate the labels to one."
+                )
+            self.objective.check_target(target)
 
     def on_train_start(self) -> None:
         """Checks all labels that a dataset shows as ``targets``, sets the length of the fit and prints the plan."""
@@ -261,36 +244,6 @@ class HybridTask(NetworkModule, ABC):
         if message:
             self._print(message)
 
-    # Checkpoints
-
-    def saved_settings(self) -> dict[str, Any]:
-        """The arguments with which this task can be made again, apart from its parts, as plain data."""
-        return {**super().saved_settings(), **self.objective.settings()}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a rebuild needs, as plain data."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY]["counted"] = list(self.objective.counted)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes what an earlier fit has decided; refuses the checkpoint of another model."""
-        checkpoint.update(translated(checkpoint))
-        saved = checkpoint.get(CHECKPOINT_KEY, {})
-        if "settings" in saved:
-            self.objective.adopt(saved, self.trainer.state.fn == "fit")
-            self.objective.to(self.device)
-        super().on_load_checkpoint(checkpoint)
-
-    def follow_part_heads(self, state: Mapping[str, Any]) -> None:
-        """Leaves the parts' own heads out if a checkpoint has none.
-
-        Args:
-            state: The checkpoint's ``state_dict``.
-        """
-        super().follow_part_heads(state)
-        if not self.parts_with_heads:
-            self.evaluator.set_parts(())
-
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
         cls,
@@ -337,3 +290,25 @@ def _parse_network(
         if isinstance(module, MakesOutputs) and module.makes_outputs:
             parsed = parse_parts({**parts, "head": "torch.nn.Identity"}, pretrained, untrained)
     return parsed, parsed_fusion
+
+
+def refuse_empty_samples(network: HybridNetwork, batch: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if a sample has nothing that a part reads."""
+    if not any(key.startswith(PREFIX) for key in batch):
+        return
+    present = network.presence(batch)
+    if not all(name in present for name in network.feeding):
+        return  # a part that is not there is present in all samples
+    is_empty = ~torch.stack([present[name] for name in network.feeding]).any(0)
+    if not bool(is_empty.any()):
+        return
+    ids = batch.get("id")
+    if isinstance(ids, Tensor):
+        what, found = "id", ids[is_empty]
+    else:
+        what, found = "position in the batch", is_empty.nonzero().flatten()
+    raise ConfigError(
+        f"samples with nothing that a part reads ({what}): {listing(map(str, found.tolist()), 5)}. A prediction of "
+        f"them would be a guess. Remove these samples, or give them one of the inputs.",
+        "data",
+    )

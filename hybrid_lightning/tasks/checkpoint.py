@@ -22,14 +22,9 @@ Task = TypeVar("Task")
 def read_checkpoint(
     path: Any, place: str = "checkpoint_path", tensors: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a task added to a checkpoint, and the weights.
+    """What a task added to a checkpoint, or to a sharded one's folder, and the weights, for use only if `tensors`.
 
     Raises `ConfigError` if the file is broken, holds code, or was not written by a task of this version.
-
-    Args:
-        path: The file; of a sharded checkpoint, the folder.
-        place: Name of the setting, for errors.
-        tensors: Whether the weights are read; if not, what is returned of them is not to be used.
     """
     checkpoint = read_file(path, place, without=("optimizer_states",)) if tensors else peek(path, place)
     foreign = ConfigError(f"{str(path)!r} was not written by a task of this program.", place)
@@ -67,10 +62,7 @@ def translated(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint of format 3 as one of today's format; any other as it is.
 
     Format 3 had other names of options (`RENAMED`), module paths where there are registered names now, ``facts`` for
-    ``settings``, and the scale of a regression beside its objective.
-
-    Args:
-        checkpoint: Not changed in place; what is damaged is left to whoever reads it.
+    ``settings``, and the scale of a regression beside its objective. What is damaged is left to whoever reads it.
     """
     if not _is_ours(checkpoint) or checkpoint[CHECKPOINT_KEY]["version"] != 3:
         return dict(checkpoint)

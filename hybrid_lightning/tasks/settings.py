@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
+from hybrid_lightning.optim.factory import named_class
 from hybrid_lightning.tasks.init_from import InitFrom
 
 _ARGUMENTS = "_constructor_arguments"
@@ -36,9 +37,9 @@ class TaskSettings:
     arguments: Mapping[str, Any]
 
     @classmethod
-    def parse(cls, *, init_from: Any, **options: Any) -> "TaskSettings":
+    def parse(cls, *, init_from: Any, optimizer: Any, scheduler: Any, **options: Any) -> "TaskSettings":
         """Checks the arguments; of `init_from` also the form."""
-        if options["rates"] and options["scheduler"]:
+        if options["rates"] and scheduler:
             raise ConfigError("give either 'rates' or 'scheduler', not both.", "scheduler")
         check_keys(options["rates"] or {}, ("shape", "warm_up"), "rates")
         check_keys(options["unfreezing"] or {}, ("restart_early_stopping", "check_ranks"), "unfreezing")
@@ -48,7 +49,9 @@ class TaskSettings:
             _check_part_heads(options["part_heads"])
         with at("init_from"):
             start = None if init_from is None else InitFrom.parse(init_from)
-        return cls(init_from=start, **options)
+        optimizer = named_class(optimizer, torch.optim)
+        scheduler = named_class(scheduler, torch.optim.lr_scheduler)
+        return cls(init_from=start, optimizer=optimizer, scheduler=scheduler, **options)
 
     @property
     def part_weight(self) -> float:
