@@ -4,24 +4,28 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from hybrid_lightning.data.loaders import require_dict, shown_targets
+from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, at, listing
-from hybrid_lightning.network.contracts import MakesOutputs
 from hybrid_lightning.network.hybrid_network import HybridNetwork, Outputs
 from hybrid_lightning.network.missing import PREFIX
-from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
-from hybrid_lightning.network.registry import resolve
-from hybrid_lightning.tasks.changed_config import finished
+from hybrid_lightning.optim.lr_schedules import GroupLR
+from hybrid_lightning.tasks import changed_config
 from hybrid_lightning.tasks.checkpoint import rebuilt
+from hybrid_lightning.tasks.default_callbacks import schedules_of, with_parameters
 from hybrid_lightning.tasks.evaluation import RunningLoss, own_samples, step_by_metric
 from hybrid_lightning.tasks.network_module import NetworkModule
 from hybrid_lightning.tasks.objective import Objective
-from hybrid_lightning.tasks.settings import TaskSettings, taken_arguments
-from hybrid_lightning.trainer import is_log_step, log_values
+from hybrid_lightning.tasks.settings import TaskSettings, parse_network, taken_arguments
+from hybrid_lightning.trainer import fit_length, is_log_step, log_values
+from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing, check_moments
+from hybrid_lightning.unfreezing.plan import plan_table
+from hybrid_lightning.unfreezing.timeline import training_at_start
 
 
 class HybridTask(NetworkModule):
@@ -91,7 +95,7 @@ class HybridTask(NetworkModule):
                 part_heads=part_heads if objective.reads_target else False,
                 arguments=taken_arguments(self),
             )
-        parsed, parsed_fusion = _parse_network(parts, fusion, pretrained, untrained)
+        parsed, parsed_fusion = parse_network(parts, fusion, pretrained, untrained)
         super().__init__(settings, parsed, parsed_fusion, objective)
         self.explain = False
         """Whether `predict_step` also gives what each part contributes."""
@@ -205,7 +209,43 @@ class HybridTask(NetworkModule):
             for split, targets in shown_targets(self.trainer):
                 with at(f"data: {split} targets"):
                     self.objective.check_target(targets)
-        super().on_train_start()
+        length = fit_length(self.trainer)
+        limit = self.trainer.gradient_clip_val or 0
+        if limit < 0:
+            raise ConfigError(f"{limit} is negative; 0 clips nothing.", "trainer.gradient_clip_val")
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, GroupLR):
+            self._apply_settings(scheduler, length)
+            if getattr(scheduler, "by_metric", False) and not self.trainer.enable_validation:
+                raise ConfigError("ReduceLROnPlateau needs a validation split, and there is none.", "model.scheduler")
+            scheduler.bind(length)
+        self._print(self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length))
+
+    def _apply_settings(self, scheduler: GroupLR, length: FitLength) -> None:
+        """After a checkpoint was restored: today's settings hold, and what has changed is printed."""
+        old, self._restored_settings = self._restored_settings, None
+        if old is None:
+            return
+        new = changed_config.all_settings(self._saved())
+        changed_config.apply_current_settings(self.trainer.optimizers[0], self.param_groups(), old, new)
+        changed_config.set_position(scheduler, self.trainer.global_step, length)
+        self._print(*changed_config.describe_changes(old, new, self.trainer.current_epoch))
+
+    def plan(self, groups: list[dict[str, Any]], trainer: pl.Trainer, length: FitLength) -> str:
+        """The reports of weights; and the table of parts and stages, their rates, and when each starts to train."""
+        network = self.built()
+        schedules = schedules_of(with_parameters(network.options, groups))
+        decided: dict[str, int] | None = None
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradualUnfreezing):  # perhaps the user's own, of other schedules
+                schedules, decided = callback.schedules, callback.decided_steps
+        training_at_start(groups, schedules)
+        check_moments(trainer, groups, schedules, length)
+        lines = []
+        for name, report in network.weight_reports.items():
+            lines.append(report if name == "init_from" else f"{name}: {report}")
+        origins = {name: part.origin for name, part in network.options.items()}
+        return "\n".join([*lines, plan_table(groups, schedules, origins, length, decided)])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the mean training loss since the last log, and the rates of this step."""
@@ -239,7 +279,7 @@ class HybridTask(NetworkModule):
         if self._has_trained:
             message = self.evaluator.better_alone(self.trainer.callback_metrics)
         else:
-            message = finished(self.trainer)
+            message = changed_config.finished(self.trainer)
         self._has_trained = False
         if message:
             self._print(message)
@@ -272,24 +312,6 @@ class HybridTask(NetworkModule):
         # it is abstract, its subclasses are not
         model = rebuilt(HybridTask, cls, checkpoint_path, names, parts or {})  # type: ignore[type-abstract]
         return model.to(map_location or "cpu").eval()
-
-
-def _parse_network(
-    parts: dict[str, Any],
-    fusion: dict[str, Any] | None,
-    pretrained: dict[str, Any] | None,
-    untrained: dict[str, Any] | None,
-) -> tuple[dict[str, Part], Part]:
-    """The parts with a head, and the fusion."""
-    parsed = parse_parts(parts, pretrained, untrained)
-    options = {"module": "ConcatFusion", **(fusion or {})}
-    parsed_fusion = parse_part("fusion", options, all_defaults(pretrained, untrained))
-    module = parsed_fusion.module
-    if "head" not in parts:  # a checkpoint has one, so that none of its names is imported here
-        module = resolve(module, "model.fusion.module") if isinstance(module, str) else module
-        if isinstance(module, MakesOutputs) and module.makes_outputs:
-            parsed = parse_parts({**parts, "head": "torch.nn.Identity"}, pretrained, untrained)
-    return parsed, parsed_fusion
 
 
 def refuse_empty_samples(network: HybridNetwork, batch: Mapping[str, Any]) -> None:

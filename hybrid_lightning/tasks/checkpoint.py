@@ -17,11 +17,11 @@ CHECKPOINT_VERSION = 4
 _PACKAGE = __name__.partition(".")[0]
 _WANTED = {"version", "task", "settings", "parts", "fusion", "network"}
 Task = TypeVar("Task")
+Saved = dict[str, Any]
+Tensors = Mapping[str, Tensor]
 
 
-def read_checkpoint(
-    path: Any, place: str = "checkpoint_path", tensors: bool = True
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(path: Any, place: str = "checkpoint_path", tensors: bool = True) -> tuple[Saved, Saved]:
     """What a task added to a checkpoint, or to a sharded one's folder, and the weights, for use only if `tensors`.
 
     Raises `ConfigError` if the file is broken, holds code, or was not written by a task of this version.
@@ -43,7 +43,7 @@ def read_checkpoint(
     return checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
 
 
-def _is_ours(checkpoint: Mapping[str, Any]) -> bool:
+def _is_ours(checkpoint: Saved) -> bool:
     saved = checkpoint.get(CHECKPOINT_KEY)
     return isinstance(saved, dict) and "version" in saved
 
@@ -58,14 +58,14 @@ def task_name(task: type) -> str:
 # Format 3
 
 
-def translated(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def translated(checkpoint: Saved) -> Saved:
     """A checkpoint of format 3 as one of today's format; any other as it is.
 
     Format 3 had other names of options (`RENAMED`), module paths where there are registered names now, ``facts`` for
     ``settings``, and the scale of a regression beside its objective. What is damaged is left to whoever reads it.
     """
     if not _is_ours(checkpoint) or checkpoint[CHECKPOINT_KEY]["version"] != 3:
-        return dict(checkpoint)
+        return checkpoint
     saved = dict(checkpoint[CHECKPOINT_KEY])
     saved["version"] = CHECKPOINT_VERSION
     task, parts = saved.get("task"), saved.get("parts")
@@ -110,7 +110,7 @@ def _with_new_keys(options: Any) -> Any:
 # Comparison and rebuilding
 
 
-def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], place: str = "--ckpt_path") -> None:
+def refuse_other_model(own: Tensors, saved: Tensors, place: str = "--ckpt_path") -> None:
     """Raises `ConfigError` if the names or shapes of a model's tensors differ from those of a checkpoint."""
     sentences = other_tensors(own, saved)
     if sentences:
@@ -121,7 +121,7 @@ def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], p
         )
 
 
-def other_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
+def other_tensors(own: Tensors, saved: Tensors) -> list[str]:
     """Sentences that say how the names and shapes of two models' tensors differ; none if they are equal."""
     reshaped = []
     for name, tensor in own.items():
@@ -156,18 +156,12 @@ def task_class(name: str, base: type[Task], wanted: type) -> type[Task]:
     """The subclass of `base` that wrote a checkpoint; `ConfigError` unless it exists and is a `wanted`."""
     known = {task_name(task): task for task in concrete_subclasses(base)}
     if name not in known:
-        raise ConfigError(
-            f"the file was written by {name!r}, which is not among the classes imported here: {listing(known)}. "
-            f"Import it first.",
-            "checkpoint_path",
-        )
-    if not issubclass(known[name], wanted):
-        raise ConfigError(
-            f"the file was written by {name!r}, which is not a {wanted.__name__}. Call load_from_checkpoint of that "
-            f"class, or of HybridTask.",
-            "checkpoint_path",
-        )
-    return known[name]
+        problem = f"not among the classes imported here: {listing(known)}. Import it first."
+    elif not issubclass(known[name], wanted):
+        problem = f"not a {wanted.__name__}. Call load_from_checkpoint of that class, or of HybridTask."
+    else:
+        return known[name]
+    raise ConfigError(f"the file was written by {name!r}, which is {problem}", "checkpoint_path")
 
 
 def rebuilt(base: type[Task], wanted: type, path: Any, trust: tuple[str, ...], live: Mapping[str, nn.Module]) -> Task:
@@ -189,7 +183,7 @@ def rebuilt(base: type[Task], wanted: type, path: Any, trust: tuple[str, ...], l
     return model  # type: ignore[no-any-return]
 
 
-def with_live_modules(parts: Mapping[str, Any], live: Mapping[str, nn.Module]) -> dict[str, Any]:
+def with_live_modules(parts: Mapping[str, Any], live: Mapping[str, nn.Module]) -> Saved:
     """The saved options of parts, completed by the modules that could not be saved as options."""
     check_keys(live, parts, "parts", "part")
     missing = [name for name, options in parts.items() if "module" not in options and name not in live]

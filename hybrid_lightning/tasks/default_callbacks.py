@@ -37,16 +37,26 @@ def configure_callbacks(
 ) -> None:
     """Gives callbacks of `default_callbacks` the options of the parts that turned out to have parameters."""
     parts = with_parameters(options, groups)
-    batch_norm = {name: part.batch_norm for name, part in parts.items() if part.batch_norm}
+    batch_norm = _given(parts, "batch_norm")
     for callback in callbacks:
         if isinstance(callback, GradualUnfreezing):
             callback.configure(schedules_of(parts), batch_norm)
         if isinstance(callback, GradientClipping):
-            callback.configure({name: part.clip for name, part in parts.items() if part.clip})
+            callback.configure(_given(parts, "clip"))
         if isinstance(callback, L2SP):
-            callback.configure({name: part.l2sp for name, part in parts.items() if part.l2sp})
+            callback.configure(_given(parts, "l2sp"))
         if isinstance(callback, ReestimateStatistics):
             callback.configure([name for name, mode in batch_norm.items() if mode == "recalibrate"])
+
+
+def _given(parts: Mapping[str, Part], option: str) -> dict[str, Any]:
+    """Part → its value of an option, for the parts that have one."""
+    values = {}
+    for name, part in parts.items():
+        value = getattr(part, option)
+        if value:
+            values[name] = value
+    return values
 
 
 def with_parameters(options: Mapping[str, Part], groups: list[dict[str, Any]]) -> dict[str, Part]:
@@ -70,6 +80,7 @@ def merge_callbacks(callbacks: list[pl.Callback], own: list[pl.Callback]) -> lis
         callback.made_by_task = True  # type: ignore[attr-defined]
     users = [callback for callback in callbacks if not getattr(callback, "made_by_task", False)]
     added = [callback for callback in own if not any(isinstance(other, type(callback)) for other in users)]
-    # L2SP comes before the user's callbacks, because its gradient belongs to what they measure and change
-    callbacks[:] = [callback for callback in added if isinstance(callback, L2SP)] + users
-    return [callback for callback in added if not isinstance(callback, L2SP)]
+    # L2SP, the first of ours, comes before the user's, because its gradient belongs to what they measure and change
+    first = [callback for callback in added if isinstance(callback, L2SP)]
+    callbacks[:] = first + users
+    return added[len(first) :]

@@ -13,7 +13,6 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from hybrid_lightning.data.loaders import example_batch
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
-from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.lightning_private import BatchCheckingModule
@@ -23,7 +22,7 @@ from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.part import Part
 from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.optim.factory import make_optimizer, make_scheduler
-from hybrid_lightning.optim.lr_schedules import GroupLR, GroupRates
+from hybrid_lightning.optim.lr_schedules import GroupRates
 from hybrid_lightning.resume.own_files import rebuild_paths
 from hybrid_lightning.tasks import changed_config
 from hybrid_lightning.tasks.checkpoint import (
@@ -38,14 +37,14 @@ from hybrid_lightning.tasks.default_callbacks import configure_callbacks, defaul
 from hybrid_lightning.tasks.evaluation import Evaluator
 from hybrid_lightning.tasks.init_from import StartTensors
 from hybrid_lightning.tasks.objective import Objective
-from hybrid_lightning.tasks.plan import training_plan
 from hybrid_lightning.tasks.settings import TaskSettings, check_plain, recorded
-from hybrid_lightning.trainer import fit_length
 
 _FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 _OF_OBJECTIVES = ("make_metrics", "check_target", "loss_weight", "prediction_columns", "contribution")
 """Methods that tasks had before there were objectives, where ``make_metrics`` is called ``metrics``."""
 Groups = list[dict[str, Any]]
+Saved = Mapping[str, Any]
+"""What a task added to a checkpoint, or an entry of it."""
 
 
 class NetworkModule(BatchCheckingModule, ABC):
@@ -64,7 +63,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         self.on_group_change = "error"
         """What a fit does with a checkpoint of other groups or another optimizer: ``error``; ``weights_only`` takes the
         weights that match and starts at step 0; ``match`` also keeps the optimizer state that matches, and goes on."""
-        self._record: Mapping[str, Any] | None = None
+        self._record: Saved | None = None
         self._trust: Collection[str] | None = None
         self._own_callbacks: list[pl.Callback] = []
         self._restored_settings: dict[str, Any] | None = None
@@ -116,7 +115,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         self._follow_network()
         return self
 
-    def rebuild(self, record: Mapping[str, Any], trust: Collection[str] | None = None) -> None:
+    def rebuild(self, record: Saved, trust: Collection[str] | None = None) -> None:
         """Builds the network of a checkpoint's record without data, for `trust` see `resolve`."""
         self._trust = trust
         with at("checkpoint.network"):
@@ -138,7 +137,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         self.objective.build(self._trust)
         self.objective.to(self.device)  # a network may be built again on the device of an earlier fit
 
-    def rebuild_as(self, saved: Mapping[str, Any]) -> None:
+    def rebuild_as(self, saved: Saved) -> None:
         """Makes `build_for` build the network as it was in a checkpoint: other data may give other sizes.
 
         If the checkpoint is of other parts, nothing changes; `saved` is what a task added to it.
@@ -237,40 +236,10 @@ class NetworkModule(BatchCheckingModule, ABC):
         if not getattr(scheduler, "by_metric", False):
             super().lr_scheduler_step(scheduler, metric)
 
-    # The start of a fit
-
-    def on_train_start(self) -> None:
-        """Sets the length of the fit and prints the plan."""
-        length = fit_length(self.trainer)
-        limit = self.trainer.gradient_clip_val or 0
-        if limit < 0:
-            raise ConfigError(f"{limit} is negative; 0 clips nothing.", "trainer.gradient_clip_val")
-        scheduler = self.lr_schedulers()
-        if isinstance(scheduler, GroupLR):
-            self._apply_settings(scheduler, length)
-            if getattr(scheduler, "by_metric", False) and not self.trainer.enable_validation:
-                raise ConfigError("ReduceLROnPlateau needs a validation split, and there is none.", "model.scheduler")
-            scheduler.bind(length)
-        self._print(self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length))
-
-    def _apply_settings(self, scheduler: GroupLR, length: FitLength) -> None:
-        """After a checkpoint was restored: today's settings hold, and what has changed is printed."""
-        old, self._restored_settings = self._restored_settings, None
-        if old is None:
-            return
-        new = changed_config.all_settings(self._saved())
-        changed_config.apply_current_settings(self.trainer.optimizers[0], self.param_groups(), old, new)
-        changed_config.set_position(scheduler, self.trainer.global_step, length)
-        self._print(*changed_config.describe_changes(old, new, self.trainer.current_epoch))
-
     def _print(self, *lines: str) -> None:
         """Prints lines on the first rank alone."""
         if lines and self.trainer.is_global_zero:
             print(*lines, sep="\n")
-
-    def plan(self, groups: Groups, trainer: pl.Trainer, length: FitLength) -> str:
-        """The table of parts and stages, their rates, and when each starts to train; see `training_plan`."""
-        return training_plan(self.built(), groups, trainer, length)
 
     # Checkpoints
 
@@ -299,7 +268,7 @@ class NetworkModule(BatchCheckingModule, ABC):
             "counted": list(self.objective.counted),
         }
 
-    def follow_part_heads(self, state: Mapping[str, Any]) -> None:
+    def follow_part_heads(self, state: Saved) -> None:
         """Leaves the parts' own heads out if a checkpoint, whose ``state_dict`` is given, has none."""
         is_saved = any(name.startswith("network.parts.part_heads.") for name in state)
         if state and not is_saved and self.parts_with_heads:

@@ -65,9 +65,6 @@ class Objective(nn.Module, ABC):
         Args:
             predictions: `(N,)` or `(N, outputs)`.
             names: Of the outputs; None numbers them.
-
-        Raises:
-            ConfigError: If there are more or fewer names than outputs.
         """
         if predictions.ndim == 1:
             return {"prediction": predictions}
@@ -88,11 +85,7 @@ class Objective(nn.Module, ABC):
     # State that comes from data or files
 
     def build(self, trust: Collection[str] | None) -> None:
-        """Makes what needs imports, before the first step.
-
-        Args:
-            trust: None, or the packages that a file may name, see `resolve`.
-        """
+        """Makes what needs imports, before the first step; for `trust` see `resolve`."""
 
     def prepare_fit(self, trainer: pl.Trainer) -> None:
         """Takes from the training data what the loss needs; called on all ranks before the first step."""
@@ -113,11 +106,7 @@ class Objective(nn.Module, ABC):
 
 
 def output_names(names: Sequence[str] | None, count: int) -> list[str]:
-    """The names that the data give the outputs, or their numbers.
-
-    Raises:
-        ConfigError: If there are more or fewer names than outputs.
-    """
+    """The names that the data give the outputs, or their numbers; `ConfigError` for more or fewer names."""
     if names is None:
         return [str(number) for number in range(count)]
     if len(names) != count:
