@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hybrid_lightning.data.loaders import require_dict, shown_targets
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, at, listing
+from hybrid_lightning.network.batch import Batch
 from hybrid_lightning.network.hybrid_network import HybridNetwork, Outputs
 from hybrid_lightning.network.missing import PREFIX
 from hybrid_lightning.optim.lr_schedules import GroupLR
@@ -21,7 +22,7 @@ from hybrid_lightning.tasks.default_callbacks import schedules_of, with_paramete
 from hybrid_lightning.tasks.evaluation import RunningLoss, own_samples, step_by_metric
 from hybrid_lightning.tasks.network_module import NetworkModule
 from hybrid_lightning.tasks.objective import Objective
-from hybrid_lightning.tasks.settings import TaskSettings, parse_network, taken_arguments
+from hybrid_lightning.tasks.settings import Options, TaskSettings, parse_network, taken_arguments
 from hybrid_lightning.trainer import fit_length, is_log_step, log_values
 from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing, check_moments
 from hybrid_lightning.unfreezing.plan import plan_table
@@ -68,17 +69,17 @@ class HybridTask(NetworkModule):
     @abstractmethod
     def __init__(
         self,
-        parts: dict[str, Any],
+        parts: Options,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
-        pretrained: dict[str, Any] | None = None,
-        untrained: dict[str, Any] | None = None,
-        fusion: dict[str, Any] | None = None,
-        optimizer: str | dict[str, Any] | None = None,
-        rates: dict[str, Any] | None = None,
-        scheduler: str | dict[str, Any] | None = None,
-        unfreezing: dict[str, Any] | None = None,
-        init_from: str | dict[str, Any] | None = None,
+        pretrained: Options | None = None,
+        untrained: Options | None = None,
+        fusion: Options | None = None,
+        optimizer: str | Options | None = None,
+        rates: Options | None = None,
+        scheduler: str | Options | None = None,
+        unfreezing: Options | None = None,
+        init_from: str | Options | None = None,
         part_heads: bool | dict[str, float] = True,
         *,
         objective: Objective,
@@ -104,7 +105,7 @@ class HybridTask(NetworkModule):
 
     # Steps
 
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """A batch → the head's outputs `(B, outputs)`."""
         outputs: Tensor = self.built()(batch)
         return outputs
@@ -117,13 +118,13 @@ class HybridTask(NetworkModule):
         """What metrics and users see, from outputs `(B, outputs)`: those of the objective, unless overridden."""
         return self.objective.predictions(outputs)
 
-    def _with_parts(self, batch: Mapping[str, Any]) -> Outputs:
+    def _with_parts(self, batch: Batch) -> Outputs:
         """The outputs, and those of the parts' own heads."""
         if not self.parts_with_heads:
             return Outputs(self(batch), {}, {})
         return self.built().forward_parts(batch)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a training batch, and that of the parts' own heads."""
         outputs, alone, _ = self._with_parts(batch)
         target = batch.get("target")
@@ -141,15 +142,15 @@ class HybridTask(NetworkModule):
         # an empty sum is 0, and still gives every rank gradients of the same parameters
         return self.loss(outputs, target) if len(outputs) else outputs.sum()
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
         self._evaluate(batch, batch_idx, "val", self.trainer.val_dataloaders)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test metrics."""
         self._evaluate(batch, batch_idx, "test", self.trainer.test_dataloaders)
 
-    def _evaluate(self, batch: dict[str, Any], batch_idx: int, split: str, loaders: Any) -> None:
+    def _evaluate(self, batch: Batch, batch_idx: int, split: str, loaders: Any) -> None:
         outputs, alone, _ = self._with_parts(batch)
         target = batch.get("target")
         size = len(outputs)
@@ -172,7 +173,7 @@ class HybridTask(NetworkModule):
         else:
             metrics.update_without_samples(self.predictions(outputs), target)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """Predictions for a batch, see `predictions`; with `explain` a dict of them and of ``contributions``."""
         if not self.explain:
             return self.predictions(self(batch))
@@ -314,7 +315,7 @@ class HybridTask(NetworkModule):
         return model.to(map_location or "cpu").eval()
 
 
-def refuse_empty_samples(network: HybridNetwork, batch: Mapping[str, Any]) -> None:
+def refuse_empty_samples(network: HybridNetwork, batch: Batch) -> None:
     """Raises `ConfigError` if a sample has nothing that a part reads."""
     if not any(key.startswith(PREFIX) for key in batch):
         return

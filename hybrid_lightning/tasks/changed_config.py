@@ -103,15 +103,15 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def describe_changes(old: Settings, new: Settings, epoch: int, limit: int = 8) -> list[str]:
-    """A line per changed setting, such as ``lr 0.001 → 0.5, applied from epoch 3``, at most `limit` and a count."""
+def describe_changes(old: Settings, new: Settings, epoch: int) -> list[str]:
+    """A line per changed setting, such as ``lr 0.001 → 0.5, applied from epoch 3``, at most 8 and a count."""
     lines = []
     for path, was, now in changed_settings(old, new):
         before = "null" if was is None else was
         after = "null" if now is None else now
         lines.append(f"{path} {before} → {after}, applied from epoch {epoch}")
-    if len(lines) > limit:
-        return [*lines[:limit], f"and {len(lines) - limit} more"]
+    if len(lines) > 8:
+        return [*lines[:8], f"and {len(lines) - 8} more"]
     return lines
 
 
@@ -149,16 +149,18 @@ def model_changes(
     optimizers: list[str],
 ) -> list[str]:
     """Sentences that say how the model and optimizer of a checkpoint differ from those of today; none if they fit."""
-    in_both = [name for name in groups if name in saved_groups]
-    names = {
-        "Groups added": [name for name in groups if name not in saved_groups],
-        "Groups removed": [name for name in saved_groups if name not in groups],
-        "Groups with other parameters": [name for name in in_both if set(groups[name]) != set(saved_groups[name])],
-    }
+    names: dict[str, list[str]] = {"added": [], "removed": [], "with other parameters": []}
+    for name in {**groups, **saved_groups}:
+        if name not in saved_groups:
+            names["added"].append(name)
+        elif name not in groups:
+            names["removed"].append(name)
+        elif set(groups[name]) != set(saved_groups[name]):
+            names["with other parameters"].append(name)
     sentences = []
     for kind, of_kind in names.items():
         if of_kind:
-            sentences.append(f"{kind}: {listing(of_kind)}.")
+            sentences.append(f"Groups {kind}: {listing(of_kind)}.")
     # groups that differ are easier to read than tensors that differ because of them
     sentences = sentences or other_tensors(own, checkpoint["state_dict"])
     if sentences:

@@ -14,6 +14,7 @@ from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.losses import make_loss, parse_loss
 from hybrid_lightning.tasks.metrics import SplitMetrics, classification_metrics
 from hybrid_lightning.tasks.objective import Objective, output_names
+from hybrid_lightning.tasks.settings import Options
 
 KINDS = ("multiclass", "binary", "multilabel")
 
@@ -29,7 +30,7 @@ class ClassificationObjective(Objective):
         kind: str = "multiclass",
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
-        loss_function: str | dict[str, Any] | None = None,
+        loss_function: str | Options | None = None,
     ) -> None:
         with at("model"):
             _check_classes(num_classes, kind)
@@ -149,7 +150,7 @@ class ClassificationObjective(Objective):
         weights = self._weights
         if weights == "balanced":
             weights = [1.0] * self.num_classes  # only to find out whether the loss takes any
-        given: dict[str, Any] = {} if weights is None else {"class_weights": weights}
+        given: Options = {} if weights is None else {"class_weights": weights}
         if self.label_smoothing:
             given["label_smoothing"] = self.label_smoothing
         self.loss_module = make_loss(self.loss_function, trust, given)
@@ -177,7 +178,7 @@ class ClassificationObjective(Objective):
         weights = balanced_weights(targets, self.num_classes, self.kind)
         self._weigh(trainer.strategy.broadcast(weights))
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Options:
         """The class weights, also those that were counted, and the loss in its long form."""
         loss = None if self.loss_function is None else self.loss_function.plain()
         return {"class_weights": self._weights, "loss_function": loss}
@@ -222,7 +223,7 @@ class HybridClassifier(HybridTask):
         kind: str = "multiclass",
         class_weights: list[float] | str | None = None,
         label_smoothing: float = 0.0,
-        loss_function: str | dict[str, Any] | None = None,
+        loss_function: str | Options | None = None,
         **common: Any,
     ) -> None:
         objective = ClassificationObjective(num_classes, kind, class_weights, label_smoothing, loss_function)

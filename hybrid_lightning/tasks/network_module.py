@@ -16,7 +16,7 @@ from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.lightning_private import BatchCheckingModule
-from hybrid_lightning.network.batch import first_samples
+from hybrid_lightning.network.batch import Batch, first_samples
 from hybrid_lightning.network.builder import build, rebuild
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.part import Part
@@ -84,7 +84,7 @@ class NetworkModule(BatchCheckingModule, ABC):
 
     def build(
         self,
-        example: Mapping[str, Any],
+        example: Batch,
         load: bool = True,
         hints: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Self:
@@ -149,7 +149,7 @@ class NetworkModule(BatchCheckingModule, ABC):
             if "fusion" in sizes and "part_heads" not in sizes:
                 self._give_up_part_heads()
 
-    def build_for(self, data: Any, example: Callable[[], Mapping[str, Any]], load: bool = True) -> None:
+    def build_for(self, data: Any, example: Callable[[], Batch], load: bool = True) -> None:
         """Builds the network of `rebuild_as`, or else along an example batch of a DataModule."""
         if self._record is not None:
             self.rebuild(self._record)

@@ -35,12 +35,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, target: Any) -> Tensor:
-        """The loss of a batch, a scalar.
-
-        Args:
-            outputs: Of the head, `(B, outputs)`.
-            target: ``target`` of the batch.
-        """
+        """The loss of a batch, a scalar, from the head's outputs `(B, outputs)` and the batch's ``target``."""
 
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
@@ -60,12 +55,7 @@ class Objective(nn.Module, ABC):
         """Raises `ConfigError` if targets `(B, ...)` have a wrong shape or range."""
 
     def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Predictions as columns of a table: name → a tensor or list with a value per sample.
-
-        Args:
-            predictions: `(N,)` or `(N, outputs)`.
-            names: Of the outputs; None numbers them.
-        """
+        """Predictions `(N,)` or `(N, outputs)` as columns of a table: name → a tensor or list of a value per sample."""
         if predictions.ndim == 1:
             return {"prediction": predictions}
         columns = predictions.flatten(1)
@@ -73,12 +63,7 @@ class Objective(nn.Module, ABC):
         return {f"prediction_{name}": columns[:, index] for index, name in enumerate(known)}
 
     def contribution(self, predictions: Tensor, without: Tensor) -> Tensor:
-        """What a part adds to each prediction, `(B,)`; for several outputs the mean absolute change.
-
-        Args:
-            predictions: From `predictions`, with all parts.
-            without: The same if the samples lacked the part.
-        """
+        """What a part adds to each prediction, `(B,)`; of several outputs the mean absolute change."""
         difference = predictions - without
         return difference if difference.ndim == 1 else difference.abs().mean(1)
 

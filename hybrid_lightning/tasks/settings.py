@@ -21,19 +21,23 @@ _NOT_SETTINGS = ("parts", "fusion", "pretrained", "untrained", "objective")
 """Arguments of a task that its parts hold already, and the one that its class makes."""
 
 
+Options = dict[str, Any]
+"""Names and values, as a config gives them."""
+
+
 @dataclass(frozen=True)
 class TaskSettings:
     """The arguments of `HybridTask` apart from the parts; `arguments` are all with which a task can be made again."""
 
     lr: float
     weight_decay: float
-    optimizer: str | dict[str, Any] | None
-    rates: dict[str, Any] | None
-    scheduler: str | dict[str, Any] | None
-    unfreezing: dict[str, Any] | None
+    optimizer: str | Options | None
+    rates: Options | None
+    scheduler: str | Options | None
+    unfreezing: Options | None
     init_from: InitFrom | None
     part_heads: bool | dict[str, float]
-    arguments: Mapping[str, Any]
+    arguments: Options
 
     @classmethod
     def parse(cls, *, init_from: Any, optimizer: Any, scheduler: Any, **options: Any) -> "TaskSettings":
@@ -62,7 +66,7 @@ class TaskSettings:
         """The weight of the part heads' losses; 0: these heads only observe."""
         return float(self.part_heads["weight"]) if isinstance(self.part_heads, Mapping) else 0.0
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Options:
         """Name → value of each argument, as a checkpoint stores them."""
         values = dict(self.arguments)
         for field in dataclasses.fields(self):
@@ -74,10 +78,10 @@ class TaskSettings:
 
 
 def parse_network(
-    parts: dict[str, Any],
-    fusion: dict[str, Any] | None,
-    pretrained: dict[str, Any] | None,
-    untrained: dict[str, Any] | None,
+    parts: Options,
+    fusion: Options | None,
+    pretrained: Options | None,
+    untrained: Options | None,
 ) -> tuple[dict[str, Part], Part]:
     """The parts with a head, and the fusion."""
     parsed = parse_parts(parts, pretrained, untrained)
@@ -127,7 +131,7 @@ def recorded(constructor: Callable[..., None]) -> Callable[..., None]:
     return noting
 
 
-def taken_arguments(task: object) -> dict[str, Any]:
+def taken_arguments(task: object) -> Options:
     """What the constructors of an instance have noted, see `recorded`, without parts; it is forgotten there."""
     arguments = vars(task).pop(_ARGUMENTS)
     return {name: value for name, value in arguments.items() if name not in _NOT_SETTINGS}
