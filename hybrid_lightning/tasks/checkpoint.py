@@ -152,26 +152,22 @@ def concrete_subclasses(cls: type[Task]) -> list[type[Task]]:
     return found
 
 
-def task_class(name: str, base: type[Task], wanted: type) -> type[Task]:
-    """The subclass of `base` that wrote a checkpoint; `ConfigError` unless it exists and is a `wanted`."""
-    known = {task_name(task): task for task in concrete_subclasses(base)}
-    if name not in known:
-        problem = f"not among the classes imported here: {listing(known)}. Import it first."
-    elif not issubclass(known[name], wanted):
-        problem = f"not a {wanted.__name__}. Call load_from_checkpoint of that class, or of HybridTask."
-    else:
-        return known[name]
-    raise ConfigError(f"the file was written by {name!r}, which is {problem}", "checkpoint_path")
-
-
 def rebuilt(base: type[Task], wanted: type, path: Any, trust: tuple[str, ...], live: Mapping[str, nn.Module]) -> Task:
-    """The task of a checkpoint, with its weights; for the arguments see `task_class` and `load_from_checkpoint`."""
+    """The task of a checkpoint, with its weights: a subclass of `base` that is imported, and a `wanted`."""
     saved, state = read_checkpoint(path)
+    known = {task_name(task): task for task in concrete_subclasses(base)}
     try:
         parts = with_live_modules(saved["parts"], live)
         if "head" not in parts:  # a constructor would import the fusion's class to find out about one
             raise KeyError("there is no head")
-        task: Any = task_class(str(saved["task"]), base, wanted)
+        name = str(saved["task"])
+        if name not in known:
+            remedy = f"not among the classes imported here: {listing(known)}. Import it first."
+            raise ConfigError(f"the file was written by {name!r}, which is {remedy}", "checkpoint_path")
+        task: Any = known[name]
+        if not issubclass(task, wanted):
+            remedy = f"not a {wanted.__name__}. Call load_from_checkpoint of that class, or of HybridTask."
+            raise ConfigError(f"the file was written by {name!r}, which is {remedy}", "checkpoint_path")
         model = task(parts=parts, fusion=saved["fusion"], **saved["settings"])
         model.rebuild(saved["network"], trust)  # the file's names are resolved under this trust alone
         refuse_other_model(model.state_dict(), state, "checkpoint_path")

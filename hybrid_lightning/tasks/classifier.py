@@ -33,7 +33,11 @@ class ClassificationObjective(Objective):
         loss_function: str | Options | None = None,
     ) -> None:
         with at("model"):
-            _check_classes(num_classes, kind)
+            check_choice(kind, "kind", KINDS, "kind")
+            if num_classes < 2 or (kind == "binary" and num_classes != 2):
+                wanted = "2" if kind == "binary" else "2 or more; one label alone is 'kind: binary' with 2 classes"
+                problem = f"{num_classes} is not possible for a {kind} target, which has {wanted}."
+                raise ConfigError(problem, "num_classes")
             if not 0 <= label_smoothing < 1:
                 raise ConfigError(f"{label_smoothing} is not in [0, 1).", "label_smoothing")
             weights = parse_weights(class_weights, num_classes)
@@ -228,13 +232,6 @@ class HybridClassifier(HybridTask):
     ) -> None:
         objective = ClassificationObjective(num_classes, kind, class_weights, label_smoothing, loss_function)
         super().__init__(objective=objective, **common)
-
-
-def _check_classes(num_classes: int, kind: str) -> None:
-    check_choice(kind, "kind", KINDS, "kind")
-    if num_classes < 2 or (kind == "binary" and num_classes != 2):
-        wanted = "2" if kind == "binary" else "2 or more; one label alone is 'kind: binary' with 2 classes"
-        raise ConfigError(f"{num_classes} is not possible for a {kind} target, which has {wanted}.", "num_classes")
 
 
 def parse_weights(given: Any, classes: int) -> list[float] | str | None:
