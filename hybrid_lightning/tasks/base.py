@@ -1,39 +1,35 @@
 """The task that all tasks share: its steps, and the checks and logs around them."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from hybrid_lightning.data.loaders import shown_targets
-from hybrid_lightning.errors import at
-from hybrid_lightning.network.contracts import MakesOutputs
-from hybrid_lightning.network.hybrid_network import Outputs
-from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
-from hybrid_lightning.network.registry import resolve
-from hybrid_lightning.optim.factory import named_class
-from hybrid_lightning.tasks.batch_checks import check_batch
-from hybrid_lightning.tasks.changed_config import (
-    finished,
-)
-from hybrid_lightning.tasks.checkpoint import (
-    CHECKPOINT_KEY,
-    rebuilt,
-    translated,
-)
-from hybrid_lightning.tasks.evaluation import Evaluator, RunningLoss, own_samples, step_by_metric
-from hybrid_lightning.tasks.init_from import StartTensors
-from hybrid_lightning.tasks.metrics import SplitMetrics
+from hybrid_lightning.data.loaders import require_dict, shown_targets
+from hybrid_lightning.duration import FitLength
+from hybrid_lightning.errors import ConfigError, at, listing
+from hybrid_lightning.network.batch import Batch
+from hybrid_lightning.network.hybrid_network import HybridNetwork, Outputs
+from hybrid_lightning.network.missing import PREFIX
+from hybrid_lightning.optim.lr_schedules import GroupLR
+from hybrid_lightning.tasks import changed_config
+from hybrid_lightning.tasks.checkpoint import rebuilt
+from hybrid_lightning.tasks.default_callbacks import schedules_of, with_parameters
+from hybrid_lightning.tasks.evaluation import RunningLoss, own_samples, step_by_metric
 from hybrid_lightning.tasks.network_module import NetworkModule
 from hybrid_lightning.tasks.objective import Objective
-from hybrid_lightning.tasks.settings import TaskSettings, check_plain, taken_arguments
-from hybrid_lightning.trainer import is_log_step, log_values
+from hybrid_lightning.tasks.settings import Options, TaskSettings, parse_network, taken_arguments
+from hybrid_lightning.trainer import fit_length, is_log_step, log_values
+from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing, check_moments
+from hybrid_lightning.unfreezing.plan import plan_table
+from hybrid_lightning.unfreezing.timeline import training_at_start
 
 
-class HybridTask(NetworkModule, ABC):
+class HybridTask(NetworkModule):
     """A LightningModule around a `HybridNetwork`; its objective defines what the outputs mean.
 
     A subclass makes the objective in its constructor and passes it on. What its constructor is given has to be plain
@@ -73,17 +69,17 @@ class HybridTask(NetworkModule, ABC):
     @abstractmethod
     def __init__(
         self,
-        parts: dict[str, Any],
+        parts: Options,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
-        pretrained: dict[str, Any] | None = None,
-        untrained: dict[str, Any] | None = None,
-        fusion: dict[str, Any] | None = None,
-        optimizer: str | dict[str, Any] | None = None,
-        rates: dict[str, Any] | None = None,
-        scheduler: str | dict[str, Any] | None = None,
-        unfreezing: dict[str, Any] | None = None,
-        init_from: str | dict[str, Any] | None = None,
+        pretrained: Options | None = None,
+        untrained: Options | None = None,
+        fusion: Options | None = None,
+        optimizer: str | Options | None = None,
+        rates: Options | None = None,
+        scheduler: str | Options | None = None,
+        unfreezing: Options | None = None,
+        init_from: str | Options | None = None,
         part_heads: bool | dict[str, float] = True,
         *,
         objective: Objective,
@@ -92,44 +88,24 @@ class HybridTask(NetworkModule, ABC):
             settings = TaskSettings.parse(
                 lr=lr,
                 weight_decay=weight_decay,
-                optimizer=named_class(optimizer, torch.optim),
+                optimizer=optimizer,
                 rates=rates,
-                scheduler=named_class(scheduler, torch.optim.lr_scheduler),
+                scheduler=scheduler,
                 unfreezing=unfreezing,
                 init_from=init_from,
                 part_heads=part_heads if objective.reads_target else False,
                 arguments=taken_arguments(self),
             )
-        parsed, parsed_fusion = _parse_network(parts, fusion, pretrained, untrained)
-        super().__init__(settings, parsed, parsed_fusion, objective.outputs)
-        self.objective = objective
-        self.evaluator = Evaluator(objective.metrics)
+        parsed, parsed_fusion = parse_network(parts, fusion, pretrained, untrained)
+        super().__init__(settings, parsed, parsed_fusion, objective)
         self.explain = False
         """Whether `predict_step` also gives what each part contributes."""
         self._train_loss = RunningLoss()
         self._has_trained = False
-        # at once, because a fit whose checkpoint cannot be written is lost
-        with at("model"):
-            check_plain({**self.saved_settings(), "parts": self._plain_parts(), "fusion": self.fusion.plain()})
-
-    def on_built(self, start: StartTensors | None) -> None:
-        """Makes the metrics of the parts' heads, and what of the objective needs the network or imports."""
-        self.evaluator.set_parts(self.parts_with_heads)
-        if start is not None:
-            self.objective.adopt_head(start.objective_of_head(self.built()))
-        self.objective.build(self._trust)
-        self.objective.to(self.device)  # a network may be built again on the device of an earlier fit
-
-    def configure_model(self) -> None:
-        """Builds what is not built yet; a fit may take class weights or a scale from its training data."""
-        super().configure_model()
-        if self.trainer.state.fn == "fit":
-            self.objective.prepare_fit(self.trainer)
-            self.objective.to(self.device)
 
     # Steps
 
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """A batch → the head's outputs `(B, outputs)`."""
         outputs: Tensor = self.built()(batch)
         return outputs
@@ -142,13 +118,13 @@ class HybridTask(NetworkModule, ABC):
         """What metrics and users see, from outputs `(B, outputs)`: those of the objective, unless overridden."""
         return self.objective.predictions(outputs)
 
-    def _with_parts(self, batch: Mapping[str, Any]) -> Outputs:
+    def _with_parts(self, batch: Batch) -> Outputs:
         """The outputs, and those of the parts' own heads."""
         if not self.parts_with_heads:
             return Outputs(self(batch), {}, {})
         return self.built().forward_parts(batch)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a training batch, and that of the parts' own heads."""
         outputs, alone, _ = self._with_parts(batch)
         target = batch.get("target")
@@ -166,28 +142,29 @@ class HybridTask(NetworkModule, ABC):
         # an empty sum is 0, and still gives every rank gradients of the same parameters
         return self.loss(outputs, target) if len(outputs) else outputs.sum()
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
         self._evaluate(batch, batch_idx, "val", self.trainer.val_dataloaders)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test metrics."""
         self._evaluate(batch, batch_idx, "test", self.trainer.test_dataloaders)
 
-    def _evaluate(self, batch: dict[str, Any], batch_idx: int, split: str, loaders: Any) -> None:
+    def _evaluate(self, batch: Batch, batch_idx: int, split: str, loaders: Any) -> None:
         outputs, alone, _ = self._with_parts(batch)
         target = batch.get("target")
         size = len(outputs)
         own = own_samples(loaders, batch_idx, size)
-        self._measure(self.evaluator.metrics_of(split), outputs, target, slice(own))
+        self._measure(split, outputs, target, slice(own))
         for part, (of_part, present) in alone.items():
             counted: Tensor | slice = slice(own)
             if present is not None:
                 counted = present & (torch.arange(size, device=present.device) < own)
-            self._measure(self.evaluator.metrics_of(split, part), of_part, target, counted)
+            self._measure(f"{split}/{part}", of_part, target, counted)
 
-    def _measure(self, metrics: SplitMetrics, outputs: Tensor, target: Any, counted: Tensor | slice) -> None:
+    def _measure(self, name: str, outputs: Tensor, target: Any, counted: Tensor | slice) -> None:
         """Adds the samples that are counted; all have gone through the network, on every rank."""
+        metrics = self.evaluator.metrics_of(name)
         chosen = outputs[counted]
         labels = None if target is None else target[counted]
         if len(chosen):
@@ -196,7 +173,7 @@ class HybridTask(NetworkModule, ABC):
         else:
             metrics.update_without_samples(self.predictions(outputs), target)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """Predictions for a batch, see `predictions`; with `explain` a dict of them and of ``contributions``."""
         if not self.explain:
             return self.predictions(self(batch))
@@ -210,9 +187,20 @@ class HybridTask(NetworkModule, ABC):
     # Checks and logs around the steps
 
     def check_batch(self, batch: Any) -> None:
-        """Checks a batch of any loop while it is on the CPU, so that no step waits for the device."""
-        is_target_needed = self.objective.reads_target and not self.trainer.predicting
-        check_batch(batch, self.built(), self.objective, is_target_needed)
+        """Checks a batch of any loop while it is on the CPU, where looking at values makes no device wait."""
+        require_dict(batch)
+        refuse_empty_samples(self.built(), batch)
+        if not self.objective.reads_target or self.trainer.predicting:
+            return
+        if "target" not in batch:
+            raise ConfigError(f"the batch has no 'target'. It has: {listing(batch)}.", "data")
+        target = batch["target"]
+        with at("data: target"):
+            if not isinstance(target, Tensor):
+                raise ConfigError(
+                    f"a {type(target).__name__} is not a tensor; let the loader collate the labels to one."
+                )
+            self.objective.check_target(target)
 
     def on_train_start(self) -> None:
         """Checks all labels that a dataset shows as ``targets``, sets the length of the fit and prints the plan."""
@@ -222,7 +210,43 @@ class HybridTask(NetworkModule, ABC):
             for split, targets in shown_targets(self.trainer):
                 with at(f"data: {split} targets"):
                     self.objective.check_target(targets)
-        super().on_train_start()
+        length = fit_length(self.trainer)
+        limit = self.trainer.gradient_clip_val or 0
+        if limit < 0:
+            raise ConfigError(f"{limit} is negative; 0 clips nothing.", "trainer.gradient_clip_val")
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, GroupLR):
+            self._apply_settings(scheduler, length)
+            if getattr(scheduler, "by_metric", False) and not self.trainer.enable_validation:
+                raise ConfigError("ReduceLROnPlateau needs a validation split, and there is none.", "model.scheduler")
+            scheduler.bind(length)
+        self._print(self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length))
+
+    def _apply_settings(self, scheduler: GroupLR, length: FitLength) -> None:
+        """After a checkpoint was restored: today's settings hold, and what has changed is printed."""
+        old, self._restored_settings = self._restored_settings, None
+        if old is None:
+            return
+        new = changed_config.all_settings(self._saved())
+        changed_config.apply_current_settings(self.trainer.optimizers[0], self.param_groups(), old, new)
+        changed_config.set_position(scheduler, self.trainer.global_step, length)
+        self._print(*changed_config.describe_changes(old, new, self.trainer.current_epoch))
+
+    def plan(self, groups: list[dict[str, Any]], trainer: pl.Trainer, length: FitLength) -> str:
+        """The reports of weights; and the table of parts and stages, their rates, and when each starts to train."""
+        network = self.built()
+        schedules = schedules_of(with_parameters(network.options, groups))
+        decided: dict[str, int] | None = None
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradualUnfreezing):  # perhaps the user's own, of other schedules
+                schedules, decided = callback.schedules, callback.decided_steps
+        training_at_start(groups, schedules)
+        check_moments(trainer, groups, schedules, length)
+        lines = []
+        for name, report in network.weight_reports.items():
+            lines.append(report if name == "init_from" else f"{name}: {report}")
+        origins = {name: part.origin for name, part in network.options.items()}
+        return "\n".join([*lines, plan_table(groups, schedules, origins, length, decided)])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the mean training loss since the last log, and the rates of this step."""
@@ -256,40 +280,10 @@ class HybridTask(NetworkModule, ABC):
         if self._has_trained:
             message = self.evaluator.better_alone(self.trainer.callback_metrics)
         else:
-            message = finished(self.trainer)
+            message = changed_config.finished(self.trainer)
         self._has_trained = False
         if message:
             self._print(message)
-
-    # Checkpoints
-
-    def saved_settings(self) -> dict[str, Any]:
-        """The arguments with which this task can be made again, apart from its parts, as plain data."""
-        return {**super().saved_settings(), **self.objective.settings()}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a rebuild needs, as plain data."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY]["counted"] = list(self.objective.counted)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes what an earlier fit has decided; refuses the checkpoint of another model."""
-        checkpoint.update(translated(checkpoint))
-        saved = checkpoint.get(CHECKPOINT_KEY, {})
-        if "settings" in saved:
-            self.objective.adopt(saved, self.trainer.state.fn == "fit")
-            self.objective.to(self.device)
-        super().on_load_checkpoint(checkpoint)
-
-    def follow_part_heads(self, state: Mapping[str, Any]) -> None:
-        """Leaves the parts' own heads out if a checkpoint has none.
-
-        Args:
-            state: The checkpoint's ``state_dict``.
-        """
-        super().follow_part_heads(state)
-        if not self.parts_with_heads:
-            self.evaluator.set_parts(())
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -321,19 +315,23 @@ class HybridTask(NetworkModule, ABC):
         return model.to(map_location or "cpu").eval()
 
 
-def _parse_network(
-    parts: dict[str, Any],
-    fusion: dict[str, Any] | None,
-    pretrained: dict[str, Any] | None,
-    untrained: dict[str, Any] | None,
-) -> tuple[dict[str, Part], Part]:
-    """The parts with a head, and the fusion."""
-    parsed = parse_parts(parts, pretrained, untrained)
-    options = {"module": "ConcatFusion", **(fusion or {})}
-    parsed_fusion = parse_part("fusion", options, all_defaults(pretrained, untrained))
-    module = parsed_fusion.module
-    if "head" not in parts:  # a checkpoint has one, so that none of its names is imported here
-        module = resolve(module, "model.fusion.module") if isinstance(module, str) else module
-        if isinstance(module, MakesOutputs) and module.makes_outputs:
-            parsed = parse_parts({**parts, "head": "torch.nn.Identity"}, pretrained, untrained)
-    return parsed, parsed_fusion
+def refuse_empty_samples(network: HybridNetwork, batch: Batch) -> None:
+    """Raises `ConfigError` if a sample has nothing that a part reads."""
+    if not any(key.startswith(PREFIX) for key in batch):
+        return
+    present = network.presence(batch)
+    if not all(name in present for name in network.feeding):
+        return  # a part that is not there is present in all samples
+    is_empty = ~torch.stack([present[name] for name in network.feeding]).any(0)
+    if not bool(is_empty.any()):
+        return
+    ids = batch.get("id")
+    if isinstance(ids, Tensor):
+        what, found = "id", ids[is_empty]
+    else:
+        what, found = "position in the batch", is_empty.nonzero().flatten()
+    raise ConfigError(
+        f"samples with nothing that a part reads ({what}): {listing(map(str, found.tolist()), 5)}. A prediction of "
+        f"them would be a guess. Remove these samples, or give them one of the inputs.",
+        "data",
+    )

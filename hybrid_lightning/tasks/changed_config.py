@@ -1,7 +1,7 @@
 """Continuing a fit whose settings, groups or optimizer have changed since its checkpoint was written."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
@@ -9,7 +9,9 @@ from torch.optim import Optimizer
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_choice, listing
+from hybrid_lightning.importing import ClassSpec
 from hybrid_lightning.optim.lr_schedules import GroupLR
+from hybrid_lightning.resume.exact_resume import refuse_damaged_counters
 from hybrid_lightning.resume.optimizer_states import Make, damaged, first_problem, require_groups
 from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, other_tensors
 
@@ -21,31 +23,23 @@ _OF_TODAY = (
 """Entries of an optimizer's group that follow the config of today, not the checkpoint."""
 Groups = Mapping[str, list[str]]
 """Group name → names of its parameters."""
+Checkpoint = dict[str, Any]
+Settings = Mapping[str, Any]
+Tensors = Mapping[str, Tensor]
 
 
 def adapt_checkpoint(
-    checkpoint: dict[str, Any],
-    own: Mapping[str, Tensor],
-    today: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    own: Tensors,
+    today: Settings,
     optimizer: Optimizer,
     on_group_change: str,
     trainer: pl.Trainer,
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """Prepares a checkpoint for a fit, before anything is restored from it.
+    """Prepares a checkpoint for a fit, in place, before anything is restored from it.
 
-    Raises `ConfigError` if something has changed that is not allowed.
-
-    Args:
-        checkpoint: Changed in place, if the model or the optimizer has changed and `on_group_change` allows it.
-        own: The model's ``state_dict``.
-        today: What the task would add to a checkpoint now.
-        optimizer: Of today.
-        on_group_change: ``error``; ``weights_only``: the weights that match are taken, and the fit starts at step 0;
-            ``match``: the optimizer state that matches is taken too, and the fit goes on from the checkpoint's step.
-        trainer: Runs the fit.
-
-    Returns:
-        The checkpoint's settings (see `all_settings`), or None if the fit does not go on from it; and lines to print.
+    Gives its settings (see `all_settings`), or None if the fit does not go on from it; and lines to print. `own` is the
+    model's ``state_dict``, `today` what the task would add to a checkpoint now, with today's optimizer.
     """
     check_choice(on_group_change, "on_group_change", ON_GROUP_CHANGE)
     saved = checkpoint.get(CHECKPOINT_KEY, today)
@@ -64,7 +58,7 @@ def adapt_checkpoint(
         return None, [*lines, "The fit starts at step 0 with a new optimizer."]
     # from here on the fit goes on from the checkpoint's step
     require_groups(checkpoint, saved_groups)
-    end_at(checkpoint, trainer.max_epochs)
+    end_at(checkpoint, trainer)
     if changes or list(groups.items()) != list(saved_groups.items()):
         fresh = optimizer.state_dict()["param_groups"]
         kept = match_optimizer(checkpoint, fresh, groups, saved_groups, keep=optimizers[0] == optimizers[1])
@@ -76,18 +70,12 @@ def adapt_checkpoint(
 # Settings
 
 
-def optimizer_spec(spec: Any) -> dict[str, Any]:
-    """An optimizer's settings in the long form, with the bare names of torch's classes."""
-    if not isinstance(spec, Mapping):
-        spec = {"class_path": spec or "AdamW"}
-    return {"class_path": spec["class_path"].removeprefix("torch.optim."), "init_args": spec.get("init_args") or {}}
-
-
-def all_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
+def all_settings(saved: Settings) -> dict[str, Any]:
     """What a task adds to a checkpoint, as one dict of all settings that may be changed on a restart."""
     settings = dict(saved.get("settings", {}))
     settings.pop("init_from", None)  # where the weights came from is over
-    settings["optimizer"] = optimizer_spec(settings.get("optimizer"))
+    optimizer = ClassSpec.parse(settings.get("optimizer") or "AdamW", "AdamW").plain()
+    settings["optimizer"] = {**optimizer, "class_path": optimizer["class_path"].removeprefix("torch.optim.")}
     settings["parts"] = {}
     for name, part in saved.get("parts", {}).items():
         settings["parts"][name] = {option: value for option, value in part.items() if option != "weights"}
@@ -96,19 +84,18 @@ def all_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_settings(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Path, old and new value of each setting that differs, at every depth.
-
-    Parts that are not in both are left out (their groups are compared), and so are optimizer arguments that are no
-    longer given, because their values are kept.
-    """
+    """Path, old and new value of each setting that differs, at every depth."""
     are_dicts = isinstance(old, Mapping | None) and isinstance(new, Mapping | None)
     if are_dicts and (old or new):
         old, new = old or {}, new or {}
         for key in {**new, **old}:
             is_in_both = key in old and key in new
-            if is_in_both or path != "parts":
+            if is_in_both or path != "parts":  # of other parts, the groups are compared
                 yield from changed_settings(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-    elif _listed(old) != _listed(new) and not (path.startswith("optimizer.init_args") and new is None):
+        return
+    # an optimizer argument that is no longer given keeps its value
+    is_kept = new is None and path.startswith("optimizer.init_args")
+    if _listed(old) != _listed(new) and not is_kept:
         yield path, old, new
 
 
@@ -116,29 +103,20 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any], epoch: int, limit: int = 8) -> list[str]:
-    """A line per changed setting, such as ``lr 0.001 → 0.5, applied from epoch 3``, at most `limit` and a count."""
+def describe_changes(old: Settings, new: Settings, epoch: int) -> list[str]:
+    """A line per changed setting, such as ``lr 0.001 → 0.5, applied from epoch 3``, at most 8 and a count."""
     lines = []
     for path, was, now in changed_settings(old, new):
         before = "null" if was is None else was
         after = "null" if now is None else now
         lines.append(f"{path} {before} → {after}, applied from epoch {epoch}")
-    if len(lines) > limit:
-        return [*lines[:limit], f"and {len(lines) - limit} more"]
+    if len(lines) > 8:
+        return [*lines[:8], f"and {len(lines) - 8} more"]
     return lines
 
 
-def apply_current_settings(
-    optimizer: Optimizer, wanted: list[dict[str, Any]], old: Mapping[str, Any], new: Mapping[str, Any]
-) -> None:
-    """Gives restored groups the rates, decays and changed optimizer arguments of today; the rest stays as restored.
-
-    Args:
-        optimizer: Restored from a checkpoint.
-        wanted: Groups as today's settings make them.
-        old: The checkpoint's settings, see `all_settings`.
-        new: Today's settings.
-    """
+def apply_current_settings(optimizer: Optimizer, wanted: list[dict[str, Any]], old: Settings, new: Settings) -> None:
+    """Gives restored groups the rates, decays and changed optimizer arguments of today; the rest stays as restored."""
     given, before = new["optimizer"]["init_args"], old["optimizer"]["init_args"]
     changed = {}
     for key, value in given.items():
@@ -164,23 +142,25 @@ def set_position(scheduler: GroupLR, step: int, length: FitLength) -> None:
 
 
 def model_changes(
-    own: Mapping[str, Tensor],
-    checkpoint: Mapping[str, Any],
+    own: Tensors,
+    checkpoint: Checkpoint,
     groups: Groups,
     saved_groups: Groups,
     optimizers: list[str],
 ) -> list[str]:
     """Sentences that say how the model and optimizer of a checkpoint differ from those of today; none if they fit."""
-    in_both = [name for name in groups if name in saved_groups]
-    names = {
-        "Groups added": [name for name in groups if name not in saved_groups],
-        "Groups removed": [name for name in saved_groups if name not in groups],
-        "Groups with other parameters": [name for name in in_both if set(groups[name]) != set(saved_groups[name])],
-    }
+    names: dict[str, list[str]] = {"added": [], "removed": [], "with other parameters": []}
+    for name in {**groups, **saved_groups}:
+        if name not in saved_groups:
+            names["added"].append(name)
+        elif name not in groups:
+            names["removed"].append(name)
+        elif set(groups[name]) != set(saved_groups[name]):
+            names["with other parameters"].append(name)
     sentences = []
     for kind, of_kind in names.items():
         if of_kind:
-            sentences.append(f"{kind}: {listing(of_kind)}.")
+            sentences.append(f"Groups {kind}: {listing(of_kind)}.")
     # groups that differ are easier to read than tensors that differ because of them
     sentences = sentences or other_tensors(own, checkpoint["state_dict"])
     if sentences:
@@ -200,7 +180,7 @@ def _not_allowed(changes: list[str]) -> ConfigError:
     )
 
 
-def take_matching_weights(own: Mapping[str, Tensor], checkpoint: dict[str, Any]) -> list[str]:
+def take_matching_weights(own: Tensors, checkpoint: Checkpoint) -> list[str]:
     """Keeps a checkpoint's matching weights, fills the rest from the model, and reports both."""
     saved = checkpoint["state_dict"]
     kept = {}
@@ -216,7 +196,7 @@ def take_matching_weights(own: Mapping[str, Tensor], checkpoint: dict[str, Any])
     return lines
 
 
-def forget_fit(checkpoint: dict[str, Any], datamodule: Any) -> None:
+def forget_fit(checkpoint: Checkpoint, datamodule: Any) -> None:
     """Leaves only the weights in a checkpoint, so that the fit starts at step 0."""
     for key in ("loops", "callbacks", type(datamodule).__qualname__):
         checkpoint.pop(key, None)  # without callbacks Lightning restores none
@@ -224,64 +204,37 @@ def forget_fit(checkpoint: dict[str, Any], datamodule: Any) -> None:
     checkpoint["lr_schedulers"] = []
 
 
-class SavedParameter(NamedTuple):
-    """A parameter in the optimizer state of a checkpoint: its group there, and its own state (empty: never trained)."""
-
-    group: dict[str, Any]
-    state: dict[str, Any]
-
-
-def saved_parameters(optimizer_state: Mapping[str, Any], groups: Groups) -> dict[str, SavedParameter]:
-    """Parameter name → what an optimizer's ``state_dict`` has of it."""
-    found = {}
-    for group in optimizer_state["param_groups"]:
-        for name, index in zip(groups[group["name"]], group["params"], strict=True):
-            found[name] = SavedParameter(group, optimizer_state["state"].get(index, {}))
-    return found
-
-
 def match_optimizer(
-    checkpoint: dict[str, Any], fresh: list[dict[str, Any]], groups: Groups, saved_groups: Groups, keep: bool
+    checkpoint: Checkpoint, fresh: list[dict[str, Any]], groups: Groups, saved_groups: Groups, keep: bool
 ) -> int:
-    """Rewrites a checkpoint's optimizer state for the groups of today, by parameter name.
+    """Rewrites a checkpoint's optimizer state for groups of today, `fresh`, by parameter name; counts what it keeps.
 
-    A parameter without state there (it was frozen, or is new, or has another shape) starts without state here. A new
-    group starts to train at the step of the restart.
-
-    Args:
-        checkpoint: Its weights are those of `take_matching_weights`.
-        fresh: ``param_groups`` in the ``state_dict`` of an optimizer made today.
-        groups: Of today.
-        saved_groups: Of the checkpoint.
-        keep: Whether today's optimizer can use the state.
-
-    Returns:
-        Number of parameters whose state was kept.
+    A parameter without state there (it was frozen, or is new, or has another shape) starts without state here, and a
+    new group starts to train at the step of the restart. Without `keep`, today's optimizer cannot use any state.
     """
     [saved] = checkpoint["optimizer_states"]
-    known = saved_parameters(saved, saved_groups)
-    state: dict[int, Any] = {}
-    new_groups = []
+    old_groups, old_states = {}, {}
+    for group in saved["param_groups"]:
+        for name, index in zip(saved_groups[group["name"]], group["params"], strict=True):
+            old_groups[name] = group
+            old_states[name] = saved["state"].get(index, {})
+    states = {}
+    matched = []
     for group in fresh:
         names = groups[group["name"]]
-        new_groups.append(_matched_group(group, [known[name] for name in names if name in known], keep))
+        source = next((old_groups[name] for name in names if name in old_groups), {"unfrozen_at": None})
+        # another kind of optimizer has other options; when a group was unfrozen holds for any
+        kept = [key for key in source if key not in _OF_TODAY] if keep else ["unfrozen_at"]
+        matched.append(group | {key: source[key] for key in kept})
         for name, index in zip(names, group["params"], strict=True):
-            weight = checkpoint["state_dict"][f"network.{name}"]
-            if keep and name in known and _fits(known[name].state, weight):
-                state[index] = known[name].state
-    checkpoint["optimizer_states"] = [{**saved, "state": state, "param_groups": new_groups}]
+            state = old_states.get(name, {})
+            if keep and _fits(state, checkpoint["state_dict"][f"network.{name}"]):
+                states[index] = state
+    checkpoint["optimizer_states"] = [{**saved, "state": states, "param_groups": matched}]
     for key, callback in checkpoint.get("callbacks", {}).items():
         if key.startswith("GradualUnfreezing"):
             callback.pop("best", None)  # whole weights of the other model
-    return len(state)
-
-
-def _matched_group(group: dict[str, Any], members: list[SavedParameter], keep: bool) -> dict[str, Any]:
-    """A group of today with what the group of its first known parameter had; all of it if `keep`."""
-    source = members[0].group if members else {"unfrozen_at": None}
-    # another kind of optimizer has other options; when a group was unfrozen holds for any
-    keys = [key for key in source if key not in _OF_TODAY] if keep else ["unfrozen_at"]
-    return group | {key: source[key] for key in keys}
+    return len(states)
 
 
 def _fits(state: Mapping[str, Any], weight: Tensor) -> bool:
@@ -291,17 +244,9 @@ def _fits(state: Mapping[str, Any], weight: Tensor) -> bool:
 
 
 def refuse_damaged_state(
-    checkpoint: Mapping[str, Any], optimizer: Optimizer, network: nn.Module, make: Make, trainer: pl.Trainer
+    checkpoint: Checkpoint, optimizer: Optimizer, network: nn.Module, make: Make, trainer: pl.Trainer
 ) -> None:
-    """Raises `ConfigError` on all ranks if the optimizer state does not fit its parameters on one of them.
-
-    Args:
-        checkpoint: With the state of one optimizer.
-        optimizer: Of today.
-        network: Has the optimizer's parameters.
-        make: Makes such an optimizer over other parameters.
-        trainer: Runs the fit.
-    """
+    """Raises `ConfigError` on all ranks if the optimizer state does not fit its parameters on one of them."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     problem = first_problem(checkpoint, optimizer, names, make)
     if trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
@@ -321,8 +266,12 @@ def finished(trainer: pl.Trainer) -> str | None:
     return None
 
 
-def end_at(checkpoint: Mapping[str, Any], max_epochs: int | None) -> None:
+def end_at(checkpoint: Checkpoint, trainer: pl.Trainer) -> None:
     """Lets a fit that is past its end come to `finished`, where Lightning would raise."""
-    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
-    if max_epochs is not None and 0 <= max_epochs < progress.get("completed", 0):
-        progress.update(processed=max_epochs, completed=max_epochs)
+    if "loops" not in checkpoint:
+        return
+    refuse_damaged_counters(trainer, checkpoint)
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    last = trainer.max_epochs
+    if last is not None and 0 <= last < progress["completed"]:
+        progress.update(processed=last, completed=last)

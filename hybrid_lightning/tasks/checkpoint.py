@@ -17,19 +17,14 @@ CHECKPOINT_VERSION = 4
 _PACKAGE = __name__.partition(".")[0]
 _WANTED = {"version", "task", "settings", "parts", "fusion", "network"}
 Task = TypeVar("Task")
+Saved = dict[str, Any]
+Tensors = Mapping[str, Tensor]
 
 
-def read_checkpoint(
-    path: Any, place: str = "checkpoint_path", tensors: bool = True
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a task added to a checkpoint, and the weights.
+def read_checkpoint(path: Any, place: str = "checkpoint_path", tensors: bool = True) -> tuple[Saved, Saved]:
+    """What a task added to a checkpoint, or to a sharded one's folder, and the weights, for use only if `tensors`.
 
     Raises `ConfigError` if the file is broken, holds code, or was not written by a task of this version.
-
-    Args:
-        path: The file; of a sharded checkpoint, the folder.
-        place: Name of the setting, for errors.
-        tensors: Whether the weights are read; if not, what is returned of them is not to be used.
     """
     checkpoint = read_file(path, place, without=("optimizer_states",)) if tensors else peek(path, place)
     foreign = ConfigError(f"{str(path)!r} was not written by a task of this program.", place)
@@ -48,7 +43,7 @@ def read_checkpoint(
     return checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
 
 
-def _is_ours(checkpoint: Mapping[str, Any]) -> bool:
+def _is_ours(checkpoint: Saved) -> bool:
     saved = checkpoint.get(CHECKPOINT_KEY)
     return isinstance(saved, dict) and "version" in saved
 
@@ -63,17 +58,14 @@ def task_name(task: type) -> str:
 # Format 3
 
 
-def translated(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def translated(checkpoint: Saved) -> Saved:
     """A checkpoint of format 3 as one of today's format; any other as it is.
 
     Format 3 had other names of options (`RENAMED`), module paths where there are registered names now, ``facts`` for
-    ``settings``, and the scale of a regression beside its objective.
-
-    Args:
-        checkpoint: Not changed in place; what is damaged is left to whoever reads it.
+    ``settings``, and the scale of a regression beside its objective. What is damaged is left to whoever reads it.
     """
     if not _is_ours(checkpoint) or checkpoint[CHECKPOINT_KEY]["version"] != 3:
-        return dict(checkpoint)
+        return checkpoint
     saved = dict(checkpoint[CHECKPOINT_KEY])
     saved["version"] = CHECKPOINT_VERSION
     task, parts = saved.get("task"), saved.get("parts")
@@ -118,7 +110,7 @@ def _with_new_keys(options: Any) -> Any:
 # Comparison and rebuilding
 
 
-def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], place: str = "--ckpt_path") -> None:
+def refuse_other_model(own: Tensors, saved: Tensors, place: str = "--ckpt_path") -> None:
     """Raises `ConfigError` if the names or shapes of a model's tensors differ from those of a checkpoint."""
     sentences = other_tensors(own, saved)
     if sentences:
@@ -129,7 +121,7 @@ def refuse_other_model(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], p
         )
 
 
-def other_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
+def other_tensors(own: Tensors, saved: Tensors) -> list[str]:
     """Sentences that say how the names and shapes of two models' tensors differ; none if they are equal."""
     reshaped = []
     for name, tensor in own.items():
@@ -160,32 +152,22 @@ def concrete_subclasses(cls: type[Task]) -> list[type[Task]]:
     return found
 
 
-def task_class(name: str, base: type[Task], wanted: type) -> type[Task]:
-    """The subclass of `base` that wrote a checkpoint; `ConfigError` unless it exists and is a `wanted`."""
-    known = {task_name(task): task for task in concrete_subclasses(base)}
-    if name not in known:
-        raise ConfigError(
-            f"the file was written by {name!r}, which is not among the classes imported here: {listing(known)}. "
-            f"Import it first.",
-            "checkpoint_path",
-        )
-    if not issubclass(known[name], wanted):
-        raise ConfigError(
-            f"the file was written by {name!r}, which is not a {wanted.__name__}. Call load_from_checkpoint of that "
-            f"class, or of HybridTask.",
-            "checkpoint_path",
-        )
-    return known[name]
-
-
 def rebuilt(base: type[Task], wanted: type, path: Any, trust: tuple[str, ...], live: Mapping[str, nn.Module]) -> Task:
-    """The task of a checkpoint, with its weights; for the arguments see `task_class` and `load_from_checkpoint`."""
+    """The task of a checkpoint, with its weights: a subclass of `base` that is imported, and a `wanted`."""
     saved, state = read_checkpoint(path)
+    known = {task_name(task): task for task in concrete_subclasses(base)}
     try:
         parts = with_live_modules(saved["parts"], live)
         if "head" not in parts:  # a constructor would import the fusion's class to find out about one
             raise KeyError("there is no head")
-        task: Any = task_class(str(saved["task"]), base, wanted)
+        name = str(saved["task"])
+        if name not in known:
+            remedy = f"not among the classes imported here: {listing(known)}. Import it first."
+            raise ConfigError(f"the file was written by {name!r}, which is {remedy}", "checkpoint_path")
+        task: Any = known[name]
+        if not issubclass(task, wanted):
+            remedy = f"not a {wanted.__name__}. Call load_from_checkpoint of that class, or of HybridTask."
+            raise ConfigError(f"the file was written by {name!r}, which is {remedy}", "checkpoint_path")
         model = task(parts=parts, fusion=saved["fusion"], **saved["settings"])
         model.rebuild(saved["network"], trust)  # the file's names are resolved under this trust alone
         refuse_other_model(model.state_dict(), state, "checkpoint_path")
@@ -197,7 +179,7 @@ def rebuilt(base: type[Task], wanted: type, path: Any, trust: tuple[str, ...], l
     return model  # type: ignore[no-any-return]
 
 
-def with_live_modules(parts: Mapping[str, Any], live: Mapping[str, nn.Module]) -> dict[str, Any]:
+def with_live_modules(parts: Mapping[str, Any], live: Mapping[str, nn.Module]) -> Saved:
     """The saved options of parts, completed by the modules that could not be saved as options."""
     check_keys(live, parts, "parts", "part")
     missing = [name for name, options in parts.items() if "module" not in options and name not in live]

@@ -14,6 +14,7 @@ from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.losses import make_loss, parse_loss
 from hybrid_lightning.tasks.metrics import SplitMetrics, classification_metrics
 from hybrid_lightning.tasks.objective import Objective, output_names
+from hybrid_lightning.tasks.settings import Options
 
 KINDS = ("multiclass", "binary", "multilabel")
 
@@ -29,10 +30,14 @@ class ClassificationObjective(Objective):
         kind: str = "multiclass",
         class_weights: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
-        loss_function: str | dict[str, Any] | None = None,
+        loss_function: str | Options | None = None,
     ) -> None:
         with at("model"):
-            _check_classes(num_classes, kind)
+            check_choice(kind, "kind", KINDS, "kind")
+            if num_classes < 2 or (kind == "binary" and num_classes != 2):
+                wanted = "2" if kind == "binary" else "2 or more; one label alone is 'kind: binary' with 2 classes"
+                problem = f"{num_classes} is not possible for a {kind} target, which has {wanted}."
+                raise ConfigError(problem, "num_classes")
             if not 0 <= label_smoothing < 1:
                 raise ConfigError(f"{label_smoothing} is not in [0, 1).", "label_smoothing")
             weights = parse_weights(class_weights, num_classes)
@@ -76,7 +81,9 @@ class ClassificationObjective(Objective):
             self.build(self._trust)
         assert self.loss_module is not None
         target = target.long() if self.kind == "multiclass" else target.to(outputs.dtype)
-        loss = self.loss_module(outputs.squeeze(1) if self.kind == "binary" else outputs, target)
+        if self.kind == "binary":
+            outputs = outputs.squeeze(1)
+        loss = self.loss_module(outputs, target)
         if not isinstance(loss, Tensor) or loss.ndim:
             raise ConfigError(
                 f"{type(self.loss_module).__name__} does not return one number. It has to return the mean over the "
@@ -130,9 +137,8 @@ class ClassificationObjective(Objective):
             raise ConfigError(f"labels are {target.dtype}; class indices are integers (int64).")
         if is_multilabel and bool(((target != 0) & (target != 1)).any()):
             raise ConfigError(f"a multilabel target holds 0 and 1 only, not values such as {target.max():g}.")
-        low, high = target.min().item(), target.max().item()
-        top = 1 if is_multilabel else self.num_classes - 1
-        if low < 0 or high > top:
+        low, high, top = target.min().item(), target.max().item(), self.num_classes - 1
+        if not is_multilabel and (low < 0 or high > top):
             raise ConfigError(
                 f"labels run from {low} to {high}, but the model allows 0 to {top}. "
                 f"Correct the labels or model.num_classes ({self.num_classes})."
@@ -145,11 +151,10 @@ class ClassificationObjective(Objective):
         self._trust = trust
         if self.loss_function is None:
             return
-        given: dict[str, Any] = {}
-        if self._weights == "balanced":
-            given["class_weights"] = [1.0] * self.num_classes  # only to find out whether the loss takes any
-        elif self._weights is not None:
-            given["class_weights"] = self._weights
+        weights = self._weights
+        if weights == "balanced":
+            weights = [1.0] * self.num_classes  # only to find out whether the loss takes any
+        given: Options = {} if weights is None else {"class_weights": weights}
         if self.label_smoothing:
             given["label_smoothing"] = self.label_smoothing
         self.loss_module = make_loss(self.loss_function, trust, given)
@@ -177,7 +182,7 @@ class ClassificationObjective(Objective):
         weights = balanced_weights(targets, self.num_classes, self.kind)
         self._weigh(trainer.strategy.broadcast(weights))
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Options:
         """The class weights, also those that were counted, and the loss in its long form."""
         loss = None if self.loss_function is None else self.loss_function.plain()
         return {"class_weights": self._weights, "loss_function": loss}
@@ -222,18 +227,11 @@ class HybridClassifier(HybridTask):
         kind: str = "multiclass",
         class_weights: list[float] | str | None = None,
         label_smoothing: float = 0.0,
-        loss_function: str | dict[str, Any] | None = None,
+        loss_function: str | Options | None = None,
         **common: Any,
     ) -> None:
         objective = ClassificationObjective(num_classes, kind, class_weights, label_smoothing, loss_function)
         super().__init__(objective=objective, **common)
-
-
-def _check_classes(num_classes: int, kind: str) -> None:
-    check_choice(kind, "kind", KINDS, "kind")
-    if num_classes < 2 or (kind == "binary" and num_classes != 2):
-        wanted = "2" if kind == "binary" else "2 or more; one label alone is 'kind: binary' with 2 classes"
-        raise ConfigError(f"{num_classes} is not possible for a {kind} target, which has {wanted}.", "num_classes")
 
 
 def parse_weights(given: Any, classes: int) -> list[float] | str | None:
@@ -254,16 +252,10 @@ def parse_weights(given: Any, classes: int) -> list[float] | str | None:
 
 
 def balanced_weights(targets: Tensor, classes: int, kind: str) -> list[float]:
-    """Weights with which all classes count alike in the loss.
+    """Weights with which all classes count alike, from all training labels `(N,)`, or `(N, classes)` if multilabel.
 
-    Args:
-        targets: All training labels, `(N,)`, or `(N, classes)` if multilabel.
-        classes: Number of classes or labels.
-        kind: See `HybridClassifier`.
-
-    Returns:
-        N / (classes × samples of the class); if multilabel, negatives / positives of each label. What no sample has
-        counts as if one had it.
+    N / (classes × samples of the class); if multilabel, negatives / positives of each label. What no sample has counts
+    as if one had it.
     """
     samples = len(targets)
     if kind == "multilabel":

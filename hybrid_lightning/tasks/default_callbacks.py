@@ -19,12 +19,7 @@ from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
 
 def default_callbacks(parts: Collection[Part], unfreezing: Mapping[str, Any]) -> list[pl.Callback]:
-    """Those that the options of the parts need, in the order in which they have to see the gradients.
-
-    Args:
-        parts: All parts, and the fusion.
-        unfreezing: Arguments of `GradualUnfreezing`.
-    """
+    """Those that the options of the parts need, in the order in which they have to see the gradients."""
     callbacks: list[pl.Callback] = []
     if any(part.l2sp for part in parts):
         callbacks.append(L2SP(strength={}))
@@ -37,18 +32,37 @@ def default_callbacks(parts: Collection[Part], unfreezing: Mapping[str, Any]) ->
     return callbacks
 
 
-def configure_callbacks(callbacks: Iterable[pl.Callback], parts: Mapping[str, Part]) -> None:
+def configure_callbacks(
+    callbacks: Iterable[pl.Callback], options: Mapping[str, Part], groups: list[dict[str, Any]]
+) -> None:
     """Gives callbacks of `default_callbacks` the options of the parts that turned out to have parameters."""
-    batch_norm = {name: part.batch_norm for name, part in parts.items() if part.batch_norm}
+    parts = with_parameters(options, groups)
+    batch_norm = _given(parts, "batch_norm")
     for callback in callbacks:
         if isinstance(callback, GradualUnfreezing):
             callback.configure(schedules_of(parts), batch_norm)
         if isinstance(callback, GradientClipping):
-            callback.configure({name: part.clip for name, part in parts.items() if part.clip})
+            callback.configure(_given(parts, "clip"))
         if isinstance(callback, L2SP):
-            callback.configure({name: part.l2sp for name, part in parts.items() if part.l2sp})
+            callback.configure(_given(parts, "l2sp"))
         if isinstance(callback, ReestimateStatistics):
             callback.configure([name for name, mode in batch_norm.items() if mode == "recalibrate"])
+
+
+def _given(parts: Mapping[str, Part], option: str) -> dict[str, Any]:
+    """Part → its value of an option, for the parts that have one."""
+    values = {}
+    for name, part in parts.items():
+        value = getattr(part, option)
+        if value:
+            values[name] = value
+    return values
+
+
+def with_parameters(options: Mapping[str, Part], groups: list[dict[str, Any]]) -> dict[str, Part]:
+    """The parts that have parameters in an optimizer's groups."""
+    names = {group["part"] for group in groups}
+    return {name: part for name, part in options.items() if name in names}
 
 
 def schedules_of(parts: Mapping[str, Part]) -> dict[str, UnfreezingSchedule]:
@@ -58,21 +72,15 @@ def schedules_of(parts: Mapping[str, Part]) -> dict[str, UnfreezingSchedule]:
 
 
 def merge_callbacks(callbacks: list[pl.Callback], own: list[pl.Callback]) -> list[pl.Callback]:
-    """The default callbacks that the user has not replaced, for Lightning to add to the Trainer's.
+    """The task's `own` callbacks without those that the user has replaced by type, for Lightning to add.
 
-    Args:
-        callbacks: The Trainer's, changed in place. `L2SP` is put before them, because its gradient belongs to what they
-            measure and change; those of another task, which this Trainer trained before, are removed.
-        own: The task's; the user's callback of the same type takes the place of one.
+    Those of another task, which this Trainer trained before, are removed from the Trainer's `callbacks`.
     """
     for callback in own:
         callback.made_by_task = True  # type: ignore[attr-defined]
-    others = [callback for callback in callbacks if not getattr(callback, "made_by_task", False)]
-    first: list[pl.Callback] = []
-    added: list[pl.Callback] = []
-    for callback in own:
-        if any(isinstance(other, type(callback)) for other in others):
-            continue
-        (first if isinstance(callback, L2SP) else added).append(callback)
-    callbacks[:] = [*first, *others]
-    return added
+    users = [callback for callback in callbacks if not getattr(callback, "made_by_task", False)]
+    added = [callback for callback in own if not any(isinstance(other, type(callback)) for other in users)]
+    # L2SP, the first of ours, comes before the user's, because its gradient belongs to what they measure and change
+    first = [callback for callback in added if isinstance(callback, L2SP)]
+    callbacks[:] = first + users
+    return added[len(first) :]

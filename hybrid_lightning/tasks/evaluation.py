@@ -1,6 +1,6 @@
 """Evaluation: the metrics of each split, of the model and of each part's own head, over each sample once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,31 +12,29 @@ from hybrid_lightning.errors import unknown
 from hybrid_lightning.optim.lr_schedules import GroupScheduler
 from hybrid_lightning.tasks.metrics import SplitMetrics
 
-SPLITS = ("val", "test")
+_SPLITS = ("val", "test")
 
 
 class Evaluator(nn.Module):
-    """The metrics of ``val`` and ``test``, of the model and of each part's own head.
-
-    Args:
-        make_metrics: Makes new metrics for one split.
-    """
+    """The metrics of ``val`` and ``test``, of the model and, as ``val/<part>``, of each part's own head."""
 
     def __init__(self, make_metrics: Callable[[], SplitMetrics]) -> None:
         super().__init__()
         self._make_metrics = make_metrics
-        self.joint = nn.ModuleDict({split: make_metrics() for split in SPLITS})
-        self.alone = nn.ModuleDict({split: nn.ModuleDict() for split in SPLITS})
+        self.splits = nn.ModuleDict({split: make_metrics() for split in _SPLITS})
 
-    def set_parts(self, parts: Iterable[str]) -> None:
+    def set_parts(self, parts: Collection[str]) -> None:
         """Makes metrics for the heads of these parts, and for no others."""
-        parts = list(parts)
-        for split in SPLITS:
-            self.alone[split] = nn.ModuleDict({part: self._make_metrics() for part in parts})
+        for name in list(self.splits):
+            if name not in _SPLITS:
+                del self.splits[name]
+        for split in _SPLITS:
+            for part in parts:
+                self.splits[f"{split}/{part}"] = self._make_metrics()
 
-    def metrics_of(self, split: str, part: str | None = None) -> SplitMetrics:
-        """The metrics of a split, of the model or of a part's own head."""
-        metrics = self.joint[split] if part is None else self.alone[split].get_submodule(part)
+    def metrics_of(self, name: str) -> SplitMetrics:
+        """The metrics of a split, or of a part's own head, ``val/<part>``."""
+        metrics = self.splits[name]
         assert isinstance(metrics, SplitMetrics)
         return metrics
 
@@ -46,17 +44,15 @@ class Evaluator(nn.Module):
         All metrics start anew afterwards. Collective: call it on every rank.
         """
         values, undefined = self.metrics_of(split).compute()
-        for part, _ in self.alone[split].named_children():
-            of_part, _ = self.metrics_of(split, part).compute()
-            values |= {f"{name}/{part}": value for name, value in of_part.items()}
+        for name in self.splits:
+            if name.startswith(f"{split}/"):
+                part = name.removeprefix(f"{split}/")
+                of_part, _ = self.metrics_of(name).compute()
+                values |= {f"{metric}/{part}": value for metric, value in of_part.items()}
         return values, undefined
 
     def better_alone(self, logged: Mapping[str, Tensor]) -> str | None:
-        """A sentence if the last validation found a part's own head better than the model, by the first metric.
-
-        Args:
-            logged: The Trainer's ``callback_metrics``.
-        """
+        """A sentence if, of the logged values, a part's own head beats the model in validation by the first metric."""
         metrics = self.metrics_of("val").metrics
         name = next(iter(metrics), "")
         joint = logged.get(f"val/{name}")
@@ -100,16 +96,11 @@ _KNOWN_ORDERS = (DistributedSampler.__iter__, DistributedSamplerWrapper.__iter__
 
 
 def own_samples(loaders: Any, batch_index: int, size: int) -> int:
-    """Number of leading samples of a batch that are not padding of `DistributedSampler`.
+    """Number of leading samples of a batch, of `size`, that are not padding of `DistributedSampler`.
 
     torch's sampler deals a list of samples to the ranks, one by one. If they do not come out even, it puts the first
     samples at the end of the list once more, so padding is at the end of a rank's samples. With any other sampler or
     order, padding cannot be told, and all samples count.
-
-    Args:
-        loaders: A loader, or a list of one, as the Trainer uses it.
-        batch_index: Number of the batch, from 0.
-        size: Its number of samples.
     """
     loader = loaders[0] if isinstance(loaders, list | tuple) and len(loaders) == 1 else loaders
     if not isinstance(loader, DataLoader) or type(loader.batch_sampler) is not BatchSampler:
@@ -127,12 +118,7 @@ def own_samples(loaders: Any, batch_index: int, size: int) -> int:
 def step_by_metric(trainer: pl.Trainer, values: Mapping[str, Any], undefined: Mapping[str, str]) -> None:
     """Steps `ReduceLROnPlateau` after a validation; Lightning would after the checkpoint, and not after a restart.
 
-    Raises `ConfigError` if validation does not measure its metric.
-
-    Args:
-        trainer: Its scheduler is stepped if it waits for a metric, and only checked in Lightning's sanity check.
-        values: Metric → value of this validation, without ``val/``.
-        undefined: Metrics that could not be computed this time; for one of these nothing happens.
+    `values` are by metric, without ``val/``; for one that is undefined nothing happens, one of neither is an error.
     """
     batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
     for config in trainer.lr_scheduler_configs:

@@ -12,19 +12,14 @@ from hybrid_lightning.weights.loading import MERGE, Fit, parts_of, tensors_of
 from hybrid_lightning.weights.safe_files import read_file
 
 _PLACE = "model.init_from"
+Tensors = dict[str, Tensor]
 OBJECTIVE = "objective."
 """What the names of an objective's tensors begin with in a task's ``state_dict``."""
 
 
 @dataclass(frozen=True)
 class InitFrom:
-    """The option ``init_from``.
-
-    Args:
-        path: A checkpoint.
-        parts: Part here → part in the file, where the names differ.
-        coverage: Least share of this network's values that the file has to give, in [0, 1].
-    """
+    """The option ``init_from``, see `HybridTask`; `parts` is part here → part in the file, where the names differ."""
 
     path: str
     parts: dict[str, str] = field(default_factory=dict)
@@ -51,26 +46,15 @@ class InitFrom:
 
 @dataclass(frozen=True)
 class StartTensors:
-    """What an earlier checkpoint holds for a new model.
-
-    Args:
-        source: Where it comes from.
-        parts: Part of the new model → its tensors in the file.
-        objective: Name → tensor of the objective's state.
-    """
+    """What an earlier checkpoint holds for a new model: tensors of its parts, by their new names, and objective."""
 
     source: InitFrom
-    parts: dict[str, dict[str, Tensor]]
-    objective: dict[str, Tensor]
+    parts: dict[str, Tensors]
+    objective: Tensors
 
     @classmethod
     def read(cls, source: InitFrom, known: Collection[str]) -> Self:
-        """Reads the file once.
-
-        Args:
-            source: The option.
-            known: Names of the new model's parts.
-        """
+        """Reads the file once; `known` are the names of the new model's parts."""
         # the optimizer's state may be twice as large as the weights
         tensors = tensors_of(read_file(source.path, _PLACE, without=("optimizer_states",)))
         found = parts_of(tensors)
@@ -91,20 +75,14 @@ class StartTensors:
                 parts[name] = found[old]
         objective = {}
         for name, tensor in tensors.items():
-            of_format_3 = name.startswith("scale.")
-            if of_format_3 or name.startswith(OBJECTIVE):
+            if name.startswith((OBJECTIVE, "scale.")):  # the scale of format 3
                 objective[name.removeprefix(OBJECTIVE)] = tensor
         return cls(source, parts, objective)
 
     def load_into(self, network: HybridNetwork) -> str:
-        """Loads what fits of each part; the rest keeps its fresh weights.
+        """Loads what fits of each part, and reports it, a line per part; the rest keeps its fresh weights.
 
-        Returns:
-            What was loaded, a line per part.
-
-        Raises:
-            ConfigError: If nothing fits, less than ``coverage`` of the network's values, or not all of a part that
-                would otherwise have read pretrained weights, or adapters of the file would be lost.
+        Raises `ConfigError` if too little fits, not all of a pretrained part, or adapters of the file would be lost.
         """
         fits = {}
         for name, tensors in self.parts.items():
@@ -151,7 +129,7 @@ class StartTensors:
                     f"parts.{name}",
                 )
 
-    def objective_of_head(self, network: HybridNetwork) -> dict[str, Tensor]:
+    def objective_of_head(self, network: HybridNetwork) -> Tensors:
         """The objective's state, if the network's head is now that of the file; else nothing."""
         # the scale of targets belongs to the head that has learned them, and to no other
         own = network.parts["head"].state_dict()

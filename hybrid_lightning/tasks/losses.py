@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hybrid_lightning.errors import ConfigError, at, check_number, unknown
+from hybrid_lightning.errors import ConfigError, check_number, unknown
 from hybrid_lightning.importing import ClassSpec, check_arguments, parameters_of, trusted
 from hybrid_lightning.network.registry import resolve
 
@@ -77,14 +77,9 @@ def parse_loss(given: object) -> ClassSpec | None:
 def make_loss(
     spec: ClassSpec, trust: Collection[str] | None = None, given: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """The module of a loss; it is called with outputs and targets, and returns the mean over the samples.
+    """The module of a loss, which takes outputs and targets, and is given the model's own arguments `given`, too.
 
     Raises `ConfigError` if the class or an argument is unknown or not allowed, or if it has parameters.
-
-    Args:
-        spec: From `parse_loss`.
-        trust: See `resolve`.
-        given: Arguments of the model that the loss has to take too, such as ``class_weights``.
     """
     path = spec.class_path
     factory = _factory(path, trust)
@@ -104,9 +99,12 @@ def make_loss(
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{path} refuses its arguments: {error}", _PLACE) from error
-    with at(_PLACE):
-        _check_module(path, loss)
-    return loss  # type: ignore[no-any-return]
+    remedy = "Give a class of losses, such as FocalLoss or torch.nn.HuberLoss."
+    if not isinstance(loss, nn.Module):
+        raise ConfigError(f"{path} is not an nn.Module. {remedy}", _PLACE)
+    if list(loss.parameters()):
+        raise ConfigError(f"{path} has parameters, which no group would train. {remedy}", _PLACE)
+    return loss
 
 
 def _factory(path: str, trust: Collection[str] | None) -> Any:
@@ -122,11 +120,3 @@ def _factory(path: str, trust: Collection[str] | None) -> Any:
             _PLACE,
         )
     return resolve(path, f"{_PLACE}.class_path", trust)
-
-
-def _check_module(path: str, loss: object) -> None:
-    remedy = "Give a class of losses, such as FocalLoss or torch.nn.HuberLoss."
-    if not isinstance(loss, nn.Module):
-        raise ConfigError(f"{path} is not an nn.Module. {remedy}")
-    if list(loss.parameters()):
-        raise ConfigError(f"{path} has parameters, which no group would train. {remedy}")

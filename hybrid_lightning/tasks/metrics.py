@@ -11,12 +11,8 @@ from torchmetrics import classification, regression
 from hybrid_lightning.errors import listing
 
 
-class TargetCounts(torchmetrics.Metric):
-    """How many samples each class has, and how many there are in all.
-
-    Args:
-        classes: Number of classes or labels; a binary target counts as two classes.
-    """
+class SampleCounts(torchmetrics.Metric):
+    """How many samples there are, and how many each class has; without `classes` (regression) none of the latter."""
 
     full_state_update = False
     positives: Tensor
@@ -28,10 +24,13 @@ class TargetCounts(torchmetrics.Metric):
         self.add_state("positives", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, target: Tensor) -> None:
-        """Counts class indices `(B,)` or label indicators `(B, labels)`."""
-        self.total += len(target)
-        self.positives += target.long().sum(0) if target.ndim == 2 else torch.bincount(target, minlength=self.classes)
+    def update(self, predictions: Tensor, target: Any) -> None:
+        """Counts predictions; and class indices `(B,)` or label indicators `(B, labels)`."""
+        self.total += len(predictions)
+        if self.classes and target.ndim == 2:
+            self.positives += target.sum(0)
+        elif self.classes:
+            self.positives += torch.bincount(target, minlength=self.classes)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Samples per class `(classes,)` and their number."""
@@ -43,33 +42,32 @@ class SplitMetrics(nn.Module):
 
     Args:
         metrics: Name → metric, fed with predictions and targets.
-        counts: Counts targets, to tell which metrics are defined; None for regression.
+        classes: Number of classes or labels, of which samples may lack some; 0 for regression.
     """
 
-    def __init__(self, metrics: Mapping[str, torchmetrics.Metric], counts: TargetCounts | None = None) -> None:
+    def __init__(self, metrics: Mapping[str, torchmetrics.Metric], classes: int = 0) -> None:
         super().__init__()
         self.metrics = nn.ModuleDict(metrics)
         self.loss = torchmetrics.MeanMetric()
-        self.counts = counts
-        self.samples = torchmetrics.SumMetric()
+        self.counts = SampleCounts(classes)
+
+    def _as_counted(self, target: Any) -> Any:
+        """Class labels as int64: also bool, small integers, and indicators that are floats."""
+        return target.long() if self.counts.classes else target
 
     def update(self, loss: Tensor, weight: Tensor | int, predictions: Tensor, target: Any) -> None:
         """Adds a batch; `weight` is what its loss was divided by, and a target may be None without metrics."""
+        target = self._as_counted(target)
         self.loss.update(loss, weight)
-        self.samples.update(len(predictions))
-        if self.counts is not None:
-            target = target.long()  # also bool, small integers, and indicators that are floats
-            self.counts.update(target)
+        self.counts.update(predictions, target)
         for metric in self.metrics.values():
             metric.update(predictions, target)  # type: ignore[operator]
 
     def update_without_samples(self, predictions: Tensor, target: Any) -> None:
         """Adds nothing, but gives the states the shapes that they have on the ranks which count these samples."""
+        target = self._as_counted(target)
         self.loss.update(0.0, 0)
-        self.samples.update(0)
-        if self.counts is not None:
-            target = target.long()
-            self.counts.update(target[:0])
+        self.counts.update(predictions[:0], None if target is None else target[:0])
         for metric in self.metrics.values():
             assert isinstance(metric, torchmetrics.Metric)
             if metric.update_called:
@@ -89,8 +87,9 @@ class SplitMetrics(nn.Module):
         """
         values: dict[str, Tensor] = {}
         undefined: dict[str, str] = {}
-        if self.samples.compute() > 0:
-            undefined = self._undefined()
+        positives, total = self.counts.compute()
+        if total > 0:
+            undefined = self._undefined(positives, total)
             values["loss"] = self.loss.compute()
             for name, metric in self.metrics.items():
                 if name not in undefined:
@@ -102,27 +101,22 @@ class SplitMetrics(nn.Module):
                     metric.reset()
         return values, undefined
 
-    def _undefined(self) -> dict[str, str]:
+    def _undefined(self, positives: Tensor, total: Tensor) -> dict[str, str]:
         """Name → reason of the metrics that these samples leave undefined."""
-        if "r2" in self.metrics and self.samples.compute() < 2:
+        if "r2" in self.metrics and total < 2:
             return {"r2": "it needs at least two samples"}
-        if "auroc" not in self.metrics or self.counts is None:
-            return {}
-        positives, total = self.counts.compute()
         # the area under a curve needs samples on both sides of the threshold
         constant = (positives == 0) | (positives == total)
-        if not bool(constant.any()):
+        if "auroc" not in self.metrics or not bool(constant.any()):
             return {}
         classes = map(str, constant.nonzero().flatten().tolist())
         return {"auroc": f"class {listing(classes)} has no samples, or all of them"}
 
 
 def classification_metrics(classes: int, multilabel: bool) -> SplitMetrics:
-    """Accuracy, macro F1, AUROC and calibration error (not for multilabel targets, where it has no one meaning).
+    """Accuracy, macro F1, AUROC and, where it has one meaning, calibration error; a binary target has two classes.
 
-    Args:
-        classes: Number of classes or labels. A binary target is one of two classes.
-        multilabel: Whether targets and predictions are `(B, labels)`; else targets `(B,)`, predictions `(B, classes)`.
+    Multilabel targets and predictions are `(B, labels)`; else targets are `(B,)`, predictions `(B, classes)`.
     """
     metrics: dict[str, torchmetrics.Metric]
     if multilabel:
@@ -138,7 +132,7 @@ def classification_metrics(classes: int, multilabel: bool) -> SplitMetrics:
             "auroc": classification.MulticlassAUROC(classes, average="macro"),
             "calibration_error": classification.MulticlassCalibrationError(classes),
         }
-    return SplitMetrics(metrics, TargetCounts(classes))
+    return SplitMetrics(metrics, classes)
 
 
 def regression_metrics() -> SplitMetrics:

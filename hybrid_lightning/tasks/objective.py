@@ -35,12 +35,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, target: Any) -> Tensor:
-        """The loss of a batch, a scalar.
-
-        Args:
-            outputs: Of the head, `(B, outputs)`.
-            target: ``target`` of the batch.
-        """
+        """The loss of a batch, a scalar, from the head's outputs `(B, outputs)` and the batch's ``target``."""
 
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
@@ -60,15 +55,7 @@ class Objective(nn.Module, ABC):
         """Raises `ConfigError` if targets `(B, ...)` have a wrong shape or range."""
 
     def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Predictions as columns of a table: name → a tensor or list with a value per sample.
-
-        Args:
-            predictions: `(N,)` or `(N, outputs)`.
-            names: Of the outputs; None numbers them.
-
-        Raises:
-            ConfigError: If there are more or fewer names than outputs.
-        """
+        """Predictions `(N,)` or `(N, outputs)` as columns of a table: name → a tensor or list of a value per sample."""
         if predictions.ndim == 1:
             return {"prediction": predictions}
         columns = predictions.flatten(1)
@@ -76,23 +63,14 @@ class Objective(nn.Module, ABC):
         return {f"prediction_{name}": columns[:, index] for index, name in enumerate(known)}
 
     def contribution(self, predictions: Tensor, without: Tensor) -> Tensor:
-        """What a part adds to each prediction, `(B,)`; for several outputs the mean absolute change.
-
-        Args:
-            predictions: From `predictions`, with all parts.
-            without: The same if the samples lacked the part.
-        """
+        """What a part adds to each prediction, `(B,)`; of several outputs the mean absolute change."""
         difference = predictions - without
         return difference if difference.ndim == 1 else difference.abs().mean(1)
 
     # State that comes from data or files
 
     def build(self, trust: Collection[str] | None) -> None:
-        """Makes what needs imports, before the first step.
-
-        Args:
-            trust: None, or the packages that a file may name, see `resolve`.
-        """
+        """Makes what needs imports, before the first step; for `trust` see `resolve`."""
 
     def prepare_fit(self, trainer: pl.Trainer) -> None:
         """Takes from the training data what the loss needs; called on all ranks before the first step."""
@@ -113,11 +91,7 @@ class Objective(nn.Module, ABC):
 
 
 def output_names(names: Sequence[str] | None, count: int) -> list[str]:
-    """The names that the data give the outputs, or their numbers.
-
-    Raises:
-        ConfigError: If there are more or fewer names than outputs.
-    """
+    """The names that the data give the outputs, or their numbers; `ConfigError` for more or fewer names."""
     if names is None:
         return [str(number) for number in range(count)]
     if len(names) != count:

@@ -1,11 +1,12 @@
 """Regression with a hybrid network."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hybrid_lightning.data.loaders import training_targets
@@ -13,13 +14,61 @@ from hybrid_lightning.errors import ConfigError, at, check_choice
 from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
 from hybrid_lightning.tasks.objective import Objective
-from hybrid_lightning.tasks.target_scale import TargetScale, scale_of
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": functional.mse_loss,
     "mae": functional.l1_loss,
     "huber": functional.huber_loss,
 }
+
+
+class TargetScale(nn.Module):
+    """Mean and standard deviation of each output over the training targets; 0 and 1 until they are known.
+
+    They are float32 whatever the precision of the module, because bfloat16 would round them to three digits.
+    """
+
+    mean: Tensor
+    std: Tensor
+    known: Tensor
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(outputs, dtype=torch.float32))
+        self.register_buffer("std", torch.ones(outputs, dtype=torch.float32))
+        self.register_buffer("known", torch.zeros((), dtype=torch.int64))  # not bool, which gloo does not send
+
+    def set(self, mean: list[float], std: list[float]) -> None:
+        """Sets the scale for good; a network that was trained under it has no meaning under another."""
+        self.mean.copy_(torch.tensor(mean))
+        self.std.copy_(torch.tensor(std))
+        self.known.fill_(1)
+
+    def standardized(self, target: Tensor) -> Tensor:
+        """Targets `(B,)` or `(B, outputs)` as the network learns them."""
+        return (target - self.mean) / self.std
+
+    def restored(self, numbers: Tensor) -> Tensor:
+        """What the network gives, `(B,)` or `(B, outputs)`, in the units of the targets."""
+        return numbers * self.std + self.mean
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follows the module to its device, but not to its precision."""
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                device = fn(buffer).device
+                self._buffers[name] = buffer.to(device)
+        return self
+
+
+def scale_of(targets: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each output over targets `(N,)` or `(N, outputs)`; 1 is that of a constant one."""
+    columns = targets.reshape(len(targets), -1).double()
+    std, mean = torch.std_mean(columns, dim=0, correction=0)
+    # not std == 0: rounding leaves a constant column a small deviation, which would blow up its targets
+    is_constant = columns.amin(0) == columns.amax(0)
+    std = torch.where(is_constant, 1.0, std)
+    return mean.tolist(), std.tolist()
 
 
 class RegressionObjective(Objective):

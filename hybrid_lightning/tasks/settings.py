@@ -10,6 +10,10 @@ from typing import Any
 import torch
 
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
+from hybrid_lightning.network.contracts import MakesOutputs
+from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
+from hybrid_lightning.network.registry import resolve
+from hybrid_lightning.optim.factory import named_class
 from hybrid_lightning.tasks.init_from import InitFrom
 
 _ARGUMENTS = "_constructor_arguments"
@@ -17,45 +21,52 @@ _NOT_SETTINGS = ("parts", "fusion", "pretrained", "untrained", "objective")
 """Arguments of a task that its parts hold already, and the one that its class makes."""
 
 
+Options = dict[str, Any]
+"""Names and values, as a config gives them."""
+
+
 @dataclass(frozen=True)
 class TaskSettings:
-    """The arguments of `HybridTask` apart from the parts, and those of its subclasses.
-
-    Args:
-        arguments: Name → value of each argument with which the task can be made again.
-    """
+    """The arguments of `HybridTask` apart from the parts; `arguments` are all with which a task can be made again."""
 
     lr: float
     weight_decay: float
-    optimizer: str | dict[str, Any] | None
-    rates: dict[str, Any] | None
-    scheduler: str | dict[str, Any] | None
-    unfreezing: dict[str, Any] | None
+    optimizer: str | Options | None
+    rates: Options | None
+    scheduler: str | Options | None
+    unfreezing: Options | None
     init_from: InitFrom | None
     part_heads: bool | dict[str, float]
-    arguments: Mapping[str, Any]
+    arguments: Options
 
     @classmethod
-    def parse(cls, *, init_from: Any, **options: Any) -> "TaskSettings":
-        """Checks the arguments; of `init_from` also the form."""
-        if options["rates"] and options["scheduler"]:
+    def parse(cls, *, init_from: Any, optimizer: Any, scheduler: Any, **options: Any) -> "TaskSettings":
+        """Checks the arguments."""
+        if options["rates"] and scheduler:
             raise ConfigError("give either 'rates' or 'scheduler', not both.", "scheduler")
         check_keys(options["rates"] or {}, ("shape", "warm_up"), "rates")
         check_keys(options["unfreezing"] or {}, ("restart_early_stopping", "check_ranks"), "unfreezing")
         check_number(options["lr"], "lr", low=0, above_low=True)
         check_number(options["weight_decay"], "weight_decay", low=0)
+        heads = options["part_heads"]
         with at("part_heads"):
-            _check_part_heads(options["part_heads"])
+            if not isinstance(heads, bool):
+                if not isinstance(heads, Mapping) or not heads:
+                    raise ConfigError(f"{heads!r} is neither true, nor false, nor {{weight: 0.3}}.")
+                check_keys(heads, ("weight",))
+                check_number(heads["weight"], "weight", low=0)
         with at("init_from"):
             start = None if init_from is None else InitFrom.parse(init_from)
-        return cls(init_from=start, **options)
+        optimizer = named_class(optimizer, torch.optim)
+        scheduler = named_class(scheduler, torch.optim.lr_scheduler)
+        return cls(init_from=start, optimizer=optimizer, scheduler=scheduler, **options)
 
     @property
     def part_weight(self) -> float:
         """The weight of the part heads' losses; 0: these heads only observe."""
         return float(self.part_heads["weight"]) if isinstance(self.part_heads, Mapping) else 0.0
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Options:
         """Name → value of each argument, as a checkpoint stores them."""
         values = dict(self.arguments)
         for field in dataclasses.fields(self):
@@ -66,13 +77,22 @@ class TaskSettings:
         return values
 
 
-def _check_part_heads(given: Any) -> None:
-    if isinstance(given, bool):
-        return
-    if not isinstance(given, Mapping) or not given:
-        raise ConfigError(f"{given!r} is neither true, nor false, nor {{weight: 0.3}}.")
-    check_keys(given, ("weight",))
-    check_number(given["weight"], "weight", low=0)
+def parse_network(
+    parts: Options,
+    fusion: Options | None,
+    pretrained: Options | None,
+    untrained: Options | None,
+) -> tuple[dict[str, Part], Part]:
+    """The parts with a head, and the fusion."""
+    parsed = parse_parts(parts, pretrained, untrained)
+    options = {"module": "ConcatFusion", **(fusion or {})}
+    parsed_fusion = parse_part("fusion", options, all_defaults(pretrained, untrained))
+    module = parsed_fusion.module
+    if "head" not in parts:  # a checkpoint has one, so that none of its names is imported here
+        module = resolve(module, "model.fusion.module") if isinstance(module, str) else module
+        if isinstance(module, MakesOutputs) and module.makes_outputs:
+            parsed = parse_parts({**parts, "head": "torch.nn.Identity"}, pretrained, untrained)
+    return parsed, parsed_fusion
 
 
 def check_plain(value: object) -> None:
@@ -92,32 +112,26 @@ def check_plain(value: object) -> None:
 
 
 def recorded(constructor: Callable[..., None]) -> Callable[..., None]:
-    """Makes a constructor note its arguments, so that `taken_arguments` of the instance has all of them.
-
-    Args:
-        constructor: An ``__init__``. What the outermost one of an instance is given counts, and the defaults of all.
-    """
+    """Makes an ``__init__`` note its arguments: those that the outermost one is given, and the defaults of all."""
     parameters = list(inspect.signature(constructor).parameters.values())[1:]
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     names = [p.name for p in named]
+    defaults = {p.name: p.default for p in named if p.default is not p.empty}
 
     @functools.wraps(constructor)
     def noting(self: Any, *args: Any, **kwargs: Any) -> None:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        is_outermost = _ARGUMENTS not in vars(self)
         # not as an attribute: nothing can be assigned to a module before nn.Module.__init__
-        arguments = vars(self).setdefault(_ARGUMENTS, {})
-        if is_outermost:
-            arguments.update(given)
-        for parameter in named:
-            if parameter.default is not parameter.empty and parameter.name not in given:
-                arguments.setdefault(parameter.name, parameter.default)
+        arguments = vars(self).setdefault(_ARGUMENTS, dict(given))
+        for name, default in defaults.items():
+            if name not in given:
+                arguments.setdefault(name, default)
         constructor(self, *args, **kwargs)
 
     return noting
 
 
-def taken_arguments(task: object) -> dict[str, Any]:
+def taken_arguments(task: object) -> Options:
     """What the constructors of an instance have noted, see `recorded`, without parts; it is forgotten there."""
     arguments = vars(task).pop(_ARGUMENTS)
     return {name: value for name, value in arguments.items() if name not in _NOT_SETTINGS}

@@ -414,6 +414,21 @@ def test_a_fit_past_its_end_says_so(tmp_path, capsys):
     assert "finished: 3 of 2 epochs are done; raise --trainer.max_epochs to train on" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("loops", "path"),
+    [
+        (None, "loops"),
+        ({"fit_loop": 3}, "loops.fit_loop"),
+        ({"fit_loop": {"epoch_progress": None}}, r"loops.fit_loop\S*"),
+    ],
+)
+def test_damaged_loop_counters_are_refused(loops, path, checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "loops": loops}, tmp_path / "damaged.ckpt")
+    with pytest.raises(ConfigError, match=f"^--ckpt_path: the checkpoint is damaged: '{path}' is missing or of"):
+        fit(task(), tmp_path / "damaged.ckpt")
+
+
 def test_a_fit_that_trained_says_nothing_of_the_kind(checkpoint, capsys):
     start = fit(task(), checkpoint)
     assert "finished" not in capsys.readouterr().out

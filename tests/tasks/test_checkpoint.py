@@ -304,7 +304,7 @@ def test_the_command_line_takes_no_class_from_a_checkpoint(verb, tmp_path, monke
         (lambda path: forged(path, task=["elsewhere"]), "Import it first"),
         (lambda path: forged(path, parts=[1]), "the settings in .* are damaged"),
         (lambda path: forged(path, parts__x=3), "the settings in .* are damaged"),
-        (lambda path: forged(path, network=None), "the settings in .* are damaged"),
+        (lambda path: forged(path, network=None), r"^checkpoint\.network: the record .* is damaged"),
         (lambda path: forged(path, network__sizes="x"), r"^checkpoint\.network\.sizes: the record .* is damaged"),
         (lambda path: with_state(path, None), "the settings in .* are damaged"),
         (lambda path: with_state(path, {"network.parts.x.layer0.0.weight": 3}), "the settings in .* are damaged"),

@@ -34,7 +34,7 @@ def test_one_binary_output_is_two_classes_whose_first_logit_is_zero(weights, smo
     logits = torch.cat([torch.zeros_like(output), output], dim=1)
     torch.testing.assert_close(one.loss(output, target), two.loss(logits, target))
     torch.testing.assert_close(one.predictions(output), two.predictions(logits))
-    assert one.outputs == 1
+    assert one.objective.outputs == 1
     soft = target * (1 - smoothing) + smoothing / 2
     smooth = classifier(num_classes=2, kind="binary", label_smoothing=smoothing)
     p = output[:, 0].sigmoid()

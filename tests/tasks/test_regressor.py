@@ -5,7 +5,7 @@ from torch.utils.data import DataLoader, Subset
 from hybrid_lightning import ConfigError, HybridRegressor, HybridTask
 from hybrid_lightning.cli import main
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, as_batch
-from hybrid_lightning.tasks.target_scale import TargetScale
+from hybrid_lightning.tasks.regressor import TargetScale
 from tests.small import changed, loader, regressor, table, trainer, write
 
 OUTPUT, TARGET = torch.tensor([[1.0], [2.0], [5.0]]), torch.tensor([1.5, 2.0, 1.0])
