@@ -1,5 +1,6 @@
 """Fusion: from the features of several parts to one vector, also for samples that lack some of them."""
 
+import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
@@ -15,22 +16,13 @@ Features = Mapping[str, Tensor]
 
 
 class SampleNorm(nn.BatchNorm1d):
-    """BatchNorm without parameters that takes its running statistics for a batch of one sample.
-
-    Args:
-        num_features: Number of features.
-    """
+    """BatchNorm without parameters that takes its running statistics for a batch of one sample."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features, affine=False)
 
     def forward(self, features: Tensor, present: Tensor | None = None) -> Tensor:
-        """Standardizes each feature over the samples, `(B, num_features)`.
-
-        Args:
-            features: `(B, num_features)`.
-            present: `(B,)` bool; while training, only samples where it is True count. None counts all.
-        """
+        """Standardizes each feature `(B, num_features)` over the samples; while training, over those `present`."""
         if not self.training or (present is None and len(features) > 1):
             return super().forward(features)
         if present is None:
@@ -84,12 +76,13 @@ def standardized(norm: nn.Module, features: Tensor, present: Tensor | None) -> T
     return normed
 
 
-class StandIn(nn.Module):
-    """What a fusion takes in the place of an absent part: a learned vector, at first zeros.
+def takes_presence(fusion: nn.Module) -> bool:
+    """Whether a fusion's forward has a second argument: part → `(B,)` bool, which samples have it."""
+    return len(inspect.signature(fusion.forward).parameters) > 1
 
-    Args:
-        width: Its size.
-    """
+
+class StandIn(nn.Module):
+    """What a fusion takes in the place of an absent part: a learned vector, at first zeros."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -273,7 +266,7 @@ class LogitFusion(nn.Module):
     """
 
     makes_outputs = True
-    """No head is needed, see `MakesOutputs`."""
+    """Any fusion may say so of itself: its result is the model's outputs."""
 
     def __init__(
         self,
@@ -297,21 +290,10 @@ class LogitFusion(nn.Module):
 
 
 class PartHeads(nn.Module):
-    """A linear head on the standardized features of each part, which measures that part alone.
-
-    Args:
-        in_features: Part name → number of features.
-        out_features: Number of outputs of the model.
-        standardize: As in `Fusion`.
-        dropout: Share of the features that is dropped while training, in [0, 1).
-    """
+    """A linear head on the standardized features of each part, which measures that part alone."""
 
     def __init__(
-        self,
-        in_features: Mapping[str, int],
-        out_features: int,
-        standardize: str = "samples",
-        dropout: float = 0.0,
+        self, in_features: Mapping[str, int], out_features: int, standardize: str = "samples", dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.heads = nn.ModuleDict()
@@ -319,11 +301,7 @@ class PartHeads(nn.Module):
             layers = (sample_norm(size, standardize), nn.Dropout(dropout), nn.Linear(size, out_features))
             self.heads[part] = nn.Sequential(*layers)
 
-    def forward(
-        self,
-        features: Features,
-        present: Presence | None = None,
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, present: Presence | None = None) -> dict[str, Tensor]:
         """Features of each part `(B, features)` → outputs of each part `(B, out_features)`."""
         outputs = {}
         for part, layers in self.heads.items():

@@ -16,18 +16,8 @@ Presence = dict[str, Tensor]
 """Part → `(B,)` bool; a part that is not named is there in all samples."""
 
 
-def presence(
-    order: Sequence[str],
-    reads: Mapping[str, Sequence[str]],
-    batch: Mapping[str, Any],
-) -> Presence:
-    """Which parts are there in which samples: those all of whose inputs are.
-
-    Args:
-        order: The parts, each after those that it reads.
-        reads: Part → the keys of the batch and the parts that it reads.
-        batch: With ``present/<key>`` for the keys that samples may lack.
-    """
+def presence(order: Sequence[str], reads: Mapping[str, Sequence[str]], batch: Mapping[str, Any]) -> Presence:
+    """Which parts are there in which samples: those all of whose inputs are; in `order`, each follows what it reads."""
     found: Presence = {}
     before: set[str] = set()
     for name in order:
@@ -46,23 +36,8 @@ def everybody(like: Tensor) -> Tensor:
     return like.new_ones(like.shape[0], dtype=torch.bool)
 
 
-def drop_at_random(
-    present: Presence,
-    parts: Sequence[str],
-    rate: float,
-    like: Tensor,
-) -> Presence:
-    """Modality dropout: leaves each part out of a sample with a probability, but never all that the sample has.
-
-    Args:
-        present: Which parts are there.
-        parts: Those that meet in the fusion.
-        rate: The probability, in [0, 1).
-        like: `(B, ...)`, for the number of samples and the device.
-
-    Returns:
-        The presence of all `parts`.
-    """
+def drop_at_random(present: Presence, parts: Sequence[str], rate: float, like: Tensor) -> Presence:
+    """Modality dropout: leaves each part out of a sample of `like` `(B, ...)`, but never all that the sample has."""
     there = torch.stack([present.get(part, everybody(like)) for part in parts], dim=1)
     draws = torch.rand(there.shape, device=like.device)
     kept = there & (draws >= rate)
@@ -74,21 +49,11 @@ def drop_at_random(
 
 
 def encode_present(
-    call: Callable[[list[Any]], Tensor],
-    module: nn.Module,
-    inputs: list[Any],
-    present: Tensor,
+    call: Callable[[list[Any]], Tensor], module: nn.Module, inputs: list[Any], present: Tensor
 ) -> Tensor:
-    """What a part makes of the samples that have its input; zeros for the others, which are not computed.
+    """A part's output `(B, ...)` for the samples that are `present` `(B,)`, and zeros for the others.
 
-    A part that no sample has is still called, on one sample, so that on several ranks each calls each part in every
-    step; its normalizations then stay as they are.
-
-    Args:
-        call: The part, from its inputs to its output `(B, ...)`.
-        module: The part's module.
-        inputs: Its inputs, tensors and dicts of tensors, samples first.
-        present: `(B,)` bool.
+    A part that no sample has is still called, on one sample, because every rank has to call each part in every step.
     """
     # a program has no data-dependent shapes; the fusion leaves out what is absent
     if torch.compiler.is_compiling():

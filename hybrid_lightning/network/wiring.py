@@ -15,14 +15,7 @@ OWN = ("fusion", "head", "part_heads")
 
 
 class Wiring:
-    """The graph of the parts, without what follows them.
-
-    Args:
-        parts: Name → options; `OWN` are left out.
-
-    Raises:
-        ConfigError: If parts read each other in a circle.
-    """
+    """The graph of the parts, without what follows them."""
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self.reads: dict[str, list[str]] = {}
@@ -68,11 +61,7 @@ class Wiring:
         return found
 
     def inputs(self, name: str, batch: Batch, outputs: Mapping[str, Tensor]) -> list[Any]:
-        """What a part is called with, given the outputs of the parts before it.
-
-        Raises:
-            ConfigError: If the batch lacks a key.
-        """
+        """What a part is called with, given the outputs of the parts before it."""
         found = []
         for key in self.reads[name]:
             # a part wins over a key of the same name
@@ -88,20 +77,8 @@ class Wiring:
                 )
         return found
 
-    def needed(self, cached: Collection[str]) -> set[str]:
-        """The parts whose output is needed if some are cached: what only a cached part would read is not."""
-        needed = set(self.feeding)
-        for name in reversed(self.order):
-            if name in needed and name not in cached:
-                needed.update(self.parts_read(name))
-        return needed
-
     def keys_read(self, absent: Collection[str]) -> list[str]:
-        """The keys of a batch that the parts read, then the masks of those that samples may lack.
-
-        Args:
-            absent: The feeding parts that samples may lack.
-        """
+        """The keys of a batch that the parts read, then the masks of those that lead to a part in `absent`."""
         keys: dict[str, bool] = {}
         for name in self.order:
             may_lack = not set(absent).isdisjoint(self.leads_to[name])

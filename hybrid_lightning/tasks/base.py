@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from hybrid_lightning.data.loaders import shown_targets
 from hybrid_lightning.errors import at
-from hybrid_lightning.network.contracts import MakesOutputs
 from hybrid_lightning.network.hybrid_network import Outputs
 from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
 from hybrid_lightning.network.registry import resolve
@@ -334,6 +333,6 @@ def _parse_network(
     module = parsed_fusion.module
     if "head" not in parts:  # a checkpoint has one, so that none of its names is imported here
         module = resolve(module, "model.fusion.module") if isinstance(module, str) else module
-        if isinstance(module, MakesOutputs) and module.makes_outputs:
+        if getattr(module, "makes_outputs", False):
             parsed = parse_parts({**parts, "head": "torch.nn.Identity"}, pretrained, untrained)
     return parsed, parsed_fusion

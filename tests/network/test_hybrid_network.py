@@ -52,25 +52,6 @@ def test_groups_have_the_rates_of_their_parts_and_stages():
         assert found[name] == pytest.approx(values)
 
 
-def test_a_cached_output_replaces_the_forward_of_its_part_and_of_what_it_alone_reads():
-    parts, batch = two_towers()
-    network = build(parts, batch).eval()
-    stem = network.parts["stem"](batch["image"])
-    cached = {"upper": network.parts["upper"](stem)}
-    without_image = {"table": batch["table"]}
-    assert torch.equal(network.forward_parts(without_image, cached=cached).joint, network(batch))
-    assert torch.equal(network.features(without_image, cached)["upper"], network.features(batch)["upper"])
-    assert torch.equal(network.features(without_image, {"stem": stem})["upper"], network.features(batch)["upper"])
-
-
-def test_cached_tokens_are_pooled_without_what_the_mask_leaves_out():
-    text = {"values": torch.randint(0, 9, (2, 5)), "mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}
-    part = {"module": "SequenceTransformer", "args": {"vocabulary": 9, "width": 8}}
-    network = build({"text": part}, {"text": text}).eval()
-    cached = {"text": network.parts["text"](**text)}
-    assert torch.equal(network.features({"text": text}, cached)["text"], network.features({"text": text})["text"])
-
-
 def test_outputs_of_single_parts_stand_beside_the_joint_ones():
     parts, batch = two_towers()
     network = build(parts, batch, part_heads=True).eval()

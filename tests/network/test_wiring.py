@@ -29,13 +29,6 @@ def test_a_circle_is_refused_and_its_parts_are_named(parts):
         Wiring(parts)
 
 
-def test_what_only_a_cached_part_reads_is_not_needed():
-    wiring = Wiring(chain(stem="pixels", top="stem", side="stem", other=None))
-    assert wiring.needed(()) == {"stem", "top", "side", "other"}
-    assert wiring.needed({"top"}) == {"stem", "top", "side", "other"}
-    assert wiring.needed({"top", "side"}) == {"top", "side", "other"}
-
-
 def test_a_key_that_nothing_provides_is_an_error_with_what_there_is():
     wiring = Wiring(chain(top="stem", stem="pixels"))
     with pytest.raises(ConfigError, match=r"^model\.parts\.stem\.input: part 'stem' reads 'pixels'.* has: 'image'"):

@@ -16,11 +16,6 @@ class ColumnEmbedding(nn.Module):
     2203.05556). A missing number, and a missing or unknown category, have a learned vector per column. Initial values
     are uniform between -1 and 1 for numbers, so that each column starts with bends at different places within a few
     standard deviations of 0, and normal with deviation 1 for categories and missing values.
-
-    Args:
-        in_features: Number of numeric columns.
-        categories: Number of categories of each categorical column.
-        width: Size of each column's vector.
     """
 
     sizes: Tensor
@@ -94,11 +89,7 @@ class TabularMLP(nn.Module):
         self.embedding = ColumnEmbedding(in_features, categories, embedding)
         self.layers = MLP(self.embedding.columns * embedding, hidden, dropout=dropout)
 
-    def forward(
-        self,
-        numeric: Tensor | None = None,
-        categorical: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, numeric: Tensor | None = None, categorical: Tensor | None = None) -> Tensor:
         """Maps the columns of a table to features.
 
         Args:
@@ -111,10 +102,7 @@ class TabularMLP(nn.Module):
         """
         self._check_columns("numeric", numeric, "in_features", self.in_features)
         self._check_columns("categorical", categorical, "categories", len(self.categories))
-        vectors = self.embedding(
-            numeric if self.in_features else None,
-            categorical if self.categories else None,
-        )
+        vectors = self.embedding(numeric if self.in_features else None, categorical if self.categories else None)
         features: Tensor = self.layers(vectors)
         return features
 
