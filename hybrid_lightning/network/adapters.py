@@ -29,12 +29,13 @@ class AdapterSpec:
         if not isinstance(options, Mapping) or "kind" not in options:
             raise ConfigError(f"{given!r} is neither a kind ({', '.join(KINDS)}) nor {{kind: lora, r: 8}}.")
         check_keys([options["kind"]], KINDS, kind="kind")
-        args = {key: value for key, value in options.items() if key != "kind"}
+        args = dict(options)
+        chosen = args.pop("kind")
         for key in args:
             # the name of a module that peft would import, also from a checkpoint
             if str(key).startswith("megatron"):
                 raise ConfigError("layers of Megatron cannot be adapted here. Remove it.", str(key))
-        return cls(options["kind"], args)
+        return cls(chosen, args)
 
 
 def add_adapter(module: nn.Module, adapter: AdapterSpec) -> None:

@@ -92,15 +92,20 @@ def rebuild(
 
 
 def _options(
-    parts: Mapping[str, Part], wiring: Wiring, fusion: Part, part_heads: bool, trust: Collection[str] | None
+    parts: Mapping[str, Part],
+    wiring: Wiring,
+    fusion: Part,
+    part_heads: bool,
+    trust: Collection[str] | None,
 ) -> dict[str, Part]:
     """The options of all that the network consists of."""
-    options = {name: part for name, part in parts.items() if name != "head"}
+    options = dict(parts)
+    head = options.pop("head")
     # where one part feeds the head there is nothing to join or to compare
     several = len(wiring.feeding) > 1
     if several:
         options["fusion"] = fusion
-    options["head"] = parts["head"]
+    options["head"] = head
     if several and part_heads:
         options["part_heads"] = PART_HEADS
     if trust is not None:
@@ -152,7 +157,13 @@ class _Draft:
         head_input = next(iter(features.values()))
         if "fusion" in self.options:
             head_input = self._add("fusion", [features])
-            self._refuse_gaps()
+            fusion = self.modules["fusion"]
+            if self.absent and not takes_presence(fusion):
+                raise ConfigError(
+                    f"samples may lack {listing(self.absent)}, and {type(fusion).__name__} takes no second argument "
+                    f"'present' (part → bool (B,)). Give its forward one, or use ConcatFusion.",
+                    "model.fusion",
+                )
         output = self._add("head", [head_input])
         if output.shape != (len(head_input), self.outputs):
             raise ConfigError(
@@ -172,15 +183,6 @@ class _Draft:
         drops = fusion.args.get("modality_dropout") or getattr(fusion.module, "modality_dropout", 0.0)
         masks = presence(self.wiring.order, self.wiring.reads, example)
         return [name for name in self.wiring.feeding if drops or name in masks]
-
-    def _refuse_gaps(self) -> None:
-        fusion = self.modules["fusion"]
-        if self.absent and not takes_presence(fusion):
-            raise ConfigError(
-                f"samples may lack {listing(self.absent)}, and {type(fusion).__name__} takes no second argument "
-                f"'present' (part → bool (B,)). Give its forward one, or use ConcatFusion.",
-                "model.fusion",
-            )
 
     def _add_part_heads(self, features: Mapping[str, Tensor]) -> None:
         standardize = self.options["fusion"].args.get("standardize", "samples")
@@ -234,8 +236,11 @@ class _Draft:
             known |= sizes_of(inputs)
             for key in self.wiring.reads.get(name, ()):
                 known |= self.inferred.get(key, {})
-        wanted = [argument for argument in parameters_of(factory) if argument not in part.args]
-        return {argument: known[argument] for argument in wanted if argument in known}
+        sizes = {}
+        for argument in parameters_of(factory):
+            if argument in known and argument not in part.args:
+                sizes[argument] = known[argument]
+        return sizes
 
 
 def _scale_of(part: Part, module: nn.Module, factory: Callable[..., Any] | None) -> dict[str, list[float]] | None:
@@ -253,7 +258,11 @@ def _widths(features: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _run(
-    name: str, part: Part, module: nn.Module, inputs: list[Any], scale: dict[str, list[float]] | None
+    name: str,
+    part: Part,
+    module: nn.Module,
+    inputs: list[Any],
+    scale: dict[str, list[float]] | None,
 ) -> tuple[Any, list[nn.Module]]:
     """What a module returns in a dry run, and its submodules in the order of their first call."""
     # the graph shows which parameters nothing reads, such as those of a pooler
@@ -264,7 +273,8 @@ def _run(
                 if name == "fusion":
                     # a dict is its one argument, where a part would take keywords
                     return module(*inputs), called
-                return run_module(module, inputs, None if scale is None else Normalize(**scale)), called
+                normalize = None if scale is None else Normalize(**scale)
+                return run_module(module, inputs, normalize), called
         except ConfigError:
             raise
         except Exception as error:  # third-party code may raise any exception

@@ -18,15 +18,15 @@ def adapt_channels(module: nn.Module, channels: int) -> None:
     As in timm's ``adapt_input_conv`` (R. Wightman, PyTorch Image Models, 2019): summed for one channel, which shows a
     gray image on all of them; else repeated in turn, and scaled so that the outputs keep their size.
     """
-    convolutions = [layer for layer in module.modules() if isinstance(layer, _Convolution)]
+    first = next((layer for layer in module.modules() if isinstance(layer, _Convolution)), None)
     # a module that is a convolution itself has no name to be adapted by
-    if not convolutions or convolutions[0] is module or convolutions[0].groups != 1:
+    if first is None or first is module or first.groups != 1:
         raise ConfigError(f"{type(module).__name__} has no first convolution that could be adapted.", "channels")
-    first = convolutions[0]
     before = first.in_channels
     if before == channels:
         return
-    first.weight = nn.Parameter(_adapted(first.weight.detach(), channels), first.weight.requires_grad)
+    weight = _adapted(first.weight.detach(), channels)
+    first.weight = nn.Parameter(weight, first.weight.requires_grad)
     first.in_channels = channels
     for owner in module.modules():
         # models of transformers compare it with their input
@@ -46,15 +46,17 @@ def _adapted(weight: Tensor, channels: int) -> Tensor:
 def refuse_wrong_channels(module: nn.Module, called: Sequence[nn.Module], inputs: Sequence[Any]) -> None:
     """Raises `ConfigError` if a module's first convolution, by its calls, cannot take the channels of its input."""
     # the module's own checks may have failed before any call
-    convolutions = [layer for layer in (*called, *module.modules()) if isinstance(layer, _Convolution)]
+    layers = (*called, *module.modules())
+    first = next((layer for layer in layers if isinstance(layer, _Convolution)), None)
     value = inputs[0] if inputs else None
     # models of transformers take a dict with the image first
     if isinstance(value, Mapping):
         value = next(iter(value.values()), None)
-    if not convolutions or not isinstance(value, Tensor) or value.ndim != 2 + len(convolutions[0].kernel_size):
+    if first is None or not isinstance(value, Tensor):
         return
-    if value.shape[1] != convolutions[0].in_channels:
-        raise _wrong_channels(convolutions[0].in_channels, value)
+    is_batch = value.ndim == 2 + len(first.kernel_size)
+    if is_batch and value.shape[1] != first.in_channels:
+        raise _wrong_channels(first.in_channels, value)
 
 
 def _wrong_channels(wanted: int, image: Tensor) -> ConfigError:

@@ -147,11 +147,12 @@ class HybridNetwork(nn.Module):
     def _mask(self, name: str, present: Presence) -> Tensor | None:
         """The samples for which a part has work: those that have its input, and one of the parts it leads to."""
         own = present.get(name)
-        leading = [present.get(last) for last in self.wiring.leads_to[name]]
-        needed = [mask for mask in leading if mask is not None]
-        # one of them is there in all samples
-        if len(needed) < len(leading):
-            return own
+        needed = []
+        for last in self.wiring.leads_to[name]:
+            if last not in present:
+                # it is there in all samples
+                return own
+            needed.append(present[last])
         anywhere = torch.stack(needed).any(0)
         return anywhere if own is None else own & anywhere
 
@@ -173,7 +174,7 @@ class HybridNetwork(nn.Module):
         """The outputs `(B, outputs)` from the features of the parts."""
         if "fusion" in self.parts:
             fuse = self._callable("fusion")
-            masks = {name: mask for name, mask in present.items() if name in self.feeding}
+            masks = {name: present[name] for name in present if name in self.feeding}
             # a fusion may take no presence
             head_input = fuse(features, masks) if masks else fuse(features)
         else:

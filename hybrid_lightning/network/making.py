@@ -27,10 +27,16 @@ class PartMaker:
 
     def factory_of(self, part: Part) -> Callable[..., Any] | None:
         """The class or factory that a part names; None for a live module."""
-        return None if isinstance(part.module, nn.Module) else resolve(part.module, "module", self.trust)
+        if isinstance(part.module, nn.Module):
+            return None
+        return resolve(part.module, "module", self.trust)
 
     def make(
-        self, name: str, part: Part, factory: Callable[..., Any] | None, sizes: Mapping[str, Any]
+        self,
+        name: str,
+        part: Part,
+        factory: Callable[..., Any] | None,
+        sizes: Mapping[str, Any],
     ) -> tuple[nn.Module, str]:
         """The part's module, `sizes` being the arguments left out, and a line about the file read into it, or ""."""
         reads = name in self.with_weights and part.weights is not None
@@ -51,7 +57,11 @@ class PartMaker:
         return module, report
 
     def _create(
-        self, part: Part, factory: Callable[..., Any], sizes: Mapping[str, Any], reads: bool
+        self,
+        part: Part,
+        factory: Callable[..., Any],
+        sizes: Mapping[str, Any],
+        reads: bool,
     ) -> tuple[nn.Module, bool]:
         """The module that the factory makes, and whether it has read its pretrained weights itself."""
         path = part.module

@@ -166,9 +166,9 @@ Defaults = Mapping[str, Mapping[str, Any]]
 def all_defaults(pretrained: Mapping[str, Any] | None, untrained: Mapping[str, Any] | None) -> Defaults:
     """Origin → its defaults with the user's changes."""
     found = {}
-    for origin, given in (("pretrained", pretrained or {}), ("untrained", untrained or {})):
-        check_keys(given, _WITH_DEFAULTS, f"model.{origin}")
-        found[origin] = DEFAULTS[origin] | _without_none(given)
+    for origin, given in (("pretrained", pretrained), ("untrained", untrained)):
+        check_keys(given or {}, _WITH_DEFAULTS, f"model.{origin}")
+        found[origin] = DEFAULTS[origin] | _without_none(given or {})
     return found
 
 

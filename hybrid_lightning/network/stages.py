@@ -77,8 +77,9 @@ def discover_stages(module: nn.Module, called: list[nn.Module], opened: Collecti
     embeddings_only = True
     for name, block in sorted(_blocks(module, opened_names=opened), key=first_call):
         is_embedding = isinstance(block, nn.Embedding)
-        joins = all(parameter.ndim < 2 for parameter in block.parameters())
-        joins = joins or (embeddings_only and is_embedding and bool(stages))
+        is_flat = all(parameter.ndim < 2 for parameter in block.parameters())
+        follows = embeddings_only and is_embedding and bool(stages)
+        joins = is_flat or follows
         embeddings_only = embeddings_only and is_embedding
         if not joins:
             stages[name] = [*early, name]
@@ -96,7 +97,9 @@ def discover_stages(module: nn.Module, called: list[nn.Module], opened: Collecti
 
 def _add_rest(module: nn.Module, stages: Stages) -> None:
     """Parameters outside every block join the first stage."""
-    patterns = [pattern for of_stage in stages.values() for pattern in of_stage]
+    patterns: list[str] = []
+    for of_stage in stages.values():
+        patterns += of_stage
     first = next(iter(stages.values()))
     for name, _ in module.named_parameters():
         if not any(matches(pattern, name) for pattern in patterns):

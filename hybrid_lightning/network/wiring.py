@@ -26,7 +26,9 @@ class Wiring:
                 self.reads[name] = wanted if isinstance(wanted, list) else [wanted]
         self.order = self._execution_order()
         """The parts, each after those that it reads."""
-        read = {other for name in self.reads for other in self.parts_read(name)}
+        read: set[str] = set()
+        for name in self.reads:
+            read.update(self.parts_read(name))
         self.feeding = [name for name in self.order if name not in read]
         """The parts that no other part reads: they feed the fusion, or the head if there is only one."""
         self.leads_to = self._find_ends()
@@ -85,4 +87,5 @@ class Wiring:
             for key in self.reads[name]:
                 if key not in self.parts_read(name):
                     keys[key] = keys.get(key, False) or may_lack
-        return [*keys, *(PREFIX + key for key, may_lack in keys.items() if may_lack)]
+        masks = [PREFIX + key for key, may_lack in keys.items() if may_lack]
+        return [*keys, *masks]

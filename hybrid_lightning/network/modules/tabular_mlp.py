@@ -30,8 +30,9 @@ class ColumnEmbedding(nn.Module):
             self.offset = nn.Parameter(torch.empty(in_features, width).uniform_(-1, 1))
             self.missing = nn.Parameter(torch.randn(in_features, width))
         sizes = torch.tensor(categories, dtype=torch.long)
+        starts = sizes.cumsum(0) - sizes + torch.arange(len(sizes))
         self.register_buffer("sizes", sizes, persistent=False)
-        self.register_buffer("starts", sizes.cumsum(0) - sizes + torch.arange(len(sizes)), persistent=False)
+        self.register_buffer("starts", starts, persistent=False)
         if len(sizes):
             # the first row of each column is for missing and unknown categories
             self.categories = nn.Embedding(int((sizes + 1).sum()), width)
@@ -43,12 +44,14 @@ class ColumnEmbedding(nn.Module):
             known = numeric.isfinite().unsqueeze(-1)
             # nan times a weight would be nan also where it is not chosen, and so would its gradient
             finite = numeric.nan_to_num(0.0, 0.0, 0.0).unsqueeze(-1)
-            vectors.append(torch.where(known, (finite * self.slope + self.offset).relu(), self.missing))
+            bent = (finite * self.slope + self.offset).relu()
+            vectors.append(torch.where(known, bent, self.missing))
         if categorical is not None:
             codes = categorical.long()
             # -1 and what is above the known codes share the row for missing values
             known = (codes >= 0) & (codes < self.sizes)
-            vectors.append(self.categories(self.starts + torch.where(known, codes + 1, 0)))
+            rows = self.starts + torch.where(known, codes + 1, 0)
+            vectors.append(self.categories(rows))
         return torch.cat(vectors, dim=1).flatten(1)
 
 
@@ -89,7 +92,11 @@ class TabularMLP(nn.Module):
         self.embedding = ColumnEmbedding(in_features, categories, embedding)
         self.layers = MLP(self.embedding.columns * embedding, hidden, dropout=dropout)
 
-    def forward(self, numeric: Tensor | None = None, categorical: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        numeric: Tensor | None = None,
+        categorical: Tensor | None = None,
+    ) -> Tensor:
         """Maps the columns of a table to features.
 
         Args:
@@ -102,7 +109,10 @@ class TabularMLP(nn.Module):
         """
         self._check_columns("numeric", numeric, "in_features", self.in_features)
         self._check_columns("categorical", categorical, "categories", len(self.categories))
-        vectors = self.embedding(numeric if self.in_features else None, categorical if self.categories else None)
+        vectors = self.embedding(
+            numeric if self.in_features else None,
+            categorical if self.categories else None,
+        )
         features: Tensor = self.layers(vectors)
         return features
 
