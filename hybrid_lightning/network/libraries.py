@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError, reason, unknown
-from hybrid_lightning.importing import cache_hint, import_extra, parameters_of
+from hybrid_lightning.importing import INSTALLABLE, cache_hint, import_extra, parameters_of
 from hybrid_lightning.network.stages import Stages
 
 _TORCHVISION_HEADS = ("fc", "classifier", "head", "heads")
@@ -25,7 +25,7 @@ _REFUSED_CONFIG_KEYS = ("auto_map", "attn_implementation", "_attn_implementation
 def family_of(path: Any) -> str | None:
     """``timm``, ``torchvision`` or ``transformers`` if a part's ``module`` is a path into one of them."""
     package = path.split(".")[0] if isinstance(path, str) else None
-    return package if package in ("timm", "torchvision", "transformers") else None
+    return package if package in INSTALLABLE else None
 
 
 def complete_arguments(path: str, factory: Callable[..., Any], args: dict[str, Any]) -> None:

@@ -97,15 +97,9 @@ class TabularMLP(nn.Module):
         numeric: Tensor | None = None,
         categorical: Tensor | None = None,
     ) -> Tensor:
-        """Maps the columns of a table to features.
+        """Columns `(B, in_features)` and `(B, len(categories))` → `(B, hidden[-1])`.
 
-        Args:
-            numeric: `(B, in_features)`, floating; a value that is not finite is missing.
-            categorical: `(B, len(categories))`, integers from 0; what is outside the column's categories, such as -1,
-                is missing or unknown.
-
-        Returns:
-            `(B, hidden[-1])`.
+        A number that is not finite, and an integer outside the column's categories, such as -1, are missing.
         """
         self._check_columns("numeric", numeric, "in_features", self.in_features)
         self._check_columns("categorical", categorical, "categories", len(self.categories))
