@@ -17,7 +17,7 @@ from hybrid_lightning.network.libraries import auto_config, family_of, published
 from hybrid_lightning.network.making import PartMaker
 from hybrid_lightning.network.missing import presence
 from hybrid_lightning.network.outputs import find_output, find_pool, fix_unused, mask_of, pooled, shapes
-from hybrid_lightning.network.part import Part, place_of, refuse_compile_options
+from hybrid_lightning.network.part import Part, place_of
 from hybrid_lightning.network.record import NetworkRecord, PartRecord
 from hybrid_lightning.network.stages import OPENED, Stages, discover_stages, recorded_calls
 from hybrid_lightning.network.wiring import OWN, Wiring
@@ -50,7 +50,7 @@ def build(
     which reads it may leave out.
     """
     wiring = Wiring(parts)
-    options = _options(parts, wiring, fusion, part_heads, trust)
+    options = _options(parts, wiring, fusion, part_heads)
     with_weights = set(options).difference(initialized) if load else ()
     draft = _Draft(options, outputs, wiring, PartMaker(trust, with_weights=with_weights), inferred or {})
     draft.make_all(example)
@@ -72,7 +72,7 @@ def rebuild(
 ) -> HybridNetwork:
     """Builds the network of a record again, without data and without weights; for the arguments see `build`."""
     wiring = Wiring(parts)
-    options = _options(parts, wiring, fusion, part_heads, trust)
+    options = _options(parts, wiring, fusion, part_heads)
     maker = PartMaker(trust, sizes_from_file=True)
     modules: dict[str, nn.Module] = {}
     records: dict[str, PartRecord] = {}
@@ -96,7 +96,6 @@ def _options(
     wiring: Wiring,
     fusion: Part,
     part_heads: bool,
-    trust: Collection[str] | None,
 ) -> dict[str, Part]:
     """The options of all that the network consists of."""
     options = dict(parts)
@@ -108,10 +107,6 @@ def _options(
     options["head"] = head
     if several and part_heads:
         options["part_heads"] = PART_HEADS
-    if trust is not None:
-        for name, part in options.items():
-            with at(place_of(name)):
-                refuse_compile_options(part)
     return options
 
 

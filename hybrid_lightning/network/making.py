@@ -12,7 +12,7 @@ from hybrid_lightning.importing import cache_hint, check_arguments, trusted
 from hybrid_lightning.network.adapters import add_adapter
 from hybrid_lightning.network.channels import adapt_channels
 from hybrid_lightning.network.libraries import complete_arguments, refuse_other_ways, without_classifier, without_hub
-from hybrid_lightning.network.part import Part
+from hybrid_lightning.network.part import Part, refuse_compile_options
 from hybrid_lightning.network.registry import forbid_fetching, refuse_hidden_weights, resolve, switch_weights
 from hybrid_lightning.weights.loading import load_weights
 
@@ -39,6 +39,8 @@ class PartMaker:
         sizes: Mapping[str, Any],
     ) -> tuple[nn.Module, str]:
         """The part's module, `sizes` being the arguments left out, and a line about the file read into it, or ""."""
+        if self.trust is not None:
+            refuse_compile_options(part)
         reads = name in self.with_weights and part.weights is not None
         report = ""
         if factory is None:
