@@ -7,6 +7,7 @@ from typing import Any, Self
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError, check_keys, reason
+from hybrid_lightning.importing import import_extra
 
 _CONFIGS = {"lora": "LoraConfig", "dora": "LoraConfig", "loha": "LoHaConfig", "lokr": "LoKrConfig", "ia3": "IA3Config"}
 KINDS = tuple(_CONFIGS)
@@ -16,53 +17,37 @@ _READ_WEIGHTS_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """Which adapters a part gets.
-
-    Args:
-        kind: One of `KINDS`.
-        args: Arguments of peft's config.
-    """
+    """Which adapters a part gets."""
 
     kind: str
-    args: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)  # of peft's config
 
     @classmethod
     def parse(cls, given: object) -> Self:
-        """Reads ``lora`` (or another of `KINDS`), or ``{kind: lora, r: 8, target_modules: [...], ...}``.
-
-        Raises:
-            ConfigError: If the kind is not known, or an argument names code.
-        """
+        """Reads ``lora`` (or another of `KINDS`), or ``{kind: lora, r: 8, target_modules: [...], ...}``."""
         options = {"kind": given} if isinstance(given, str) else given
         if not isinstance(options, Mapping) or "kind" not in options:
             raise ConfigError(f"{given!r} is neither a kind ({', '.join(KINDS)}) nor {{kind: lora, r: 8}}.")
         check_keys([options["kind"]], KINDS, kind="kind")
-        args = {key: value for key, value in options.items() if key != "kind"}
+        args = dict(options)
+        chosen = args.pop("kind")
         for key in args:
             # the name of a module that peft would import, also from a checkpoint
             if str(key).startswith("megatron"):
                 raise ConfigError("layers of Megatron cannot be adapted here. Remove it.", str(key))
-        return cls(options["kind"], args)
+        return cls(chosen, args)
 
 
 def add_adapter(module: nn.Module, adapter: AdapterSpec) -> None:
     """Puts adapters into a module; its own weights are fixed from then on, and only the adapters train.
 
-    Args:
-        module: Changed in place; the names of adapted layers gain ``base_layer``.
-        adapter: Without ``target_modules`` in its arguments all linear layers are adapted, or all convolutions if there
-            are none.
-
-    Raises:
-        ConfigError: If peft is not installed, refuses the arguments, or nothing can be adapted.
+    Without ``target_modules`` all linear layers are adapted, or all convolutions if there are none. The names of
+    adapted layers gain ``base_layer``.
     """
     if any(map(_is_adapted, module.modules())):
         # a live module of which a network was built before
         return
-    try:
-        import peft
-    except ModuleNotFoundError:
-        raise ConfigError("needs peft. Install it with: pip install 'hybrid_lightning[peft]'") from None
+    peft = import_extra("peft", "peft", adapter.kind)
     args = dict(adapter.args)
     args.setdefault("target_modules", _targets(module))
     if adapter.kind == "dora":

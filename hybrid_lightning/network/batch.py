@@ -34,7 +34,9 @@ def _first_of(entry: Any, count: int) -> Any:
         if len(short) == count:
             return short
         return short.repeat(count, *[1] * (entry.ndim - 1))
-    return entry[:count] if isinstance(entry, list | tuple) else entry
+    if isinstance(entry, list | tuple):
+        return entry[:count]
+    return entry
 
 
 def sizes_of(inputs: list[Any]) -> dict[str, int]:
@@ -46,4 +48,5 @@ def sizes_of(inputs: list[Any]) -> dict[str, int]:
     if not isinstance(first, Tensor) or first.ndim < 2:
         return {}
     channels = dict.fromkeys(_CHANNEL_ARGUMENTS, first.shape[1])
-    return channels | dict.fromkeys(_FEATURE_ARGUMENTS, first.shape[-1])
+    features = dict.fromkeys(_FEATURE_ARGUMENTS, first.shape[-1])
+    return channels | features

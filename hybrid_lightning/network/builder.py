@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,14 +11,14 @@ from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.importing import parameters_of
 from hybrid_lightning.network.batch import Batch, sizes_of, tensors_in
 from hybrid_lightning.network.channels import Normalize, find_scale, refuse_wrong_channels, require_channels
-from hybrid_lightning.network.contracts import modality_dropout, takes_presence
+from hybrid_lightning.network.contracts import takes_presence
 from hybrid_lightning.network.fusion import PartHeads
 from hybrid_lightning.network.hybrid_network import HybridNetwork, run_module
 from hybrid_lightning.network.libraries import auto_config, family_of, published_scale, timm_stages
 from hybrid_lightning.network.making import PartMaker
 from hybrid_lightning.network.missing import presence
 from hybrid_lightning.network.outputs import find_output, find_pool, fix_unused, mask_of, pooled, shapes
-from hybrid_lightning.network.part import Part, place_of, refuse_compile_options
+from hybrid_lightning.network.part import Part, place_of
 from hybrid_lightning.network.record import NetworkRecord, PartRecord
 from hybrid_lightning.network.stages import OPENED, Stages, discover_stages, recorded_calls
 from hybrid_lightning.network.wiring import OWN, Wiring
@@ -45,27 +44,21 @@ def build(
 ) -> HybridNetwork:
     """Builds a network part by part along one dry run that infers all sizes.
 
-    Args:
-        parts: Name → options, from `parse_parts`, which fills in defaults and the ``head``.
-        outputs: Number of outputs of the head.
-        example: A batch of two samples.
-        fusion: Options of the fusion; used only if several parts feed the head.
-        load: Whether the parts' weights are read; False where a checkpoint follows.
-        trust: None, or the packages that a file's dotted paths may name, see `resolve`.
-        initialized: Parts whose weights come from elsewhere later, so that their own are not read.
-        part_heads: Whether each part that feeds the fusion has a head of its own, which measures that part alone.
-        part_weight: 0: these heads only observe. Above 0: their losses are added with this weight.
-        inferred: Key of the batch → arguments that a part which reads it may leave out.
-
-    Raises:
-        ConfigError: If an option is impossible, a key is missing in the batch, or sizes do not fit.
+    `example` is a batch of two samples. The parts in `initialized` get their weights from elsewhere later, so that
+    their own are not read; with `load` False none are, because a checkpoint follows. `trust` is that of `resolve`.
+    With `part_heads` each part that feeds the fusion has a head of its own; with a `part_weight` of 0 these only
+    observe, above 0 their losses are added with this weight. `inferred`: key of the batch → arguments that a part
+    which reads it may leave out.
     """
     wiring = Wiring(parts)
-    options = _options(parts, wiring, fusion, part_heads, trust)
+    options = _options(parts, wiring, fusion, part_heads)
     with_weights = set(options).difference(initialized) if load else ()
     draft = _Draft(options, outputs, wiring, PartMaker(trust, with_weights=with_weights), inferred or {})
     draft.make_all(example)
-    return draft.network(part_weight)
+    record = NetworkRecord(draft.records, _fixed(draft.modules), draft.absent)
+    network = HybridNetwork(options, outputs, draft.modules, record, part_weight)
+    network.weight_reports = draft.reports
+    return network
 
 
 def rebuild(
@@ -78,13 +71,9 @@ def rebuild(
     part_heads: bool = False,
     part_weight: float = 0.0,
 ) -> HybridNetwork:
-    """Builds the network of a record again, without data and without weights; for the arguments see `build`.
-
-    Raises:
-        ConfigError: If the record is not one of these parts, or names what a file may not name.
-    """
+    """Builds the network of a record again, without data and without weights; for the arguments see `build`."""
     wiring = Wiring(parts)
-    options = _options(parts, wiring, fusion, part_heads, trust)
+    options = _options(parts, wiring, fusion, part_heads)
     maker = PartMaker(trust, sizes_from_file=True)
     modules: dict[str, nn.Module] = {}
     records: dict[str, PartRecord] = {}
@@ -94,9 +83,10 @@ def rebuild(
             raise ConfigError("the record of the network lacks this part. Use another checkpoint.", place_of(name))
         records[name] = record.parts[name]
         part = options[name]
-        modules[name], _ = maker.make(name, part, maker.factory_of(name, part), records[name].sizes)
-        if part.normalize and records[name].scale is None:
-            raise ConfigError("the record of the network lacks the scale. Use another checkpoint.", place_of(name))
+        with at(place_of(name)):
+            modules[name], _ = maker.make(name, part, maker.factory_of(part), records[name].sizes)
+            if part.normalize and records[name].scale is None:
+                raise ConfigError("the record of the network lacks the scale. Use another checkpoint.")
     _fix(modules, record.fixed)
     complete = NetworkRecord(records, _fixed(modules), record.absent)
     return HybridNetwork(options, outputs, modules, complete, part_weight)
@@ -107,21 +97,17 @@ def _options(
     wiring: Wiring,
     fusion: Part,
     part_heads: bool,
-    trust: Collection[str] | None,
 ) -> dict[str, Part]:
     """The options of all that the network consists of."""
-    options = {name: part for name, part in parts.items() if name != "head"}
+    options = dict(parts)
+    head = options.pop("head")
     # where one part feeds the head there is nothing to join or to compare
     several = len(wiring.feeding) > 1
     if several:
         options["fusion"] = fusion
-    options["head"] = parts["head"]
+    options["head"] = head
     if several and part_heads:
         options["part_heads"] = PART_HEADS
-    if trust is not None:
-        for name, part in options.items():
-            with at(place_of(name)):
-                refuse_compile_options(part)
     return options
 
 
@@ -154,13 +140,6 @@ class _Draft:
     records: dict[str, PartRecord] = field(default_factory=dict)
     reports: dict[str, str] = field(default_factory=dict)
 
-    def network(self, part_weight: float) -> HybridNetwork:
-        """The network of what has been made."""
-        record = NetworkRecord(self.records, _fixed(self.modules), self.absent)
-        network = HybridNetwork(self.options, self.outputs, self.modules, record, part_weight)
-        network.weight_reports = self.reports
-        return network
-
     def make_all(self, example: Batch) -> None:
         """Makes all parts, then what follows them."""
         self.absent = self._find_absent(example)
@@ -174,7 +153,13 @@ class _Draft:
         head_input = next(iter(features.values()))
         if "fusion" in self.options:
             head_input = self._add("fusion", [features])
-            self._refuse_gaps()
+            fusion = self.modules["fusion"]
+            if self.absent and not takes_presence(fusion):
+                raise ConfigError(
+                    f"samples may lack {listing(self.absent)}, and {type(fusion).__name__} takes no second argument "
+                    f"'present' (part → bool (B,)). Give its forward one, or use ConcatFusion.",
+                    "model.fusion",
+                )
         output = self._add("head", [head_input])
         if output.shape != (len(head_input), self.outputs):
             raise ConfigError(
@@ -191,18 +176,9 @@ class _Draft:
             return []
         fusion = self.options["fusion"]
         # the fusion is made last, but `absent` is among its arguments
-        drops = fusion.args.get("modality_dropout") or modality_dropout(fusion.module)
+        drops = fusion.args.get("modality_dropout") or getattr(fusion.module, "modality_dropout", 0.0)
         masks = presence(self.wiring.order, self.wiring.reads, example)
         return [name for name in self.wiring.feeding if drops or name in masks]
-
-    def _refuse_gaps(self) -> None:
-        fusion = self.modules["fusion"]
-        if self.absent and not takes_presence(fusion):
-            raise ConfigError(
-                f"samples may lack {listing(self.absent)}, and {type(fusion).__name__} takes no second argument "
-                f"'present' (part → bool (B,)). Give its forward one, or use ConcatFusion.",
-                "model.fusion",
-            )
 
     def _add_part_heads(self, features: Mapping[str, Tensor]) -> None:
         standardize = self.options["fusion"].args.get("standardize", "samples")
@@ -215,22 +191,17 @@ class _Draft:
     def _add(self, name: str, inputs: list[Any]) -> Tensor:
         """Makes a part, runs it on its inputs, records what that shows, and returns its output."""
         part = self.options[name]
-        factory = self.maker.factory_of(name, part)
         with at(place_of(name)):
+            factory = self.maker.factory_of(part)
             sizes = self._infer_sizes(name, factory, inputs)
-        module, report = self.maker.make(name, part, factory, sizes)
-        self.modules[name] = module
-        if report:
-            self.reports[name] = report
-        with at(place_of(name)):
+            module, report = self.maker.make(name, part, factory, sizes)
+            self.modules[name] = module
+            if report:
+                self.reports[name] = report
             scale = _scale_of(part, module, factory)
             if scale is not None:
                 require_channels(scale["mean"], inputs[0])
-            call = partial(run_module, module, inputs, None if scale is None else Normalize(**scale))
-            if name == "fusion":
-                # a dict is its one argument, where a part would take keywords
-                call = partial(module, *inputs)
-            returned, called = _run(part, module, inputs, call)
+            returned, called = _run(name, part, module, inputs, scale)
             output, key = _output_of(part, module, returned, inputs)
             pool = None
             if name in self.wiring.feeding:
@@ -241,12 +212,7 @@ class _Draft:
         self.records[name] = PartRecord(sizes, stages, key, pool, scale)
         return output
 
-    def _infer_sizes(
-        self,
-        name: str,
-        factory: Callable[..., Any] | None,
-        inputs: list[Any],
-    ) -> dict[str, Any]:
+    def _infer_sizes(self, name: str, factory: Callable[..., Any] | None, inputs: list[Any]) -> dict[str, Any]:
         """Values for the arguments that the options leave out."""
         if factory is None:
             return {}
@@ -266,15 +232,14 @@ class _Draft:
             known |= sizes_of(inputs)
             for key in self.wiring.reads.get(name, ()):
                 known |= self.inferred.get(key, {})
-        wanted = [argument for argument in parameters_of(factory) if argument not in part.args]
-        return {argument: known[argument] for argument in wanted if argument in known}
+        sizes = {}
+        for argument in parameters_of(factory):
+            if argument in known and argument not in part.args:
+                sizes[argument] = known[argument]
+        return sizes
 
 
-def _scale_of(
-    part: Part,
-    module: nn.Module,
-    factory: Callable[..., Any] | None,
-) -> dict[str, list[float]] | None:
+def _scale_of(part: Part, module: nn.Module, factory: Callable[..., Any] | None) -> dict[str, list[float]] | None:
     if not part.normalize:
         return None
     stated = part.normalize
@@ -289,10 +254,11 @@ def _widths(features: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _run(
+    name: str,
     part: Part,
     module: nn.Module,
     inputs: list[Any],
-    call: Callable[[], Any],
+    scale: dict[str, list[float]] | None,
 ) -> tuple[Any, list[nn.Module]]:
     """What a module returns in a dry run, and its submodules in the order of their first call."""
     # the graph shows which parameters nothing reads, such as those of a pooler
@@ -300,7 +266,11 @@ def _run(
     with recorded_calls(module) as called:
         try:
             with dry_run(module), torch.set_grad_enabled(with_graph):
-                return call(), called
+                if name == "fusion":
+                    # a dict is its one argument, where a part would take keywords
+                    return module(*inputs), called
+                normalize = None if scale is None else Normalize(**scale)
+                return run_module(module, inputs, normalize), called
         except ConfigError:
             raise
         except Exception as error:  # third-party code may raise any exception
@@ -310,12 +280,7 @@ def _run(
             ) from error
 
 
-def _output_of(
-    part: Part,
-    module: nn.Module,
-    returned: Any,
-    inputs: list[Any],
-) -> tuple[Tensor, str | int | None]:
+def _output_of(part: Part, module: nn.Module, returned: Any, inputs: list[Any]) -> tuple[Tensor, str | int | None]:
     """The output among what a module returned, and its key or position."""
     kind = type(module).__name__
     key = find_output(returned, part.output, kind)

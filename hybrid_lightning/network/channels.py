@@ -15,26 +15,18 @@ _Convolution = nn.modules.conv._ConvNd
 def adapt_channels(module: nn.Module, channels: int) -> None:
     """Gives a module's first convolution another number of input channels, made from the weights it has.
 
-    For one channel the filters are summed over their channels, which is the same as showing a gray image on all of
-    them. For others they are repeated in turn and scaled by old ÷ new, so that the outputs keep their size. Both as in
-    timm's ``adapt_input_conv`` (R. Wightman, PyTorch Image Models, 2019).
-
-    Args:
-        module: Changed in place.
-        channels: The new number, at least 1.
-
-    Raises:
-        ConfigError: If it has no convolution, or its first one works on groups of channels.
+    As in timm's ``adapt_input_conv`` (R. Wightman, PyTorch Image Models, 2019): summed for one channel, which shows a
+    gray image on all of them; else repeated in turn, and scaled so that the outputs keep their size.
     """
-    convolutions = [layer for layer in module.modules() if isinstance(layer, _Convolution)]
+    first = next((layer for layer in module.modules() if isinstance(layer, _Convolution)), None)
     # a module that is a convolution itself has no name to be adapted by
-    if not convolutions or convolutions[0] is module or convolutions[0].groups != 1:
+    if first is None or first is module or first.groups != 1:
         raise ConfigError(f"{type(module).__name__} has no first convolution that could be adapted.", "channels")
-    first = convolutions[0]
     before = first.in_channels
     if before == channels:
         return
-    first.weight = nn.Parameter(_adapted(first.weight.detach(), channels), first.weight.requires_grad)
+    weight = _adapted(first.weight.detach(), channels)
+    first.weight = nn.Parameter(weight, first.weight.requires_grad)
     first.in_channels = channels
     for owner in module.modules():
         # models of transformers compare it with their input
@@ -51,24 +43,20 @@ def _adapted(weight: Tensor, channels: int) -> Tensor:
     return repeated[:, :channels] * (before / channels)
 
 
-def refuse_wrong_channels(
-    module: nn.Module,
-    called: Sequence[nn.Module],
-    inputs: Sequence[Any],
-) -> None:
-    """Raises `ConfigError` if a module's first convolution cannot take its input because of the channels.
-
-    `called` are its submodules in the order of their first call; the module's own checks may have failed before that.
-    """
-    convolutions = [layer for layer in (*called, *module.modules()) if isinstance(layer, _Convolution)]
+def refuse_wrong_channels(module: nn.Module, called: Sequence[nn.Module], inputs: Sequence[Any]) -> None:
+    """Raises `ConfigError` if a module's first convolution, by its calls, cannot take the channels of its input."""
+    # the module's own checks may have failed before any call
+    layers = (*called, *module.modules())
+    first = next((layer for layer in layers if isinstance(layer, _Convolution)), None)
     value = inputs[0] if inputs else None
     # models of transformers take a dict with the image first
     if isinstance(value, Mapping):
         value = next(iter(value.values()), None)
-    if not convolutions or not isinstance(value, Tensor) or value.ndim != 2 + len(convolutions[0].kernel_size):
+    if first is None or not isinstance(value, Tensor):
         return
-    if value.shape[1] != convolutions[0].in_channels:
-        raise _wrong_channels(convolutions[0].in_channels, value)
+    is_batch = value.ndim == 2 + len(first.kernel_size)
+    if is_batch and value.shape[1] != first.in_channels:
+        raise _wrong_channels(first.in_channels, value)
 
 
 def _wrong_channels(wanted: int, image: Tensor) -> ConfigError:
@@ -86,12 +74,7 @@ def require_channels(mean: Sequence[float], image: Any) -> None:
 
 
 class Normalize(nn.Module):
-    """Images in [0, 1] on the scale that a part's weights were trained on: ``(image - mean) / std``, per channel.
-
-    Args:
-        mean: One value per channel.
-        std: One value per channel, above 0.
-    """
+    """Images in [0, 1] on the scale that a part's weights were trained on: ``(image - mean) / std``, per channel."""
 
     mean: Tensor
     std: Tensor
@@ -111,13 +94,7 @@ class Normalize(nn.Module):
 
 
 def find_scale(stated: Mapping[str, Any], channels: int | None) -> dict[str, list[float]]:
-    """Mean and standard deviation for `Normalize`, per channel, from what the part or its model states.
-
-    Where `channels` is another number than that of the stated values, each channel gets the mean over them.
-
-    Raises:
-        ConfigError: If there is nothing to take.
-    """
+    """The arguments of `Normalize` from what a part or its model states; other `channels` get the mean over these."""
     if not stated.get("mean") or not stated.get("std"):
         raise ConfigError(
             "the model does not say on which scale it was trained. Write {mean: [...], std: [...]}, one value per "

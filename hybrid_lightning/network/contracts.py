@@ -41,14 +41,6 @@ class MakesOutputs(Protocol):
     makes_outputs: bool
 
 
-@runtime_checkable
-class PretrainedModule(Protocol):
-    """A module that has pretrained weights of its own, for ``weights: pretrained``."""
-
-    def load_pretrained(self) -> None:
-        """Reads them."""
-
-
 def takes_presence(fusion: nn.Module) -> bool:
     """Whether a fusion's forward has the second argument of `FusionModule`."""
     return len(inspect.signature(fusion.forward).parameters) > 1

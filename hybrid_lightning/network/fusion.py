@@ -15,22 +15,13 @@ Features = Mapping[str, Tensor]
 
 
 class SampleNorm(nn.BatchNorm1d):
-    """BatchNorm without parameters that takes its running statistics for a batch of one sample.
-
-    Args:
-        num_features: Number of features.
-    """
+    """BatchNorm without parameters that takes its running statistics for a batch of one sample."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features, affine=False)
 
     def forward(self, features: Tensor, present: Tensor | None = None) -> Tensor:
-        """Standardizes each feature over the samples, `(B, num_features)`.
-
-        Args:
-            features: `(B, num_features)`.
-            present: `(B,)` bool; while training, only samples where it is True count. None counts all.
-        """
+        """Standardizes each feature `(B, num_features)` over the samples; while training, over those `present`."""
         if not self.training or (present is None and len(features) > 1):
             return super().forward(features)
         if present is None:
@@ -53,7 +44,8 @@ class SampleNorm(nn.BatchNorm1d):
         variance = deviations.square().sum(0) / samples
         with torch.no_grad():
             # 0 with fewer than two samples, so that the running statistics stay
-            share = ((self.momentum or 0.0) * enough).to(self.running_mean)
+            momentum = self.momentum or 0.0
+            share = (momentum * enough).to(self.running_mean)
             # as in torch's BatchNorm, the running variance is the unbiased one
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.running_mean.lerp_(mean.to(self.running_mean), share)
@@ -85,11 +77,7 @@ def standardized(norm: nn.Module, features: Tensor, present: Tensor | None) -> T
 
 
 class StandIn(nn.Module):
-    """What a fusion takes in the place of an absent part: a learned vector, at first zeros.
-
-    Args:
-        width: Its size.
-    """
+    """What a fusion takes in the place of an absent part: a learned vector, at first zeros."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -172,7 +160,9 @@ def checked_rate(rate: float) -> float:
 
 def masks(parts: Collection[str], present: Presence | None, like: Tensor) -> Tensor:
     """`(B, parts)` bool: which parts are there."""
-    return torch.stack([(present or {}).get(part, everybody(like)) for part in parts], dim=1)
+    known = present or {}
+    of_parts = [known.get(part, everybody(like)) for part in parts]
+    return torch.stack(of_parts, dim=1)
 
 
 def masked_softmax(scores: Tensor, there: Tensor, dim: int) -> Tensor:
@@ -186,8 +176,8 @@ class ConcatFusion(Fusion):
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → `(B, parts × width)`."""
-        vectors = list(self.projected(features, present).values())
-        fused: Tensor = self.dropout(torch.cat(vectors, dim=1))
+        vectors = self.projected(features, present)
+        fused: Tensor = self.dropout(torch.cat(list(vectors.values()), dim=1))
         return fused
 
 
@@ -248,8 +238,10 @@ class AttentionFusion(Fusion):
         vectors = torch.stack(list(self.projected(features, present).values()), dim=1)
         query = vectors.new_zeros(vectors.shape[0], 1, self.width)
         steps = torch.cat([query, vectors], dim=1) + self.marks
-        unknown_parts = {part: mask for part, mask in (present or {}).items() if part not in self.stand_ins}
-        hidden = ~masks(list(self.projections), unknown_parts, vectors)
+        without_vector = dict(present or {})
+        for part in self.stand_ins:
+            without_vector.pop(part, None)
+        hidden = ~masks(list(self.projections), without_vector, vectors)
         hidden = functional.pad(hidden, (1, 0))  # the query itself is always there
         attended: Tensor = self.layer(steps, src_key_padding_mask=hidden)
         return self.dropout(attended[:, 0])  # type: ignore[no-any-return]
@@ -273,7 +265,7 @@ class LogitFusion(nn.Module):
     """
 
     makes_outputs = True
-    """No head is needed, see `MakesOutputs`."""
+    """Any fusion may say so of itself: its result is the model's outputs."""
 
     def __init__(
         self,
@@ -290,21 +282,16 @@ class LogitFusion(nn.Module):
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → outputs `(B, out_features)`."""
-        outputs = torch.stack([*self.heads(features, present).values()], dim=1)
+        of_parts = self.heads(features, present)
+        outputs = torch.stack(list(of_parts.values()), dim=1)
         there = masks(list(features), present, outputs)
-        weights = masked_softmax(self.scores.to(outputs.dtype).expand(there.shape), there, dim=1)
+        scores = self.scores.to(outputs.dtype).expand(there.shape)
+        weights = masked_softmax(scores, there, dim=1)
         return (weights.unsqueeze(2) * outputs).sum(1)
 
 
 class PartHeads(nn.Module):
-    """A linear head on the standardized features of each part, which measures that part alone.
-
-    Args:
-        in_features: Part name → number of features.
-        out_features: Number of outputs of the model.
-        standardize: As in `Fusion`.
-        dropout: Share of the features that is dropped while training, in [0, 1).
-    """
+    """A linear head on the standardized features of each part, which measures that part alone."""
 
     def __init__(
         self,
@@ -316,17 +303,18 @@ class PartHeads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleDict()
         for part, size in in_features.items():
-            layers = (sample_norm(size, standardize), nn.Dropout(dropout), nn.Linear(size, out_features))
-            self.heads[part] = nn.Sequential(*layers)
+            self.heads[part] = nn.Sequential(
+                sample_norm(size, standardize),
+                nn.Dropout(dropout),
+                nn.Linear(size, out_features),
+            )
 
-    def forward(
-        self,
-        features: Features,
-        present: Presence | None = None,
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, present: Presence | None = None) -> dict[str, Tensor]:
         """Features of each part `(B, features)` → outputs of each part `(B, out_features)`."""
         outputs = {}
         for part, layers in self.heads.items():
             norm, dropout, linear = layers.children()
-            outputs[part] = linear(dropout(standardized(norm, features[part], (present or {}).get(part))))
+            mask = (present or {}).get(part)
+            vectors = standardized(norm, features[part], mask)
+            outputs[part] = linear(dropout(vectors))
         return outputs

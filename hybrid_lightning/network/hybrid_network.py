@@ -36,15 +36,9 @@ class Outputs(NamedTuple):
 class HybridNetwork(nn.Module):
     """Parts → fusion → head; made by `build` or `rebuild`.
 
-    Args:
-        options: Name → options of each part, the ``fusion``, the ``head`` and the ``part_heads``, as far as they exist.
-        outputs: Number of outputs of the head.
-        modules: The same names → modules, in the order in which they run.
-        record: What the dry run has found out.
-        part_weight: Weight of the losses of the part heads; 0: they only observe.
-
-    Raises:
-        ConfigError: If stages are impossible, or a part could never train.
+    `options` and `modules` have the names of the parts, the ``fusion``, the ``head`` and the ``part_heads``, as far as
+    they exist; the modules in the order in which they run. The losses of the part heads have `part_weight`; with 0 they
+    only observe.
     """
 
     def __init__(
@@ -61,6 +55,8 @@ class HybridNetwork(nn.Module):
         self.part_weight = part_weight
         self.record = record
         self.wiring = Wiring(options)
+        self.feeding = self.wiring.feeding
+        """The parts that feed the fusion, or the head if there is only one."""
         # their order is that of the param groups
         self.parts = nn.ModuleDict(modules)
         self.scales = nn.ModuleDict()
@@ -85,37 +81,22 @@ class HybridNetwork(nn.Module):
                 )
 
     @property
-    def feeding(self) -> list[str]:
-        """The parts that feed the fusion, or the head if there is only one."""
-        return self.wiring.feeding
-
-    @property
     def keys_read(self) -> list[str]:
         """The keys of a batch that the parts read, and the masks of those that samples may lack."""
         return self.wiring.keys_read(self.record.absent)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The outputs `(B, outputs)`.
-
-        Args:
-            batch: A dict with the keys that the parts read, and ``present/<key>`` where samples may lack one.
-        """
+        """The outputs `(B, outputs)`; samples may lack a key of the batch that has ``present/<key>``."""
         present = self._sampled_presence(batch)
         return self._join(self._features(batch, present), present)
 
     def forward_parts(
-        self,
-        batch: Batch,
-        contributions: bool = False,
-        cached: Mapping[str, Tensor] | None = None,
+        self, batch: Batch, contributions: bool = False, cached: Mapping[str, Tensor] | None = None
     ) -> Outputs:
-        """The outputs, and those of single parts: of their own heads, and without each.
+        """The outputs, and those of single parts: of their own heads, and with `contributions` also without each.
 
-        Args:
-            batch: As for `forward`.
-            contributions: Whether ``without`` is wanted, which takes a fusion and a head more per part. It is empty for
-                a fusion that takes no presence.
-            cached: Part → its output for this batch, see `features`.
+        The latter take a fusion and a head more per part. There are none for a fusion that takes no presence. For
+        `cached` see `features`.
         """
         present = self._sampled_presence(batch)
         features = self._features(batch, present, cached)
@@ -123,11 +104,7 @@ class HybridNetwork(nn.Module):
         without = self._without(features, present) if contributions else {}
         return Outputs(joint, self._alone(features, present), without)
 
-    def features(
-        self,
-        batch: Batch,
-        cached: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
+    def features(self, batch: Batch, cached: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The features `(B, features)` of each part that feeds the fusion or the head; zeros where it is absent.
 
         Args:
@@ -137,11 +114,7 @@ class HybridNetwork(nn.Module):
         return self._features(batch, self.presence(batch), cached)
 
     def presence(self, batch: Batch) -> Presence:
-        """Which parts are there in which samples.
-
-        Raises:
-            ConfigError: If samples lack a part that the model has never been without.
-        """
+        """Which parts are there in which samples; refused if one is absent that the model has never been without."""
         found = presence(self.wiring.order, self.wiring.reads, batch)
         for name in self.feeding:
             if name in found and name not in self.record.absent:
@@ -152,15 +125,13 @@ class HybridNetwork(nn.Module):
         return found
 
     def _never_absent(self, name: str) -> ConfigError:
-        if len(self.feeding) == 1:
-            return ConfigError(
-                f"data: some samples have nothing that part {name!r} reads, and the model has no other part. Remove "
-                f"these samples, or add a part that reads something else."
-            )
-        return ConfigError(
-            f"data: some samples have nothing that part {name!r} reads, and the model was trained without such "
-            f"samples. Train it with them, or with model.fusion.args.modality_dropout, such as 0.2."
+        reason = (
+            "was trained without such samples. Train it with them, or with model.fusion.args.modality_dropout, such as "
+            "0.2."
         )
+        if len(self.feeding) == 1:
+            reason = "has no other part. Remove these samples, or add a part that reads something else."
+        return ConfigError(f"data: some samples have nothing that part {name!r} reads, and the model {reason}")
 
     def _sampled_presence(self, batch: Batch) -> Presence:
         """The presence of the parts, while training after modality dropout."""
@@ -172,10 +143,7 @@ class HybridNetwork(nn.Module):
         return present
 
     def _features(
-        self,
-        batch: Batch,
-        present: Presence,
-        cached: Mapping[str, Tensor] | None = None,
+        self, batch: Batch, present: Presence, cached: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         outputs = dict(cached or {})
         features: dict[str, Tensor] = {}
@@ -196,11 +164,12 @@ class HybridNetwork(nn.Module):
     def _mask(self, name: str, present: Presence) -> Tensor | None:
         """The samples for which a part has work: those that have its input, and one of the parts it leads to."""
         own = present.get(name)
-        leading = [present.get(last) for last in self.wiring.leads_to[name]]
-        needed = [mask for mask in leading if mask is not None]
-        # one of them is there in all samples
-        if len(needed) < len(leading):
-            return own
+        needed = []
+        for last in self.wiring.leads_to[name]:
+            if last not in present:
+                # it is there in all samples
+                return own
+            needed.append(present[last])
         anywhere = torch.stack(needed).any(0)
         return anywhere if own is None else own & anywhere
 
@@ -222,7 +191,7 @@ class HybridNetwork(nn.Module):
         """The outputs `(B, outputs)` from the features of the parts."""
         if "fusion" in self.parts:
             fuse = self._callable("fusion")
-            masks = {name: mask for name, mask in present.items() if name in self.feeding}
+            masks = {name: present[name] for name in present if name in self.feeding}
             # a fusion may take no presence
             head_input = fuse(features, masks) if masks else fuse(features)
         else:
@@ -230,11 +199,7 @@ class HybridNetwork(nn.Module):
         output: Tensor = self._callable("head")(head_input)
         return output
 
-    def _alone(
-        self,
-        features: Mapping[str, Tensor],
-        present: Presence,
-    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def _alone(self, features: Mapping[str, Tensor], present: Presence) -> dict[str, tuple[Tensor, Tensor | None]]:
         if "part_heads" not in self.parts:
             return {}
         # the losses of heads that only observe do not reach the parts
@@ -243,11 +208,7 @@ class HybridNetwork(nn.Module):
         outputs = self._callable("part_heads")(features, present)
         return {name: (own, present.get(name)) for name, own in outputs.items()}
 
-    def _without(
-        self,
-        features: Mapping[str, Tensor],
-        present: Presence,
-    ) -> dict[str, Tensor]:
+    def _without(self, features: Mapping[str, Tensor], present: Presence) -> dict[str, Tensor]:
         if "fusion" not in self.parts or not takes_presence(self.parts["fusion"]):
             return {}
         found = {}
@@ -281,11 +242,13 @@ class HybridNetwork(nn.Module):
         Each also has the ``origin`` of its part, and whether it is an ``observer``, which nothing else depends on.
         """
         patterns = {}
-        stages = {}
+        stages: dict[str, dict[str, list[str]]] = {}
         for name, module in self.parts.items():
             if any(True for _ in module.parameters()):
                 patterns[name] = f"parts.{name}"
-                stages[name] = self._stage_patterns(name)
+                stages[name] = {}
+                for stage, of_stage in self.record.parts[name].stages.items():
+                    stages[name][stage] = [f"parts.{name}.{pattern}" for pattern in of_stage]
         groups = named_param_groups(
             self,
             patterns,
@@ -300,13 +263,6 @@ class HybridNetwork(nn.Module):
             group["observer"] = group["part"] == "part_heads" and not self.part_weight
         return groups
 
-    def _stage_patterns(self, name: str) -> dict[str, list[str]]:
-        """Stage → patterns of parameter names within the network."""
-        found = {}
-        for stage, patterns in self.record.parts[name].stages.items():
-            found[stage] = [f"parts.{name}.{pattern}" for pattern in patterns]
-        return found
-
     def leave_out_part_heads(self) -> None:
         """Takes the parts' own heads away, such as for a checkpoint that has none; nothing else depends on them."""
         del self.parts["part_heads"], self.options["part_heads"]
@@ -314,11 +270,7 @@ class HybridNetwork(nn.Module):
         self.record = dataclasses.replace(self.record, parts=left)
 
 
-def run_module(
-    module: Callable[..., Any],
-    inputs: list[Any],
-    scale: nn.Module | None,
-) -> Any:
+def run_module(module: Callable[..., Any], inputs: list[Any], scale: nn.Module | None) -> Any:
     """What a part's module returns: a lone dict is passed as keyword arguments, and images on the part's own scale."""
     if scale is not None and isinstance(inputs[0], Tensor):
         inputs = [scale(inputs[0]), *inputs[1:]]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError, reason, unknown
-from hybrid_lightning.importing import cache_hint, parameters_of
+from hybrid_lightning.importing import INSTALLABLE, cache_hint, import_extra, parameters_of
 from hybrid_lightning.network.stages import Stages
 
 _TORCHVISION_HEADS = ("fc", "classifier", "head", "heads")
@@ -25,27 +25,15 @@ _REFUSED_CONFIG_KEYS = ("auto_map", "attn_implementation", "_attn_implementation
 def family_of(path: Any) -> str | None:
     """``timm``, ``torchvision`` or ``transformers`` if a part's ``module`` is a path into one of them."""
     package = path.split(".")[0] if isinstance(path, str) else None
-    return package if package in ("timm", "torchvision", "transformers") else None
+    return package if package in INSTALLABLE else None
 
 
-def complete_arguments(
-    path: str,
-    factory: Callable[..., Any],
-    args: dict[str, Any],
-) -> None:
+def complete_arguments(path: str, factory: Callable[..., Any], args: dict[str, Any]) -> None:
     """Adds the arguments by which a library leaves out what a part does not need, and checks the model's name.
 
     timm models come without their classifier (``num_classes=0``) and pool their features. Torchvision's GoogLeNet and
     Inception come without their auxiliary classifiers, which would return several outputs; its segmentation models take
     no weights for their backbone alone.
-
-    Args:
-        path: Dotted path of the factory.
-        factory: The factory itself.
-        args: Its arguments, to which defaults are added.
-
-    Raises:
-        ConfigError: If the model's name is not known.
     """
     if path == "timm.create_model":
         _check_timm_name(args.get("model_name"))
@@ -140,29 +128,12 @@ def _shortest_prefix(name: str, number: int, owner: Mapping[str, int]) -> str:
     return name
 
 
-# transformers
-
-
 def _transformers() -> Any:
-    try:
-        import transformers
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "transformers.AutoModel needs transformers. Install it: pip install 'hybrid_lightning[transformers]'"
-        ) from None
-    return transformers
+    return import_extra("transformers", "transformers", "transformers.AutoModel")
 
 
 def auto_config(name: str | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The whole architecture of a model of transformers as plain data, so that a rebuild reads no folder and no hub.
-
-    Args:
-        name: Its folder, or its name on the hub, which is looked up in the cache first.
-        given: What differs from the defaults of its ``model_type``, beside or instead of ``name``.
-
-    Raises:
-        ConfigError: If it cannot be read, or a value is not possible.
-    """
+    """The whole architecture of `auto_model` as plain data, so that a rebuild reads neither a folder nor the hub."""
     try:
         if given:
             config = _architecture(given)
@@ -249,14 +220,7 @@ def without_hub() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-# The scale of the images that a model was trained on
-
-
-def published_scale(
-    path: Any,
-    module: nn.Module,
-    factory: Callable[..., Any] | None,
-) -> Mapping[str, Any]:
+def published_scale(path: Any, module: nn.Module, factory: Callable[..., Any] | None) -> Mapping[str, Any]:
     """``mean`` and ``std`` per channel, for values in [0, 1], as far as a model states them."""
     stated = getattr(module, "preprocessing", None)
     family = family_of(path)

@@ -11,37 +11,25 @@ from hybrid_lightning.errors import ConfigError, at, reason
 from hybrid_lightning.importing import cache_hint, check_arguments, trusted
 from hybrid_lightning.network.adapters import add_adapter
 from hybrid_lightning.network.channels import adapt_channels
-from hybrid_lightning.network.contracts import PretrainedModule
-from hybrid_lightning.network.libraries import (
-    complete_arguments,
-    refuse_other_ways,
-    without_classifier,
-    without_hub,
-)
-from hybrid_lightning.network.part import Part, place_of
+from hybrid_lightning.network.libraries import complete_arguments, refuse_other_ways, without_classifier, without_hub
+from hybrid_lightning.network.part import Part, refuse_compile_options
 from hybrid_lightning.network.registry import forbid_fetching, refuse_hidden_weights, resolve, switch_weights
 from hybrid_lightning.weights.loading import load_weights
 
 
 @dataclass(frozen=True)
 class PartMaker:
-    """Makes the modules of parts.
+    """Makes the modules of parts; errors have places within a part's options."""
 
-    Args:
-        trust: None, or the packages that a file's dotted paths may name, see `resolve`.
-        sizes_from_file: Whether inferred sizes come from a file, which may not state more than a dry run would.
-        with_weights: Names of the parts whose weights are read.
-    """
+    trust: Collection[str] | None = None  # the packages that a file's dotted paths may name, see `resolve`
+    sizes_from_file: bool = False  # a file may not state more than a dry run would
+    with_weights: Collection[str] = ()  # names of the parts whose weights are read
 
-    trust: Collection[str] | None = None
-    sizes_from_file: bool = False
-    with_weights: Collection[str] = ()
-
-    def factory_of(self, name: str, part: Part) -> Callable[..., Any] | None:
+    def factory_of(self, part: Part) -> Callable[..., Any] | None:
         """The class or factory that a part names; None for a live module."""
         if isinstance(part.module, nn.Module):
             return None
-        return resolve(part.module, f"{place_of(name)}.module", self.trust)
+        return resolve(part.module, "module", self.trust)
 
     def make(
         self,
@@ -50,10 +38,9 @@ class PartMaker:
         factory: Callable[..., Any] | None,
         sizes: Mapping[str, Any],
     ) -> tuple[nn.Module, str]:
-        """The part's module, ready to run, and a line about the file that was read into it; empty if none was.
-
-        `sizes` are the arguments that the options leave out.
-        """
+        """The part's module, `sizes` being the arguments left out, and a line about the file read into it, or ""."""
+        if self.trust is not None:
+            refuse_compile_options(part)
         reads = name in self.with_weights and part.weights is not None
         report = ""
         if factory is None:
@@ -61,20 +48,18 @@ class PartMaker:
             # whoever passed a live module has loaded it
             is_loaded = part.weights == "pretrained"
         else:
-            module, is_loaded = self._create(name, part, factory, sizes, reads)
+            module, is_loaded = self._create(part, factory, sizes, reads)
         if reads and not is_loaded:
             report = _read_weights(name, part, module)
-        with at(place_of(name)):
-            if part.channels:
-                adapt_channels(module, part.channels)
-            if part.adapter:
-                with at("adapter"):
-                    add_adapter(module, part.adapter)
+        if part.channels:
+            adapt_channels(module, part.channels)
+        if part.adapter:
+            with at("adapter"):
+                add_adapter(module, part.adapter)
         return module, report
 
     def _create(
         self,
-        name: str,
         part: Part,
         factory: Callable[..., Any],
         sizes: Mapping[str, Any],
@@ -82,25 +67,22 @@ class PartMaker:
     ) -> tuple[nn.Module, bool]:
         """The module that the factory makes, and whether it has read its pretrained weights itself."""
         path = part.module
-        place = place_of(name)
         args = {**sizes, **part.args}
         # all checks come before the call, which may read files or the hub
-        with at(f"{place}.args"):
+        if self.trust is None:
+            refuse_other_ways(path)
+        with at("args"):
             if self.sizes_from_file:
                 forbid_fetching(factory, path, dict(sizes))
             complete_arguments(path, factory, args)
-        has_switch = part.weights == "pretrained" and switch_weights(factory, args, reads)
-        if self.trust is None:
-            with at(place):
-                refuse_other_ways(path)
-        with at(f"{place}.args"):
+            is_loaded = part.weights == "pretrained" and switch_weights(factory, args, reads)
             if self.trust is None and part.weights is None:
                 refuse_hidden_weights(path, args)
             if self.trust is not None and not trusted(path, self.trust):
                 forbid_fetching(factory, path, args)
-        check_arguments(factory, args, f"{place}.args")
-        with at(place), nullcontext() if self.trust is None else without_hub():
-            return without_classifier(path, _call(factory, args, path)), has_switch
+            check_arguments(factory, args)
+        with nullcontext() if self.trust is None else without_hub():
+            return without_classifier(path, _call(factory, args, path)), is_loaded
 
 
 def _call(factory: Callable[..., Any], args: Mapping[str, Any], path: str) -> nn.Module:
@@ -123,24 +105,14 @@ def _call(factory: Callable[..., Any], args: Mapping[str, Any], path: str) -> nn
 
 def _read_weights(name: str, part: Part, module: nn.Module) -> str:
     """Reads a part's weights, also from a file that was written after the part's channels had been adapted."""
-    place = f"{place_of(name)}.weights"
-    if part.weights == "pretrained":
-        if not isinstance(module, PretrainedModule):
-            raise ConfigError(
-                f"{type(module).__name__} brings no pretrained weights of its own. Give the path of a .safetensors or "
-                f".pt file, or null for an untrained part.",
-                place,
-            )
-        module.load_pretrained()
-        return ""
     try:
-        return load_weights(module, part.weights, place, name)
+        return load_weights(module, part.weights, "weights", name)
     except ConfigError as error:
         if part.channels is None:
             raise
         try:
             adapt_channels(module, part.channels)
-            return load_weights(module, part.weights, place, name)
+            return load_weights(module, part.weights, "weights", name)
         except ConfigError:
             # the first error describes the file as the user knows it
             raise error from None

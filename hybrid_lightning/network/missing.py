@@ -1,7 +1,6 @@
 """Missing modalities: presence masks, encoding of present samples only, modality dropout."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,13 +20,7 @@ def presence(
     reads: Mapping[str, Sequence[str]],
     batch: Mapping[str, Any],
 ) -> Presence:
-    """Which parts are there in which samples: those all of whose inputs are.
-
-    Args:
-        order: The parts, each after those that it reads.
-        reads: Part → the keys of the batch and the parts that it reads.
-        batch: With ``present/<key>`` for the keys that samples may lack.
-    """
+    """Which parts are there in which samples: those all of whose inputs are; in `order`, each follows what it reads."""
     found: Presence = {}
     before: set[str] = set()
     for name in order:
@@ -52,17 +45,7 @@ def drop_at_random(
     rate: float,
     like: Tensor,
 ) -> Presence:
-    """Modality dropout: leaves each part out of a sample with a probability, but never all that the sample has.
-
-    Args:
-        present: Which parts are there.
-        parts: Those that meet in the fusion.
-        rate: The probability, in [0, 1).
-        like: `(B, ...)`, for the number of samples and the device.
-
-    Returns:
-        The presence of all `parts`.
-    """
+    """Modality dropout: leaves each part out of a sample of `like` `(B, ...)`, but never all that the sample has."""
     there = torch.stack([present.get(part, everybody(like)) for part in parts], dim=1)
     draws = torch.rand(there.shape, device=like.device)
     kept = there & (draws >= rate)
@@ -70,7 +53,8 @@ def drop_at_random(
     highest = torch.where(there, draws, -1.0).argmax(1, keepdim=True)
     rescued = torch.zeros_like(there).scatter(1, highest, value=True) & there
     kept = torch.where(kept.any(1, keepdim=True), kept, rescued)
-    return {**present, **dict(zip(parts, kept.unbind(1), strict=True))}
+    after = dict(zip(parts, kept.unbind(1), strict=True))
+    return {**present, **after}
 
 
 def encode_present(
@@ -79,16 +63,9 @@ def encode_present(
     inputs: list[Any],
     present: Tensor,
 ) -> Tensor:
-    """What a part makes of the samples that have its input; zeros for the others, which are not computed.
+    """A part's output `(B, ...)` for the samples that are `present` `(B,)`, and zeros for the others.
 
-    A part that no sample has is still called, on one sample, so that on several ranks each calls each part in every
-    step; its normalizations then stay as they are.
-
-    Args:
-        call: The part, from its inputs to its output `(B, ...)`.
-        module: The part's module.
-        inputs: Its inputs, tensors and dicts of tensors, samples first.
-        present: `(B,)` bool.
+    A part that no sample has is still called, on one sample, because every rank has to call each part in every step.
     """
     # a program has no data-dependent shapes; the fusion leaves out what is absent
     if torch.compiler.is_compiling():
@@ -98,8 +75,17 @@ def encode_present(
         return call(inputs)
     # the first sample stands for nobody, and its output is cut off below
     chosen = rows if len(rows) else rows.new_zeros(1)
-    with kept_statistics(module, few=len(rows) < 2):
+    # with too few samples, normalizations use their running statistics and keep them
+    moving: list[nn.Module] = []
+    if len(rows) < 2:
+        moving = [norm for norm in module.modules() if norm.training and _has_own_statistics(norm)]
+    for norm in moving:
+        norm.training = False
+    try:
         encoded = call([_take(value, chosen) for value in inputs])
+    finally:
+        for norm in moving:
+            norm.training = True
     absent_are_zero = encoded.new_zeros(len(present), *encoded.shape[1:])
     return absent_are_zero.index_copy(0, rows, encoded[: len(rows)])
 
@@ -110,16 +96,6 @@ def _take(value: Any, rows: Tensor) -> Any:
     return value[rows] if isinstance(value, Tensor) else value
 
 
-@contextmanager
-def kept_statistics(module: nn.Module, few: bool) -> Iterator[None]:
-    """With `few` samples, normalizations use their running statistics and keep them."""
+def _has_own_statistics(norm: nn.Module) -> bool:
     # on several ranks a SyncBatchNorm joins a collective, which all of them have to call
-    own = [norm for norm in module.modules() if has_statistics(norm) and not isinstance(norm, nn.SyncBatchNorm)]
-    moving = [norm for norm in own if few and norm.training]
-    for norm in moving:
-        norm.training = False
-    try:
-        yield
-    finally:
-        for norm in moving:
-            norm.training = True
+    return has_statistics(norm) and not isinstance(norm, nn.SyncBatchNorm)

@@ -20,28 +20,21 @@ def _shape(value: Any) -> str:
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"tensor {tuple(value.shape)} {dtype}"
+    entries: Any = None
     if isinstance(value, Mapping):
-        entries = [f"{key}: {_shape(entry)}" for key, entry in value.items()]
-        return "{" + ", ".join(entries) + "}"
-    if isinstance(value, tuple | list):
-        entries = [f"{index}: {_shape(entry)}" for index, entry in enumerate(value)]
-        return "(" + ", ".join(entries) + ")"
+        brackets, entries = "{}", value.items()
+    elif isinstance(value, tuple | list):
+        brackets, entries = "()", enumerate(value)
+    if entries is not None:
+        return brackets[0] + ", ".join(f"{key}: {_shape(entry)}" for key, entry in entries) + brackets[1]
     return f"a {type(value).__name__}"
 
 
 def find_output(output: Any, given: str | int | None, kind: str) -> str | int | None:
-    """Which entry of a module's output is the part's; None if it is the output itself.
+    """Which entry of what a module returned is the part's output; None if that is the output itself.
 
-    A lone tensor is taken out of its container; of several entries, ``last_hidden_state`` (transformers) and ``out``
-    (torchvision's segmentation) are known.
-
-    Args:
-        output: What the module returned in the dry run.
-        given: The part's ``output``.
-        kind: Name of the module's class, for errors.
-
-    Raises:
-        ConfigError: If the entry is not there, or none is known.
+    A lone tensor is taken out of its container; of several, ``last_hidden_state`` (transformers) and ``out``
+    (torchvision's segmentation) are known. `given` is the part's ``output``, `kind` the module's class.
     """
     if isinstance(output, Tensor):
         if given is not None:
@@ -68,15 +61,7 @@ def find_output(output: Any, given: str | int | None, kind: str) -> str | int | 
 
 
 def find_pool(output: Tensor, called: Sequence[nn.Module]) -> str:
-    """How a part's output becomes features: by where its last layer left the channels.
-
-    Args:
-        output: The part's output in the dry run.
-        called: The submodules in the order of their first call.
-
-    Raises:
-        ConfigError: If the output has more than two dimensions and both its second and its last could be the channels.
-    """
+    """How a part's output becomes features: by where the last of the layers `called` left the channels."""
     if output.ndim == 2:
         return "flatten"
     last = output.ndim - 1
@@ -102,14 +87,7 @@ def find_pool(output: Tensor, called: Sequence[nn.Module]) -> str:
 
 
 def pooled(output: Tensor, how: str, mask: Tensor | None = None) -> Tensor:
-    """A part's output as `(B, features)`; one that is 2-d already stays as it is.
-
-    Args:
-        output: `(B, C, ...)`, or `(B, ..., C)` for tokens.
-        how: ``mean`` or ``max`` over all dimensions after the second, ``tokens`` for the mean over all dimensions
-            between the first and the last, or ``flatten``.
-        mask: `(B, T)`; of tokens `(B, T, C)`, only those where it is not 0 are averaged.
-    """
+    """A part's output `(B, C, ...)`, or tokens `(B, ..., C)`, as `(B, features)`; a `mask` `(B, T)` counts tokens."""
     if output.ndim < 3 or how == "flatten":
         return output.flatten(1)
     if how == "mean":

@@ -163,29 +163,17 @@ Defaults = Mapping[str, Mapping[str, Any]]
 """Origin → options of all parts of that origin that do not state them themselves."""
 
 
-def all_defaults(
-    pretrained: Mapping[str, Any] | None,
-    untrained: Mapping[str, Any] | None,
-) -> Defaults:
+def all_defaults(pretrained: Mapping[str, Any] | None, untrained: Mapping[str, Any] | None) -> Defaults:
     """Origin → its defaults with the user's changes."""
     found = {}
-    for origin, given in (("pretrained", pretrained or {}), ("untrained", untrained or {})):
-        check_keys(given, _WITH_DEFAULTS, f"model.{origin}")
-        found[origin] = DEFAULTS[origin] | _without_none(given)
+    for origin, given in (("pretrained", pretrained), ("untrained", untrained)):
+        check_keys(given or {}, _WITH_DEFAULTS, f"model.{origin}")
+        found[origin] = DEFAULTS[origin] | _without_none(given or {})
     return found
 
 
 def parse_part(name: str, value: Any, defaults: Defaults) -> Part:
-    """Reads one part and fills in the defaults of its origin.
-
-    Args:
-        name: The part's name.
-        value: A `Part`, a dict of its options, a module name, or a live module.
-        defaults: Origin → defaults.
-
-    Raises:
-        ConfigError: If a name, a key or a value is not possible.
-    """
+    """Reads a `Part`, a dict of its options, a module name, or a live module; fills in the defaults of its origin."""
     with at(place_of(name)):
         options = _options_of(value)
         origin = "untrained" if options.get("weights") is None else "pretrained"
@@ -275,20 +263,9 @@ def refuse_compile_options(part: Part) -> None:
 
 
 def parse_parts(
-    parts: Mapping[str, Any],
-    pretrained: Mapping[str, Any] | None = None,
-    untrained: Mapping[str, Any] | None = None,
+    parts: Mapping[str, Any], pretrained: Mapping[str, Any] | None = None, untrained: Mapping[str, Any] | None = None
 ) -> dict[str, Part]:
-    """Reads all parts, and adds a linear head if there is none.
-
-    Args:
-        parts: Name → options; names match ``[a-z][a-z0-9_]*``.
-        pretrained: Defaults of the parts that have weights.
-        untrained: Defaults of the parts that have none.
-
-    Raises:
-        ConfigError: If there is no part beside the head, or a name or an option is not possible.
-    """
+    """Reads all parts with the defaults of both origins, and adds a linear head if there is none."""
     if not isinstance(parts, Mapping) or not set(parts) - {"head"}:
         raise ConfigError(
             "name at least one part beside the head, such as {image: {module: ConvExtractor}}.", "model.parts"

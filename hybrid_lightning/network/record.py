@@ -20,36 +20,22 @@ _OF_PARTS = {
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What the dry run finds out about one part.
+    """What the dry run finds out about one part."""
 
-    Args:
-        sizes: Arguments that its options leave out.
-        stages: Stage → patterns of parameter names, from input to output.
-        output: Key or position of its output in what the module returns; None if that is the output.
-        pool: How the output becomes features; None if the part feeds no fusion and no head.
-        scale: Mean and standard deviation per channel for `Normalize`; None if images pass as they are.
-    """
-
-    sizes: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)  # arguments that its options leave out
     stages: Stages = field(default_factory=lambda: {"all": ["*"]})
-    output: str | int | None = None
-    pool: str | None = None
-    scale: dict[str, list[float]] | None = None
+    output: str | int | None = None  # key or position in what the module returns; None if that is the output
+    pool: str | None = None  # how the output becomes features; None if the part feeds no fusion and no head
+    scale: dict[str, list[float]] | None = None  # arguments of `Normalize`; None if images pass as they are
 
 
 @dataclass(frozen=True)
 class NetworkRecord:
-    """What the dry run finds out about a network.
+    """What the dry run finds out about a network."""
 
-    Args:
-        parts: Part, fusion and heads → record.
-        fixed: Names of the parameters that never train, sorted.
-        absent: Parts that feed the fusion and that samples may lack.
-    """
-
-    parts: dict[str, PartRecord]
-    fixed: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
+    parts: dict[str, PartRecord]  # also of the fusion and the heads
+    fixed: list[str] = field(default_factory=list)  # names of the parameters that never train, sorted
+    absent: list[str] = field(default_factory=list)  # parts that feed the fusion and that samples may lack
 
     def plain(self) -> dict[str, Any]:
         """As plain data, for checkpoints: a dict part → value per field, without those that are None."""
@@ -61,11 +47,7 @@ class NetworkRecord:
 
     @classmethod
     def parse(cls, given: Any) -> Self:
-        """Reads what `plain` has written, which may come from a stranger's file.
-
-        Raises:
-            ConfigError: If it is damaged.
-        """
+        """Reads what `plain` has written, which may come from a stranger's file."""
         of_parts: dict[str, dict[str, Any]] = {}
         for name, field_name in _OF_PARTS.items():
             for part, value in _dict(_dict(given, "").get(name, {}), name).items():

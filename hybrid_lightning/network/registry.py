@@ -45,12 +45,9 @@ def register(name: str, factory: Callable[..., nn.Module]) -> None:
 
 
 def registered_name(path: str) -> str:
-    """The registered name of one of our own classes; any other path, and a name, as it is.
+    """The registered name of one of our own classes, by its path in any version; any other path, and a name, as it is.
 
-    Files are to hold names alone: where a class of ours lives is free to change, and has changed.
-
-    Args:
-        path: ``MLP``, or the dotted path of it in this or an earlier version.
+    Files are to hold names alone, because where a class of ours lives is free to change.
     """
     ours = __name__.partition(".")[0]
     name = path.rpartition(".")[2]
@@ -59,24 +56,9 @@ def registered_name(path: str) -> str:
     return name if is_ours else path
 
 
-def resolve(
-    path: str,
-    where: str,
-    trust: Collection[str] | None = None,
-) -> Callable[..., Any]:
-    """The class or factory behind a registered name or a dotted path.
-
-    Args:
-        path: ``MLP`` or ``package.module.name``.
-        where: Config path named in errors.
-        trust: None allows every path, as for a config that the user wrote. Otherwise, as for a path found in a file,
-            only our registry, layers of `torch.nn`, timm, torchvision and transformers models, and paths that begin
-            with one of these package names.
-
-    Raises:
-        ConfigError: If nothing is there, or the path is not allowed.
-    """
-    with at(where):
+def resolve(path: str, place: str, trust: Collection[str] | None = None) -> Callable[..., Any]:
+    """The class or factory behind ``MLP`` or ``package.module.name``; for `trust` see `importing.resolve`."""
+    with at(place):
         return importing.resolve(path, {**REGISTRY, **_OURS}, trust)
 
 
@@ -106,16 +88,7 @@ def refuse_hidden_weights(path: str, args: Mapping[str, Any]) -> None:
 
 
 def forbid_fetching(factory: Callable[..., Any], path: str, args: dict[str, Any]) -> None:
-    """Keeps a factory that a file names from downloading or unpickling something.
-
-    Args:
-        factory: The class or function.
-        path: The name in the file.
-        args: Its arguments; weights that torchvision would read by default are turned off in them.
-
-    Raises:
-        ConfigError: If an argument names weights, or points to a hub.
-    """
+    """Keeps a factory that a file names from downloading or unpickling something; torchvision's defaults turn off."""
     for name, value in args.items():
         # a URL, or such as hf-hub:someone/model
         if isinstance(value, str) and ":" in value:

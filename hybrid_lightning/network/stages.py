@@ -34,11 +34,7 @@ OPENED = ("blocks", "encoder", "features", "layer", "layers", "stages", "text_mo
 """Names under which the models of torchvision and transformers keep their blocks."""
 
 
-def _blocks(
-    module: nn.Module,
-    prefix: str = "",
-    opened_names: Collection[str] = (),
-) -> list[tuple[str, nn.Module]]:
+def _blocks(module: nn.Module, prefix: str = "", opened_names: Collection[str] = ()) -> list[tuple[str, nn.Module]]:
     """The children with parameters; a lone wrapper, lists of blocks and children of these names are opened."""
     children = [(prefix + name, child) for name, child in module.named_children() if _has_parameters(child)]
     has_own = any(True for _ in module.parameters(recurse=False))
@@ -60,24 +56,13 @@ def _has_parameters(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def discover_stages(
-    module: nn.Module,
-    called: list[nn.Module],
-    opened: Collection[str] = (),
-) -> Stages:
+def discover_stages(module: nn.Module, called: list[nn.Module], opened: Collection[str] = ()) -> Stages:
     """Cuts a module into stages by execution order.
 
     Blocks are the children that have parameters (a wrapper around one child, and lists of blocks, are opened first). A
     block that holds only 1-d parameters, such as a normalization, joins the stage before it; so does an embedding that
     follows an embedding. Parameters that belong to no block, such as a class token, join the first stage.
-
-    Args:
-        module: The part.
-        called: Its submodules in the order of their first call, from `recorded_calls`.
-        opened: Names of children that are opened although they are not lists, see `OPENED`.
-
-    Returns:
-        Stages from input to output; a module that cannot be cut is one stage named ``all``.
+    A module that cannot be cut is one stage named ``all``. For `opened` see `OPENED`.
     """
     position = {module: index for index, module in enumerate(called)}
 
@@ -92,8 +77,9 @@ def discover_stages(
     embeddings_only = True
     for name, block in sorted(_blocks(module, opened_names=opened), key=first_call):
         is_embedding = isinstance(block, nn.Embedding)
-        joins = all(parameter.ndim < 2 for parameter in block.parameters())
-        joins = joins or (embeddings_only and is_embedding and bool(stages))
+        is_flat = all(parameter.ndim < 2 for parameter in block.parameters())
+        follows = embeddings_only and is_embedding and bool(stages)
+        joins = is_flat or follows
         embeddings_only = embeddings_only and is_embedding
         if not joins:
             stages[name] = [*early, name]
@@ -111,7 +97,9 @@ def discover_stages(
 
 def _add_rest(module: nn.Module, stages: Stages) -> None:
     """Parameters outside every block join the first stage."""
-    patterns = [pattern for of_stage in stages.values() for pattern in of_stage]
+    patterns: list[str] = []
+    for of_stage in stages.values():
+        patterns += of_stage
     first = next(iter(stages.values()))
     for name, _ in module.named_parameters():
         if not any(matches(pattern, name) for pattern in patterns):

@@ -15,14 +15,7 @@ OWN = ("fusion", "head", "part_heads")
 
 
 class Wiring:
-    """The graph of the parts, without what follows them.
-
-    Args:
-        parts: Name → options; `OWN` are left out.
-
-    Raises:
-        ConfigError: If parts read each other in a circle.
-    """
+    """The graph of the parts, without what follows them."""
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self.reads: dict[str, list[str]] = {}
@@ -33,7 +26,9 @@ class Wiring:
                 self.reads[name] = wanted if isinstance(wanted, list) else [wanted]
         self.order = self._execution_order()
         """The parts, each after those that it reads."""
-        read = {other for name in self.reads for other in self.parts_read(name)}
+        read: set[str] = set()
+        for name in self.reads:
+            read.update(self.parts_read(name))
         self.feeding = [name for name in self.order if name not in read]
         """The parts that no other part reads: they feed the fusion, or the head if there is only one."""
         self.leads_to = self._find_ends()
@@ -67,12 +62,16 @@ class Wiring:
                     ends += [end for end in found[other] if end not in ends]
         return found
 
-    def inputs(self, name: str, batch: Batch, outputs: Mapping[str, Tensor]) -> list[Any]:
-        """What a part is called with, given the outputs of the parts before it.
+    def needed(self, cached: Collection[str]) -> set[str]:
+        """The parts whose output is needed if some are cached: what only a cached part would read is not."""
+        needed = set(self.feeding)
+        for name in reversed(self.order):
+            if name in needed and name not in cached:
+                needed.update(self.parts_read(name))
+        return needed
 
-        Raises:
-            ConfigError: If the batch lacks a key.
-        """
+    def inputs(self, name: str, batch: Batch, outputs: Mapping[str, Tensor]) -> list[Any]:
+        """What a part is called with, given the outputs of the parts before it."""
         found = []
         for key in self.reads[name]:
             # a part wins over a key of the same name
@@ -88,24 +87,13 @@ class Wiring:
                 )
         return found
 
-    def needed(self, cached: Collection[str]) -> set[str]:
-        """The parts whose output is needed if some are cached: what only a cached part would read is not."""
-        needed = set(self.feeding)
-        for name in reversed(self.order):
-            if name in needed and name not in cached:
-                needed.update(self.parts_read(name))
-        return needed
-
     def keys_read(self, absent: Collection[str]) -> list[str]:
-        """The keys of a batch that the parts read, then the masks of those that samples may lack.
-
-        Args:
-            absent: The feeding parts that samples may lack.
-        """
+        """The keys of a batch that the parts read, then the masks of those that lead to a part in `absent`."""
         keys: dict[str, bool] = {}
         for name in self.order:
             may_lack = not set(absent).isdisjoint(self.leads_to[name])
             for key in self.reads[name]:
                 if key not in self.parts_read(name):
                     keys[key] = keys.get(key, False) or may_lack
-        return [*keys, *(PREFIX + key for key, may_lack in keys.items() if may_lack)]
+        masks = [PREFIX + key for key, may_lack in keys.items() if may_lack]
+        return [*keys, *masks]

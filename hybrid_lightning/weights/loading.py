@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -103,14 +103,21 @@ def load_weights(module: nn.Module, given: Any, place: str = "", name: str | Non
     return f"{source.path}: {fit}"
 
 
+@runtime_checkable
+class PretrainedModule(Protocol):
+    """A module that has pretrained weights of its own, for ``weights: pretrained``."""
+
+    def load_pretrained(self) -> None:
+        """Reads them."""
+
+
 def _load_pretrained(module: nn.Module) -> None:
-    load_pretrained = getattr(module, "load_pretrained", None)
-    if load_pretrained is None:
+    if not isinstance(module, PretrainedModule):
         raise ConfigError(
             f"{type(module).__name__} brings no pretrained weights of its own. Give the path of a .safetensors or .pt "
             f"file, or null for an untrained part."
         )
-    load_pretrained()
+    module.load_pretrained()
 
 
 def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -93,7 +93,9 @@ def test_convolutions_that_peft_cannot_make_are_an_error_with_a_reason():
 
 def test_without_peft_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"^needs peft\. Install it with: pip install 'hybrid_lightning\[peft\]'"):
+    with pytest.raises(
+        ConfigError, match=r"^lora needs peft: .*\. Install it with: pip install 'hybrid_lightning\[peft\]'"
+    ):
         add_adapter(net(), AdapterSpec("lora"))
 
 

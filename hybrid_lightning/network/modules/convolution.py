@@ -17,14 +17,7 @@ _NORMS: dict[int, Callable[[int], nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchN
 class ResidualBlock(nn.Module):
     """Two normalized convolutions beside a shortcut; the first one divides every side by `stride`.
 
-    Args:
-        dimensions: 1 for series, 2 for images, 3 for volumes.
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Side of the filters; odd.
-        stride: Factor by which the output is smaller than the input.
-        dropout: Probability of zeroing a whole channel between the two convolutions.
-        norm: ``batch`` or ``group``, see `ResidualConv`.
+    `dimensions` is 1 for series, 2 for images, 3 for volumes; for `norm` see `ResidualConv`.
     """
 
     def __init__(
@@ -147,14 +140,7 @@ class ResidualConv3d(ResidualConv):
     default_norm = "group"
 
 
-def _convolution(
-    dimensions: int,
-    before: int,
-    after: int,
-    kernel_size: int,
-    stride: int,
-    norm: str,
-) -> nn.Sequential:
+def _convolution(dimensions: int, before: int, after: int, kernel_size: int, stride: int, norm: str) -> nn.Sequential:
     """A convolution with its normalization; every side L becomes ceil(L / stride)."""
     # the normalization after it has a bias of its own
     layer = _CONVOLUTIONS[dimensions](before, after, kernel_size, stride, padding=kernel_size // 2, bias=False)

@@ -16,11 +16,6 @@ class ColumnEmbedding(nn.Module):
     2203.05556). A missing number, and a missing or unknown category, have a learned vector per column. Initial values
     are uniform between -1 and 1 for numbers, so that each column starts with bends at different places within a few
     standard deviations of 0, and normal with deviation 1 for categories and missing values.
-
-    Args:
-        in_features: Number of numeric columns.
-        categories: Number of categories of each categorical column.
-        width: Size of each column's vector.
     """
 
     sizes: Tensor
@@ -35,8 +30,9 @@ class ColumnEmbedding(nn.Module):
             self.offset = nn.Parameter(torch.empty(in_features, width).uniform_(-1, 1))
             self.missing = nn.Parameter(torch.randn(in_features, width))
         sizes = torch.tensor(categories, dtype=torch.long)
+        starts = sizes.cumsum(0) - sizes + torch.arange(len(sizes))
         self.register_buffer("sizes", sizes, persistent=False)
-        self.register_buffer("starts", sizes.cumsum(0) - sizes + torch.arange(len(sizes)), persistent=False)
+        self.register_buffer("starts", starts, persistent=False)
         if len(sizes):
             # the first row of each column is for missing and unknown categories
             self.categories = nn.Embedding(int((sizes + 1).sum()), width)
@@ -48,12 +44,14 @@ class ColumnEmbedding(nn.Module):
             known = numeric.isfinite().unsqueeze(-1)
             # nan times a weight would be nan also where it is not chosen, and so would its gradient
             finite = numeric.nan_to_num(0.0, 0.0, 0.0).unsqueeze(-1)
-            vectors.append(torch.where(known, (finite * self.slope + self.offset).relu(), self.missing))
+            bent = (finite * self.slope + self.offset).relu()
+            vectors.append(torch.where(known, bent, self.missing))
         if categorical is not None:
             codes = categorical.long()
             # -1 and what is above the known codes share the row for missing values
             known = (codes >= 0) & (codes < self.sizes)
-            vectors.append(self.categories(self.starts + torch.where(known, codes + 1, 0)))
+            rows = self.starts + torch.where(known, codes + 1, 0)
+            vectors.append(self.categories(rows))
         return torch.cat(vectors, dim=1).flatten(1)
 
 
@@ -99,15 +97,9 @@ class TabularMLP(nn.Module):
         numeric: Tensor | None = None,
         categorical: Tensor | None = None,
     ) -> Tensor:
-        """Maps the columns of a table to features.
+        """Columns `(B, in_features)` and `(B, len(categories))` → `(B, hidden[-1])`.
 
-        Args:
-            numeric: `(B, in_features)`, floating; a value that is not finite is missing.
-            categorical: `(B, len(categories))`, integers from 0; what is outside the column's categories, such as -1,
-                is missing or unknown.
-
-        Returns:
-            `(B, hidden[-1])`.
+        A number that is not finite, and an integer outside the column's categories, such as -1, are missing.
         """
         self._check_columns("numeric", numeric, "in_features", self.in_features)
         self._check_columns("categorical", categorical, "categories", len(self.categories))

@@ -60,14 +60,9 @@ class SequenceTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Maps sequences to features of each step.
+        """Sequences `(B, T, in_features)`, or tokens `(B, T)`, → features of each step `(B, T, width)`.
 
-        Args:
-            values: `(B, T, in_features)`, or tokens `(B, T)`.
-            mask: `(B, T)`; steps where it is 0 are padding. A sequence of nothing but padding counts as a whole one.
-
-        Returns:
-            `(B, T, width)`.
+        Steps where `mask` `(B, T)` is 0 are padding. A sequence of nothing but padding counts as a whole one.
         """
         features = self.steps(values)
         # added after the projection, so that any input width works
