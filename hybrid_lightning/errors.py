@@ -37,11 +37,9 @@ class ConfigError(ValueError):
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
-    """Puts `place` before the place of every `ConfigError` that is raised inside.
-
-    Blocks within blocks make a path: ``model.parts.image``, then ``unfreeze``, then ``every``. So what parses a value
-    does not have to know where in the config it stands.
-    """
+    """Puts `place` before the place of every `ConfigError` that is raised inside."""
+    # Blocks within blocks make a path: ``model.parts.image``, then ``unfreeze``, then ``every``. So what parses a value
+    # does not have to know where in the config it stands.
     try:
         yield
     except ConfigError as error:
@@ -62,14 +60,7 @@ def reason(error: BaseException, limit: int = 300) -> str:
 
 
 def unknown(place: str, kind: str, given: str, known: Iterable[str]) -> ConfigError:
-    """An error for a name that is not among `known`, with the closest one suggested.
-
-    Args:
-        place: Path of the setting, within the places that `at` adds.
-        kind: What the name stands for ("key", "part").
-        given: The name that was given.
-        known: The names that are possible.
-    """
+    """An error for a name that is not among `known`, with the closest one suggested."""
     known = list(known)
     renamed = RENAMED.get(given)
     if renamed in known:

@@ -6,14 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
-    """A row of the table.
-
-    Args:
-        path: File of this folder and the function in it.
-        description: What it does, in one line.
-        has_setup: Whether the function takes the `Setup` of a config, and its other arguments become flags; False: it
-            takes the words of the command line.
-    """
+    """A row of the table."""
 
     path: str
     description: str

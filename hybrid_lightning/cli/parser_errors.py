@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-import lightning.pytorch as pl
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
 
 from hybrid_lightning.errors import ConfigError, listing, unknown
@@ -12,8 +12,8 @@ from hybrid_lightning.tasks.checkpoint import concrete_subclasses
 
 _BASES: dict[str, type] = {
     "model": HybridTask,
-    "data": pl.LightningDataModule,
-    "trainer.callbacks": pl.Callback,
+    "data": LightningDataModule,
+    "trainer.callbacks": Callback,
     "trainer.logger": Logger,
 }
 _REMOVED = {

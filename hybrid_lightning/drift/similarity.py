@@ -16,14 +16,6 @@ def linear_cka(one: Tensor, other: Tensor) -> float:
     when they are many and the samples are few; here each HSIC is the unbiased estimate (Song et al., 2012; Nguyen et
     al., arXiv 2010.15327): the product of kernels that are centered without their diagonals (U-centring, Székely and
     Rizzo, 2014).
-
-    Args:
-        one: Features `(samples, p)` of at least 4 samples, any real dtype.
-        other: Features `(samples, q)` of the same samples.
-
-    Returns:
-        1 for the same features; about 0, also slightly below it, for unrelated ones. 0 if either are the same for all
-        samples; nan if either are not finite.
     """
     first = _centered_kernel(one)
     second = _centered_kernel(other)

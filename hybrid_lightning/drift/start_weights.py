@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -39,7 +39,7 @@ class StartingWeights:
         """Remembers the starting weights of a checkpoint, until the parameters exist."""
         self._saved = checkpoint.get(STARTING_WEIGHTS_KEY, {})
 
-    def take(self, pl_module: pl.LightningModule, groups: Iterable[Group], on_device: bool) -> None:
+    def take(self, pl_module: LightningModule, groups: Iterable[Group], on_device: bool) -> None:
         """Copies the weights of named groups, unless they are held already, to their device or to the CPU."""
         reshard(pl_module)
         names = {parameter: name for name, parameter in pl_module.named_parameters()}
@@ -84,7 +84,7 @@ class StartingWeights:
         per_rank = " per rank" if any_sharded(list(self.weights)) else ""
         rank_zero_info(f"starting weights of {listing(self._parts)}: {memory}{per_rank}; saved in checkpoints")
 
-    def save(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    def save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """Adds full tensors, or shards if the strategy saves shards, to a checkpoint once. Collective if sharded."""
         if STARTING_WEIGHTS_KEY in checkpoint or not self.weights:
             return
@@ -124,28 +124,24 @@ class StartingWeightsCallback(FitCallback):
         self.watched: list[str] = []
         self.start = StartingWeights()
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A fit starts with a new copy: the first of these callbacks makes it, the others share it."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             first = next(callback for callback in callbacks if isinstance(callback, StartingWeightsCallback))
             self.start = StartingWeights() if first is self else first.start
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes the starting weights from a checkpoint that the fit continues."""
         if trainer.state.fn == "fit":
             self.start.restore(checkpoint)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the starting weights."""
         self.start.save(trainer, checkpoint)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copies the weights, before the optimizer's state is restored, which replaces the groups' dicts."""
         groups = self.groups(trainer)
         self.watched = self._chosen_parts(groups)
@@ -155,16 +151,16 @@ class StartingWeightsCallback(FitCallback):
         refuse_complex(parameter.dtype for parameter in parameters)
         self.start.take(pl_module, wanted, self.on_device)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports how much memory the copies of all these callbacks take."""
         self.start.announce()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After the fit the copy is needed for checkpoints only."""
         if stage == "fit":
             self.start.leave_device()
 
-    def watched_groups(self, trainer: pl.Trainer) -> list[dict[str, Any]]:
+    def watched_groups(self, trainer: Trainer) -> list[dict[str, Any]]:
         """The groups of the parts that are compared."""
         return [group for group in self.groups(trainer) if group["part"] in self.watched]
 

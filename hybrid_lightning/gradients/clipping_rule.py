@@ -21,27 +21,16 @@ _SMALL = 1e-6
 
 @dataclass(frozen=True)
 class ClippingRule:
-    """One part's limit.
+    """One part's limit."""
 
-    Args:
-        method: One of `METHODS`.
-        limit: Largest norm or value; for AGC λ, for ZClip the z-score from which on a norm is limited.
-        alpha: ZClip: weight of the past in the running mean and variance, in (0, 1).
-        warm_up: ZClip: steps that are only observed.
-    """
-
-    method: str
-    limit: float
-    alpha: float = 0.97
-    warm_up: int = 25
+    method: str  # one of `METHODS`
+    limit: float  # largest norm or value; for AGC λ, for ZClip the z-score from which on a norm is limited
+    alpha: float = 0.97  # ZClip: weight of the past in the running mean and variance, in (0, 1)
+    warm_up: int = 25  # ZClip: steps that are only observed
 
     @classmethod
     def parse(cls, value: object) -> "ClippingRule":
-        """Reads ``{norm: 1.0}``, ``{value: 0.5}``, ``agc``, ``{agc: 0.01}``, ``zclip`` or ``{zclip: {z: 2.5, ...}}``.
-
-        Raises:
-            ConfigError: If it is none of these, or a number is out of range.
-        """
+        """Reads ``{norm: 1.0}``, ``{value: 0.5}``, ``agc``, ``{agc: 0.01}``, ``zclip`` or ``{zclip: {z: 2.5}}``."""
         if isinstance(value, ClippingRule):
             return value
         if isinstance(value, str):
@@ -88,9 +77,6 @@ class ZScoreLimits:
     A norm g with ``z = (g - mean) / deviation`` above the limit is brought to ``mean + limit² / z × deviation``; what
     it was brought to enters the mean and the variance. A part's history begins with its first gradient; norms that are
     not finite neither enter it nor are limited.
-
-    Args:
-        rules: Part → rule with the method ``zclip``.
     """
 
     def __init__(self, rules: Mapping[str, ClippingRule]) -> None:
@@ -101,10 +87,8 @@ class ZScoreLimits:
         self._history = torch.zeros(3, len(rules))  # mean, variance, number of norms
 
     def factors(self, norms: Tensor) -> Tensor:
-        """Factor on each part's gradients, `(parts,)` in (0, 1], from its norm, `(parts,)`, which enters the history.
-
-        A part without gradients has the norm 0, which does not.
-        """
+        """Factor on each part's gradients, `(parts,)` in (0, 1], from its norm, `(parts,)`, for the history."""
+        # a part without gradients has the norm 0, which does not
         self._settings = self._settings.to(norms)  # moved to the device once; after that nothing is copied
         limit, alpha, warm_up = self._settings
         history = self._history.to(norms)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from hybrid_lightning.errors import at, check_keys
@@ -58,7 +58,7 @@ class GradientClipping(FitCallback):
         """Forgets the histories of ZClip."""
         self._histories = ZScoreLimits({part: rule for part, rule in self.rules.items() if rule.method == "zclip"})
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the names of the parts."""
         parts = {group["part"]: None for group in self.groups(trainer) if not group.get("observer")}
         check_keys(self.rules, parts, "clip", kind="part")
@@ -71,9 +71,7 @@ class GradientClipping(FitCallback):
         """Continues the histories of an earlier run."""
         self._histories.load_state_dict(state_dict.get("zclip", {}))
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Limits the gradients that the optimizer will get."""
         gradients = shared_pass(trainer, type(self).__name__)
         if gradients.skipped:

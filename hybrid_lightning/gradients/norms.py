@@ -24,17 +24,8 @@ def gradient_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def tensor_norms(tensors: Sequence[Tensor], shards: list[Tensor] | None = None) -> Tensor:
-    """The 2-norm of each tensor, `(number of tensors,)`: float32, or float64 if one of the tensors is.
-
-    Collective if tensors are sharded: call it on every rank; all get the norms of the full tensors.
-
-    Args:
-        tensors: Gradients or parameters on one device.
-        shards: This rank's shards to measure instead, one per tensor and sharded as it is, such as differences.
-
-    Raises:
-        ConfigError: If a tensor is complex, or sharded in another way than `fully_shard` does over one group of ranks.
-    """
+    """The 2-norm of each tensor, `(number of tensors,)`: float32, or float64 if one of the tensors is."""
+    # collective if tensors are sharded: call it on every rank; all get the norms of the full tensors
     if not tensors:
         return torch.zeros(0)
     mesh = mesh_of(tensors)
@@ -81,15 +72,8 @@ def refuse_complex(dtypes: Iterable[torch.dtype]) -> None:
 
 
 def limit_units(parameters: Sequence[nn.Parameter], norms: Tensor, ratio: float) -> None:
-    """Adaptive gradient clipping (AGC, arXiv 2102.06171): limits each unit's gradient by its weights, in place.
-
-    A unit is what feeds one output: a row of a matrix, a filter of a convolution; a bias or a gain is one as a whole.
-
-    Args:
-        parameters: Parameters with a gradient.
-        norms: The gradients' norms, `(number of parameters,)`.
-        ratio: λ, the largest norm of a unit's gradient over the norm of its weights.
-    """
+    """Adaptive gradient clipping (AGC, arXiv 2102.06171): limits each unit's gradient by its weights, in place."""
+    # a unit is what feeds one output: a row of a matrix, a filter of a convolution; a bias or a gain is one as a whole
     weights = tensor_norms([parameter.detach() for parameter in parameters])
     for index, parameter in enumerate(parameters):
         assert parameter.grad is not None
@@ -112,13 +96,7 @@ def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 class GradientPass:
-    """The gradients of one optimizer step: measured once, then clipped, with the norms kept up to date.
-
-    Args:
-        param_groups: Groups with the keys ``name``, ``part`` and ``params``, all on one device; their gradients are
-            complete and unscaled. Groups whose ``observer`` is True, which nothing else depends on, are neither
-            measured nor clipped.
-    """
+    """The gradients of one optimizer step: measured once, then clipped, with the norms kept up to date."""
 
     def __init__(self, param_groups: Iterable[Mapping[str, Any]]) -> None:
         self.parameters: list[nn.Parameter] = []
@@ -202,12 +180,7 @@ class GradientPass:
 
 
 class NormTable:
-    """Combines the norms of parameters into one row per part, one per stage, and a last one, ``total``.
-
-    Args:
-        groups: Part, label of the stage and number of parameters of each group, in the order of the parameters.
-        device: Where the norms are.
-    """
+    """Combines the norms of parameters into one row per part, one per stage, and a last one, ``total``."""
 
     def __init__(self, groups: Sequence[tuple[str, str, int]], device: torch.device) -> None:
         self.parts = tuple(dict.fromkeys(part for part, _, _ in groups))

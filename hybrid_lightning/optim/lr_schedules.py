@@ -64,11 +64,7 @@ class GroupLR(LRScheduler):
         self._write()
 
     def step(self, epoch: int | None = None) -> None:
-        """One step; which one is counted here, so `epoch` is not used.
-
-        Raises:
-            ConfigError: If the length of the fit matters and was never given.
-        """
+        """One step; which one is counted here, so `epoch` is not used."""
         if self._step_count and not self._bound:
             raise ConfigError(
                 "the length of the fit is not known. Pass length=FitLength(steps_per_epoch, total_steps), or call "

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -24,19 +24,10 @@ class _OwnStates(dict[str, Any]):
     """States whose paths have been rebuilt; no file can hold this type, so a second call has nothing left to do."""
 
 
-def rebuild_paths(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Replaces the paths in the states of callbacks by those in the run's own folder, before any state is restored.
-
-    Lightning removes, recursively, what the state of a `ModelCheckpoint` names. Of such a state only scores and file
-    names are kept, and of these only those of files that are there. Collective: call it on every rank.
-
-    Args:
-        trainer: Its callbacks are set up, so that they have their folders.
-        checkpoint: Changed in place.
-
-    Raises:
-        ConfigError: If the states are not dicts, or hold themselves.
-    """
+def rebuild_paths(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Replaces the paths in the states of callbacks by those in the run's own folder, before any state is restored."""
+    # Lightning removes, recursively, what the state of a `ModelCheckpoint` names. Of such a state only scores and file
+    # names are kept, and of these only those of files that are there. Collective: call it on every rank.
     states = checkpoint.get("callbacks")
     if states is None or isinstance(states, _OwnStates):
         return
@@ -68,7 +59,7 @@ def damaged(problem: str) -> ConfigError:
 # States
 
 
-def _of_model_checkpoint(trainer: pl.Trainer, callback: ModelCheckpoint, state: Mapping[str, Any]) -> dict[str, Any]:
+def _of_model_checkpoint(trainer: Trainer, callback: ModelCheckpoint, state: Mapping[str, Any]) -> dict[str, Any]:
     """The state that `ModelCheckpoint` would have, had it saved the files that are there."""
     scores = _scores(state.get("best_k_models"))
     best, last = state.get("best_model_path"), state.get("last_model_path")
@@ -126,7 +117,7 @@ def _score(value: Any) -> Tensor | None:
         return None
 
 
-def _of_other(trainer: pl.Trainer, callback: pl.Callback, state: Mapping[str, Any]) -> dict[str, Any]:
+def _of_other(trainer: Trainer, callback: Callback, state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of any callback; what stands under the name of a path is one of our files, or what it has itself."""
     texts: list[str | bytes] = []
     _with_paths(state, lambda _, text: texts.append(text))
@@ -160,12 +151,10 @@ def _is_path_name(key: Any) -> bool:
 # Files
 
 
-def _own_paths(trainer: pl.Trainer, callback: pl.Callback, texts: Iterable[Any], before: Any) -> dict[str, str]:
-    """Path in a checkpoint → that of a file of the same name in the own folder, for those that are there.
-
-    The own folder is the callback's ``dirpath``, or that of the run's checkpoints; `before` is the folder that the
-    checkpoint gives, below which a name may have folders of its own.
-    """
+def _own_paths(trainer: Trainer, callback: Callback, texts: Iterable[Any], before: Any) -> dict[str, str]:
+    """Path in a checkpoint → that of a file of the same name in the own folder, for those that are there."""
+    # the own folder is the callback's ``dirpath``, or that of the run's checkpoints; `before` is the folder that the
+    # checkpoint gives, below which a name may have folders of its own
     folder = vars(callback).get("dirpath") or getattr(trainer.checkpoint_callback, "dirpath", None)
     found: dict[str, str] = {}
     if folder and trainer.is_global_zero:  # the other ranks may not see the files, and must not differ

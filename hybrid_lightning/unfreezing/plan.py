@@ -18,15 +18,7 @@ def plan_rows(
     length: FitLength,
     decided: Mapping[str, int] | None = None,
 ) -> list[dict[str, str]]:
-    """One row per part and stage, in the order of the groups.
-
-    Args:
-        groups: From `named_param_groups`.
-        schedules: Part → unfreezing schedule; parts that are not named train from the start.
-        origins: Part → ``pretrained`` or ``untrained``.
-        length: Turns durations into steps.
-        decided: Part and stage → step that a plateau has decided.
-    """
+    """One row per part and stage, in the order of the groups."""
     spans = group_spans(groups, schedules, length, decided)
     stages = stages_by_part(groups)
     by_stage: dict[str, list[Group]] = {}

@@ -75,20 +75,7 @@ class WeightSource:
 
 
 def load_weights(module: nn.Module, given: Any, place: str = "", name: str | None = None) -> str:
-    """Loads a module's weights; after an error it still has its own.
-
-    Args:
-        module: A module of matching architecture.
-        given: ``pretrained`` (the module's own ``load_pretrained()``), a `WeightSource`, or what it is parsed from.
-        place: Config path named in errors.
-        name: Name of the part, by which it is found in a checkpoint of this program.
-
-    Returns:
-        What was loaded, in a line; empty for ``pretrained``.
-
-    Raises:
-        ConfigError: If the module brings no weights, or the file covers too little of it.
-    """
+    """Loads a module's weights; after an error it still has its own."""
     with at(place):
         if given == "pretrained":
             _load_pretrained(module)
@@ -168,30 +155,19 @@ def _renamed(tensors: Mapping[str, Tensor], source: WeightSource) -> dict[str, T
 
 @dataclass
 class Fit:
-    """What of a file fits a module.
+    """What of a file fits a module."""
 
-    Args:
-        found: Name in the module → tensor.
-        missing: Names in the module that the file lacks.
-        surplus: Names in the file that the module lacks.
-        other: Name → shape in the file and in the module, where they differ.
-        resized: Names of positional embeddings that were resized.
-        share: Share of the module's values that were found, in [0, 1].
-    """
-
-    found: dict[str, Tensor] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    surplus: list[str] = field(default_factory=list)
+    found: dict[str, Tensor] = field(default_factory=dict)  # name in the module → tensor
+    missing: list[str] = field(default_factory=list)  # names in the module that the file lacks
+    surplus: list[str] = field(default_factory=list)  # names in the file that the module lacks
     other: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    resized: list[str] = field(default_factory=list)
-    share: float = 0.0
+    resized: list[str] = field(default_factory=list)  # names of positional embeddings that were resized
+    share: float = 0.0  # share of the module's values that were found, in [0, 1]
 
     @classmethod
     def of(cls, module: nn.Module, tensors: Mapping[str, Tensor]) -> Self:
-        """Compares a module with tensors; prefixes that wrappers add to names are taken off where a name then fits.
-
-        A layer below an adapter takes the tensors of a plain layer; an adapter that the file lacks starts anew.
-        """
+        """Compares a module with tensors; prefixes that wrappers add to names are taken off where a name then fits."""
+        # a layer below an adapter takes the tensors of a plain layer; an adapter that the file lacks starts anew
         expected = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
         sources = _sources(expected, tensors, _wrappers(module))
         adapted = [name.partition(ADAPTED)[0] + "." for name in expected if ADAPTED in name]
@@ -309,11 +285,9 @@ def _differ_in_channels(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def resized_positions(name: str, given: Tensor, wanted: Tensor) -> Tensor | None:
-    """Positional embeddings `(T, C)` or `(1, T, C)` of a square grid of patches for a grid of another size.
-
-    Bicubic, as in ViT (arXiv 2010.11929, section 3.2). Tokens before the grid, such as a class token, stay as they are.
-    None if the tensor is of another kind; its name has to contain ``pos``.
-    """
+    """Positional embeddings `(T, C)` or `(1, T, C)` of a square grid of patches for a grid of another size."""
+    # Bicubic, as in ViT (arXiv 2010.11929, section 3.2). Tokens before the grid, such as a class token, stay as they
+    # are. None if the tensor is of another kind; its name has to contain ``pos``.
     same_kind = given.ndim == wanted.ndim and given.shape[-1:] == wanted.shape[-1:]
     is_table = given.ndim == 2 or (given.ndim == 3 and given.shape[0] == wanted.shape[0] == 1)
     if "pos" not in name or not same_kind or not is_table:

@@ -29,20 +29,7 @@ def read_file(
     mesh: DeviceMesh | None = None,
     mapped: bool = True,
 ) -> dict[str, Any]:
-    """The plain content of a ``.safetensors`` file, of one written by `torch.save`, or of a sharded checkpoint.
-
-    Args:
-        path: The file; of a sharded checkpoint, the folder.
-        place: Config path named in errors.
-        without: Keys of the content to leave out.
-        mesh: Ranks to shard the tensors of a folder over, see `read_folder`.
-        mapped: Whether tensors may lie in the file itself, mapped into memory, where they can be changed without
-            changing the file. False for tensors that are kept: a file that another machine replaces on a shared file
-            system is gone under its map, which ends the process.
-
-    Raises:
-        ConfigError: If the file is missing, damaged, or holds anything that only pickle could load.
-    """
+    """The plain content of a ``.safetensors`` file, of one written by `torch.save`, or of a sharded checkpoint."""
     path = Path(path)
     with at(place):
         verify(path)
@@ -51,21 +38,17 @@ def read_file(
 
 
 def peek(path: str | Path, place: str = "") -> dict[str, Any]:
-    """The content as of `read_file`, for its plain values: tensors are not read, and those of a folder are left out.
-
-    Checksums of tensors are not verified, because that reads all of the file.
-    """
+    """The content as of `read_file`, for its plain values: tensors are not read, and those of a folder are left out."""
+    # checksums of tensors are not verified, because that reads all of the file
     with at(place):
         verify(path, tensors=False)
         return _content(Path(path), mapped=True, tensors=False)
 
 
 def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
-    """Raises `ConfigError` unless the records of a file of `torch.save` match their checksums.
-
-    Torch writes the checksums, but does not compare them. The file is read once, without tensors only its plain values.
-    Of a sharded checkpoint it is the file beside the shards; files of other formats have no checksums.
-    """
+    """Raises `ConfigError` unless the records of a file of `torch.save` match their checksums."""
+    # Torch writes the checksums, but does not compare them. The file is read once, without tensors only its plain
+    # values. Of a sharded checkpoint it is the file beside the shards; files of other formats have no checksums.
     path = Path(path)
     path = path / REST if path.is_dir() else path
     if not zipfile.is_zipfile(path):

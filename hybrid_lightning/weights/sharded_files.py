@@ -66,11 +66,9 @@ class _Reader(FileSystemReader):
 
 
 def write_folder(content: dict[str, Any], folder: Path) -> None:
-    """Writes nested plain data with sharded tensors into a folder that appears whole or not at all.
-
-    Collective: call it on every rank, with a folder that all of them see. Each rank writes its local shards, the first
-    one all the rest.
-    """
+    """Writes nested plain data with sharded tensors into a folder that appears whole or not at all."""
+    # Collective: call it on every rank, with a folder that all of them see. Each rank writes its local shards, the
+    # first one all the rest.
     tensors: dict[str, Tensor] = {}
 
     def take(value: Any, path: str) -> Any:
@@ -104,12 +102,10 @@ def write_folder(content: dict[str, Any], folder: Path) -> None:
 def read_folder(
     folder: Path, mesh: DeviceMesh | None = None, without: Collection[str] = (), tensors: bool = True
 ) -> dict[str, Any]:
-    """What `write_folder` wrote on any number of ranks, without some keys; sharded tensors can be left unread.
-
-    Tensors are sharded over the ranks of a mesh, along their first dimension, by a call on each of these; without a
-    mesh, this process alone reads full tensors. Raises `pickle.UnpicklingError` if a file holds anything that could run
-    code, and OSError if a shard is missing or damaged.
-    """
+    """What `write_folder` wrote on any number of ranks, without some keys; sharded tensors can be left unread."""
+    # Tensors are sharded over the ranks of a mesh, along their first dimension, by a call on each of these; without a
+    # mesh, this process alone reads full tensors. Raises `pickle.UnpicklingError` if a file holds anything that could
+    # run code, and OSError if a shard is missing or damaged.
     content = torch.load(folder / REST, map_location="cpu", weights_only=True)
     content = {key: value for key, value in content.items() if key not in without}
     if not tensors:
