@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-TEMPORARY = ".part"
-"""What a file's name ends with while it is being written."""
+TEMPORARY = ".part"  # what a file's name ends with while it is being written
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from hybrid_lightning.files import remove_leftovers, write_csv
 
-Row = dict[str, str]
-"""Column → text of its cell."""
+Row = dict[str, str]  # column → text of its cell
 
 
 class RunLogger(CSVLogger):
@@ -33,10 +32,8 @@ class RunLogger(CSVLogger):
         self.first_step = first_step
         self._is_open = False
         self._columns: list[str] = []
-        self._rows: list[Row] = []
-        """Those that are logged, but not in the file yet."""
-        self._at_last_step: list[Row] = []
-        """Those in the file that are of its last step."""
+        self._rows: list[Row] = []  # those that are logged, but not in the file yet
+        self._at_last_step: list[Row] = []  # those in the file that are of its last step
 
     @property
     def path(self) -> Path:

@@ -29,8 +29,7 @@ _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --(?P<flag>[\w.]+).*",
     re.DOTALL,
 )
-_HIDDEN = ("help", "config", "print_config", "print_shtab")
-"""Options that are not keys of a config."""
+_HIDDEN = ("help", "config", "print_config", "print_shtab")  # options that are not keys of a config
 _KEY = re.compile(r'Parser key "([^"]+)":')
 _TYPES = ("Expected a <", "Expected a typing", "Not a valid subclass")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")

@@ -19,8 +19,7 @@ from hybrid_lightning.files import whole_file, write_csv
 from hybrid_lightning.tasks import HybridTask
 
 FORMATS = (".csv", ".parquet")
-Columns = dict[str, Any]
-"""Name → a value per row: an array or a list."""
+Columns = dict[str, Any]  # name → a value per row: an array or a list
 
 
 def predict(setup: Setup, ckpt_path: str | None = None, output: str | None = None, row_numbers: bool = False) -> None:

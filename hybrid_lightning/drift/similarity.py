@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor
 
-FEWEST_SAMPLES = 4
-"""The debiased estimator needs so many samples."""
-_ROUNDING = 1e-12
-"""Features that vary less than this, relative to their size, are the same for all samples."""
+FEWEST_SAMPLES = 4  # the debiased estimator needs so many samples
+_ROUNDING = 1e-12  # features that vary less than this, relative to their size, are the same for all samples
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float:

@@ -115,8 +115,7 @@ class StartingWeights:
 class StartingWeightsCallback(FitCallback):
     """Base of the callbacks that compare parts, None for the pretrained ones, with their starting weights."""
 
-    on_device: ClassVar[bool] = False
-    """Whether w0 is needed on the parameters' device, and not only on the CPU."""
+    on_device: ClassVar[bool] = False  # whether w0 is needed on the parameters' device, and not only on the CPU
 
     def __init__(self, parts: Collection[str] | None) -> None:
         super().__init__()

@@ -13,10 +13,8 @@ from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
 METHODS = ("norm", "value", "agc", "zclip")
 _ZCLIP = {"z": 2.5, "alpha": 0.97, "warm_up": "25 steps"}
 """Settings of ZClip and their defaults: the paper's (arXiv 2504.02507), and the warm-up of its authors' program."""
-_AGC = 0.01
-"""λ of the paper (arXiv 2102.06171)."""
-_SMALL = 1e-6
-"""Added to a deviation, so that a norm that never varied divides by no zero."""
+_AGC = 0.01  # λ of the paper (arXiv 2102.06171)
+_SMALL = 1e-6  # added to a deviation, so that a norm that never varied divides by no zero
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ class ZScoreLimits:
     """
 
     def __init__(self, rules: Mapping[str, ClippingRule]) -> None:
-        self.parts = tuple(rules)
-        """Their names, in the order of the norms."""
+        self.parts = tuple(rules)  # their names, in the order of the norms
         settings = [(rule.limit, rule.alpha, rule.warm_up) for rule in rules.values()]
         self._settings = torch.tensor(settings, dtype=torch.float64).reshape(-1, 3).T
         self._history = torch.zeros(3, len(rules))  # mean, variance, number of norms

@@ -13,8 +13,7 @@ from hybrid_lightning.gradients.norms import GradientPass, NormTable, gradient_n
 from hybrid_lightning.gradients.step import has_scaler, made_pass, shared_pass
 from hybrid_lightning.trainer import FitCallback, is_log_step, log_values
 
-_KEPT_STEPS = 256
-"""Steps between two comparisons, if the log interval is longer: bounds the memory of their norms."""
+_KEPT_STEPS = 256  # steps between two comparisons, if the log interval is longer: bounds the memory of their norms
 
 
 class GradientNormMonitor(FitCallback):

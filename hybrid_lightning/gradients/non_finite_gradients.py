@@ -32,8 +32,7 @@ class _Step(MeasuredStep):
 
     place: str  # step, epoch, batch and machine
     parts: Sequence[str]
-    norms: Callable[[], Tensor]
-    """Norm of each part's gradients, and further rows; computed only for a message."""
+    norms: Callable[[], Tensor]  # norm of each part's gradients, and further rows; computed only for a message
     batches: list[Any]
     ids: list[Any]
 

@@ -99,8 +99,7 @@ class GradientPass:
     """The gradients of one optimizer step: measured once, then clipped, with the norms kept up to date."""
 
     def __init__(self, param_groups: Iterable[Mapping[str, Any]]) -> None:
-        self.parameters: list[nn.Parameter] = []
-        """Those that have a gradient."""
+        self.parameters: list[nn.Parameter] = []  # those that have a gradient
         self._observers: list[nn.Parameter] = []
         sizes: list[tuple[str, str, int]] = []
         for group in param_groups:
@@ -112,10 +111,8 @@ class GradientPass:
                 sizes.append((group["part"], label(group), len(own)))
         self.norms = gradient_norms(self.parameters)
         """Norm of each of their gradients as it is now, `(number of parameters,)`."""
-        self.before = self.norms
-        """Norms before anything was clipped."""
-        self.skipped = False
-        """Whether the step will not be made; nothing is clipped then."""
+        self.before = self.norms  # norms before anything was clipped
+        self.skipped = False  # whether the step will not be made; nothing is clipped then
         self.complete = False
         """Whether the global limit has acted through this pass, so that `norms` are what the optimizer gets."""
         self.rows = norm_table(tuple(sizes), self.norms.device)
@@ -192,8 +189,7 @@ class NormTable:
             if stage not in self.parts:
                 members.setdefault(stage, []).extend(own)
             count += number
-        self.members = members
-        """Part or stage → positions of its parameters."""
+        self.members = members  # part or stage → positions of its parameters
         self.stages = tuple(members)[len(self.parts) :]
         """Labels ``<part>.<stage>`` of the parts that have several stages."""
         self.names = (*members, "total")

@@ -39,10 +39,8 @@ class LaterOnHost:
 class MeasuredStep:
     """A step that is to be judged; subclasses add what their judgment needs."""
 
-    values: LaterOnHost
-    """Norms, or their sum."""
-    scaled: bool
-    """Whether a gradient scaler drops the step by itself if its gradients overflow."""
+    values: LaterOnHost  # norms, or their sum
+    scaled: bool  # whether a gradient scaler drops the step by itself if its gradients overflow
 
 
 class SkippingCallback(FitCallback, ABC):
@@ -62,8 +60,7 @@ class SkippingCallback(FitCallback, ABC):
 
     def forget(self) -> None:
         """Forgets the counts and what a skip would restore."""
-        self.skipped = 0
-        """Number of steps that were not made."""
+        self.skipped = 0  # number of steps that were not made
         self._pending: Any = None
         self._statistics: KeptStatistics | None = None
         self._saved_statistics: list[Tensor] | None = None

@@ -29,8 +29,7 @@ class _Step(MeasuredStep):
     """The norm of each part at one step."""
 
     number: int
-    trains: Mapping[str, int]
-    """Part → number of its parameters that train."""
+    trains: Mapping[str, int]  # part → number of its parameters that train
 
 
 class SpikeGuard(SkippingCallback):
@@ -98,8 +97,7 @@ class SpikeGuard(SkippingCallback):
         super().forget()
         self.events: list[dict[str, Any]] = []
         """Spikes with ``step``, ``part``, ``z``, ``ratio`` and ``actions``, the newest ones."""
-        self.counts: dict[str, int] = {}
-        """Part → number of spikes so far."""
+        self.counts: dict[str, int] = {}  # part → number of spikes so far
         self._histories: dict[str, NormHistory] = {}
         self._spiky_steps = 0
         self._skips_in_a_row = 0

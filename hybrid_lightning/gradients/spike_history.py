@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-SMALLEST_DEVIATION = 0.05
-"""Of the logarithm of a norm; a part that is quieter is taken to vary by this much."""
+SMALLEST_DEVIATION = 0.05  # of the logarithm of a norm; a part that is quieter is taken to vary by this much
 
 
 @dataclass(frozen=True)

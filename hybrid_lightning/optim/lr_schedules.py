@@ -25,14 +25,12 @@ class GroupLR(LRScheduler):
     settings are those given now.
     """
 
-    place: ClassVar[str]
-    """Config path named in errors."""
+    place: ClassVar[str]  # config path named in errors
 
     def __init__(self, optimizer: Optimizer, warm_up: str, length: FitLength | None) -> None:
         self.optimizer = optimizer  # torch's constructor, which sets it too, already computes rates
         self.warm_up = Duration.parse(warm_up, f"{self.place}.warm_up")
-        self.restored_clock: str | None = None
-        """What the steps of a restored state count; None before one is restored."""
+        self.restored_clock: str | None = None  # what the steps of a restored state count; None before one is restored
         self._warm_up_steps = 0
         self._bound = False
         try:

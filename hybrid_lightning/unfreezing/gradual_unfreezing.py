@@ -96,10 +96,8 @@ class GradualUnfreezing(FitCallback):
 
     def forget(self) -> None:
         """Forgets the decisions of an earlier fit."""
-        self.decided_steps: dict[str, int] = {}
-        """Part and stage → step that a plateau decided."""
-        self.spans: dict[str, Span] = {}
-        """Group → steps between which it trains."""
+        self.decided_steps: dict[str, int] = {}  # part and stage → step that a plateau decided
+        self.spans: dict[str, Span] = {}  # group → steps between which it trains
         self._watches: dict[str, PlateauWatch] = {}
         self._best = BestWeights()
         self._training: list[str] = []

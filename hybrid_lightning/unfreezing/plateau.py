@@ -67,8 +67,7 @@ class PlateauWatch:
     metric: str
     mode: str
     best: float
-    validations: int = 0
-    """Validations in a row without a better value."""
+    validations: int = 0  # validations in a row without a better value
 
     @classmethod
     def start(cls, plateau: Plateau) -> "PlateauWatch":

@@ -9,8 +9,7 @@ from hybrid_lightning.errors import ConfigError, at, check_keys, listing, unknow
 from hybrid_lightning.optim.groups import matches
 from hybrid_lightning.unfreezing.plateau import EXAMPLE, Plateau
 
-Trigger = Duration | Plateau
-"""What starts something: a duration, or the plateau of a metric."""
+Trigger = Duration | Plateau  # what starts something: a duration, or the plateau of a metric
 
 
 class Span(NamedTuple):

@@ -12,8 +12,7 @@ from hybrid_lightning.unfreezing.schedule import Span, UnfreezingSchedule
 
 Group = Mapping[str, Any]
 ALWAYS = UnfreezingSchedule.parse("always")
-_ONE_STEP = FitLength(1, 1)
-"""What trains at step 0 does not depend on the length of the fit."""
+_ONE_STEP = FitLength(1, 1)  # what trains at step 0 does not depend on the length of the fit
 
 
 def label(group: Group) -> str:

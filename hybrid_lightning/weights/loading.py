@@ -17,8 +17,7 @@ from hybrid_lightning.weights.safe_files import check_digest, read_file
 _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.", "model.", "network.", "encoder.", "net.")
 _OURS = ("network.parts.", "parts.")
-ADAPTED = ".base_layer."
-"""What peft puts into the names of a layer's own tensors."""
+ADAPTED = ".base_layer."  # what peft puts into the names of a layer's own tensors
 MERGE = (
     " The file has adapters: merge them by 'export --config ... --ckpt_path ... --format safetensors --output "
     "net.safetensors', and give what it writes."

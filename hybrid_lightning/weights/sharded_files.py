@@ -21,10 +21,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from hybrid_lightning.files import TEMPORARY
 
-REST = "meta.pt"
-"""File in the folder that holds all that is not sharded."""
-OLD = ".old"
-"""What the name of a folder ends with while a new one takes its place."""
+REST = "meta.pt"  # file in the folder that holds all that is not sharded
+OLD = ".old"  # what the name of a folder ends with while a new one takes its place
 _PLACE = "sharded_tensor"
 _HARMLESS = {
     "torch.distributed.checkpoint.metadata": {
