@@ -57,7 +57,8 @@ def resolve(
     if "." not in target or not all(name.isidentifier() for name in target.split(".")):
         raise unknown("", kind, path, names or ["package.module.name"])
     is_free = path in names or trust is None
-    if not is_free and not _may_be_imported(path, trust or ()):
+    importable = path.startswith("torch.nn.") or path.split(".")[0] in INSTALLABLE
+    if not (is_free or importable or trusted(path, trust or ())):
         raise _refused(path)
     found = import_path(target)
     if not is_free and not _may_be_called(path, found, trust or ()):
@@ -74,10 +75,6 @@ def _refused(path: str) -> ConfigError:
         f"of timm, torchvision and transformers). A path in a file is code chosen by whoever wrote it. If you trust "
         f"it, load with trust=[{package!r}]."
     )
-
-
-def _may_be_imported(path: str, trust: Collection[str]) -> bool:
-    return trusted(path, trust) or path.startswith("torch.nn.") or path.split(".")[0] in INSTALLABLE
 
 
 def _may_be_called(path: str, found: object, trust: Collection[str]) -> bool:

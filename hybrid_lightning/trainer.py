@@ -1,7 +1,7 @@
 """What callbacks share: their base class, and the questions that they ask the Trainer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -27,28 +27,23 @@ class FitCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A fit starts without the memory of an earlier one."""
         if stage == "fit":
-            check_gradient_order(trainer.callbacks)  # type: ignore[attr-defined]
             self.forget()
+            measuring: list[str] = []
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                name = type(callback).__name__
+                order = getattr(callback, "gradient_order", None)
+                if order == 1:
+                    measuring.append(name)
+                elif order == 0 and measuring:
+                    raise ConfigError(
+                        f"{listing(measuring)} stands before {name} and would not see what {name} adds to the "
+                        f"gradients. List {name} first.",
+                        "trainer.callbacks",
+                    )
 
     def groups(self, trainer: Trainer) -> list[dict[str, Any]]:
         """The named groups of the one optimizer, see `named_groups`."""
         return named_groups(trainer, type(self).__name__)
-
-
-def check_gradient_order(callbacks: Sequence[Callback]) -> None:
-    """Raises `ConfigError` if a callback works on gradients before another one has added to them."""
-    measuring: list[str] = []
-    for callback in callbacks:
-        name = type(callback).__name__
-        order = getattr(callback, "gradient_order", None)
-        if order == 1:
-            measuring.append(name)
-        elif order == 0 and measuring:
-            raise ConfigError(
-                f"{listing(measuring)} stands before {name} and would not see what {name} adds to the gradients. List "
-                f"{name} first.",
-                "trainer.callbacks",
-            )
 
 
 def is_log_step(trainer: Trainer) -> bool:

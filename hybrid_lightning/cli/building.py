@@ -53,7 +53,9 @@ def run_with_setup(words: Sequence[str]) -> None:
 def build(parsed: Parsed) -> Setup:
     """Makes what a command works with; what could be wrong without model and data is checked before."""
     command, config, parser = parsed
-    _check_name(config.name)
+    if config.name in ("", ".", "..") or Path(config.name).name != config.name:
+        problem = f"{config.name!r} is not the name of one folder below runs/. Choose one without slashes."
+        raise ConfigError(problem, "name")
     check_number(config.trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches", low=1)
     _seed(config)
     continued = _continued_run(config) if command == "fit" and config.resume else None
@@ -72,11 +74,6 @@ def build(parsed: Parsed) -> Setup:
     except (ValueError, TypeError, OSError) as error:
         raise cause_of(error) or ConfigError(explained(str(error))) from error
     return setup
-
-
-def _check_name(name: str) -> None:
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise ConfigError(f"{name!r} is not the name of one folder below runs/. Choose one without slashes.", "name")
 
 
 def _seed(config: Namespace) -> None:

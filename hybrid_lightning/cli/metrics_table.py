@@ -62,7 +62,7 @@ class RunLogger(CSVLogger):
             self._columns = list(rows[0])
             self._rewrite(rows)
             for row in rows:
-                self._note(_without_empty_cells(row))
+                self._note({name: text for name, text in row.items() if text})
         elif found and self.first_step == 0:
             # the rows of another run in this folder, which ended before its first checkpoint
             number = 0
@@ -136,7 +136,3 @@ def read_rows(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8") as file:
         whole_lines = [line for line in file if line.endswith("\n")]
     return list(csv.DictReader(whole_lines))
-
-
-def _without_empty_cells(row: Row) -> Row:
-    return {name: text for name, text in row.items() if text}

@@ -62,11 +62,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         atexit.register(end_process_group)
 
     def setup(self, trainer: Trainer) -> None:
-        """Moves the model to its device and makes the optimizers.
-
-        Raises:
-            ConfigError: With precision 16-mixed, whose ranks would skip different steps.
-        """
+        """Moves the model to its device; refuses precision 16-mixed, whose ranks would skip different steps."""
         if self.precision_plugin.precision == "16-mixed":
             raise ConfigError(
                 "trainer.precision: under fsdp2 each rank would scale 16-mixed gradients by itself. Use bf16-mixed."

@@ -15,12 +15,9 @@ def linear_cka(one: Tensor, other: Tensor) -> float:
     al., arXiv 2010.15327): the product of kernels that are centered without their diagonals (U-centring, Székely and
     Rizzo, 2014).
     """
-    first = _centered_kernel(one)
-    second = _centered_kernel(other)
+    first, second = _centered_kernel(one), _centered_kernel(other)
     scale = (first.square().sum() * second.square().sum()).sqrt()
-    if scale == 0:
-        return 0.0
-    return float((first * second).sum() / scale)
+    return float((first * second).sum() / scale) if scale != 0 else 0.0
 
 
 def _centered_kernel(features: Tensor) -> Tensor:

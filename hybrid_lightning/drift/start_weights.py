@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.distributed.sharding import any_sharded, own_share, own_shares, reshard, sharded_like, whole
 from hybrid_lightning.errors import ConfigError, check_keys, listing
-from hybrid_lightning.gradients.norms import mesh_of, refuse_complex
+from hybrid_lightning.gradients.norms import mesh_of
 from hybrid_lightning.lightning_private import saves_shares
 from hybrid_lightning.trainer import FitCallback
 
@@ -99,10 +99,6 @@ class StartingWeights:
                 saved[self._names[parameter]] = value
         checkpoint[STARTING_WEIGHTS_KEY] = saved
 
-    def leave_device(self) -> None:
-        """Moves all copies to the CPU."""
-        self.weights = {parameter: tensor.cpu() for parameter, tensor in self.weights.items()}
-
     def moved(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """This rank's shard of w - w0 of each parameter, on its device; all of them are held."""
         if not parameters:
@@ -145,9 +141,7 @@ class StartingWeightsCallback(FitCallback):
         groups = self.groups(trainer)
         self.watched = self._chosen_parts(groups)
         wanted = self.watched_groups(trainer)
-        parameters = [parameter for group in wanted for parameter in group["params"]]
-        mesh_of(parameters)  # refuses tensor parallelism before the first step
-        refuse_complex(parameter.dtype for parameter in parameters)
+        mesh_of([parameter for group in wanted for parameter in group["params"]])  # refuses tensor parallelism
         self.start.take(pl_module, wanted, self.on_device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,7 +151,7 @@ class StartingWeightsCallback(FitCallback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After the fit the copy is needed for checkpoints only."""
         if stage == "fit":
-            self.start.leave_device()
+            self.start.weights = {parameter: tensor.cpu() for parameter, tensor in self.start.weights.items()}
 
     def watched_groups(self, trainer: Trainer) -> list[dict[str, Any]]:
         """The groups of the parts that are compared."""

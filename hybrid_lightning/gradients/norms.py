@@ -31,10 +31,8 @@ def tensor_norms(tensors: Sequence[Tensor], shards: list[Tensor] | None = None) 
     mesh = mesh_of(tensors)
     if shards is None:
         shards = own_shares(tensors)
-    dtypes = {shard.dtype for shard in shards}
-    refuse_complex(dtypes)
     # in bfloat16 and float16 the sum of squares would overflow or lose its digits
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    dtype = torch.float64 if torch.float64 in {shard.dtype for shard in shards} else torch.float32
     norms = torch.stack(torch._foreach_norm(shards, 2, dtype=dtype)).to(tensors[0].device)
     if mesh is None:
         return norms
@@ -59,16 +57,6 @@ def mesh_of(tensors: Sequence[Tensor]) -> DeviceMesh | None:
                 "trainer.strategy",
             )
     return mesh
-
-
-def refuse_complex(dtypes: Iterable[torch.dtype]) -> None:
-    """Raises `ConfigError` if one of the dtypes is complex."""
-    for dtype in dtypes:
-        if dtype.is_complex:
-            raise ConfigError(
-                f"norms of {dtype} parameters are not supported. Store such parameters as pairs of real numbers and "
-                f"use torch.view_as_complex in the forward pass."
-            )
 
 
 def limit_units(parameters: Sequence[nn.Parameter], norms: Tensor, ratio: float) -> None:

@@ -40,7 +40,11 @@ def partition(
         for pattern in [wanted] if isinstance(wanted, str) else wanted:
             covered = [name for name in names if matches(pattern, name)]
             if not covered and not any(matches(pattern, name) for name in tied):
-                raise _matches_nothing(label, pattern, names)
+                # names cut to as many segments as the pattern has, so that they show what it could be
+                segments = pattern.count(".") + 1
+                starts = dict.fromkeys(".".join(name.split(".")[:segments]) for name in names)
+                problem = f"pattern {pattern!r} matches no parameter. Names start with: {listing(starts)}."
+                raise ConfigError(problem, label)
             for name in covered:
                 if label_of.setdefault(name, label) != label:
                     raise ConfigError(
@@ -54,13 +58,6 @@ def partition(
     for name in names:
         found[label_of[name]].append(name)
     return found
-
-
-def _matches_nothing(label: str, pattern: str, names: Iterable[str]) -> ConfigError:
-    # names cut to as many segments as the pattern has, so that they show what it could be
-    segments = pattern.count(".") + 1
-    starts = dict.fromkeys(".".join(name.split(".")[:segments]) for name in names)
-    return ConfigError(f"pattern {pattern!r} matches no parameter. Names start with: {listing(starts)}.", label)
 
 
 def named_param_groups(

@@ -260,11 +260,7 @@ class GroupScheduler(GroupLR):
                 group["momentum"] = one["momentum"]
 
     def step(self, metric: Any = None) -> None:
-        """One step; `ReduceLROnPlateau` needs the metric.
-
-        Raises:
-            ConfigError: If the metric is missing.
-        """
+        """One step; `ReduceLROnPlateau` needs the metric."""
         if self.by_metric and self._step_count:
             if metric is None:
                 raise ConfigError(

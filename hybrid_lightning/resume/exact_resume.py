@@ -80,14 +80,14 @@ class ExactResume(FitCallback):
         self._saved = None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Puts the saved counters in order, before Lightning reads them.
-
-        Raises:
-            ConfigError: If the checkpoint lacks some of them, or has them as another type.
-        """
+        """Puts the saved counters in order, before Lightning reads them."""
         if self.enabled and trainer.state.fn == "fit" and "loops" in checkpoint:
-            refuse_damaged_counters(trainer, checkpoint)
+            path = first_damaged(checkpoint["loops"], {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
             self._saved = checkpoint.get(KEY, {})
+            if path is None and self._saved:
+                path = first_damaged(self._saved, {"seed": 0, "logged_steps": 0, "validated": 0, "metrics": {}}, KEY)
+            if path is not None:
+                raise damaged(f"{path!r} is missing or of another type.")
             self._point = settle(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,13 +96,15 @@ class ExactResume(FitCallback):
             return
         saved = self._saved
         self._saved = None
-        saved_seed = saved.get("seed") if saved else None
-        self.seed = trainer.strategy.broadcast(chosen_seed(saved_seed, trainer.current_epoch))
+        self.seed = trainer.strategy.broadcast(chosen_seed((saved or {}).get("seed"), trainer.current_epoch))
         self._validated = -1
         self._validation_pending = False
         self._logged_steps = logged_steps(trainer)
         if saved is not None and not self._point.in_epoch:
-            start_epoch_anew(trainer)
+            # with max_steps Lightning would take a restored fit for one within an epoch
+            loop = trainer.fit_loop.epoch_loop
+            for each in (trainer.fit_loop, loop, loop.automatic_optimization, loop.manual_optimization, loop.val_loop):
+                forget_restart(each)
         self._prepare_loaders(trainer)
         if saved is not None:
             self._finish_epoch(trainer, saved)
@@ -117,9 +119,15 @@ class ExactResume(FitCallback):
 
     def _finish_epoch(self, trainer: Trainer, saved: dict[str, Any]) -> None:
         """Does what follows the last epoch, if its end was being handled when the fit was saved."""
-        restore_metrics(trainer, saved)
+        # metric schedulers and checkpoints look at these between validations
+        for name, value in saved.get("metrics", {}).items():
+            trainer.callback_metrics[name] = value.to(trainer.strategy.root_device)
         if self._point.epoch_ends:
-            step_metric_schedulers(trainer)
+            # Lightning steps ReduceLROnPlateau after the hooks that save an epoch's end
+            current = trainer.fit_loop.epoch_progress.current
+            current.completed -= 1  # it counts the epoch that has ended
+            trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+            current.completed += 1
 
     def _continue_epoch(self, trainer: Trainer, pl_module: LightningModule, saved: dict[str, Any]) -> None:
         """Starts the epoch that was under way again, at the batch that comes next."""
@@ -237,49 +245,12 @@ class ExactResume(FitCallback):
         }
 
 
-def refuse_damaged_counters(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Raises `ConfigError` if counters of a saved fit, or entries of `ExactResume`, are missing or of another type."""
-    path = first_damaged(checkpoint["loops"], {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
-    if path is None and checkpoint.get(KEY):
-        saved = {"seed": 0, "logged_steps": 0, "validated": 0, "metrics": {}}
-        path = first_damaged(checkpoint[KEY], saved, KEY)
-    if path is not None:
-        raise damaged(f"{path!r} is missing or of another type.")
-
-
 def chosen_seed(saved: int | None, epoch: int) -> int:
     """The seed of ``seed_everything``; else that of the checkpoint; else one drawn from torch's random state."""
-    given = os.environ.get("PL_GLOBAL_SEED")
-    if given:
-        seed = int(given)
-    elif saved is not None:
-        seed = saved
-    else:
-        seed = int(torch.randint(2**31, ()))
+    seed = int(os.environ.get("PL_GLOBAL_SEED") or (torch.randint(2**31, ()) if saved is None else saved))
     if saved not in (None, seed):
         rank_zero_info(f"seed {saved} → {seed}, applied from epoch {epoch}")
     return seed
-
-
-def restore_metrics(trainer: Trainer, saved: dict[str, Any]) -> None:
-    """Puts the saved ``callback_metrics`` back, which metric schedulers and checkpoints look at between validations."""
-    for name, value in saved.get("metrics", {}).items():
-        trainer.callback_metrics[name] = value.to(trainer.strategy.root_device)
-
-
-def start_epoch_anew(trainer: Trainer) -> None:
-    """Makes Lightning start an epoch; with ``max_steps`` it would take a restored fit for one within an epoch."""
-    loop = trainer.fit_loop.epoch_loop
-    for each in (trainer.fit_loop, loop, loop.automatic_optimization, loop.manual_optimization, loop.val_loop):
-        forget_restart(each)
-
-
-def step_metric_schedulers(trainer: Trainer) -> None:
-    """Steps the epoch's `ReduceLROnPlateau`, which Lightning does after the hooks that save an epoch's end."""
-    current = trainer.fit_loop.epoch_progress.current
-    current.completed -= 1  # it counts the epoch that has ended
-    trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
-    current.completed += 1
 
 
 def warn_of_changes(trainer: Trainer, saved: dict[str, Any], point: SavedPoint) -> None:

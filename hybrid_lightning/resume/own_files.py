@@ -99,22 +99,16 @@ def _scores(given: Any) -> dict[str, Tensor]:
     scores = {}
     if isinstance(given, Mapping):
         for path, value in given.items():
-            score = _score(value)
-            if isinstance(path, str) and score is not None:
+            if not isinstance(path, str) or type(value) not in (int, float, Tensor):
+                continue
+            dtype = value.dtype if isinstance(value, Tensor) else torch.float32
+            try:
+                score = torch.tensor(float(value), dtype=dtype)  # in memory of its own
+            except (RuntimeError, TypeError, ValueError, OverflowError):  # many values, or none: nested, meta, ...
+                continue
+            if not math.isnan(float(value)):
                 scores[path] = score
     return scores
-
-
-def _score(value: Any) -> Tensor | None:
-    """A score as a tensor of its own, in plain memory; None if it is not a number."""
-    if type(value) not in (int, float, Tensor):
-        return None
-    dtype = value.dtype if isinstance(value, Tensor) else torch.float32
-    try:
-        number = float(value)
-        return None if math.isnan(number) else torch.tensor(number, dtype=dtype)
-    except (RuntimeError, TypeError, ValueError, OverflowError):  # many values, or none: nested, meta, ...
-        return None
 
 
 def _of_other(trainer: Trainer, callback: Callback, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,15 +131,12 @@ def _with_paths(value: Any, change: Callable[[Any, Any], Any], key: Any = None, 
     if isinstance(value, Mapping):
         changed = {}
         for name, entry in value.items():
-            changed[name] = _with_paths(entry, change, name, is_path or _is_path_name(name))
+            names_path = isinstance(name, str) and _NAMES_A_PATH.fullmatch(name) is not None
+            changed[name] = _with_paths(entry, change, name, is_path or names_path)
         return changed
     if type(value) in (list, tuple, set):
         return type(value)(_with_paths(entry, change, key, is_path) for entry in value)
     return change(key, value) if is_path and isinstance(value, str | bytes) else value
-
-
-def _is_path_name(key: Any) -> bool:
-    return isinstance(key, str) and _NAMES_A_PATH.fullmatch(key) is not None
 
 
 # Files

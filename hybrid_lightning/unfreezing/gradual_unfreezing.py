@@ -266,8 +266,9 @@ class GradualUnfreezing(FitCallback):
         step = trainer.global_step + window_is_open(trainer)
         for stage, plateau in self._waiting(trainer).items():
             watch = self._watches.get(stage)
-            if watch is None or not watch.belongs_to(plateau):
-                watch = self._watches[stage] = PlateauWatch.start(plateau)
+            # the schedule may have changed since a checkpoint, whose best value is then of another metric
+            if watch is None or (watch.metric, watch.mode) != (plateau.metric, plateau.mode):
+                watch = self._watches[stage] = PlateauWatch(plateau.metric, plateau.mode, plateau.worst)
             if watch.observe(plateau, reduced_metric(trainer, plateau.metric)):
                 self.decided_steps[stage] = step
                 rank_zero_info(f"{plateau} (best: {watch.best:.6g}): {stage} trains from step {step} on.")

@@ -30,10 +30,10 @@ def plan_rows(
         shown = next((group for group in of_stage if not group["fixed"]), of_stage[0])
         part, stage = shown["part"], stage_name(shown)
         span = spans[shown["name"]]
-        if shown["fixed"]:
-            moment = "never (arrived frozen)"
-        else:
-            moment = schedules.get(part, ALWAYS).describe(stages[part], stage)
+        # two values are those of parameters with two or more dimensions and of all others
+        decays = dict.fromkeys(f"{one['weight_decay']:g}" for one in of_stage if one["fixed"] == shown["fixed"])
+        schedule = schedules.get(part, ALWAYS)
+        moment = "never (arrived frozen)" if shown["fixed"] else schedule.describe(stages[part], stage)
         row = {
             "part": part,
             "origin": origins.get(part, "untrained"),
@@ -41,7 +41,7 @@ def plan_rows(
             "parameters": _parameters(of_stage),
             # the configured rate, also while a scheduler changes it
             "lr": f"{shown.get('initial_lr', shown['lr']):.3g}",
-            "weight decay": _weight_decays(of_stage, shown["fixed"]),
+            "weight decay": ", ".join(decays),
             "unfreezes at": moment + _steps(span),
             "mode": _mode(span, moment),
         }
@@ -57,12 +57,6 @@ def _parameters(groups: Sequence[Group]) -> str:
         every += number
         free += 0 if group["fixed"] else number
     return f"{free:,} of {every:,}" if 0 < free < every else f"{every:,}"
-
-
-def _weight_decays(groups: Sequence[Group], fixed: bool) -> str:
-    """Two values are those of parameters with two or more dimensions and of all others."""
-    values = [f"{group['weight_decay']:g}" for group in groups if group["fixed"] == fixed]
-    return ", ".join(dict.fromkeys(values))
 
 
 def _steps(span: Span) -> str:

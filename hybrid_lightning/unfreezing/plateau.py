@@ -69,15 +69,6 @@ class PlateauWatch:
     best: float
     validations: int = 0  # validations in a row without a better value
 
-    @classmethod
-    def start(cls, plateau: Plateau) -> "PlateauWatch":
-        """Nothing has been seen yet."""
-        return cls(plateau.metric, plateau.mode, plateau.worst)
-
-    def belongs_to(self, plateau: Plateau) -> bool:
-        """False if the schedule has changed since a checkpoint, so that the best value is one of another metric."""
-        return (self.metric, self.mode) == (plateau.metric, plateau.mode)
-
     def observe(self, plateau: Plateau, value: float) -> bool:
         """Takes the value of one validation; returns whether the patience is over."""
         if plateau.is_better(value, self.best):

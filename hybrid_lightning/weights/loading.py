@@ -60,24 +60,28 @@ class WeightSource:
         check_keys(given, [option.name for option in dataclasses.fields(cls)])
         source = cls(**given)
         check_number(source.coverage, "coverage", low=0, high=1, above_low=True)
-        if not source._has_text_prefixes():
+        is_readable = isinstance(source.strip, list) and isinstance(source.rename, Mapping)
+        if not is_readable or not all(
+            isinstance(p, str) for p in (*source.strip, *source.rename, *source.rename.values())
+        ):
             raise ConfigError(
                 "'strip' is a list of prefixes, and 'rename' a dict {old prefix: new prefix}; a prefix is a text, and "
                 "one such as '0.' needs its quotes."
             )
         return source
 
-    def _has_text_prefixes(self) -> bool:
-        if not isinstance(self.strip, list) or not isinstance(self.rename, Mapping):
-            return False
-        return all(isinstance(prefix, str) for prefix in (*self.strip, *self.rename.keys(), *self.rename.values()))
-
 
 def load_weights(module: nn.Module, given: Any, place: str = "", name: str | None = None) -> str:
     """Loads a module's weights; after an error it still has its own."""
     with at(place):
         if given == "pretrained":
-            _load_pretrained(module)
+            load_pretrained = getattr(module, "load_pretrained", None)
+            if load_pretrained is None:
+                raise ConfigError(
+                    f"{type(module).__name__} brings no pretrained weights of its own. Give the path of a "
+                    f".safetensors or .pt file, or null for an untrained part."
+                )
+            load_pretrained()
             return ""
         source = WeightSource.parse(given)
         check_digest(source.path, source.sha256, "sha256")
@@ -87,16 +91,6 @@ def load_weights(module: nn.Module, given: Any, place: str = "", name: str | Non
     # what is missing or surplus has been judged by the coverage
     module.load_state_dict(fit.found, strict=False)
     return f"{source.path}: {fit}"
-
-
-def _load_pretrained(module: nn.Module) -> None:
-    load_pretrained = getattr(module, "load_pretrained", None)
-    if load_pretrained is None:
-        raise ConfigError(
-            f"{type(module).__name__} brings no pretrained weights of its own. Give the path of a .safetensors or .pt "
-            f"file, or null for an untrained part."
-        )
-    load_pretrained()
 
 
 def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -168,15 +162,17 @@ class Fit:
         """Compares a module with tensors; prefixes that wrappers add to names are taken off where a name then fits."""
         # a layer below an adapter takes the tensors of a plain layer; an adapter that the file lacks starts anew
         expected = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-        sources = _sources(expected, tensors, _wrappers(module))
+        own_prefix = getattr(module, "base_model_prefix", None)  # of transformers, such as "bert"
+        wrappers = (*_WRAPPERS, f"{own_prefix}.") if own_prefix and isinstance(own_prefix, str) else _WRAPPERS
+        sources = _sources(expected, tensors, wrappers)
         adapted = [name.partition(ADAPTED)[0] + "." for name in expected if ADAPTED in name]
         fit = cls()
         values = 0
         for name, wanted in expected.items():
             if name in sources:
                 fit._take(name, tensors[sources[name]], wanted)
-            elif _may_be_new(name, tuple(adapted)):
-                continue
+            elif name.endswith("num_batches_tracked") or (name.startswith(tuple(adapted)) and ADAPTED not in name):
+                continue  # files of old versions lack the counter, and an adapter starts anew
             else:
                 fit.missing.append(name)
             values += _size(wanted)
@@ -237,12 +233,6 @@ class Fit:
         )
 
 
-def _wrappers(module: nn.Module) -> tuple[str, ...]:
-    """The prefixes that may stand before the names of a file."""
-    own = getattr(module, "base_model_prefix", None)  # of transformers, such as "bert"
-    return (*_WRAPPERS, f"{own}.") if own and isinstance(own, str) else _WRAPPERS
-
-
 def _sources(expected: Collection[str], given: Collection[str], wrappers: tuple[str, ...]) -> dict[str, str]:
     """Name in the module → name in the file."""
     known = {name: name for name in expected}
@@ -267,11 +257,6 @@ def _unwrapped(name: str, known: Collection[str], wrappers: tuple[str, ...]) -> 
             if bare is not None:
                 return bare
     return None
-
-
-def _may_be_new(name: str, adapted: tuple[str, ...]) -> bool:
-    """Whether a file need not hold a tensor: an adapter's own, or a counter that files of old versions lack."""
-    return name.endswith("num_batches_tracked") or (name.startswith(adapted) and ADAPTED not in name)
 
 
 def _size(tensor: Tensor) -> int:

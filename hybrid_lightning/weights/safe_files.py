@@ -58,19 +58,14 @@ def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
             for record in archive.infolist():
                 is_wanted = tensors or record.filename.endswith(".pkl")
                 if is_wanted and record.CRC != 0:  # 0: under torch.serialization.set_crc32_options(False)
-                    _read_through(archive, record)
+                    with archive.open(record) as file:
+                        while file.read(_CHUNK):  # Python compares the checksum at the end
+                            pass
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ConfigError(
             f"{str(path)!r} is damaged: {_first_line(error)}. Use another file, or fetch it again from its source.",
             place,
         ) from None
-
-
-def _read_through(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
-    """Reads a record, whose checksum Python compares at its end."""
-    with archive.open(record) as file:
-        while file.read(_CHUNK):
-            pass
 
 
 def _content(path: Path, mapped: bool, **folder_options: Any) -> dict[str, Any]:
