@@ -9,7 +9,6 @@ from torch.optim import Optimizer
 
 from hybrid_lightning.errors import at, check_keys
 from hybrid_lightning.gradients.clipping_rule import ClippingRule, ZScoreLimits
-from hybrid_lightning.gradients.norms import GradientPass
 from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.trainer import FitCallback
 
@@ -83,12 +82,9 @@ class GradientClipping(FitCallback):
                 gradients.clip_value(rule.limit, part)
             elif rule.method == "agc" and part != "head":
                 gradients.clip_units(rule.limit, part)
-        if self._histories.parts:
-            self._limit_by_history(gradients)
-
-    def _limit_by_history(self, gradients: GradientPass) -> None:
-        """Applies ZClip to all of its parts at once: many small operations would take longer than the limits."""
+        # ZClip for all of its parts at once: many small operations would take longer than the limits
         parts = self._histories.parts
-        norms = torch.stack([gradients.norms_of(part).norm() for part in parts])
-        for part, factor in zip(parts, self._histories.factors(norms), strict=True):
-            gradients.scale(factor, part)
+        if parts:
+            norms = torch.stack([gradients.norms_of(part).norm() for part in parts])
+            for part, factor in zip(parts, self._histories.factors(norms), strict=True):
+                gradients.scale(factor, part)

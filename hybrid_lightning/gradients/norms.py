@@ -167,7 +167,7 @@ class GradientPass:
 class NormTable:
     """Combines the norms of parameters into one row per part, one per stage, and a last one, ``total``."""
 
-    def __init__(self, groups: Sequence[tuple[str, str, int]], device: torch.device) -> None:
+    def __init__(self, groups: tuple[tuple[str, str, int], ...], device: torch.device) -> None:
         self.parts = tuple(dict.fromkeys(part for part, _, _ in groups))
         members: dict[str, list[int]] = {part: [] for part in self.parts}
         count = 0
@@ -197,7 +197,5 @@ class NormTable:
         return combined
 
 
-@lru_cache(maxsize=16)
-def norm_table(groups: tuple[tuple[str, str, int], ...], device: torch.device) -> NormTable:
-    """The table of these groups; kept, because they change only when something unfreezes, not at each step."""
-    return NormTable(groups, device)
+# kept, because the groups change only when something unfreezes, not at each step
+norm_table = lru_cache(maxsize=16)(NormTable)

@@ -95,9 +95,15 @@ class SkippingCallback(FitCallback, ABC):
         self._saved_statistics = state_dict.get("statistics")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses a Trainer whose clipping would fail after a skip."""
-        if self.skips:
-            _refuse_clipping_by_value(trainer, type(self).__name__)
+        """Refuses torch's clipping by value, which fails on a skipped step; a task that clips by itself has its own."""
+        task_clips = type(trainer.lightning_module).configure_gradient_clipping
+        by_torch = task_clips is LightningModule.configure_gradient_clipping and trainer.gradient_clip_val
+        if self.skips and by_torch and trainer.gradient_clip_algorithm == "value":
+            raise ConfigError(
+                f"a skipped step has no gradients, and torch's clipping by value fails without any. Use "
+                f"GradientClipping({{part: {{'value': {trainer.gradient_clip_val}}}}}) instead.",
+                type(self).__name__,
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Keeps what the forward passes of a step change, if the step may be skipped."""
@@ -140,16 +146,3 @@ def worst_of_ranks(trainer: Trainer, norms: Tensor) -> Tensor:
         worst = worst.to(trainer.strategy.root_device)
         torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
     return worst
-
-
-def _refuse_clipping_by_value(trainer: Trainer, user: str) -> None:
-    """Raises `ConfigError` if torch's clipping by value would act on a skipped step, where it fails."""
-    task_clips = type(trainer.lightning_module).configure_gradient_clipping
-    if task_clips is not LightningModule.configure_gradient_clipping:
-        return
-    if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
-        raise ConfigError(
-            f"a skipped step has no gradients, and torch's clipping by value fails without any. Use "
-            f"GradientClipping({{part: {{'value': {trainer.gradient_clip_val}}}}}) instead.",
-            user,
-        )

@@ -8,7 +8,7 @@ from hybrid_lightning.duration import FitLength
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.tasks.default_callbacks import schedules_of
 from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing, check_moments
-from hybrid_lightning.unfreezing.plan import plan_table
+from hybrid_lightning.unfreezing.plan import plan_rows, plan_table
 from hybrid_lightning.unfreezing.timeline import training_at_start
 
 
@@ -34,5 +34,5 @@ def training_plan(network: HybridNetwork, groups: list[dict[str, Any]], trainer:
     for name, report in network.weight_reports.items():
         lines.append(report if name == "init_from" else f"{name}: {report}")
     origins = {name: part.origin for name, part in options.items()}
-    lines.append(plan_table(groups, schedules, origins, length, decided))
+    lines.append(plan_table(plan_rows(groups, schedules, origins, length, decided), length))
     return "\n".join(lines)

@@ -162,7 +162,13 @@ class GradualUnfreezing(FitCallback):
             if group["fixed"]:
                 group["unfrozen_at"] = None
         refuse_one_rate(groups)  # a scheduler has set its rates by now
-        self._refuse_without_validation(trainer)
+        watched = [part for part, schedule in self.schedules.items() if schedule.metrics]
+        if watched and not trainer.enable_validation:
+            raise ConfigError(
+                f"{listing(watched)} would wait for a metric, but nothing is validated. Give validation data, or write "
+                f"a duration.",
+                "unfreeze",
+            )
         self._find_spans(groups, self._length)
         check_moments(trainer, groups, self.schedules, self._length)
         self._uncompared = True
@@ -306,15 +312,6 @@ class GradualUnfreezing(FitCallback):
         if self.restart_early_stopping:
             for callback in trainer.early_stopping_callbacks:
                 callback.wait_count = 0
-
-    def _refuse_without_validation(self, trainer: Trainer) -> None:
-        watched = [part for part, schedule in self.schedules.items() if schedule.metrics]
-        if watched and not trainer.enable_validation:
-            raise ConfigError(
-                f"{listing(watched)} would wait for a metric, but nothing is validated. Give validation data, or write "
-                f"a duration.",
-                "unfreeze",
-            )
 
 
 def check_moments(

@@ -77,15 +77,8 @@ def _mode(span: Span, moment: str) -> str:
     return ", then ".join(modes)
 
 
-def plan_table(
-    groups: Sequence[Group],
-    schedules: Mapping[str, UnfreezingSchedule],
-    origins: Mapping[str, str],
-    length: FitLength,
-    decided: Mapping[str, int] | None = None,
-) -> str:
+def plan_table(rows: Sequence[Mapping[str, str]], length: FitLength) -> str:
     """The rows of `plan_rows` as text, with the length of the fit below."""
     end = "no end" if length.total_steps is None else f"{length.total_steps} steps"
     epoch = "unknown" if length.steps_per_epoch is None else f"{length.steps_per_epoch} steps"
-    rows = plan_rows(groups, schedules, origins, length, decided)
     return f"{format_table(rows, COLUMNS, _RIGHT_ALIGNED)}\nlength of the fit: {end}; of an epoch: {epoch}"

@@ -136,16 +136,7 @@ class UnfreezingSchedule:
     def spans(
         self, stages: Sequence[str], length: FitLength, decided: Mapping[str, int] | None = None
     ) -> dict[str, Span]:
-        """Stage → the steps at which it trains, from the output to the input: a function of the arguments alone.
-
-        Args:
-            stages: Names of all stages of the part, from input to output.
-            length: Length of the fit, which turns epochs and percentages into steps.
-            decided: Stage → step that a plateau decided; a plateau that is missing has not come yet.
-
-        Raises:
-            ConfigError: If a unit cannot be turned into steps.
-        """
+        """Stage → the steps at which it trains, from the output to the input; `decided`: of plateaus that have come."""
         spans: dict[str, Span] = {}
         # in the order of `triggers`, so that the stage above has its start already
         for stage, (trigger, above) in self.triggers(stages).items():
