@@ -51,6 +51,8 @@ def resolve(
     path: str, names: Mapping[str, Any], trust: Collection[str] | None = None, kind: str = "module"
 ) -> Callable[..., Any]:
     """The class or function behind a name or a dotted path."""
+    # trust None allows every path, as in a config that the user wrote. A path found in a file is one of `names`, a
+    # layer of torch.nn, a model of timm, torchvision or transformers, or begins with one of these package names.
     target = names.get(path, path)
     if not isinstance(target, str):
         return target  # type: ignore[no-any-return]

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 class Command(NamedTuple):
     """A row of the table."""
 
-    path: str
+    path: str  # file of this folder and the function in it
     description: str
-    has_setup: bool = True
+    has_setup: bool = True  # whether the function takes a Setup, and flags; else the words of the command line
 
     def function(self) -> Callable[..., Any]:
         """The function; imports its file, and with it Lightning."""

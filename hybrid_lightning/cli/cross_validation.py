@@ -32,8 +32,8 @@ class Plan(NamedTuple):
     folds: int
     runs: Path
     name: str
-    tested: str
-    predict_path: bool
+    tested: str  # best or last: the checkpoint that is tested and predicts
+    predict_path: bool  # whether the data would predict something else than the fold
 
     @classmethod
     def parse(cls, words: list[str], folds: int) -> "Plan":

@@ -49,10 +49,10 @@ def predict(setup: Setup, ckpt_path: str | None = None, output: str | None = Non
 class Predicted(NamedTuple):
     """What was predicted for some samples."""
 
-    places: Tensor
-    predictions: Tensor
-    rows: Tensor | None
-    contributions: dict[str, Tensor]
+    places: Tensor  # in the data, (N,) int64
+    predictions: Tensor  # as the task gives them, (N,) or (N, outputs)
+    rows: Tensor | None  # the batches' own id, (N,) int64, if all have it
+    contributions: dict[str, Tensor]  # part → (N,); empty if the model gives none
 
 
 class CollectPredictions(BasePredictionWriter):
@@ -65,11 +65,11 @@ class CollectPredictions(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses to share samples unevenly among ranks that have to make equally many steps."""
-        if trainer.world_size == 1 or not isinstance(trainer.strategy, ModelParallelStrategy):
-            return
         batch_sampler = getattr(trainer.predict_dataloaders, "batch_sampler", None)
         sampler = getattr(batch_sampler, "sampler", None)
-        if not isinstance(sampler, UnrepeatedDistributedSampler):
+        if not isinstance(trainer.strategy, ModelParallelStrategy) or not isinstance(
+            sampler, UnrepeatedDistributedSampler
+        ):
             return
         count: int = len(sampler.dataset)  # type: ignore[arg-type]
         if count % trainer.world_size:
@@ -80,14 +80,7 @@ class CollectPredictions(BasePredictionWriter):
             )
 
     def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Any, batch: Any, *rest: Any
     ) -> None:
         """Keeps the predictions of a batch, on the CPU."""
         contributions = {}

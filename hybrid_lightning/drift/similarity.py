@@ -8,7 +8,7 @@ _ROUNDING = 1e-12  # features that vary less than this, relative to their size, 
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float:
-    """Linear centered kernel alignment of two sets of features (Kornblith et al., arXiv 1905.00414), debiased.
+    """Linear centered kernel alignment of features `(samples, p)` and `(samples, q)` (arXiv 1905.00414), debiased.
 
     Rotating either set, or scaling it by one number, changes nothing. The plain estimate is near 1 for any features
     when they are many and the samples are few; here each HSIC is the unbiased estimate (Song et al., 2012; Nguyen et

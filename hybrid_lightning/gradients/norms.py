@@ -25,7 +25,8 @@ def gradient_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 def tensor_norms(tensors: Sequence[Tensor], shards: list[Tensor] | None = None) -> Tensor:
     """The 2-norm of each tensor, `(number of tensors,)`: float32, or float64 if one of the tensors is."""
-    # collective if tensors are sharded: call it on every rank; all get the norms of the full tensors
+    # Collective if tensors are sharded: call it on every rank; all get the norms of the full tensors. `shards` are
+    # measured in place of this rank's, one per tensor and sharded as it is, such as differences.
     if not tensors:
         return torch.zeros(0)
     mesh = mesh_of(tensors)
@@ -90,7 +91,7 @@ class GradientPass:
         self.parameters: list[nn.Parameter] = []  # those that have a gradient
         self._observers: list[nn.Parameter] = []
         sizes: list[tuple[str, str, int]] = []
-        for group in param_groups:
+        for group in param_groups:  # nothing depends on an observer, which is neither measured nor clipped
             own = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group.get("observer"):
                 self._observers += own
@@ -166,6 +167,8 @@ class GradientPass:
 
 class NormTable:
     """Combines the norms of parameters into one row per part, one per stage, and a last one, ``total``."""
+
+    # groups: part, label of the stage and number of parameters, in the order of the parameters
 
     def __init__(self, groups: tuple[tuple[str, str, int], ...], device: torch.device) -> None:
         self.parts = tuple(dict.fromkeys(part for part, _, _ in groups))

@@ -14,7 +14,7 @@ class Sensitivity:
     z: float  # standard deviations of the logarithm of the norm above its mean, above 0
     ratio: float  # times the typical norm, above 1
     warm_up: int  # norms that a history has to hold before anything is a spike, 2 or more
-    decay: float
+    decay: float  # weight of the past in mean and variance, in (0, 1); 1 / (1 - decay) steps are remembered
 
 
 @dataclass(frozen=True)

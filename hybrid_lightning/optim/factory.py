@@ -105,6 +105,8 @@ def make_scheduler(
     base_lr: float | None = None,
 ) -> dict[str, Any]:
     """A torch scheduler for named groups (see `GroupScheduler`) as Lightning's ``lr_scheduler`` dict."""
+    # beside class_path and init_args: interval (epoch or step: what it counts), warm_up (from each group's unfreezing)
+    # and, for ReduceLROnPlateau, monitor; the schedulers of SequentialLR and ChainedScheduler are such specs too
     # not a decorator: `GroupScheduler` calls `make` and states the place of its own errors
     place = "model.scheduler"
     given = {"class_path": spec} if isinstance(spec, str) else dict(spec)

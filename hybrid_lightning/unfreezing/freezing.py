@@ -27,7 +27,7 @@ def module_modes(
     """Which modules have to be in train mode (True) or in eval mode (False) while `root` trains."""
     # A module trains if one of its parameters does. A module without parameters of its own (dropout, a normalization
     # with ``affine=False``) follows its nearest ancestor that has some, except `root` itself. Modules that follow
-    # nobody are left out and keep their mode.
+    # nobody are left out and keep their mode. Of `batch_norm` only ``frozen`` and ``train`` make a difference.
     modes: dict[nn.Module, bool] = {}
 
     def visit(module: nn.Module, trains: bool | None, part: str | None) -> None:
@@ -85,6 +85,7 @@ class KeptStatistics:
     """A copy of the running statistics that a forward pass will change, for a step that then is not made."""
 
     def __init__(self, root: nn.Module, copies: Sequence[Tensor] | None = None) -> None:
+        # copies: those of another process that this one continues
         self._buffers: list[Tensor] = []
         for module in root.modules():
             if has_statistics(module) and module.training:

@@ -18,7 +18,7 @@ def plan_rows(
     length: FitLength,
     decided: Mapping[str, int] | None = None,
 ) -> list[dict[str, str]]:
-    """One row per part and stage, in the order of the groups."""
+    """One row per part and stage, in the order of the groups; `origins`: part → ``pretrained`` or ``untrained``."""
     spans = group_spans(groups, schedules, length, decided)
     stages = stages_by_part(groups)
     by_stage: dict[str, list[Group]] = {}

@@ -43,7 +43,7 @@ def group_spans(
     length: FitLength,
     decided: Mapping[str, int] | None = None,
 ) -> dict[str, Span]:
-    """Group name → from which step to which one it trains."""
+    """Group name → from which step to which one it trains; `decided`: `label` → step that a plateau decided."""
     spans_of_part: dict[str, dict[str, Span]] = {}
     for part, stages in stages_by_part(groups).items():
         schedule = schedules.get(part, ALWAYS)

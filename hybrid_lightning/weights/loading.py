@@ -153,6 +153,7 @@ class Fit:
     found: dict[str, Tensor] = field(default_factory=dict)  # name in the module → tensor
     missing: list[str] = field(default_factory=list)  # names in the module that the file lacks
     surplus: list[str] = field(default_factory=list)  # names in the file that the module lacks
+    # name → shape in the file and in the module
     other: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     resized: list[str] = field(default_factory=list)  # names of positional embeddings that were resized
     share: float = 0.0  # share of the module's values that were found, in [0, 1]

@@ -30,6 +30,8 @@ def read_file(
     mapped: bool = True,
 ) -> dict[str, Any]:
     """The plain content of a ``.safetensors`` file, of one written by `torch.save`, or of a sharded checkpoint."""
+    # mapped: False for tensors that are kept. A file that another machine replaces on a shared file system is gone
+    # under its map, which ends the process.
     path = Path(path)
     with at(place):
         verify(path)
