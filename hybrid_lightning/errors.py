@@ -54,9 +54,9 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "") or "none"
 
 
-def reason(error: BaseException, limit: int = 300) -> str:
+def reason(error: BaseException) -> str:
     """What somebody else's exception says, as one sentence; the name of its class if it says nothing."""
-    return (str(error).strip() or type(error).__name__)[:limit].rstrip(".") + "."
+    return (str(error).strip() or type(error).__name__)[:300].rstrip(".") + "."
 
 
 def unknown(place: str, kind: str, given: str, known: Iterable[str]) -> ConfigError:
@@ -110,8 +110,8 @@ def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], righ
     return "\n".join([line({column: column for column in columns}), rule, *map(line, rows)])
 
 
-def shortened(message: str, lines: int = 10) -> str:
-    """The first lines of a message, each of bounded length."""
+def shortened(message: str) -> str:
+    """The first ten lines of a message, each of bounded length."""
     kept = [line.rstrip()[:1000] for line in message.strip().splitlines() if line.strip()]
-    more = [f"... ({len(kept) - lines} more lines)"] if len(kept) > lines else []
-    return "\n".join(kept[:lines] + more)
+    more = [f"... ({len(kept) - 10} more lines)"] if len(kept) > 10 else []
+    return "\n".join(kept[:10] + more)

@@ -146,7 +146,7 @@ def joined(batches: Sequence[Predicted]) -> Predicted:
     return Predicted(places[is_first], torch.cat(all_predictions)[order], rows, contributions)
 
 
-def prediction_table(predicted: Predicted, task: HybridTask, data: Any, row_numbers: bool = False) -> Columns:
+def prediction_table(predicted: Predicted, task: HybridTask, data: Any, row_numbers: bool) -> Columns:
     """The columns of a table: ``id`` or ``row``, those that the task gives, and ``contribution_<part>``."""
     ids = getattr(data, "predict_ids", None)
     columns: Columns = {}

@@ -60,26 +60,6 @@ def mesh_of(tensors: Sequence[Tensor]) -> DeviceMesh | None:
     return mesh
 
 
-def limit_units(parameters: Sequence[nn.Parameter], norms: Tensor, ratio: float) -> None:
-    """Adaptive gradient clipping (AGC, arXiv 2102.06171): limits each unit's gradient by its weights, in place."""
-    # a unit is what feeds one output: a row of a matrix, a filter of a convolution; a bias or a gain is one as a whole
-    weights = tensor_norms([parameter.detach() for parameter in parameters])
-    for index, parameter in enumerate(parameters):
-        assert parameter.grad is not None
-        weight = own_share(parameter.detach())
-        gradient = own_share(parameter.grad)
-        if weight.ndim > 1:  # a shard holds whole rows, so that its units need no other rank
-            unit = tuple(range(1, weight.ndim))
-            weight_norm = torch.linalg.vector_norm(weight, dim=unit, keepdim=True, dtype=norms.dtype)
-            norm = torch.linalg.vector_norm(gradient, dim=unit, keepdim=True, dtype=norms.dtype)
-        else:
-            # a sharded bias is one unit, whose norm the ranks have combined already
-            weight_norm = weights[index]
-            norm = norms[index]
-        limit = ratio * weight_norm.clamp(min=_SMALLEST_WEIGHTS)
-        gradient.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))
-
-
 def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
@@ -135,10 +115,26 @@ class GradientPass:
             self._replace(part, gradient_norms(self._of(part)))
 
     def clip_units(self, ratio: float, part: str) -> None:
-        """Clips the units of one part, see `limit_units`."""
+        """Adaptive gradient clipping (AGC, arXiv 2102.06171): limits each unit's gradient by its weights, in place."""
+        # a unit is what feeds one output: a row of a matrix, a filter of a convolution; a bias is one as a whole
         parameters = self._of(part)
+        norms = self.norms_of(part)
+        weights = tensor_norms([parameter.detach() for parameter in parameters])
+        for index, parameter in enumerate(parameters):
+            assert parameter.grad is not None
+            weight = own_share(parameter.detach())
+            gradient = own_share(parameter.grad)
+            if weight.ndim > 1:  # a shard holds whole rows, so that its units need no other rank
+                unit = tuple(range(1, weight.ndim))
+                weight_norm = torch.linalg.vector_norm(weight, dim=unit, keepdim=True, dtype=norms.dtype)
+                norm = torch.linalg.vector_norm(gradient, dim=unit, keepdim=True, dtype=norms.dtype)
+            else:
+                # a sharded bias is one unit, whose norm the ranks have combined already
+                weight_norm = weights[index]
+                norm = norms[index]
+            limit = ratio * weight_norm.clamp(min=_SMALLEST_WEIGHTS)
+            gradient.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))
         if parameters:
-            limit_units(parameters, self.norms_of(part), ratio)
             self._replace(part, gradient_norms(parameters))
 
     def skip(self) -> None:
