@@ -58,11 +58,7 @@ class Duration:
         return cls(value, unit if unit == "%" or unit.endswith("s") else unit + "s")
 
     def steps(self, length: FitLength, place: str = "") -> int:
-        """The duration in optimizer steps, rounded up.
-
-        Raises:
-            ConfigError: If the unit cannot be turned into steps for a fit of this length.
-        """
+        """The duration in optimizer steps, rounded up; a `ConfigError` if the length of the fit is not known."""
         if self.unit == "steps":
             return ceil(self.value)
         if self.unit == "epochs" and length.steps_per_epoch is not None:

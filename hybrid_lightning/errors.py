@@ -37,11 +37,9 @@ class ConfigError(ValueError):
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
-    """Puts `place` before the place of every `ConfigError` that is raised inside.
-
-    Blocks within blocks make a path: ``model.parts.image``, then ``unfreeze``, then ``every``. So what parses a value
-    does not have to know where in the config it stands.
-    """
+    """Puts `place` before the place of every `ConfigError` that is raised inside."""
+    # Blocks within blocks make a path: ``model.parts.image``, then ``unfreeze``, then ``every``. So what parses a value
+    # does not have to know where in the config it stands.
     try:
         yield
     except ConfigError as error:
@@ -56,20 +54,13 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "") or "none"
 
 
-def reason(error: BaseException, limit: int = 300) -> str:
+def reason(error: BaseException) -> str:
     """What somebody else's exception says, as one sentence; the name of its class if it says nothing."""
-    return (str(error).strip() or type(error).__name__)[:limit].rstrip(".") + "."
+    return (str(error).strip() or type(error).__name__)[:300].rstrip(".") + "."
 
 
 def unknown(place: str, kind: str, given: str, known: Iterable[str]) -> ConfigError:
-    """An error for a name that is not among `known`, with the closest one suggested.
-
-    Args:
-        place: Path of the setting, within the places that `at` adds.
-        kind: What the name stands for ("key", "part").
-        given: The name that was given.
-        known: The names that are possible.
-    """
+    """An error for a name that is not among `known`, with the closest one suggested."""
     known = list(known)
     renamed = RENAMED.get(given)
     if renamed in known:
@@ -119,8 +110,8 @@ def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], righ
     return "\n".join([line({column: column for column in columns}), rule, *map(line, rows)])
 
 
-def shortened(message: str, lines: int = 10) -> str:
-    """The first lines of a message, each of bounded length."""
+def shortened(message: str) -> str:
+    """The first ten lines of a message, each of bounded length."""
     kept = [line.rstrip()[:1000] for line in message.strip().splitlines() if line.strip()]
-    more = [f"... ({len(kept) - lines} more lines)"] if len(kept) > lines else []
-    return "\n".join(kept[:lines] + more)
+    more = [f"... ({len(kept) - 10} more lines)"] if len(kept) > 10 else []
+    return "\n".join(kept[:10] + more)

@@ -7,20 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-TEMPORARY = ".part"
-"""What a file's name ends with while it is being written."""
+TEMPORARY = ".part"  # what a file's name ends with while it is being written
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary name in the folder of `path`; what was written there takes the place of `path` in one step.
-
-    A process that is killed leaves the old file, or none, and perhaps a file ending in `TEMPORARY`. After an error in
-    the block nothing is left.
-
-    Args:
-        path: The file; its folder is made if it is missing.
-    """
+    """Gives a temporary name in the folder of `path`; what was written there takes the place of `path` in one step."""
+    # A process that is killed leaves the old file, or none, and perhaps a file ending in `TEMPORARY`. After an error in
+    # the block nothing is left.
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + TEMPORARY)

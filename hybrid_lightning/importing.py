@@ -17,27 +17,14 @@ INSTALLABLE = {"timm", "torchvision", "transformers"}
 
 @dataclass(frozen=True)
 class ClassSpec:
-    """A class or function and its arguments, as configs write them.
+    """A class or function and its arguments, as configs write them."""
 
-    Args:
-        class_path: A name, or the dotted path of a class or function.
-        init_args: Its keyword arguments.
-    """
-
-    class_path: str
-    init_args: dict[str, Any] = field(default_factory=dict)
+    class_path: str  # A name, or the dotted path of a class or function
+    init_args: dict[str, Any] = field(default_factory=dict)  # its keyword arguments
 
     @classmethod
     def parse(cls, given: object, example: str) -> Self:
-        """Reads ``Adam``, a class, or ``{class_path: ..., init_args: {...}}``.
-
-        Args:
-            given: What the config says.
-            example: A name that would be right here, for the error.
-
-        Raises:
-            ConfigError: If it is none of these.
-        """
+        """Reads ``Adam``, a class, or ``{class_path: ..., init_args: {...}}``."""
         if isinstance(given, str | type):
             given = {"class_path": given}
         if not isinstance(given, Mapping) or not isinstance(given.get("class_path"), str | type):
@@ -63,26 +50,17 @@ def trusted(path: str, trust: Collection[str]) -> bool:
 def resolve(
     path: str, names: Mapping[str, Any], trust: Collection[str] | None = None, kind: str = "module"
 ) -> Callable[..., Any]:
-    """The class or function behind a name or a dotted path.
-
-    Args:
-        path: A key of `names`, or ``package.module.name``.
-        names: Name → class or function, or the dotted path of one. Always allowed.
-        trust: None allows every path, as for a config that the user wrote. Otherwise, as for a path found in a file,
-            only `names`, layers of `torch.nn`, models of timm, torchvision and transformers, and paths that begin with
-            one of these package names.
-        kind: What the path stands for ("module", "class"), for the error.
-
-    Raises:
-        ConfigError: If nothing is there, or the path is not allowed.
-    """
+    """The class or function behind a name or a dotted path."""
+    # trust None allows every path, as in a config that the user wrote. A path found in a file is one of `names`, a
+    # layer of torch.nn, a model of timm, torchvision or transformers, or begins with one of these package names.
     target = names.get(path, path)
     if not isinstance(target, str):
         return target  # type: ignore[no-any-return]
     if "." not in target or not all(name.isidentifier() for name in target.split(".")):
         raise unknown("", kind, path, names or ["package.module.name"])
     is_free = path in names or trust is None
-    if not is_free and not _may_be_imported(path, trust or ()):
+    importable = path.startswith("torch.nn.") or path.split(".")[0] in INSTALLABLE
+    if not (is_free or importable or trusted(path, trust or ())):
         raise _refused(path)
     found = import_path(target)
     if not is_free and not _may_be_called(path, found, trust or ()):
@@ -99,10 +77,6 @@ def _refused(path: str) -> ConfigError:
         f"of timm, torchvision and transformers). A path in a file is code chosen by whoever wrote it. If you trust "
         f"it, load with trust=[{package!r}]."
     )
-
-
-def _may_be_imported(path: str, trust: Collection[str]) -> bool:
-    return trusted(path, trust) or path.startswith("torch.nn.") or path.split(".")[0] in INSTALLABLE
 
 
 def _may_be_called(path: str, found: object, trust: Collection[str]) -> bool:
@@ -146,16 +120,7 @@ def import_path(path: str) -> Any:
 
 
 def check_arguments(factory: Callable[..., Any], args: Mapping[str, Any], place: str = "") -> None:
-    """Compares argument names with a factory's signature.
-
-    Args:
-        factory: The class or function.
-        args: The keyword arguments it is to be called with.
-        place: Path of the arguments, within the places that `at` adds.
-
-    Raises:
-        ConfigError: If a name is unknown (with the closest one) or a required one is missing.
-    """
+    """Compares argument names with a factory's signature."""
     parameters = parameters_of(factory)
     names = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationStage
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
@@ -21,111 +21,87 @@ from lightning.pytorch.utilities import CombinedLoader
 # Where a fit stands
 
 
-def data_fetcher(trainer: pl.Trainer) -> Any:
-    """What the fit loop reads batches from; None outside of a fit.
-
-    To put other loaders under a fit that runs, and to ask for its length (2.6 shows the loaders alone).
-    """
+def data_fetcher(trainer: Trainer) -> Any:
+    """What the fit loop reads batches from; None outside of a fit."""
+    # to put other loaders under a fit that runs, and to ask for its length (2.6 shows the loaders alone)
     return trainer.fit_loop._data_fetcher
 
 
-def validation_fetcher(trainer: pl.Trainer) -> Any:
-    """What the validation of a fit reads batches from; None outside of a validation.
-
-    To make its iterators anew once their seed is known (2.6 makes them before any hook).
-    """
+def validation_fetcher(trainer: Trainer) -> Any:
+    """What the validation of a fit reads batches from; None outside of a validation."""
+    # to make its iterators anew once their seed is known (2.6 makes them before any hook)
     return trainer.fit_loop.epoch_loop.val_loop._data_fetcher
 
 
 def hands_out_iterator(fetcher: Any) -> bool:
-    """Whether a fetcher gives the module an iterator, ``training_step(self, dataloader_iter)``, in place of batches.
-
-    Nobody counts what the module then reads (2.6 tells this case by the fetcher's class alone).
-    """
+    """Whether a fetcher gives the module an iterator, ``training_step(self, dataloader_iter)``, in place of batches."""
+    # nobody counts what the module then reads (2.6 tells this case by the fetcher's class alone)
     return isinstance(fetcher, _DataLoaderIterDataFetcher)
 
 
-def validation_is_due(trainer: pl.Trainer) -> bool:
-    """Whether a validation follows the batch that has just been trained; False outside of a fit.
-
-    The rule has many cases, and has to be Lightning's own (2.6 keeps it private).
-    """
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether a validation follows the batch that has just been trained; False outside of a fit."""
+    # the rule has many cases, and has to be Lightning's own (2.6 keeps it private)
     fetcher = data_fetcher(trainer)
     return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
-def accumulates(trainer: pl.Trainer) -> bool:
-    """Whether the gradients of the batch that has just been trained wait for a later step.
-
-    The last batch of an epoch makes a step in any case, which only the loop knows in time (2.6).
-    """
+def accumulates(trainer: Trainer) -> bool:
+    """Whether the gradients of the batch that has just been trained wait for a later step."""
+    # the last batch of an epoch makes a step in any case, which only the loop knows in time (2.6)
     return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
-def logged_steps(trainer: pl.Trainer) -> int:
-    """The step that loggers are given, which is not ``global_step`` with several optimizers.
-
-    So that our values stand in the row of Lightning's own (2.6, as in `LearningRateMonitor`).
-    """
+def logged_steps(trainer: Trainer) -> int:
+    """The step that loggers are given, which is not ``global_step`` with several optimizers."""
+    # so that our values stand in the row of Lightning's own (2.6, as in `LearningRateMonitor`)
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 # Continuing a fit
 
 
-def set_logged_steps(trainer: pl.Trainer, steps: int) -> None:
-    """Sets the step that loggers are given.
-
-    A checkpoint that is saved in a hook of the batch holds it before it is counted (2.6).
-    """
+def set_logged_steps(trainer: Trainer, steps: int) -> None:
+    """Sets the step that loggers are given."""
+    # a checkpoint that is saved in a hook of the batch holds it before it is counted (2.6)
     trainer.fit_loop.epoch_loop._batches_that_stepped = steps
 
 
 def forget_restart(loop: Any) -> None:
-    """Tells one loop of a restored fit that it starts as usual; the loops within it stay as they are.
-
-    The public ``restarting`` sets them too, and they have to know where they stand (2.6).
-    """
+    """Tells one loop of a restored fit that it starts as usual; the loops within it stay as they are."""
+    # the public ``restarting`` sets them too, and they have to know where they stand (2.6)
     loop._restarting = False
 
 
-def restart_at_epoch_start(trainer: pl.Trainer) -> None:
-    """Lets a restored fit loop start its epoch, with the hooks and the count of one that starts.
-
-    Within an epoch, 2.6 would call no ``on_train_epoch_start``.
-    """
+def restart_at_epoch_start(trainer: Trainer) -> None:
+    """Lets a restored fit loop start its epoch, with the hooks and the count of one that starts."""
+    # within an epoch, 2.6 would call no ``on_train_epoch_start``
     trainer.fit_loop._restart_stage = FitStage.RESTARTED_ON_EPOCH_START
 
 
-def restart_within_validation(trainer: pl.Trainer) -> None:
-    """Lets a restored fit begin with the validation that was due when it was saved.
-
-    2.6 makes up for one only if it was saved within it.
-    """
+def restart_within_validation(trainer: Trainer) -> None:
+    """Lets a restored fit begin with the validation that was due when it was saved."""
+    # 2.6 makes up for one only if it was saved within it
     trainer.fit_loop.epoch_loop.val_loop._restart_stage = ValidationStage.RESTARTED_MID_EVALUATION
 
 
 # Data
 
 
-def loaders_to_read(trainer: pl.Trainer) -> Any:
-    """The loaders that the running loop is about to read, made anew if a method makes them.
-
-    In ``setup`` 2.6 shows none yet, whether they come from a DataModule, from the module or as an argument.
-    """
+def loaders_to_read(trainer: Trainer) -> Any:
+    """The loaders that the running loop is about to read, made anew if a method makes them."""
+    # in ``setup`` 2.6 shows none yet, whether they come from a DataModule, from the module or as an argument
     loop: Any = trainer._active_loop
     return loop._data_source.dataloader()
 
 
-def before_transfer(module: pl.LightningModule, batch: Any) -> Any:
-    """A batch after ``on_before_batch_transfer`` of the DataModule or the module, whichever has it.
-
-    Which of the two is called, 2.6 decides in private.
-    """
+def before_transfer(module: LightningModule, batch: Any) -> Any:
+    """A batch after ``on_before_batch_transfer`` of the DataModule or the module, whichever has it."""
+    # which of the two is called, 2.6 decides in private
     return module._on_before_batch_transfer(batch)
 
 
-class BatchCheckingModule(pl.LightningModule):
+class BatchCheckingModule(LightningModule):
     """A LightningModule that sees each batch on the CPU once, whoever has the hooks of batches.
 
     Of a DataModule and a module that both have ``on_before_batch_transfer``, 2.6 calls the DataModule's alone.
@@ -141,18 +117,14 @@ class BatchCheckingModule(pl.LightningModule):
 
 
 def combination_of(combined: CombinedLoader) -> str:
-    """How several loaders are combined, such as ``max_size_cycle``.
-
-    Given to the constructor, and kept in private (2.6).
-    """
+    """How several loaders are combined, such as ``max_size_cycle``."""
+    # given to the constructor, and kept in private (2.6)
     return str(combined._mode)
 
 
 def wrapped_samplers(holder: Any) -> list[Any]:
-    """The samplers in what Lightning wraps around any sampler to share it among ranks.
-
-    They draw from generators that have to be seeded, and 2.6 keeps them in private.
-    """
+    """The samplers in what Lightning wraps around any sampler to share it among ranks."""
+    # they draw from generators that have to be seeded, and 2.6 keeps them in private
     held = getattr(holder, "__dict__", {})
     found = [held["_sampler"]] if "_sampler" in held else []
     if hasattr(held.get("dataset"), "_sampler"):
@@ -163,35 +135,27 @@ def wrapped_samplers(holder: Any) -> list[Any]:
 # Checkpoints and logs
 
 
-def save_now(callback: ModelCheckpoint, trainer: pl.Trainer) -> None:
-    """Saves a checkpoint at this moment, under the rules of the callback for names and numbers of files.
-
-    2.6 saves at moments of its own alone.
-    """
+def save_now(callback: ModelCheckpoint, trainer: Trainer) -> None:
+    """Saves a checkpoint at this moment, under the rules of the callback for names and numbers of files."""
+    # 2.6 saves at moments of its own alone
     callback._save_topk_checkpoint(trainer, callback._monitor_candidates(trainer))
 
 
 def is_local(path: str | Path) -> bool:
-    """Whether a path is a place on this machine's file systems, not a URL.
-
-    Has to be told as Lightning tells it, which writes the others (2.6).
-    """
+    """Whether a path is a place on this machine's file systems, not a URL."""
+    # has to be told as Lightning tells it, which writes the others (2.6)
     return _is_local_file_protocol(path)
 
 
-def log_train_step(trainer: pl.Trainer) -> None:
-    """Gives the loggers what the step has logged, if the Trainer logs this step.
-
-    2.6 does so after the hooks of the batch, and so never for a process that ends within one.
-    """
+def log_train_step(trainer: Trainer) -> None:
+    """Gives the loggers what the step has logged, if the Trainer logs this step."""
+    # 2.6 does so after the hooks of the batch, and so never for a process that ends within one
     trainer._logger_connector.update_train_step_metrics()
 
 
-def cluster_environment(trainer: pl.Trainer) -> ClusterEnvironment:
-    """What started the processes of the fit, such as SLURM.
-
-    Not every strategy shows it (2.6).
-    """
+def cluster_environment(trainer: Trainer) -> ClusterEnvironment:
+    """What started the processes of the fit, such as SLURM."""
+    # not every strategy shows it (2.6)
     return trainer._accelerator_connector.cluster_environment
 
 
@@ -199,33 +163,25 @@ def cluster_environment(trainer: pl.Trainer) -> ClusterEnvironment:
 
 
 def set_data_parallel_size(strategy: ModelParallelStrategy, ranks: int) -> None:
-    """Sets how many ranks share the batches, which the constructor cannot know.
-
-    ``auto`` is the number of machines in 2.6, not of processes.
-    """
+    """Sets how many ranks share the batches, which the constructor cannot know."""
+    # ``auto`` is the number of machines in 2.6, not of processes
     strategy._data_parallel_size = ranks
 
 
 def saves_shares(strategy: ModelParallelStrategy) -> bool:
-    """Whether a checkpoint is a folder with each rank's shares.
-
-    Given to the constructor, and kept in private (2.6).
-    """
+    """Whether a checkpoint is a folder with each rank's shares."""
+    # given to the constructor, and kept in private (2.6)
     return strategy._save_distributed_checkpoint
 
 
 def ddp_options(strategy: Strategy) -> Mapping[str, Any]:
-    """What a strategy passes on to DistributedDataParallel; empty if it does not use that.
-
-    Asked before the wrapper is there (2.6 keeps it in private).
-    """
+    """What a strategy passes on to DistributedDataParallel; empty if it does not use that."""
+    # asked before the wrapper is there (2.6 keeps it in private)
     options: Mapping[str, Any] = getattr(strategy, "_ddp_kwargs", {})
     return options
 
 
 def ddp_hook_state(strategy: Strategy) -> Any:
-    """The state of a strategy's communication hook; None without one.
-
-    Given to the constructor, and kept in private (2.6).
-    """
+    """The state of a strategy's communication hook; None without one."""
+    # given to the constructor, and kept in private (2.6)
     return getattr(strategy, "_ddp_comm_state", None)

@@ -1,11 +1,11 @@
 """What callbacks share: their base class, and the questions that they ask the Trainer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.lightning_private import accumulates, logged_steps
 
 
-class FitCallback(pl.Callback):
+class FitCallback(Callback):
     """Base of the callbacks that remember something of a fit, or need its named groups."""
 
     gradient_order: ClassVar[int | None] = None
@@ -24,49 +24,38 @@ class FitCallback(pl.Callback):
     def forget(self) -> None:
         """Forgets what belongs to one fit. Called at the start of each, before a checkpoint is read."""
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A fit starts without the memory of an earlier one."""
         if stage == "fit":
-            check_gradient_order(trainer.callbacks)  # type: ignore[attr-defined]
             self.forget()
+            measuring: list[str] = []
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                name = type(callback).__name__
+                order = getattr(callback, "gradient_order", None)
+                if order == 1:
+                    measuring.append(name)
+                elif order == 0 and measuring:
+                    raise ConfigError(
+                        f"{listing(measuring)} stands before {name} and would not see what {name} adds to the "
+                        f"gradients. List {name} first.",
+                        "trainer.callbacks",
+                    )
 
-    def groups(self, trainer: pl.Trainer) -> list[dict[str, Any]]:
+    def groups(self, trainer: Trainer) -> list[dict[str, Any]]:
         """The named groups of the one optimizer, see `named_groups`."""
         return named_groups(trainer, type(self).__name__)
 
 
-def check_gradient_order(callbacks: Sequence[pl.Callback]) -> None:
-    """Raises `ConfigError` if a callback works on gradients before another one has added to them."""
-    measuring: list[str] = []
-    for callback in callbacks:
-        name = type(callback).__name__
-        order = getattr(callback, "gradient_order", None)
-        if order == 1:
-            measuring.append(name)
-        elif order == 0 and measuring:
-            raise ConfigError(
-                f"{listing(measuring)} stands before {name} and would not see what {name} adds to the gradients. List "
-                f"{name} first.",
-                "trainer.callbacks",
-            )
-
-
-def is_log_step(trainer: pl.Trainer) -> bool:
+def is_log_step(trainer: Trainer) -> bool:
     """Whether the optimizer step that is under way is one that the Trainer logs."""
     every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
     return every > 0 and (trainer.global_step + 1) % every == 0
 
 
-def log_values(trainer: pl.Trainer, values: Mapping[str, float | Tensor]) -> None:
-    """Logs values of an optimizer step that the Trainer logs, to its loggers and to ``callback_metrics``.
-
-    As Lightning's `LearningRateMonitor` does; `log_dict` takes 0.2 ms per value, and looks at each again in every later
-    step.
-
-    Args:
-        trainer: To be asked `is_log_step` before.
-        values: Numbers, equal on all ranks.
-    """
+def log_values(trainer: Trainer, values: Mapping[str, float | Tensor]) -> None:
+    """Logs values of an optimizer step that the Trainer logs, to its loggers and to ``callback_metrics``."""
+    # as Lightning's `LearningRateMonitor` does; `log_dict` takes 0.2 ms per value, and looks at each again in every
+    # later step
     numbers = {name: float(value) for name, value in values.items()}
     for logger in trainer.loggers:
         logger.log_metrics(numbers, step=logged_steps(trainer))
@@ -74,15 +63,10 @@ def log_values(trainer: pl.Trainer, values: Mapping[str, float | Tensor]) -> Non
     trainer.callback_metrics.update(zip(numbers, tensors, strict=True))
 
 
-def fit_length(trainer: pl.Trainer) -> FitLength:
-    """Length of the running fit in optimizer steps; to be asked from ``on_train_start`` on.
-
-    `Trainer.estimated_stepping_batches` is not used, because reading it too early builds the loader before its state
-    has been restored.
-
-    Raises:
-        ConfigError: If the number of batches per step changes during the fit.
-    """
+def fit_length(trainer: Trainer) -> FitLength:
+    """Length of the running fit in optimizer steps; to be asked from ``on_train_start`` on."""
+    # `Trainer.estimated_stepping_batches` is not used, because reading it too early builds the loader before its state
+    # has been restored
     if any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):  # type: ignore[attr-defined]
         raise ConfigError(
             "trainer.callbacks: with GradientAccumulationScheduler the number of steps in an epoch changes, so moments "
@@ -91,7 +75,7 @@ def fit_length(trainer: pl.Trainer) -> FitLength:
     return length_of(trainer, trainer.num_training_batches)
 
 
-def length_of(trainer: pl.Trainer, batches: float) -> FitLength:
+def length_of(trainer: Trainer, batches: float) -> FitLength:
     """Length of a fit with this many batches per epoch (``inf`` if the data have no length)."""
     per_epoch = None if math.isinf(batches) else max(math.ceil(batches / trainer.accumulate_grad_batches), 1)
     limits = []
@@ -102,16 +86,8 @@ def length_of(trainer: pl.Trainer, batches: float) -> FitLength:
     return FitLength(per_epoch, min(limits, default=None))
 
 
-def named_groups(trainer: pl.Trainer, callback: str) -> list[dict[str, Any]]:
-    """The param groups of the one optimizer, read anew because restoring a checkpoint replaces them.
-
-    Args:
-        trainer: Its optimizers exist from ``on_fit_start`` on.
-        callback: Name of the callback that asks, for the error.
-
-    Raises:
-        ConfigError: If there are several optimizers, or the groups have no parts.
-    """
+def named_groups(trainer: Trainer, callback: str) -> list[dict[str, Any]]:
+    """The param groups of the one optimizer, read anew because restoring a checkpoint replaces them."""
     if len(trainer.optimizers) != 1:
         raise ConfigError(f"{callback}: works with one optimizer; this module has {len(trainer.optimizers)}.")
     groups = trainer.optimizers[0].param_groups
@@ -123,7 +99,7 @@ def named_groups(trainer: pl.Trainer, callback: str) -> list[dict[str, Any]]:
     return groups
 
 
-def window_is_open(trainer: pl.Trainer) -> bool:
+def window_is_open(trainer: Trainer) -> bool:
     """Whether gradients of earlier batches wait for the optimizer's step."""
     loop = trainer.fit_loop.epoch_loop
     current: Any = loop.batch_progress.current

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
@@ -28,23 +28,14 @@ _WITH_RUN_FOLDER = ("fit", "validate", "test", "predict")
 
 @dataclass
 class Setup:
-    """What a command works with.
+    """What a command works with."""
 
-    Args:
-        model: The task; its network is built when the data are there.
-        data: The DataModule.
-        trainer: With the callbacks and loggers of the run.
-        options: The config, with objects in the place of classes.
-        checkpoint: The file that the command reads, also that of a continued run; None reads none.
-        continued: The run that ``--resume`` continues.
-    """
-
-    model: HybridTask
-    data: pl.LightningDataModule
-    trainer: pl.Trainer
-    options: Namespace = field(default_factory=Namespace)
-    checkpoint: str | None = None
-    continued: Run | None = None
+    model: HybridTask  # the task; its network is built when the data are there
+    data: LightningDataModule  # the DataModule
+    trainer: Trainer  # with the callbacks and loggers of the run
+    options: Namespace = field(default_factory=Namespace)  # the config, with objects in the place of classes
+    checkpoint: str | None = None  # the file that the command reads, also that of a continued run; None reads none
+    continued: Run | None = None  # the run that ``--resume`` continues
 
 
 def run_with_setup(words: Sequence[str]) -> None:
@@ -60,13 +51,11 @@ def run_with_setup(words: Sequence[str]) -> None:
 
 
 def build(parsed: Parsed) -> Setup:
-    """Makes what a command works with; what could be wrong without model and data is checked before.
-
-    Raises:
-        ConfigError: If a value of the config is impossible, or the checkpoint cannot be read.
-    """
+    """Makes what a command works with; what could be wrong without model and data is checked before."""
     command, config, parser = parsed
-    _check_name(config.name)
+    if config.name in ("", ".", "..") or Path(config.name).name != config.name:
+        problem = f"{config.name!r} is not the name of one folder below runs/. Choose one without slashes."
+        raise ConfigError(problem, "name")
     check_number(config.trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches", low=1)
     _seed(config)
     continued = _continued_run(config) if command == "fit" and config.resume else None
@@ -87,11 +76,6 @@ def build(parsed: Parsed) -> Setup:
     return setup
 
 
-def _check_name(name: str) -> None:
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise ConfigError(f"{name!r} is not the name of one folder below runs/. Choose one without slashes.", "name")
-
-
 def _seed(config: Namespace) -> None:
     """Seeds all generators, and notes the seed."""
     seed = config.seed_everything
@@ -99,7 +83,7 @@ def _seed(config: Namespace) -> None:
         return
     if seed is not True:
         check_number(seed, "seed_everything", low=0, high=2**32 - 1)
-    config.seed_everything = pl.seed_everything(None if seed is True else seed, workers=True)
+    config.seed_everything = seed_everything(None if seed is True else seed, workers=True)
 
 
 # The checkpoint that is read
@@ -181,7 +165,7 @@ def _follow_checkpoint(command: str, setup: Setup, saved: Mapping[str, Any]) -> 
 # The Trainer
 
 
-def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None) -> pl.Trainer:
+def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None) -> Trainer:
     """A Trainer that keeps ``best.ckpt`` and ``last.ckpt``, and writes each checkpoint in one step."""
     settings = dict(options.trainer)
     callbacks = _as_list(settings["callbacks"])
@@ -199,7 +183,7 @@ def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None) -> 
         settings["logger"] = _make_loggers(parsed.config, settings["logger"], continued)
     else:
         settings["logger"] = False
-    return pl.Trainer(**{**settings, "callbacks": callbacks, "plugins": plugins})
+    return Trainer(**{**settings, "callbacks": callbacks, "plugins": plugins})
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -6,18 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
-    """A row of the table.
+    """A row of the table."""
 
-    Args:
-        path: File of this folder and the function in it.
-        description: What it does, in one line.
-        has_setup: Whether the function takes the `Setup` of a config, and its other arguments become flags; False: it
-            takes the words of the command line.
-    """
-
-    path: str
+    path: str  # file of this folder and the function in it
     description: str
-    has_setup: bool = True
+    has_setup: bool = True  # whether the function takes a Setup, and flags; else the words of the command line
 
     def function(self) -> Callable[..., Any]:
         """The function; imports its file, and with it Lightning."""

@@ -34,20 +34,12 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(text: str) -> Any:
-    """The content of a YAML text.
-
-    Raises:
-        yaml.YAMLError: If it is not valid, or a key stands twice.
-    """
+    """The content of a YAML text."""
     return yaml.load(text, _Loader)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """One YAML file as a dict; relative paths of weights that exist beside the file become absolute.
-
-    Raises:
-        ConfigError: If the file is missing or is not a YAML mapping.
-    """
+    """One YAML file as a dict; relative paths of weights that exist beside the file become absolute."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"--config: there is no file {str(path)!r}.")
@@ -93,11 +85,9 @@ _FORMS = {"unfreeze": {"plateau", "start", "stages"}, "clip": {"norm", "value", 
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """`overlay` over `base`, key by key at every depth; lists and values replace.
-
-    Where the overlay names another class or module, that one's old arguments are dropped with it; so is a schedule or a
-    limit where the overlay gives one of another form.
-    """
+    """`overlay` over `base`, key by key at every depth; lists and values replace."""
+    # where the overlay names another class or module, that one's old arguments are dropped with it; so is a schedule or
+    # a limit where the overlay gives one of another form
     merged = dict(base)
     for kind, arguments in _ARGUMENTS.items():
         if kind in overlay and kind in base and base[kind] != overlay[kind]:
@@ -115,18 +105,9 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
 
 
 def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None = None) -> list[str]:
-    """Command-line arguments with all ``--config`` files merged to one, before the flags, which therefore beat it.
-
-    Flags that reach into a dict of the model or the data are merged over the files, because jsonargparse would replace
-    the whole dict.
-
-    Args:
-        arguments: The words of a command.
-        overlay: Sections that are merged over all of them.
-
-    Raises:
-        ConfigError: If a file or a flag's value cannot be read.
-    """
+    """Command-line arguments with all ``--config`` files merged to one, before the flags, which therefore beat it."""
+    # flags that reach into a dict of the model or the data are merged over the files, because jsonargparse would
+    # replace the whole dict
     config: dict[str, Any] = {}
     overlays: list[Mapping[str, Any]] = []
     rest: list[str] = []

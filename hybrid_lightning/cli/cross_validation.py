@@ -26,31 +26,18 @@ PER_FOLD = ("--data.fold", "--data.init_args.fold", "--ckpt_path", "--resume", "
 
 
 class Plan(NamedTuple):
-    """What is cross-validated.
-
-    Args:
-        words: The arguments of each fit.
-        folds: How many.
-        runs: The folder of all runs.
-        name: Of the whole; the fits are named ``<name>_fold<number>``.
-        tested: ``best`` or ``last``: the checkpoint that is tested and predicts.
-        predict_path: Whether the data would predict something else than the fold.
-    """
+    """What is cross-validated."""
 
     words: list[str]
     folds: int
     runs: Path
     name: str
-    tested: str
-    predict_path: bool
+    tested: str  # best or last: the checkpoint that is tested and predicts
+    predict_path: bool  # whether the data would predict something else than the fold
 
     @classmethod
     def parse(cls, words: list[str], folds: int) -> "Plan":
-        """Reads the arguments of a fit.
-
-        Raises:
-            ConfigError: If they are wrong, or the data cannot be split into folds.
-        """
+        """Reads the arguments of a fit."""
         for word in words:
             flag = word.partition("=")[0]
             if flag in PER_FOLD:
@@ -230,10 +217,8 @@ def _read(path: Path) -> list[Row]:
 
 
 def in_order(folds: Sequence[list[Row]]) -> list[Row]:
-    """The rows of all folds, with their fold, in the order of the data.
-
-    If the folds number their rows each from 0, because batches have no ``id``, they are kept one after the other.
-    """
+    """The rows of all folds, with their fold, in the order of the data."""
+    # if the folds number their rows each from 0, because batches have no ``id``, they are kept one after the other
     rows = []
     for fold, of_fold in enumerate(folds, 1):
         rows += [{"fold": fold, **row} for row in of_fold]

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from torch import Tensor
 
 from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.cli.preparation import build_from_data
@@ -21,7 +20,7 @@ from hybrid_lightning.network.batch import first_samples
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.missing import PREFIX
 from hybrid_lightning.tasks.checkpoint import read_checkpoint, refuse_other_model
-from hybrid_lightning.weights.loading import ADAPTED, MERGE
+from hybrid_lightning.weights.loading import ADAPTED, MERGE, parts_of
 from hybrid_lightning.weights.safe_files import read_file, save_weights
 
 FORMATS = {"torch_export": ".pt2", "safetensors": ".safetensors"}
@@ -155,11 +154,7 @@ def export_part(words: Sequence[str]) -> None:
     tensors = read_file(options.ckpt_path, "--ckpt_path").get("state_dict")
     if not isinstance(tensors, dict):
         raise ConfigError(f"{options.ckpt_path!r} holds no state_dict; give a checkpoint of a fit.", "--ckpt_path")
-    by_part: dict[str, dict[str, Tensor]] = {}
-    for path, tensor in tensors.items():
-        if path.startswith("network.parts."):
-            part, _, name = path.removeprefix("network.parts.").partition(".")
-            by_part.setdefault(part, {})[name] = tensor
+    by_part = parts_of(tensors)
     if options.part not in by_part:
         raise unknown("--part", "part", options.part, by_part)
     found = by_part[options.part]

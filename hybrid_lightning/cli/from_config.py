@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import yaml
+from lightning.pytorch import LightningDataModule, Trainer
 
 from hybrid_lightning.cli.building import build
 from hybrid_lightning.cli.parser import parse
@@ -18,8 +18,8 @@ class Built(NamedTuple):
     """A model, its data and a Trainer: ``built.trainer.fit(built.model, built.data)``."""
 
     model: HybridTask
-    data: pl.LightningDataModule
-    trainer: pl.Trainer
+    data: LightningDataModule
+    trainer: Trainer
 
 
 def from_config(path: str | Path | Sequence[str | Path], **overrides: Any) -> Built:

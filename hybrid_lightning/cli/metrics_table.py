@@ -12,8 +12,7 @@ from torch import Tensor
 
 from hybrid_lightning.files import remove_leftovers, write_csv
 
-Row = dict[str, str]
-"""Column → text of its cell."""
+Row = dict[str, str]  # column → text of its cell
 
 
 class RunLogger(CSVLogger):
@@ -33,10 +32,8 @@ class RunLogger(CSVLogger):
         self.first_step = first_step
         self._is_open = False
         self._columns: list[str] = []
-        self._rows: list[Row] = []
-        """Those that are logged, but not in the file yet."""
-        self._at_last_step: list[Row] = []
-        """Those in the file that are of its last step."""
+        self._rows: list[Row] = []  # those that are logged, but not in the file yet
+        self._at_last_step: list[Row] = []  # those in the file that are of its last step
 
     @property
     def path(self) -> Path:
@@ -65,7 +62,7 @@ class RunLogger(CSVLogger):
             self._columns = list(rows[0])
             self._rewrite(rows)
             for row in rows:
-                self._note(_without_empty_cells(row))
+                self._note({name: text for name, text in row.items() if text})
         elif found and self.first_step == 0:
             # the rows of another run in this folder, which ended before its first checkpoint
             number = 0
@@ -139,7 +136,3 @@ def read_rows(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8") as file:
         whole_lines = [line for line in file if line.endswith("\n")]
     return list(csv.DictReader(whole_lines))
-
-
-def _without_empty_cells(row: Row) -> Row:
-    return {name: text for name, text in row.items() if text}

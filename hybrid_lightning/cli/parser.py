@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
-import lightning.pytorch as pl
 from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -73,24 +73,16 @@ def make_parser(name: str) -> Parser:
     parser.add_argument("-c", "--config", action="config", help="A YAML file; several are merged key by key.")
     parser.add_class_arguments(RunOptions, instantiate=False)
     parser.add_function_arguments(command.function(), skip={"setup"})
-    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(HybridTask, "model", subclass_mode=True)
-    parser.add_lightning_class_args(pl.LightningDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
     parser.set_defaults(_DEFAULTS)
     return parser
 
 
 def parse(words: Sequence[str], overlay: Mapping[str, Any] | None = None) -> Parsed:
-    """Reads a command and its config, and builds nothing.
-
-    Args:
-        words: The command and its flags, such as ``["fit", "--config", "x.yaml"]``.
-        overlay: Sections of a config that are merged over those of the words.
-
-    Raises:
-        ConfigError: If a file or a value is wrong.
-    """
+    """Reads a command and its config, and builds nothing."""
     name, *flags = words
     parser = make_parser(name)
     config = parser.parse_args(merged_arguments(flags, overlay))

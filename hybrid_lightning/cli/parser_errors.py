@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-import lightning.pytorch as pl
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
 
 from hybrid_lightning.errors import ConfigError, listing, unknown
@@ -12,8 +12,8 @@ from hybrid_lightning.tasks.checkpoint import concrete_subclasses
 
 _BASES: dict[str, type] = {
     "model": HybridTask,
-    "data": pl.LightningDataModule,
-    "trainer.callbacks": pl.Callback,
+    "data": LightningDataModule,
+    "trainer.callbacks": Callback,
     "trainer.logger": Logger,
 }
 _REMOVED = {
@@ -29,8 +29,7 @@ _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --(?P<flag>[\w.]+).*",
     re.DOTALL,
 )
-_HIDDEN = ("help", "config", "print_config", "print_shtab")
-"""Options that are not keys of a config."""
+_HIDDEN = ("help", "config", "print_config", "print_shtab")  # options that are not keys of a config
 _KEY = re.compile(r'Parser key "([^"]+)":')
 _TYPES = ("Expected a <", "Expected a typing", "Not a valid subclass")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -19,16 +19,10 @@ from hybrid_lightning.files import whole_file, write_csv
 from hybrid_lightning.tasks import HybridTask
 
 FORMATS = (".csv", ".parquet")
-Columns = dict[str, Any]
-"""Name → a value per row: an array or a list."""
+Columns = dict[str, Any]  # name → a value per row: an array or a list
 
 
-def predict(
-    setup: Setup,
-    ckpt_path: str | None = None,
-    output: str | None = None,
-    row_numbers: bool = False,
-) -> None:
+def predict(setup: Setup, ckpt_path: str | None = None, output: str | None = None, row_numbers: bool = False) -> None:
     """Writes a table of predictions in the order of the data.
 
     Args:
@@ -53,19 +47,12 @@ def predict(
 
 
 class Predicted(NamedTuple):
-    """What was predicted for some samples.
+    """What was predicted for some samples."""
 
-    Args:
-        places: Each sample's place in the data, `(N,)` int64.
-        predictions: As the task gives them, `(N,)` or `(N, outputs)`.
-        rows: The batches' own ``id``, `(N,)` int64, if all have it.
-        contributions: Part → its contribution to each prediction, `(N,)`; empty if the model gives none.
-    """
-
-    places: Tensor
-    predictions: Tensor
-    rows: Tensor | None
-    contributions: dict[str, Tensor]
+    places: Tensor  # in the data, (N,) int64
+    predictions: Tensor  # as the task gives them, (N,) or (N, outputs)
+    rows: Tensor | None  # the batches' own id, (N,) int64, if all have it
+    contributions: dict[str, Tensor]  # part → (N,); empty if the model gives none
 
 
 class CollectPredictions(BasePredictionWriter):
@@ -76,13 +63,13 @@ class CollectPredictions(BasePredictionWriter):
         self.batches: list[Predicted] = []
         self._count = 0
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses to share samples unevenly among ranks that have to make equally many steps."""
-        if trainer.world_size == 1 or not isinstance(trainer.strategy, ModelParallelStrategy):
-            return
         batch_sampler = getattr(trainer.predict_dataloaders, "batch_sampler", None)
         sampler = getattr(batch_sampler, "sampler", None)
-        if not isinstance(sampler, UnrepeatedDistributedSampler):
+        if not isinstance(trainer.strategy, ModelParallelStrategy) or not isinstance(
+            sampler, UnrepeatedDistributedSampler
+        ):
             return
         count: int = len(sampler.dataset)  # type: ignore[arg-type]
         if count % trainer.world_size:
@@ -93,14 +80,7 @@ class CollectPredictions(BasePredictionWriter):
             )
 
     def write_on_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Any, batch: Any, *rest: Any
     ) -> None:
         """Keeps the predictions of a batch, on the CPU."""
         contributions = {}
@@ -166,16 +146,8 @@ def joined(batches: Sequence[Predicted]) -> Predicted:
     return Predicted(places[is_first], torch.cat(all_predictions)[order], rows, contributions)
 
 
-def prediction_table(predicted: Predicted, task: HybridTask, data: Any, row_numbers: bool = False) -> Columns:
-    """The columns of a table: ``id`` or ``row``, those that the task gives, and ``contribution_<part>``.
-
-    Args:
-        predicted: In the order of the data.
-        task: Names what predictions mean.
-        data: A DataModule; if it has them, its ``target_names`` name classes or outputs, and its ``predict_ids`` the
-            samples.
-        row_numbers: Whether ``row`` stands beside ``id``. It is the batches' own number, or else the place in the data.
-    """
+def prediction_table(predicted: Predicted, task: HybridTask, data: Any, row_numbers: bool) -> Columns:
+    """The columns of a table: ``id`` or ``row``, those that the task gives, and ``contribution_<part>``."""
     ids = getattr(data, "predict_ids", None)
     columns: Columns = {}
     if ids is not None:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningDataModule
 
 from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.data.loaders import first_batch, number_of_batches
@@ -50,7 +50,7 @@ def prefetch(setup: Setup) -> None:
             print(f"{name}: the weights of {part.module!r} are here")
 
 
-def build_from_data(model: HybridTask, data: pl.LightningDataModule, load: bool = True) -> Any:
+def build_from_data(model: HybridTask, data: LightningDataModule, load: bool = True) -> Any:
     """Builds a task's network from two training samples of its data; returns the loader of these data."""
     data.prepare_data()
     data.setup("fit")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from hybrid_lightning.errors import ConfigError
@@ -22,19 +22,12 @@ say = rank_zero_only(print)
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is continued.
+    """A run that is continued."""
 
-    Args:
-        folder: Its folder.
-        checkpoint: The checkpoint to continue from; None starts from scratch in the folder.
-        step: Optimizer steps that the checkpoint has seen.
-        finished: Whether the run ended as it was meant to, so that nothing is left to do.
-    """
-
-    folder: Path
-    checkpoint: Path | None = None
-    step: int = 0
-    finished: bool = False
+    folder: Path  # its folder
+    checkpoint: Path | None = None  # the checkpoint to continue from; None starts from scratch in the folder
+    step: int = 0  # optimizer steps that the checkpoint has seen
+    finished: bool = False  # whether the run ended as it was meant to, so that nothing is left to do
 
 
 def versions(folder: Path) -> list[Path]:
@@ -58,16 +51,7 @@ def newest_checkpoint(folder: Path, name: str) -> Path:
 
 
 def run_to_continue(resume: str, runs: Path, limits: dict[str, Any]) -> Run | None:
-    """The run that ``--resume`` means; a function of the files alone, so that all ranks find the same.
-
-    Args:
-        resume: ``auto``, or the folder of a run.
-        runs: Folder of the runs of one name; ``auto`` is the newest fit in it, or None.
-        limits: Where the fit ends; a run that has ended at these is finished.
-
-    Raises:
-        ConfigError: If the folder is not that of a run, or has checkpoints of which none can be continued.
-    """
+    """The run that ``--resume`` means; a function of the files alone, so that all ranks find the same."""
     folder = _newest_fit(runs) if resume == "auto" else _given_run(resume, runs)
     if folder is None:
         say(f"resume: there is no run below {str(runs)!r} yet; starting from scratch")
@@ -105,11 +89,7 @@ def _given_run(resume: str, runs: Path) -> Path:
 
 
 def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
-    """The checkpoint with the most steps and its steps; of several the one written last. None if there is none at all.
-
-    Raises:
-        ConfigError: If there are checkpoints, but none to continue from.
-    """
+    """The checkpoint with the most steps and its steps; of several the last written; None if there is none."""
     # a sharded one is a folder, whose old version is found if the process was killed while the new one took its place
     saved = [*folder.glob("*.ckpt"), *folder.glob(f"*.ckpt{OLD}")]
     saved.sort(key=lambda path: path.lstat().st_mtime_ns)
@@ -146,18 +126,14 @@ def mark_finished(folder: Path, limits: dict[str, Any]) -> None:
         temporary.write_text(yaml.safe_dump(limits), encoding="utf-8")
 
 
-class RunConfig(pl.Callback):
-    """Writes ``config.yaml`` into the run's folder.
-
-    Args:
-        text: The config as YAML.
-    """
+class RunConfig(Callback):
+    """Writes ``config.yaml`` into the run's folder."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._is_written = False
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the file once, on the first rank."""
         folder = Path(trainer.log_dir or ".")  # a collective call: the answer is broadcast
         if self._is_written or not trainer.is_global_zero:

@@ -19,12 +19,8 @@ def fit(setup: Setup, ckpt_path: str | None = None) -> None:
     if continued and continued.finished:
         say(f"finished: {continued.folder} has ended; raise max_epochs, max_steps or max_time to train on")
         return
-    trainer.fit(
-        setup.model,
-        datamodule=setup.data,
-        ckpt_path=ckpt_path,
-        weights_only=True,  # plain data alone: a file cannot run code
-    )
+    # weights_only: plain data alone, so that a file cannot run code
+    trainer.fit(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
     if setup.options.test_after_fit:
         _test_after_fit(setup, setup.options.test_after_fit)
     folder = trainer.log_dir  # a collective call: the answer is broadcast
@@ -52,12 +48,7 @@ def validate(setup: Setup, ckpt_path: str | None = None) -> None:
         setup: What to measure.
         ckpt_path: best, last (of the newest run of this name) or a path.
     """
-    setup.trainer.validate(
-        setup.model,
-        datamodule=setup.data,
-        ckpt_path=ckpt_path,
-        weights_only=True,  # plain data alone: a file cannot run code
-    )
+    setup.trainer.validate(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
 
 
 def test(setup: Setup, ckpt_path: str | None = None) -> None:  # noqa: PT028  a command
@@ -67,9 +58,4 @@ def test(setup: Setup, ckpt_path: str | None = None) -> None:  # noqa: PT028  a 
         setup: What to measure.
         ckpt_path: best, last (of the newest run of this name) or a path.
     """
-    setup.trainer.test(
-        setup.model,
-        datamodule=setup.data,
-        ckpt_path=ckpt_path,
-        weights_only=True,  # plain data alone: a file cannot run code
-    )
+    setup.trainer.test(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)

@@ -9,9 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
@@ -61,12 +61,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
         atexit.register(end_process_group)
 
-    def setup(self, trainer: pl.Trainer) -> None:
-        """Moves the model to its device and makes the optimizers.
-
-        Raises:
-            ConfigError: With precision 16-mixed, whose ranks would skip different steps.
-        """
+    def setup(self, trainer: Trainer) -> None:
+        """Moves the model to its device; refuses precision 16-mixed, whose ranks would skip different steps."""
         if self.precision_plugin.precision == "16-mixed":
             raise ConfigError(
                 "trainer.precision: under fsdp2 each rank would scale 16-mixed gradients by itself. Use bf16-mixed."
@@ -166,11 +162,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def end_process_group() -> None:
-    """Ends gloo's threads before the interpreter ends; Lightning does so for nccl alone.
-
-    A thread that still has to release its last work needs the interpreter; if that is ending, the process aborts or
-    hangs, after a fit that went well (torch 2.13, 2 ranks on 2 cores: one process in 12).
-    """
+    """Ends gloo's threads before the interpreter ends; Lightning does so for nccl alone."""
+    # a thread that still has to release its last work needs the interpreter; if that is ending, the process aborts or
+    # hangs, after a fit that went well (torch 2.13, 2 ranks on 2 cores: one process in 12)
     if dist.is_initialized():
         gc.collect()  # wrappers in cycles keep the threads
         dist.destroy_process_group()
@@ -192,11 +186,9 @@ def _sharded_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> dict[int, 
 
 
 def shard_if_asked(strategy: Strategy, module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:
-    """Shards a built network with its named param groups under `FSDP2Strategy`, once; else does nothing.
-
-    Raises `ConfigError` under another strategy that shards, or if the network was sharded for an earlier Trainer and
-    this one does not shard.
-    """
+    """Shards a built network with its named param groups under `FSDP2Strategy`, once; else does nothing."""
+    # raises `ConfigError` under another strategy that shards, or if the network was sharded for an earlier Trainer and
+    # this one does not shard
     if isinstance(strategy, FSDP2Strategy):
         if not isinstance(module, FSDPModule):
             shard(module, strategy.device_mesh["data_parallel"], groups)

@@ -2,10 +2,9 @@
 
 import gc
 from collections.abc import Iterable
-from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
@@ -19,31 +18,17 @@ from hybrid_lightning.lightning_private import ddp_hook_state, ddp_options
 _SLICE = 2**20  # values
 
 
-def rewrap(trainer: pl.Trainer) -> None:
-    """Rebuilds DistributedDataParallel, which reduces only what was trainable when it was made.
-
-    Its options (static graph, communication hook, buffer broadcast) are those of the strategy, as before.
-    """
+def rewrap(trainer: Trainer) -> None:
+    """Rebuilds DistributedDataParallel, which reduces only what was trainable when it was made."""
+    # its options (static graph, communication hook, buffer broadcast) are those of the strategy, as before
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
         strategy.model = strategy.lightning_module
         gc.collect()  # the old wrapper's hooks have to be gone before the new ones are set
         strategy.configure_ddp()
-        refuse_other_reducer(strategy.model)
 
 
-def refuse_other_reducer(wrapper: Any) -> None:
-    """Raises `RuntimeError` unless the wrapper reduces exactly the parameters that train."""
-    wanted = [name for name, parameter in wrapper.module.named_parameters() if parameter.requires_grad]
-    reduced = wrapper._get_ddp_logging_data()["num_parameter_tensors"]
-    if reduced != len(wanted):
-        raise RuntimeError(
-            f"DistributedDataParallel reduces {reduced} parameters, but {len(wanted)} train, such as "
-            f"{listing(wanted, 3)}. Ranks would drift apart; please report this as a bug."
-        )
-
-
-def refuse_other_strategies(trainer: pl.Trainer) -> None:
+def refuse_other_strategies(trainer: Trainer) -> None:
     """Raises `ConfigError` under a strategy for which unfreezing is not known to be exact."""
     strategy = trainer.strategy
     # by type, because DeepSpeed derives from DDP
@@ -88,7 +73,7 @@ def checksums(parameters: Iterable[nn.Parameter]) -> Tensor:
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
 
 
-def refuse_different_ranks(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+def refuse_different_ranks(trainer: Trainer, pl_module: LightningModule) -> None:
     """Raises `ConfigError`, on every rank, if the parameters of the ranks differ in any bit."""
     if trainer.world_size == 1 or not isinstance(trainer.strategy, DDPStrategy):
         return

@@ -57,11 +57,9 @@ def shard(module: nn.Module, mesh: DeviceMesh, groups: Iterable[Mapping[str, Any
 
 
 def wrap_units(module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[list[nn.Module]]:
-    """The modules that each unit gathers together: one unit per stage, and one per part that has further parameters.
-
-    A unit holds the outermost modules whose parameters all belong to the stage (or part). They have to be called; a
-    part whose blocks are used without a call (``self.block.weight``) needs ``stages: ['*']``.
-    """
+    """The modules that each unit gathers together: one unit per stage, and one per part that has further parameters."""
+    # A unit holds the outermost modules whose parameters all belong to the stage (or part). They have to be called; a
+    # part whose blocks are used without a call (``self.block.weight``) needs ``stages: ['*']``.
     of_stages: dict[tuple[str, int], set[int]] = {}
     of_parts: dict[str, set[int]] = {}
     for group in groups:
@@ -121,10 +119,8 @@ def _refuse_tied(module: nn.Module, units: list[list[nn.Module]]) -> None:
 
 
 def same_as_first_rank(tensors: Iterable[Tensor], mesh: DeviceMesh) -> None:
-    """Overwrites tensors with those of the first rank of a one-dimensional mesh, with one message per dtype.
-
-    Shapes and types are the same on all ranks; sharded tensors are left alone.
-    """
+    """Overwrites tensors with those of the first rank of a one-dimensional mesh, with one message per dtype."""
+    # shapes and types are the same on all ranks; sharded tensors are left alone
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         if not isinstance(tensor, DTensor):
@@ -138,11 +134,9 @@ def same_as_first_rank(tensors: Iterable[Tensor], mesh: DeviceMesh) -> None:
 
 
 def reshard(module: nn.Module) -> None:
-    """Puts the sharded parameters back into all units of a module; does nothing in a module without units.
-
-    Call it before a flag changes or is read: while a unit is gathered (its root is, after a validation), the module
-    holds gathered copies, and a flag set on these is lost.
-    """
+    """Puts the sharded parameters back into all units of a module; does nothing in a module without units."""
+    # call it before a flag changes or is read: while a unit is gathered (its root is, after a validation), the module
+    # holds gathered copies, and a flag set on these is lost
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
             unit.reshard()
@@ -171,10 +165,8 @@ def whole(value: Any) -> Any:
 
 
 def sharded_like(value: Tensor, like: Tensor, name: str) -> Tensor:
-    """A full (or otherwise sharded) tensor, the same on all ranks, sharded as another one of its shape is.
-
-    Raises `ConfigError`, with the tensor's name, if the shapes differ.
-    """
+    """A full (or otherwise sharded) tensor, the same on all ranks, sharded as another one of its shape is."""
+    # raises `ConfigError`, with the tensor's name, if the shapes differ
     if not isinstance(like, DTensor):
         return whole(value)  # type: ignore[no-any-return]
     if value.shape != like.shape:

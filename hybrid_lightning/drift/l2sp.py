@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -66,14 +66,12 @@ class L2SP(StartingWeightsCallback):
         self.strength = dict(strength)
         self.parts = list(strength)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copies the weights; refuses gradients that would be unscaled after the penalty was added."""
         super().on_fit_start(trainer, pl_module)
         refuse_scaled_gradients(trainer, type(self).__name__)
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Adds the gradient of the penalty; logs the penalty on log steps."""
         logs = is_log_step(trainer)
         penalties: dict[str, Tensor | float] = {}

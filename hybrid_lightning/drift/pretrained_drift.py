@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -73,29 +73,29 @@ class PretrainedDrift(StartingWeightsCallback):
         """Takes the features of the first start from an earlier run."""
         self._features = dict(state_dict["features"])
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the reference batch, and the parts' features of it, unless a checkpoint holds them."""
         super().on_train_start(trainer, pl_module)
         if self.reference_samples:
             self._start_similarity(trainer, pl_module)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After the fit the reference batch is not needed."""
         super().teardown(trainer, pl_module, stage)
         self._batch = None
         self._modules = {}
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures, if this validation belongs to a fit."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._log(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures, if nothing is validated."""
         if not trainer.enable_validation:
             self._log(trainer, pl_module)
 
-    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = {}
         for name, distance in drift(self.watched_groups(trainer), self.start).items():
             values[f"drift/{name}"] = distance
@@ -103,7 +103,7 @@ class PretrainedDrift(StartingWeightsCallback):
             values[f"similarity/{part}"] = similarity
         pl_module.log_dict(values, sync_dist=True)  # they are equal already; without it Lightning warns
 
-    def _start_similarity(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _start_similarity(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds the parts that have features, and keeps those of the first start."""
         reshard(pl_module)
         modules = self._modules_of_parts(trainer, pl_module)
@@ -130,7 +130,7 @@ class PretrainedDrift(StartingWeightsCallback):
             )
         self._compare_with(trainer, now)
 
-    def _modules_of_parts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, nn.Module]:
+    def _modules_of_parts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Module]:
         """Part → the one module whose parameters are those of the part, for the parts that have one."""
         wanted: dict[str, set[int]] = {}
         for group in self.watched_groups(trainer):
@@ -143,7 +143,7 @@ class PretrainedDrift(StartingWeightsCallback):
                 found[part] = modules[0]
         return found
 
-    def _compare_with(self, trainer: pl.Trainer, now: dict[str, Tensor]) -> None:
+    def _compare_with(self, trainer: Trainer, now: dict[str, Tensor]) -> None:
         """Keeps the features of the first start, where a checkpoint holds them, and those of now elsewhere."""
         saved = {}
         for part, features in now.items():
@@ -156,7 +156,7 @@ class PretrainedDrift(StartingWeightsCallback):
             )
         self._features = {**now, **saved}
 
-    def _similarity(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Tensor]:
+    def _similarity(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """Part → similarity; on all ranks that of the first one, whose buffers a checkpoint holds."""
         if not self._modules:
             return {}

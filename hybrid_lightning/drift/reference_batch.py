@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -19,12 +19,10 @@ from hybrid_lightning.resume.seeded_loaders import seed_cpu
 from hybrid_lightning.unfreezing.freezing import dry_run
 
 
-def read_reference_batch(trainer: pl.Trainer, samples: int) -> tuple[Any, int]:
-    """The first samples of the validation data, else of the training data, as one batch, and how many there are.
-
-    They are read by index, in the dataset's order, with random numbers of their own; the loaders that the fit reads are
-    not touched. Of several loaders the first is taken.
-    """
+def read_reference_batch(trainer: Trainer, samples: int) -> tuple[Any, int]:
+    """The first samples of the validation data, else of the training data, as one batch, and how many there are."""
+    # They are read by index, in the dataset's order, with random numbers of their own; the loaders that the fit reads
+    # are not touched. Of several loaders the first is taken.
     with _own_random_state(trainer):
         loader = _first(_loaders(trainer))
         batched = isinstance(loader, DataLoader) and loader.batch_sampler is not None
@@ -39,14 +37,12 @@ def read_reference_batch(trainer: pl.Trainer, samples: int) -> tuple[Any, int]:
 
 
 def part_features(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, modules: Mapping[str, nn.Module], reference: Any
+    trainer: Trainer, pl_module: LightningModule, modules: Mapping[str, nn.Module], reference: Any
 ) -> dict[str, Tensor]:
-    """Runs the module on the reference batch as a validation would: part → features `(samples, channels)`.
-
-    The features are the output of the part's first call, averaged over positions, float32 on the CPU; parts that are
-    not called, or do not return one tensor `(samples, channels, ...)`, are left out. Modes, buffers and random states
-    are as before afterwards. Collective if the module is sharded.
-    """
+    """Runs the module on the reference batch as a validation would: part → features `(samples, channels)`."""
+    # The features are the output of the part's first call, averaged over positions, float32 on the CPU; parts that are
+    # not called, or do not return one tensor `(samples, channels, ...)`, are left out. Modes, buffers and random states
+    # are as before afterwards. Collective if the module is sharded.
     names = {module: part for part, module in modules.items()}
     found: dict[str, Tensor] = {}
 
@@ -71,7 +67,7 @@ def part_features(
     return found
 
 
-def _loaders(trainer: pl.Trainer) -> Any:
+def _loaders(trainer: Trainer) -> Any:
     if not trainer.enable_validation:
         return trainer.train_dataloader
     if trainer.val_dataloaders is None:  # not needed yet, as with check_val_every_n_epoch
@@ -87,7 +83,7 @@ def _first(loaders: Any) -> Any:
 
 
 @contextmanager
-def _as_validation(trainer: pl.Trainer) -> Iterator[None]:
+def _as_validation(trainer: Trainer) -> Iterator[None]:
     """Hooks of batches, such as augmentation on the device, depend on the Trainer's stage."""
     stage = trainer.state.stage
     trainer.validating = True
@@ -98,7 +94,7 @@ def _as_validation(trainer: pl.Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _own_random_state(trainer: pl.Trainer) -> Iterator[None]:
+def _own_random_state(trainer: Trainer) -> Iterator[None]:
     """The same random numbers each time; those of the fit go on afterwards as if nothing had been drawn."""
     device = trainer.strategy.root_device
     states = random.getstate(), np.random.get_state()

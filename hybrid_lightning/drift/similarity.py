@@ -3,34 +3,21 @@
 import torch
 from torch import Tensor
 
-FEWEST_SAMPLES = 4
-"""The debiased estimator needs so many samples."""
-_ROUNDING = 1e-12
-"""Features that vary less than this, relative to their size, are the same for all samples."""
+FEWEST_SAMPLES = 4  # the debiased estimator needs so many samples
+_ROUNDING = 1e-12  # features that vary less than this, relative to their size, are the same for all samples
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float:
-    """Linear centered kernel alignment of two sets of features (Kornblith et al., arXiv 1905.00414), debiased.
+    """Linear centered kernel alignment of features `(samples, p)` and `(samples, q)` (arXiv 1905.00414), debiased.
 
     Rotating either set, or scaling it by one number, changes nothing. The plain estimate is near 1 for any features
     when they are many and the samples are few; here each HSIC is the unbiased estimate (Song et al., 2012; Nguyen et
     al., arXiv 2010.15327): the product of kernels that are centered without their diagonals (U-centring, Székely and
     Rizzo, 2014).
-
-    Args:
-        one: Features `(samples, p)` of at least 4 samples, any real dtype.
-        other: Features `(samples, q)` of the same samples.
-
-    Returns:
-        1 for the same features; about 0, also slightly below it, for unrelated ones. 0 if either are the same for all
-        samples; nan if either are not finite.
     """
-    first = _centered_kernel(one)
-    second = _centered_kernel(other)
+    first, second = _centered_kernel(one), _centered_kernel(other)
     scale = (first.square().sum() * second.square().sum()).sqrt()
-    if scale == 0:
-        return 0.0
-    return float((first * second).sum() / scale)
+    return float((first * second).sum() / scale) if scale != 0 else 0.0
 
 
 def _centered_kernel(features: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.distributed.sharding import any_sharded, own_share, own_shares, reshard, sharded_like, whole
 from hybrid_lightning.errors import ConfigError, check_keys, listing
-from hybrid_lightning.gradients.norms import mesh_of, refuse_complex
+from hybrid_lightning.gradients.norms import mesh_of
 from hybrid_lightning.lightning_private import saves_shares
 from hybrid_lightning.trainer import FitCallback
 
@@ -39,7 +39,7 @@ class StartingWeights:
         """Remembers the starting weights of a checkpoint, until the parameters exist."""
         self._saved = checkpoint.get(STARTING_WEIGHTS_KEY, {})
 
-    def take(self, pl_module: pl.LightningModule, groups: Iterable[Group], on_device: bool) -> None:
+    def take(self, pl_module: LightningModule, groups: Iterable[Group], on_device: bool) -> None:
         """Copies the weights of named groups, unless they are held already, to their device or to the CPU."""
         reshard(pl_module)
         names = {parameter: name for name, parameter in pl_module.named_parameters()}
@@ -84,7 +84,7 @@ class StartingWeights:
         per_rank = " per rank" if any_sharded(list(self.weights)) else ""
         rank_zero_info(f"starting weights of {listing(self._parts)}: {memory}{per_rank}; saved in checkpoints")
 
-    def save(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    def save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """Adds full tensors, or shards if the strategy saves shards, to a checkpoint once. Collective if sharded."""
         if STARTING_WEIGHTS_KEY in checkpoint or not self.weights:
             return
@@ -99,10 +99,6 @@ class StartingWeights:
                 saved[self._names[parameter]] = value
         checkpoint[STARTING_WEIGHTS_KEY] = saved
 
-    def leave_device(self) -> None:
-        """Moves all copies to the CPU."""
-        self.weights = {parameter: tensor.cpu() for parameter, tensor in self.weights.items()}
-
     def moved(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """This rank's shard of w - w0 of each parameter, on its device; all of them are held."""
         if not parameters:
@@ -115,8 +111,7 @@ class StartingWeights:
 class StartingWeightsCallback(FitCallback):
     """Base of the callbacks that compare parts, None for the pretrained ones, with their starting weights."""
 
-    on_device: ClassVar[bool] = False
-    """Whether w0 is needed on the parameters' device, and not only on the CPU."""
+    on_device: ClassVar[bool] = False  # whether w0 is needed on the parameters' device, and not only on the CPU
 
     def __init__(self, parts: Collection[str] | None) -> None:
         super().__init__()
@@ -124,47 +119,41 @@ class StartingWeightsCallback(FitCallback):
         self.watched: list[str] = []
         self.start = StartingWeights()
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A fit starts with a new copy: the first of these callbacks makes it, the others share it."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             first = next(callback for callback in callbacks if isinstance(callback, StartingWeightsCallback))
             self.start = StartingWeights() if first is self else first.start
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes the starting weights from a checkpoint that the fit continues."""
         if trainer.state.fn == "fit":
             self.start.restore(checkpoint)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the starting weights."""
         self.start.save(trainer, checkpoint)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copies the weights, before the optimizer's state is restored, which replaces the groups' dicts."""
         groups = self.groups(trainer)
         self.watched = self._chosen_parts(groups)
         wanted = self.watched_groups(trainer)
-        parameters = [parameter for group in wanted for parameter in group["params"]]
-        mesh_of(parameters)  # refuses tensor parallelism before the first step
-        refuse_complex(parameter.dtype for parameter in parameters)
+        mesh_of([parameter for group in wanted for parameter in group["params"]])  # refuses tensor parallelism
         self.start.take(pl_module, wanted, self.on_device)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports how much memory the copies of all these callbacks take."""
         self.start.announce()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After the fit the copy is needed for checkpoints only."""
         if stage == "fit":
-            self.start.leave_device()
+            self.start.weights = {parameter: tensor.cpu() for parameter, tensor in self.start.weights.items()}
 
-    def watched_groups(self, trainer: pl.Trainer) -> list[dict[str, Any]]:
+    def watched_groups(self, trainer: Trainer) -> list[dict[str, Any]]:
         """The groups of the parts that are compared."""
         return [group for group in self.groups(trainer) if group["part"] in self.watched]
 

@@ -13,35 +13,22 @@ from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
 METHODS = ("norm", "value", "agc", "zclip")
 _ZCLIP = {"z": 2.5, "alpha": 0.97, "warm_up": "25 steps"}
 """Settings of ZClip and their defaults: the paper's (arXiv 2504.02507), and the warm-up of its authors' program."""
-_AGC = 0.01
-"""λ of the paper (arXiv 2102.06171)."""
-_SMALL = 1e-6
-"""Added to a deviation, so that a norm that never varied divides by no zero."""
+_AGC = 0.01  # λ of the paper (arXiv 2102.06171)
+_SMALL = 1e-6  # added to a deviation, so that a norm that never varied divides by no zero
 
 
 @dataclass(frozen=True)
 class ClippingRule:
-    """One part's limit.
+    """One part's limit."""
 
-    Args:
-        method: One of `METHODS`.
-        limit: Largest norm or value; for AGC λ, for ZClip the z-score from which on a norm is limited.
-        alpha: ZClip: weight of the past in the running mean and variance, in (0, 1).
-        warm_up: ZClip: steps that are only observed.
-    """
-
-    method: str
-    limit: float
-    alpha: float = 0.97
-    warm_up: int = 25
+    method: str  # one of `METHODS`
+    limit: float  # largest norm or value; for AGC λ, for ZClip the z-score from which on a norm is limited
+    alpha: float = 0.97  # ZClip: weight of the past in the running mean and variance, in (0, 1)
+    warm_up: int = 25  # ZClip: steps that are only observed
 
     @classmethod
     def parse(cls, value: object) -> "ClippingRule":
-        """Reads ``{norm: 1.0}``, ``{value: 0.5}``, ``agc``, ``{agc: 0.01}``, ``zclip`` or ``{zclip: {z: 2.5, ...}}``.
-
-        Raises:
-            ConfigError: If it is none of these, or a number is out of range.
-        """
+        """Reads ``{norm: 1.0}``, ``{value: 0.5}``, ``agc``, ``{agc: 0.01}``, ``zclip`` or ``{zclip: {z: 2.5}}``."""
         if isinstance(value, ClippingRule):
             return value
         if isinstance(value, str):
@@ -88,23 +75,17 @@ class ZScoreLimits:
     A norm g with ``z = (g - mean) / deviation`` above the limit is brought to ``mean + limit² / z × deviation``; what
     it was brought to enters the mean and the variance. A part's history begins with its first gradient; norms that are
     not finite neither enter it nor are limited.
-
-    Args:
-        rules: Part → rule with the method ``zclip``.
     """
 
     def __init__(self, rules: Mapping[str, ClippingRule]) -> None:
-        self.parts = tuple(rules)
-        """Their names, in the order of the norms."""
+        self.parts = tuple(rules)  # their names, in the order of the norms
         settings = [(rule.limit, rule.alpha, rule.warm_up) for rule in rules.values()]
         self._settings = torch.tensor(settings, dtype=torch.float64).reshape(-1, 3).T
         self._history = torch.zeros(3, len(rules))  # mean, variance, number of norms
 
     def factors(self, norms: Tensor) -> Tensor:
-        """Factor on each part's gradients, `(parts,)` in (0, 1], from its norm, `(parts,)`, which enters the history.
-
-        A part without gradients has the norm 0, which does not.
-        """
+        """Factor on each part's gradients, `(parts,)` in (0, 1], from its norm, `(parts,)`, for the history."""
+        # a part without gradients has the norm 0, which does not
         self._settings = self._settings.to(norms)  # moved to the device once; after that nothing is copied
         limit, alpha, warm_up = self._settings
         history = self._history.to(norms)

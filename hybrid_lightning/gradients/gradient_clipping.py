@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from hybrid_lightning.errors import at, check_keys
 from hybrid_lightning.gradients.clipping_rule import ClippingRule, ZScoreLimits
-from hybrid_lightning.gradients.norms import GradientPass
 from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.trainer import FitCallback
 
@@ -58,7 +57,7 @@ class GradientClipping(FitCallback):
         """Forgets the histories of ZClip."""
         self._histories = ZScoreLimits({part: rule for part, rule in self.rules.items() if rule.method == "zclip"})
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the names of the parts."""
         parts = {group["part"]: None for group in self.groups(trainer) if not group.get("observer")}
         check_keys(self.rules, parts, "clip", kind="part")
@@ -71,9 +70,7 @@ class GradientClipping(FitCallback):
         """Continues the histories of an earlier run."""
         self._histories.load_state_dict(state_dict.get("zclip", {}))
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Limits the gradients that the optimizer will get."""
         gradients = shared_pass(trainer, type(self).__name__)
         if gradients.skipped:
@@ -85,12 +82,9 @@ class GradientClipping(FitCallback):
                 gradients.clip_value(rule.limit, part)
             elif rule.method == "agc" and part != "head":
                 gradients.clip_units(rule.limit, part)
-        if self._histories.parts:
-            self._limit_by_history(gradients)
-
-    def _limit_by_history(self, gradients: GradientPass) -> None:
-        """Applies ZClip to all of its parts at once: many small operations would take longer than the limits."""
+        # ZClip for all of its parts at once: many small operations would take longer than the limits
         parts = self._histories.parts
-        norms = torch.stack([gradients.norms_of(part).norm() for part in parts])
-        for part, factor in zip(parts, self._histories.factors(norms), strict=True):
-            gradients.scale(factor, part)
+        if parts:
+            norms = torch.stack([gradients.norms_of(part).norm() for part in parts])
+            for part, factor in zip(parts, self._histories.factors(norms), strict=True):
+                gradients.scale(factor, part)

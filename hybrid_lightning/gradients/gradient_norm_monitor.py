@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -13,8 +13,7 @@ from hybrid_lightning.gradients.norms import GradientPass, NormTable, gradient_n
 from hybrid_lightning.gradients.step import has_scaler, made_pass, shared_pass
 from hybrid_lightning.trainer import FitCallback, is_log_step, log_values
 
-_KEPT_STEPS = 256
-"""Steps between two comparisons, if the log interval is longer: bounds the memory of their norms."""
+_KEPT_STEPS = 256  # steps between two comparisons, if the log interval is longer: bounds the memory of their norms
 
 
 class GradientNormMonitor(FitCallback):
@@ -54,9 +53,7 @@ class GradientNormMonitor(FitCallback):
         self._negated: list[Tensor] = []  # the weights before the step, times -1
         self._clips = _ClipCount()
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measures before clipping, where this step is logged or the Trainer clips."""
         self._step = trainer.global_step
         self._due = is_log_step(trainer)
@@ -67,9 +64,7 @@ class GradientNormMonitor(FitCallback):
             with torch.no_grad():
                 self._negated = list(torch._foreach_neg(own_shares(gradients.parameters)))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Measures after clipping and logs, if this batch ended in a step that is logged."""
         if self._step is None:
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -32,8 +32,7 @@ class _Step(MeasuredStep):
 
     place: str  # step, epoch, batch and machine
     parts: Sequence[str]
-    norms: Callable[[], Tensor]
-    """Norm of each part's gradients, and further rows; computed only for a message."""
+    norms: Callable[[], Tensor]  # norm of each part's gradients, and further rows; computed only for a message
     batches: list[Any]
     ids: list[Any]
 
@@ -84,9 +83,7 @@ class NonFiniteGradients(SkippingCallback):
         super().load_state_dict(state_dict)
         self.in_a_row = state_dict["in_a_row"]
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remembers the batches whose gradients are summed, and their samples."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.policy == "ignore":
@@ -95,14 +92,12 @@ class NonFiniteGradients(SkippingCallback):
         if isinstance(batch, Mapping) and "id" in batch:
             self._ids.append(batch["id"])
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Checks the gradients, unless they are ignored."""
         if self.policy != "ignore":
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
-    def measure(self, trainer: pl.Trainer, gradients: GradientPass) -> MeasuredStep:
+    def measure(self, trainer: Trainer, gradients: GradientPass) -> MeasuredStep:
         """Sends the sum of all norms to the host: one number, because this is done at every step."""
         rows = gradients.rows
         total = gradients.before.sum()  # not finite if one of them is not
@@ -139,7 +134,7 @@ class NonFiniteGradients(SkippingCallback):
             rank_zero_warn(f"{message}\nThe step was not made.")
         return self.skips and not step.scaled
 
-    def logged(self, trainer: pl.Trainer) -> dict[str, float]:
+    def logged(self, trainer: Trainer) -> dict[str, float]:
         """The count, where steps can be skipped."""
         return {"skipped_steps/non_finite": self.skipped} if self.skips or has_scaler(trainer) else {}
 

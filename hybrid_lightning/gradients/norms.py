@@ -24,26 +24,16 @@ def gradient_norms(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def tensor_norms(tensors: Sequence[Tensor], shards: list[Tensor] | None = None) -> Tensor:
-    """The 2-norm of each tensor, `(number of tensors,)`: float32, or float64 if one of the tensors is.
-
-    Collective if tensors are sharded: call it on every rank; all get the norms of the full tensors.
-
-    Args:
-        tensors: Gradients or parameters on one device.
-        shards: This rank's shards to measure instead, one per tensor and sharded as it is, such as differences.
-
-    Raises:
-        ConfigError: If a tensor is complex, or sharded in another way than `fully_shard` does over one group of ranks.
-    """
+    """The 2-norm of each tensor, `(number of tensors,)`: float32, or float64 if one of the tensors is."""
+    # Collective if tensors are sharded: call it on every rank; all get the norms of the full tensors. `shards` are
+    # measured in place of this rank's, one per tensor and sharded as it is, such as differences.
     if not tensors:
         return torch.zeros(0)
     mesh = mesh_of(tensors)
     if shards is None:
         shards = own_shares(tensors)
-    dtypes = {shard.dtype for shard in shards}
-    refuse_complex(dtypes)
     # in bfloat16 and float16 the sum of squares would overflow or lose its digits
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    dtype = torch.float64 if torch.float64 in {shard.dtype for shard in shards} else torch.float32
     norms = torch.stack(torch._foreach_norm(shards, 2, dtype=dtype)).to(tensors[0].device)
     if mesh is None:
         return norms
@@ -70,62 +60,18 @@ def mesh_of(tensors: Sequence[Tensor]) -> DeviceMesh | None:
     return mesh
 
 
-def refuse_complex(dtypes: Iterable[torch.dtype]) -> None:
-    """Raises `ConfigError` if one of the dtypes is complex."""
-    for dtype in dtypes:
-        if dtype.is_complex:
-            raise ConfigError(
-                f"norms of {dtype} parameters are not supported. Store such parameters as pairs of real numbers and "
-                f"use torch.view_as_complex in the forward pass."
-            )
-
-
-def limit_units(parameters: Sequence[nn.Parameter], norms: Tensor, ratio: float) -> None:
-    """Adaptive gradient clipping (AGC, arXiv 2102.06171): limits each unit's gradient by its weights, in place.
-
-    A unit is what feeds one output: a row of a matrix, a filter of a convolution; a bias or a gain is one as a whole.
-
-    Args:
-        parameters: Parameters with a gradient.
-        norms: The gradients' norms, `(number of parameters,)`.
-        ratio: λ, the largest norm of a unit's gradient over the norm of its weights.
-    """
-    weights = tensor_norms([parameter.detach() for parameter in parameters])
-    for index, parameter in enumerate(parameters):
-        assert parameter.grad is not None
-        weight = own_share(parameter.detach())
-        gradient = own_share(parameter.grad)
-        if weight.ndim > 1:  # a shard holds whole rows, so that its units need no other rank
-            unit = tuple(range(1, weight.ndim))
-            weight_norm = torch.linalg.vector_norm(weight, dim=unit, keepdim=True, dtype=norms.dtype)
-            norm = torch.linalg.vector_norm(gradient, dim=unit, keepdim=True, dtype=norms.dtype)
-        else:
-            # a sharded bias is one unit, whose norm the ranks have combined already
-            weight_norm = weights[index]
-            norm = norms[index]
-        limit = ratio * weight_norm.clamp(min=_SMALLEST_WEIGHTS)
-        gradient.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))
-
-
 def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 class GradientPass:
-    """The gradients of one optimizer step: measured once, then clipped, with the norms kept up to date.
-
-    Args:
-        param_groups: Groups with the keys ``name``, ``part`` and ``params``, all on one device; their gradients are
-            complete and unscaled. Groups whose ``observer`` is True, which nothing else depends on, are neither
-            measured nor clipped.
-    """
+    """The gradients of one optimizer step: measured once, then clipped, with the norms kept up to date."""
 
     def __init__(self, param_groups: Iterable[Mapping[str, Any]]) -> None:
-        self.parameters: list[nn.Parameter] = []
-        """Those that have a gradient."""
+        self.parameters: list[nn.Parameter] = []  # those that have a gradient
         self._observers: list[nn.Parameter] = []
         sizes: list[tuple[str, str, int]] = []
-        for group in param_groups:
+        for group in param_groups:  # nothing depends on an observer, which is neither measured nor clipped
             own = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group.get("observer"):
                 self._observers += own
@@ -134,10 +80,8 @@ class GradientPass:
                 sizes.append((group["part"], label(group), len(own)))
         self.norms = gradient_norms(self.parameters)
         """Norm of each of their gradients as it is now, `(number of parameters,)`."""
-        self.before = self.norms
-        """Norms before anything was clipped."""
-        self.skipped = False
-        """Whether the step will not be made; nothing is clipped then."""
+        self.before = self.norms  # norms before anything was clipped
+        self.skipped = False  # whether the step will not be made; nothing is clipped then
         self.complete = False
         """Whether the global limit has acted through this pass, so that `norms` are what the optimizer gets."""
         self.rows = norm_table(tuple(sizes), self.norms.device)
@@ -171,10 +115,26 @@ class GradientPass:
             self._replace(part, gradient_norms(self._of(part)))
 
     def clip_units(self, ratio: float, part: str) -> None:
-        """Clips the units of one part, see `limit_units`."""
+        """Adaptive gradient clipping (AGC, arXiv 2102.06171): limits each unit's gradient by its weights, in place."""
+        # a unit is what feeds one output: a row of a matrix, a filter of a convolution; a bias is one as a whole
         parameters = self._of(part)
+        norms = self.norms_of(part)
+        weights = tensor_norms([parameter.detach() for parameter in parameters])
+        for index, parameter in enumerate(parameters):
+            assert parameter.grad is not None
+            weight = own_share(parameter.detach())
+            gradient = own_share(parameter.grad)
+            if weight.ndim > 1:  # a shard holds whole rows, so that its units need no other rank
+                unit = tuple(range(1, weight.ndim))
+                weight_norm = torch.linalg.vector_norm(weight, dim=unit, keepdim=True, dtype=norms.dtype)
+                norm = torch.linalg.vector_norm(gradient, dim=unit, keepdim=True, dtype=norms.dtype)
+            else:
+                # a sharded bias is one unit, whose norm the ranks have combined already
+                weight_norm = weights[index]
+                norm = norms[index]
+            limit = ratio * weight_norm.clamp(min=_SMALLEST_WEIGHTS)
+            gradient.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))
         if parameters:
-            limit_units(parameters, self.norms_of(part), ratio)
             self._replace(part, gradient_norms(parameters))
 
     def skip(self) -> None:
@@ -202,14 +162,11 @@ class GradientPass:
 
 
 class NormTable:
-    """Combines the norms of parameters into one row per part, one per stage, and a last one, ``total``.
+    """Combines the norms of parameters into one row per part, one per stage, and a last one, ``total``."""
 
-    Args:
-        groups: Part, label of the stage and number of parameters of each group, in the order of the parameters.
-        device: Where the norms are.
-    """
+    # groups: part, label of the stage and number of parameters, in the order of the parameters
 
-    def __init__(self, groups: Sequence[tuple[str, str, int]], device: torch.device) -> None:
+    def __init__(self, groups: tuple[tuple[str, str, int], ...], device: torch.device) -> None:
         self.parts = tuple(dict.fromkeys(part for part, _, _ in groups))
         members: dict[str, list[int]] = {part: [] for part in self.parts}
         count = 0
@@ -219,8 +176,7 @@ class NormTable:
             if stage not in self.parts:
                 members.setdefault(stage, []).extend(own)
             count += number
-        self.members = members
-        """Part or stage → positions of its parameters."""
+        self.members = members  # part or stage → positions of its parameters
         self.stages = tuple(members)[len(self.parts) :]
         """Labels ``<part>.<stage>`` of the parts that have several stages."""
         self.names = (*members, "total")
@@ -240,7 +196,5 @@ class NormTable:
         return combined
 
 
-@lru_cache(maxsize=16)
-def norm_table(groups: tuple[tuple[str, str, int], ...], device: torch.device) -> NormTable:
-    """The table of these groups; kept, because they change only when something unfreezes, not at each step."""
-    return NormTable(groups, device)
+# kept, because the groups change only when something unfreezes, not at each step
+norm_table = lru_cache(maxsize=16)(NormTable)

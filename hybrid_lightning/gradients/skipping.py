@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -39,10 +39,8 @@ class LaterOnHost:
 class MeasuredStep:
     """A step that is to be judged; subclasses add what their judgment needs."""
 
-    values: LaterOnHost
-    """Norms, or their sum."""
-    scaled: bool
-    """Whether a gradient scaler drops the step by itself if its gradients overflow."""
+    values: LaterOnHost  # norms, or their sum
+    scaled: bool  # whether a gradient scaler drops the step by itself if its gradients overflow
 
 
 class SkippingCallback(FitCallback, ABC):
@@ -62,14 +60,13 @@ class SkippingCallback(FitCallback, ABC):
 
     def forget(self) -> None:
         """Forgets the counts and what a skip would restore."""
-        self.skipped = 0
-        """Number of steps that were not made."""
+        self.skipped = 0  # number of steps that were not made
         self._pending: Any = None
         self._statistics: KeptStatistics | None = None
         self._saved_statistics: list[Tensor] | None = None
 
     @abstractmethod
-    def measure(self, trainer: pl.Trainer, gradients: GradientPass) -> MeasuredStep:
+    def measure(self, trainer: Trainer, gradients: GradientPass) -> MeasuredStep:
         """Sends what is to be judged to the host."""
 
     @abstractmethod
@@ -77,7 +74,7 @@ class SkippingCallback(FitCallback, ABC):
         """Counts, warns or raises; whether the step, which `measure` returned, has to be skipped."""
 
     @abstractmethod
-    def logged(self, trainer: pl.Trainer) -> Mapping[str, float]:
+    def logged(self, trainer: Trainer) -> Mapping[str, float]:
         """The counts for the log, of all steps that were judged; empty if nothing is logged."""
 
     def flush_pending(self) -> bool:
@@ -97,23 +94,25 @@ class SkippingCallback(FitCallback, ABC):
         self.skipped = state_dict["skipped"]
         self._saved_statistics = state_dict.get("statistics")
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuses a Trainer whose clipping would fail after a skip."""
-        if self.skips:
-            _refuse_clipping_by_value(trainer, type(self).__name__)
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses torch's clipping by value, which fails on a skipped step; a task that clips by itself has its own."""
+        task_clips = type(trainer.lightning_module).configure_gradient_clipping
+        by_torch = task_clips is LightningModule.configure_gradient_clipping and trainer.gradient_clip_val
+        if self.skips and by_torch and trainer.gradient_clip_algorithm == "value":
+            raise ConfigError(
+                f"a skipped step has no gradients, and torch's clipping by value fails without any. Use "
+                f"GradientClipping({{part: {{'value': {trainer.gradient_clip_val}}}}}) instead.",
+                type(self).__name__,
+            )
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Keeps what the forward passes of a step change, if the step may be skipped."""
         if self.skips and self._statistics is None:
             # after a restart within an accumulation window those from the window's start, which the checkpoint holds
             self._statistics = KeptStatistics(pl_module, self._saved_statistics)
             self._saved_statistics = None
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measures; judges and logs, if this step may be skipped or is logged."""
         self.flush_pending()  # the step before, whose norms are on the host by now
         gradients = shared_pass(trainer, type(self).__name__)
@@ -126,39 +125,24 @@ class SkippingCallback(FitCallback, ABC):
         if logs:
             log_values(trainer, self.logged(trainer))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """After a step its statistics are not needed any more."""
         if not window_is_open(trainer):
             self._statistics = None
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation must not use weights that a step has spoilt."""
         self.flush_pending()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last step counts, too."""
         self.flush_pending()
 
 
-def worst_of_ranks(trainer: pl.Trainer, norms: Tensor) -> Tensor:
+def worst_of_ranks(trainer: Trainer, norms: Tensor) -> Tensor:
     """The largest of each norm over the ranks, inf where one is not finite, so that all ranks decide the same."""
     worst = torch.where(norms.isfinite(), norms, math.inf)
     if trainer.world_size > 1:
         worst = worst.to(trainer.strategy.root_device)
         torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
     return worst
-
-
-def _refuse_clipping_by_value(trainer: pl.Trainer, user: str) -> None:
-    """Raises `ConfigError` if torch's clipping by value would act on a skipped step, where it fails."""
-    task_clips = type(trainer.lightning_module).configure_gradient_clipping
-    if task_clips is not pl.LightningModule.configure_gradient_clipping:
-        return
-    if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
-        raise ConfigError(
-            f"a skipped step has no gradients, and torch's clipping by value fails without any. Use "
-            f"GradientClipping({{part: {{'value': {trainer.gradient_clip_val}}}}}) instead.",
-            user,
-        )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_number, listing
@@ -29,8 +29,7 @@ class _Step(MeasuredStep):
     """The norm of each part at one step."""
 
     number: int
-    trains: Mapping[str, int]
-    """Part → number of its parameters that train."""
+    trains: Mapping[str, int]  # part → number of its parameters that train
 
 
 class SpikeGuard(SkippingCallback):
@@ -98,8 +97,7 @@ class SpikeGuard(SkippingCallback):
         super().forget()
         self.events: list[dict[str, Any]] = []
         """Spikes with ``step``, ``part``, ``z``, ``ratio`` and ``actions``, the newest ones."""
-        self.counts: dict[str, int] = {}
-        """Part → number of spikes so far."""
+        self.counts: dict[str, int] = {}  # part → number of spikes so far
         self._histories: dict[str, NormHistory] = {}
         self._spiky_steps = 0
         self._skips_in_a_row = 0
@@ -128,18 +126,18 @@ class SpikeGuard(SkippingCallback):
         self._skips_in_a_row = state_dict["skips_in_a_row"]
         self.events = list(state_dict["events"])
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what cannot work, before the first batch."""
         super().on_fit_start(trainer, pl_module)
         self.groups(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judges the last step, and reports how many steps had no warning."""
         super().on_train_end(trainer, pl_module)
         if "warn" in self.actions and self._spiky_steps > _SHOWN_WARNINGS:
             rank_zero_info(f"SpikeGuard: spikes in {self._spiky_steps} steps: {self.counts}.")
 
-    def measure(self, trainer: pl.Trainer, gradients: GradientPass) -> MeasuredStep:
+    def measure(self, trainer: Trainer, gradients: GradientPass) -> MeasuredStep:
         """Sends the parts' norms to the host."""
         rows = gradients.rows
         if rows is not self._rows:  # another number of parameters has a gradient
@@ -171,7 +169,7 @@ class SpikeGuard(SkippingCallback):
             self._skips_in_a_row = 0
         return self._skips_in_a_row > 0
 
-    def logged(self, trainer: pl.Trainer) -> dict[str, float]:
+    def logged(self, trainer: Trainer) -> dict[str, float]:
         """The counts."""
         values: dict[str, float] = {f"spikes/{part}": self.counts.get(part, 0) for part in self._trains}
         if self.skips:

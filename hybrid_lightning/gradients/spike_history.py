@@ -4,42 +4,27 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-SMALLEST_DEVIATION = 0.05
-"""Of the logarithm of a norm; a part that is quieter is taken to vary by this much."""
+SMALLEST_DEVIATION = 0.05  # of the logarithm of a norm; a part that is quieter is taken to vary by this much
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What counts as a spike; both `z` and `ratio` have to be exceeded.
+    """What counts as a spike; both `z` and `ratio` have to be exceeded."""
 
-    Args:
-        z: Standard deviations of the logarithm of the norm above its mean, above 0.
-        ratio: Times the typical norm, above 1.
-        warm_up: Norms that a history has to hold before anything is a spike, 2 or more.
-        decay: Weight of the past in the moving mean and variance, in (0, 1); ``1 / (1 - decay)`` steps are remembered.
-    """
-
-    z: float
-    ratio: float
-    warm_up: int
-    decay: float
+    z: float  # standard deviations of the logarithm of the norm above its mean, above 0
+    ratio: float  # times the typical norm, above 1
+    warm_up: int  # norms that a history has to hold before anything is a spike, 2 or more
+    decay: float  # weight of the past in mean and variance, in (0, 1); 1 / (1 - decay) steps are remembered
 
 
 @dataclass(frozen=True)
 class Spike:
-    """A part's norm that is far above its history.
+    """A part's norm that is far above its history."""
 
-    Args:
-        part: Name of the part.
-        norm: Its norm; inf if it is not finite.
-        typical: Geometric moving mean of the norms before; nan without a history.
-        z: Distance from there in standard deviations of the logarithm; inf if the norm is not finite.
-    """
-
-    part: str
-    norm: float
-    typical: float
-    z: float
+    part: str  # name of the part
+    norm: float  # its norm; inf if it is not finite
+    typical: float  # geometric moving mean of the norms before; nan without a history
+    z: float  # distance from there in standard deviations of the logarithm; inf if the norm is not finite
 
     @property
     def finite(self) -> bool:
@@ -63,20 +48,13 @@ class NormHistory:
 
     A norm beyond the threshold of a spike, or as far below the mean, is remembered as if it were just there. So one
     spike changes little, and a level that lasts becomes typical.
-
-    Args:
-        sensitivity: What counts as a spike.
-        trains: Number of the part's parameters that train; with another number, another history begins.
-        norms: How many norms it holds.
-        mean: Of their logarithms.
-        variance: Of their logarithms.
     """
 
-    sensitivity: Sensitivity
-    trains: int
-    norms: int = 0
-    mean: float = 0.0
-    variance: float = 0.0
+    sensitivity: Sensitivity  # what counts as a spike
+    trains: int  # number of the part's parameters that train; with another number, another history begins
+    norms: int = 0  # how many norms it holds
+    mean: float = 0.0  # of their logarithms
+    variance: float = 0.0  # of their logarithms
 
     @property
     def deviation(self) -> float:
@@ -89,12 +67,7 @@ class NormHistory:
         return max(self.sensitivity.z * self.deviation, math.log(self.sensitivity.ratio))
 
     def compare(self, part: str, norm: float) -> Spike | None:
-        """The spike that a norm is, if it is one; a norm that is not finite always is.
-
-        Args:
-            part: Name of the part.
-            norm: Its norm at this step, 0 or more, or inf.
-        """
+        """The spike that a norm is, if it is one; a norm that is not finite always is."""
         typical = math.exp(self.mean) if self.norms else math.nan
         if not math.isfinite(norm):
             return Spike(part, math.inf, typical, math.inf)

@@ -2,7 +2,7 @@
 
 from weakref import WeakKeyDictionary
 
-import lightning.pytorch as pl
+from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 
 from hybrid_lightning.errors import ConfigError
@@ -14,18 +14,9 @@ _PASSES: WeakKeyDictionary[Optimizer, tuple[int, GradientPass]] = WeakKeyDiction
 callbacks have no object of ours in common."""
 
 
-def shared_pass(trainer: pl.Trainer, user: str) -> GradientPass:
-    """The pass of the optimizer step under way, made by the first call of the step.
-
-    To be called from ``on_before_optimizer_step`` on, where gradients are unscaled and not yet clipped.
-
-    Args:
-        trainer: Its one optimizer has groups from `named_param_groups`.
-        user: Name of the callback or setting that needs the pass, for errors.
-
-    Raises:
-        ConfigError: If there are several optimizers, groups without names, or gradients that stay scaled.
-    """
+def shared_pass(trainer: Trainer, user: str) -> GradientPass:
+    """The pass of the optimizer step under way, made by the first call of the step."""
+    # to be called from ``on_before_optimizer_step`` on, where gradients are unscaled and not yet clipped
     made = made_pass(trainer, trainer.global_step)
     if made is None:
         groups = named_groups(trainer, user)
@@ -35,19 +26,19 @@ def shared_pass(trainer: pl.Trainer, user: str) -> GradientPass:
     return made
 
 
-def made_pass(trainer: pl.Trainer, step: int) -> GradientPass | None:
+def made_pass(trainer: Trainer, step: int) -> GradientPass | None:
     """The pass of an optimizer step, if one was made and the next step has made none yet."""
     last_step, last = _PASSES.get(trainer.optimizers[0], (-1, None))
     return last if last_step == step else None
 
 
-def has_scaler(trainer: pl.Trainer) -> bool:
+def has_scaler(trainer: Trainer) -> bool:
     """Whether a gradient scaler skips the steps whose gradients overflow (precision 16-mixed)."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler is not None and scaler.is_enabled()
 
 
-def refuse_scaled_gradients(trainer: pl.Trainer, user: str) -> None:
+def refuse_scaled_gradients(trainer: Trainer, user: str) -> None:
     """Raises `ConfigError` if gradients stay scaled until the optimizer's step."""
     optimizer = trainer.optimizers[0]
     if has_scaler(trainer) and getattr(optimizer, "_step_supports_amp_scaling", False):

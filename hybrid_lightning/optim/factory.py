@@ -71,18 +71,7 @@ def make_optimizer(
     scaled: bool = False,
     trust: Collection[str] | None = None,
 ) -> Optimizer:
-    """An optimizer over named groups.
-
-    Args:
-        spec: None for AdamW, a class of `torch.optim` by name, or ``{class_path: ..., init_args: {...}}``.
-        groups: From `named_param_groups`; they carry their rates and decays.
-        fused: Whether the fused implementation may be used where the class has one and `spec` does not choose.
-        scaled: Whether gradients are scaled until the step (precision 16-mixed).
-        trust: See `resolve`.
-
-    Raises:
-        ConfigError: If the class or an argument is unknown, or a rate or decay is given here.
-    """
+    """An optimizer over named groups."""
     optimizer_class, args = _find(spec or "AdamW", Optimizer, trust)
     for rate in ("lr", "weight_decay"):
         if rate in args:
@@ -115,19 +104,9 @@ def make_scheduler(
     trust: Collection[str] | None = None,
     base_lr: float | None = None,
 ) -> dict[str, Any]:
-    """A torch scheduler for named groups (see `GroupScheduler`) as Lightning's ``lr_scheduler`` dict.
-
-    Args:
-        spec: ``{class_path: StepLR, init_args: {...}}``, plus ``interval`` (``epoch`` or ``step``: what it counts),
-            ``warm_up`` (a duration, from each group's unfreezing) and, for `ReduceLROnPlateau`, ``monitor``. The
-            ``schedulers`` of `SequentialLR` and `ChainedScheduler` are such specs too; a function is a dotted path.
-        optimizer: With named groups.
-        trust: See `resolve`.
-        base_lr: The rate that the scheduler starts from; None takes that of the groups.
-
-    Raises:
-        ConfigError: If the class or an argument is unknown or impossible.
-    """
+    """A torch scheduler for named groups (see `GroupScheduler`) as Lightning's ``lr_scheduler`` dict."""
+    # beside class_path and init_args: interval (epoch or step: what it counts), warm_up (from each group's unfreezing)
+    # and, for ReduceLROnPlateau, monitor; the schedulers of SequentialLR and ChainedScheduler are such specs too
     # not a decorator: `GroupScheduler` calls `make` and states the place of its own errors
     place = "model.scheduler"
     given = {"class_path": spec} if isinstance(spec, str) else dict(spec)

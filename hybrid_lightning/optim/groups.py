@@ -14,28 +14,19 @@ Patterns = str | Sequence[str]
 
 @dataclass(frozen=True)
 class PartRates:
-    """How the groups of one part learn.
+    """How the groups of one part learn."""
 
-    Args:
-        lr_scale: Factor on the base rate, 0 or more.
-        layer_decay: Factor per stage towards the input, in (0, 1]; 1 gives all stages one rate. Values in use: 0.8 for
-            ELECTRA, 0.65 to 0.75 for MAE and BEiT.
-        weight_decay: Weight decay of the part; None takes the model's.
-        decay_all: Whether biases and other 1-d parameters decay too.
-    """
-
-    lr_scale: float = 1.0
+    lr_scale: float = 1.0  # factor on the base rate, 0 or more
+    # factor per stage towards the input, in (0, 1]; in use: 0.8 for ELECTRA, 0.65 to 0.75 for MAE and BEiT
     layer_decay: float = 1.0
-    weight_decay: float | None = None
-    decay_all: bool = False
+    weight_decay: float | None = None  # weight decay of the part; None takes the model's
+    decay_all: bool = False  # whether biases and other 1-d parameters decay too
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern covers a dotted parameter name.
-
-    The pattern's segments are compared with the leading segments of the name: ``layers.1`` covers ``layers.1.weight``
-    and never ``layers.10.weight``. ``*``, ``?`` and ``[...]`` work within one segment.
-    """
+    """Whether a pattern covers a dotted parameter name."""
+    # The pattern's segments are compared with the leading segments of the name: ``layers.1`` covers ``layers.1.weight``
+    # and never ``layers.10.weight``. ``*``, ``?`` and ``[...]`` work within one segment.
     wanted, given = pattern.split("."), name.split(".")
     return len(wanted) <= len(given) and all(map(fnmatchcase, given, wanted))
 
@@ -43,23 +34,18 @@ def matches(pattern: str, name: str) -> bool:
 def partition(
     names: Iterable[str], patterns: Mapping[str, Patterns], tied: Collection[str] = ()
 ) -> dict[str, list[str]]:
-    """Distributes dotted parameter names over labels, each to exactly one, in the order of `names`.
-
-    Args:
-        names: All of them have to be covered.
-        patterns: Label → pattern or patterns, see `matches`.
-        tied: Further names of the same parameters; a pattern may match only these, but they are not distributed.
-
-    Raises:
-        ConfigError: If a pattern matches nothing, or a name belongs to two labels or to none.
-    """
+    """Distributes dotted parameter names over labels, each to exactly one, in the order of `names`."""
     names = list(names)
     label_of: dict[str, str] = {}
     for label, wanted in patterns.items():
         for pattern in [wanted] if isinstance(wanted, str) else wanted:
             covered = [name for name in names if matches(pattern, name)]
             if not covered and not any(matches(pattern, name) for name in tied):
-                raise _matches_nothing(label, pattern, names)
+                # names cut to as many segments as the pattern has, so that they show what it could be
+                segments = pattern.count(".") + 1
+                starts = dict.fromkeys(".".join(name.split(".")[:segments]) for name in names)
+                problem = f"pattern {pattern!r} matches no parameter. Names start with: {listing(starts)}."
+                raise ConfigError(problem, label)
             for name in covered:
                 if label_of.setdefault(name, label) != label:
                     raise ConfigError(
@@ -73,13 +59,6 @@ def partition(
     for name in names:
         found[label_of[name]].append(name)
     return found
-
-
-def _matches_nothing(label: str, pattern: str, names: Iterable[str]) -> ConfigError:
-    # names cut to as many segments as the pattern has, so that they show what it could be
-    segments = pattern.count(".") + 1
-    starts = dict.fromkeys(".".join(name.split(".")[:segments]) for name in names)
-    return ConfigError(f"pattern {pattern!r} matches no parameter. Names start with: {listing(starts)}.", label)
 
 
 def named_param_groups(

@@ -25,14 +25,12 @@ class GroupLR(LRScheduler):
     settings are those given now.
     """
 
-    place: ClassVar[str]
-    """Config path named in errors."""
+    place: ClassVar[str]  # config path named in errors
 
     def __init__(self, optimizer: Optimizer, warm_up: str, length: FitLength | None) -> None:
         self.optimizer = optimizer  # torch's constructor, which sets it too, already computes rates
         self.warm_up = Duration.parse(warm_up, f"{self.place}.warm_up")
-        self.restored_clock: str | None = None
-        """What the steps of a restored state count; None before one is restored."""
+        self.restored_clock: str | None = None  # what the steps of a restored state count; None before one is restored
         self._warm_up_steps = 0
         self._bound = False
         try:
@@ -64,11 +62,7 @@ class GroupLR(LRScheduler):
         self._write()
 
     def step(self, epoch: int | None = None) -> None:
-        """One step; which one is counted here, so `epoch` is not used.
-
-        Raises:
-            ConfigError: If the length of the fit matters and was never given.
-        """
+        """One step; which one is counted here, so `epoch` is not used."""
         if self._step_count and not self._bound:
             raise ConfigError(
                 "the length of the fit is not known. Pass length=FitLength(steps_per_epoch, total_steps), or call "
@@ -266,11 +260,7 @@ class GroupScheduler(GroupLR):
                 group["momentum"] = one["momentum"]
 
     def step(self, metric: Any = None) -> None:
-        """One step; `ReduceLROnPlateau` needs the metric.
-
-        Raises:
-            ConfigError: If the metric is missing.
-        """
+        """One step; `ReduceLROnPlateau` needs the metric."""
         if self.by_metric and self._step_count:
             if metric is None:
                 raise ConfigError(

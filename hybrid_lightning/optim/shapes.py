@@ -35,10 +35,8 @@ def rise(clock: int, warm_up: int) -> float:
 
 
 def multiplier(shape: str, clock: int, span: int, warm_up: int = 0) -> float:
-    """The factor on a group's own rate, `clock` steps after it started to train and `span` steps after that at the end.
-
-    The shape stretches over the steps that the warm-up leaves.
-    """
+    """The factor on a group's own rate, `clock` of the `span` steps that it trains after its start."""
+    # the shape stretches over the steps that the warm-up leaves
     if clock < warm_up:
         return rise(clock, warm_up)
     progress = (clock - warm_up) / max(span - warm_up, 1)

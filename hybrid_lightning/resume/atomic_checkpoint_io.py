@@ -28,11 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Reads a checkpoint, unmapped, because the optimizer keeps its tensors; arguments as in the base class.
-
-        Raises:
-            ConfigError: If the file is not as it was written.
-        """
+        """Reads a checkpoint, unmapped, because the optimizer keeps its tensors; arguments as in the base class."""
         if is_local(path):
             verify(path, "--ckpt_path")
         return super().load_checkpoint(path, *args, **kwargs)

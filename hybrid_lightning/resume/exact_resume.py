@@ -4,8 +4,8 @@ import os
 import warnings
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -79,51 +79,57 @@ class ExactResume(FitCallback):
         """Forgets a checkpoint that other code has restored, such as a search for a learning rate."""
         self._saved = None
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Puts the saved counters in order, before Lightning reads them.
-
-        Raises:
-            ConfigError: If the checkpoint lacks some of them, or has them as another type.
-        """
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Puts the saved counters in order, before Lightning reads them."""
         if self.enabled and trainer.state.fn == "fit" and "loops" in checkpoint:
-            refuse_damaged_counters(trainer, checkpoint)
+            path = first_damaged(checkpoint["loops"], {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
             self._saved = checkpoint.get(KEY, {})
+            if path is None and self._saved:
+                path = first_damaged(self._saved, {"seed": 0, "logged_steps": 0, "validated": 0, "metrics": {}}, KEY)
+            if path is not None:
+                raise damaged(f"{path!r} is missing or of another type.")
             self._point = settle(checkpoint["loops"]["fit_loop"])
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepares the loaders; continues what the checkpoint left unfinished."""
         if not self.enabled:
             return
         saved = self._saved
         self._saved = None
-        saved_seed = saved.get("seed") if saved else None
-        self.seed = trainer.strategy.broadcast(chosen_seed(saved_seed, trainer.current_epoch))
+        self.seed = trainer.strategy.broadcast(chosen_seed((saved or {}).get("seed"), trainer.current_epoch))
         self._validated = -1
         self._validation_pending = False
         self._logged_steps = logged_steps(trainer)
         if saved is not None and not self._point.in_epoch:
-            start_epoch_anew(trainer)
+            # with max_steps Lightning would take a restored fit for one within an epoch
+            loop = trainer.fit_loop.epoch_loop
+            for each in (trainer.fit_loop, loop, loop.automatic_optimization, loop.manual_optimization, loop.val_loop):
+                forget_restart(each)
         self._prepare_loaders(trainer)
         if saved is not None:
             self._finish_epoch(trainer, saved)
             if self._point.in_epoch:
                 self._continue_epoch(trainer, pl_module, saved)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finishes a fit that was over when it was saved."""
         if self._saved is not None:
             self._finish_epoch(trainer, self._saved)
         self._saved = None
 
-    def _finish_epoch(self, trainer: pl.Trainer, saved: dict[str, Any]) -> None:
+    def _finish_epoch(self, trainer: Trainer, saved: dict[str, Any]) -> None:
         """Does what follows the last epoch, if its end was being handled when the fit was saved."""
-        restore_metrics(trainer, saved)
+        # metric schedulers and checkpoints look at these between validations
+        for name, value in saved.get("metrics", {}).items():
+            trainer.callback_metrics[name] = value.to(trainer.strategy.root_device)
         if self._point.epoch_ends:
-            step_metric_schedulers(trainer)
+            # Lightning steps ReduceLROnPlateau after the hooks that save an epoch's end
+            current = trainer.fit_loop.epoch_progress.current
+            current.completed -= 1  # it counts the epoch that has ended
+            trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+            current.completed += 1
 
-    def _continue_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, saved: dict[str, Any]) -> None:
+    def _continue_epoch(self, trainer: Trainer, pl_module: LightningModule, saved: dict[str, Any]) -> None:
         """Starts the epoch that was under way again, at the batch that comes next."""
         warn_of_changes(trainer, saved, self._point)
         self._window = saved.get("window")
@@ -140,7 +146,7 @@ class ExactResume(FitCallback):
             fetcher.done = True
         self._finish_batch(trainer)
 
-    def _finish_batch(self, trainer: pl.Trainer) -> None:
+    def _finish_batch(self, trainer: Trainer) -> None:
         """Does what follows the last batch and had not been done when the fit was saved in one of its hooks."""
         loop = trainer.fit_loop.epoch_loop
         steps_before = logged_steps(trainer)
@@ -156,7 +162,7 @@ class ExactResume(FitCallback):
 
     # Seeding
 
-    def _prepare_loaders(self, trainer: pl.Trainer) -> None:
+    def _prepare_loaders(self, trainer: Trainer) -> None:
         fetcher = data_fetcher(trainer)
         if isinstance(fetcher.combined_loader, ReplayedLoader):
             return
@@ -174,7 +180,7 @@ class ExactResume(FitCallback):
         fetcher.setup(ReplayedLoader(trainer, combined, self.seed))
         iter(fetcher)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepares loaders that were made anew for this epoch; every callback has started by now."""
         if self.seed is None:
             return
@@ -184,9 +190,7 @@ class ExactResume(FitCallback):
             restore_window(trainer, pl_module, self._window)
         self._window = None
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Seeds the making of validation iterators, if a validation is due."""
         if self.seed is None:
             return
@@ -195,7 +199,7 @@ class ExactResume(FitCallback):
         if validation_is_due(trainer):
             self._seed_validation(trainer)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seeds the validation."""
         if not self._fits(trainer):
             return
@@ -207,27 +211,25 @@ class ExactResume(FitCallback):
             iter(fetcher)
             self._seed_validation(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that this point of the fit has been validated."""
         if self._fits(trainer):
             self._validated = trainer.fit_loop.epoch_loop.batch_progress.total.ready
             self._validation_pending = False
 
-    def _fits(self, trainer: pl.Trainer) -> bool:
+    def _fits(self, trainer: Trainer) -> bool:
         return self.seed is not None and trainer.state.fn == "fit" and not trainer.sanity_checking
 
-    def _seed_validation(self, trainer: pl.Trainer) -> None:
+    def _seed_validation(self, trainer: Trainer) -> None:
         self._seed(trainer, "validation", trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
-    def _seed(self, trainer: pl.Trainer, *words: object) -> None:
+    def _seed(self, trainer: Trainer, *words: object) -> None:
         seed = hashed(self.seed, *words, epoch_of(trainer), trainer.global_rank)
         seed_device(trainer.strategy.root_device, seed)
 
     # Saving
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds what Lightning does not save, as plain data."""
         if self.seed is None:
             return
@@ -243,52 +245,15 @@ class ExactResume(FitCallback):
         }
 
 
-def refuse_damaged_counters(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Raises `ConfigError` if counters of a saved fit, or entries of `ExactResume`, are missing or of another type."""
-    path = first_damaged(checkpoint["loops"], {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
-    if path is None and checkpoint.get(KEY):
-        saved = {"seed": 0, "logged_steps": 0, "validated": 0, "metrics": {}}
-        path = first_damaged(checkpoint[KEY], saved, KEY)
-    if path is not None:
-        raise damaged(f"{path!r} is missing or of another type.")
-
-
 def chosen_seed(saved: int | None, epoch: int) -> int:
     """The seed of ``seed_everything``; else that of the checkpoint; else one drawn from torch's random state."""
-    given = os.environ.get("PL_GLOBAL_SEED")
-    if given:
-        seed = int(given)
-    elif saved is not None:
-        seed = saved
-    else:
-        seed = int(torch.randint(2**31, ()))
+    seed = int(os.environ.get("PL_GLOBAL_SEED") or (torch.randint(2**31, ()) if saved is None else saved))
     if saved not in (None, seed):
         rank_zero_info(f"seed {saved} → {seed}, applied from epoch {epoch}")
     return seed
 
 
-def restore_metrics(trainer: pl.Trainer, saved: dict[str, Any]) -> None:
-    """Puts the saved ``callback_metrics`` back, which metric schedulers and checkpoints look at between validations."""
-    for name, value in saved.get("metrics", {}).items():
-        trainer.callback_metrics[name] = value.to(trainer.strategy.root_device)
-
-
-def start_epoch_anew(trainer: pl.Trainer) -> None:
-    """Makes Lightning start an epoch; with ``max_steps`` it would take a restored fit for one within an epoch."""
-    loop = trainer.fit_loop.epoch_loop
-    for each in (trainer.fit_loop, loop, loop.automatic_optimization, loop.manual_optimization, loop.val_loop):
-        forget_restart(each)
-
-
-def step_metric_schedulers(trainer: pl.Trainer) -> None:
-    """Steps the epoch's `ReduceLROnPlateau`, which Lightning does after the hooks that save an epoch's end."""
-    current = trainer.fit_loop.epoch_progress.current
-    current.completed -= 1  # it counts the epoch that has ended
-    trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
-    current.completed += 1
-
-
-def warn_of_changes(trainer: pl.Trainer, saved: dict[str, Any], point: SavedPoint) -> None:
+def warn_of_changes(trainer: Trainer, saved: dict[str, Any], point: SavedPoint) -> None:
     """Warns of what makes a fit that goes on within an epoch not exact, instead of Lightning, which always warns."""
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
     changed, reasons = [], []
@@ -307,12 +272,10 @@ def warn_of_changes(trainer: pl.Trainer, saved: dict[str, Any], point: SavedPoin
         rank_zero_warn(f"Exact resume: the fit goes on, but not exactly as it would have: {'; '.join(reasons)}.")
 
 
-def open_window(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, dict[str, Tensor]] | None:
-    """What differs between ranks within an accumulation window: gradients that wait for the step, and buffers.
-
-    ``gradients`` and ``buffers``: name → values of all ranks, `(ranks, *shape)`, on the CPU. Empty if no window is
-    open; None if the strategy shards gradients.
-    """
+def open_window(trainer: Trainer, module: LightningModule) -> dict[str, dict[str, Tensor]] | None:
+    """What differs between ranks within an accumulation window: gradients that wait for the step, and buffers."""
+    # ``gradients`` and ``buffers``: name → values of all ranks, `(ranks, *shape)`, on the CPU. Empty if no window is
+    # open; None if the strategy shards gradients.
     if not window_is_open(trainer) or not module.automatic_optimization:
         return {}
     if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
@@ -334,7 +297,7 @@ def open_window(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, di
     return {"gradients": gradients, "buffers": buffers}
 
 
-def restore_window(trainer: pl.Trainer, module: pl.LightningModule, window: dict[str, dict[str, Tensor]]) -> None:
+def restore_window(trainer: Trainer, module: LightningModule, window: dict[str, dict[str, Tensor]]) -> None:
     """Puts back what `open_window` saved."""
     rank = trainer.global_rank
     for name, parameter in module.named_parameters():

@@ -5,8 +5,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -45,18 +45,18 @@ class LastCheckpoint(ModelCheckpoint):
         self._told_to_end = False
         self._earlier_handler: Any = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the folder."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._told_to_end = False
             self._earlier_handler = signal.getsignal(signal.SIGTERM)
 
-    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handles SIGTERM in place of Lightning, which has set its own handler before."""
         self._listen(trainer)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Turns the duration into steps."""
         super().on_train_start(trainer, pl_module)
         self._listen(trainer)
@@ -65,56 +65,50 @@ class LastCheckpoint(ModelCheckpoint):
             if self._every_steps < 1:
                 raise ConfigError(f"save_every: '{self.every}' is less than a step; give at least '1 step'.")
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves after the checkpoint of the last epoch's end, if the process has to end."""
         self._leave_if_told(trainer)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Notes the step, to see whether this batch completes one."""
         self._step_before = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Saves if it is due, unless the batch leaves gradients behind or a later hook saves at this step."""
         self._stepped = trainer.global_step > self._step_before
         if self._stepped and not _epoch_ends(trainer) and not validation_is_due(trainer):
             self._save_between(trainer)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves before a validation that the next process can make."""
         if _validation_is_repeated(trainer):
             self._save_and_leave_if_told(trainer)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Leaves within a validation that the next process can make."""
         # ranks may have different numbers of validation batches, so they could not agree here
         if trainer.world_size == 1 and _validation_is_repeated(trainer):
             self._save_and_leave_if_told(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after a validation within an epoch, if that is due."""
         if self._stepped and not trainer.sanity_checking and trainer.state.fn == "fit" and not _epoch_ends(trainer):
             self._save_between(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves."""
         self._stepped = False
         super().on_train_epoch_end(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves before a test, if the process has to end."""
         self._leave_if_told(trainer)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Replaces the paths in the states of callbacks by those in the folder of this run."""
         rebuild_paths(trainer, checkpoint)
 
-    def _listen(self, trainer: pl.Trainer) -> None:
+    def _listen(self, trainer: Trainer) -> None:
         environment = cluster_environment(trainer)
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
         in_main = threading.current_thread() is threading.main_thread()
@@ -127,11 +121,11 @@ class LastCheckpoint(ModelCheckpoint):
         if callable(self._earlier_handler):
             self._earlier_handler(number, frame)
 
-    def _told(self, trainer: pl.Trainer) -> bool:
+    def _told(self, trainer: Trainer) -> bool:
         """Whether any rank was told to end. Collective: call it on every rank."""
         return trainer.strategy.reduce_boolean_decision(self._told_to_end, all=False)
 
-    def _save_between(self, trainer: pl.Trainer) -> None:
+    def _save_between(self, trainer: Trainer) -> None:
         told = self._told(trainer)
         is_due = self._every_steps > 0 and trainer.global_step % self._every_steps == 0
         if told or is_due:
@@ -142,16 +136,16 @@ class LastCheckpoint(ModelCheckpoint):
         if told:
             self._leave(trainer)
 
-    def _save_and_leave_if_told(self, trainer: pl.Trainer) -> None:
+    def _save_and_leave_if_told(self, trainer: Trainer) -> None:
         if self._told(trainer):
             save_now(self, trainer)
             self._leave(trainer)
 
-    def _leave_if_told(self, trainer: pl.Trainer) -> None:
+    def _leave_if_told(self, trainer: Trainer) -> None:
         if self._told(trainer):
             self._leave(trainer)
 
-    def _leave(self, trainer: pl.Trainer) -> None:
+    def _leave(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             saved = "no step"
             if self.best_model_path:
@@ -161,12 +155,12 @@ class LastCheckpoint(ModelCheckpoint):
         raise SIGTERMException(128 + signal.SIGTERM if trainer.local_rank == 0 else 0)
 
 
-def _epoch_ends(trainer: pl.Trainer) -> bool:
+def _epoch_ends(trainer: Trainer) -> bool:
     """Whether the epoch ends after the batch that has just been trained."""
     return trainer.is_last_batch or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
 
 
-def _validation_is_repeated(trainer: pl.Trainer) -> bool:
+def _validation_is_repeated(trainer: Trainer) -> bool:
     """Whether a checkpoint of this moment, in or before a validation of a fit, lets the next process repeat it."""
     exact = any(isinstance(c, ExactResume) and c.enabled for c in trainer.callbacks)  # type: ignore[attr-defined]
     return exact and trainer.state.fn == "fit" and not trainer.sanity_checking

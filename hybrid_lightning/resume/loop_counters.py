@@ -13,17 +13,11 @@ COUNTERS = ("ready", "started", "processed", "completed")
 
 @dataclass(frozen=True)
 class SavedPoint:
-    """What the moment of saving leaves to be done once the counters are in order.
+    """What the moment of saving leaves to be done once the counters are in order."""
 
-    Args:
-        in_epoch: Whether an epoch was under way.
-        in_batch: Whether a batch was, so that its effect is saved in part.
-        epoch_ends: Whether the epoch's last hooks were running, before the metric schedulers step.
-    """
-
-    in_epoch: bool
-    in_batch: bool
-    epoch_ends: bool
+    in_epoch: bool  # whether an epoch was under way
+    in_batch: bool  # whether a batch was, so that its effect is saved in part
+    epoch_ends: bool  # whether the epoch's last hooks were running, before the metric schedulers step
 
 
 def first_damaged(saved: Any, own: Any, path: str) -> str | None:

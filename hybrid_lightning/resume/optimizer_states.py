@@ -33,12 +33,7 @@ Make = Callable[[list[nn.Parameter]], Optimizer]
 
 
 def require_groups(checkpoint: Mapping[str, Any], groups: Mapping[str, list[str]]) -> None:
-    """Raises `ConfigError` unless the optimizer state of a checkpoint is that of one optimizer over these groups.
-
-    Args:
-        checkpoint: Of a fit that is to go on.
-        groups: Group name → names of its parameters, of the checkpoint.
-    """
+    """Raises `ConfigError` unless the optimizer state of a checkpoint is that of one optimizer over these groups."""
     states = checkpoint.get("optimizer_states")
     if not states:
         raise ConfigError(
@@ -66,19 +61,9 @@ def damaged(problem: str) -> ConfigError:
 
 
 def first_problem(
-    checkpoint: Mapping[str, Any],
-    optimizer: Optimizer,
-    names: Mapping[int, str],
-    make: Make,
+    checkpoint: Mapping[str, Any], optimizer: Optimizer, names: Mapping[int, str], make: Make
 ) -> str | None:
-    """What is wrong with the optimizer state of a checkpoint, as a sentence; None if it can be restored.
-
-    Args:
-        checkpoint: See `require_groups`.
-        optimizer: Of today, over the parameters that the state is for.
-        names: ``id`` of a parameter → its name.
-        make: Makes such an optimizer over other parameters.
-    """
+    """What is wrong with the optimizer state of a checkpoint, as a sentence; None if it can be restored."""
     (saved,) = checkpoint["optimizer_states"]
     fresh: dict[Any, FreshState] = {}  # parameters of one kind share it, because a step of a new optimizer takes time
     for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):

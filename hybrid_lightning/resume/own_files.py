@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -24,19 +24,10 @@ class _OwnStates(dict[str, Any]):
     """States whose paths have been rebuilt; no file can hold this type, so a second call has nothing left to do."""
 
 
-def rebuild_paths(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Replaces the paths in the states of callbacks by those in the run's own folder, before any state is restored.
-
-    Lightning removes, recursively, what the state of a `ModelCheckpoint` names. Of such a state only scores and file
-    names are kept, and of these only those of files that are there. Collective: call it on every rank.
-
-    Args:
-        trainer: Its callbacks are set up, so that they have their folders.
-        checkpoint: Changed in place.
-
-    Raises:
-        ConfigError: If the states are not dicts, or hold themselves.
-    """
+def rebuild_paths(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Replaces the paths in the states of callbacks by those in the run's own folder, before any state is restored."""
+    # Lightning removes, recursively, what the state of a `ModelCheckpoint` names. Of such a state only scores and file
+    # names are kept, and of these only those of files that are there. Collective: call it on every rank.
     states = checkpoint.get("callbacks")
     if states is None or isinstance(states, _OwnStates):
         return
@@ -68,7 +59,7 @@ def damaged(problem: str) -> ConfigError:
 # States
 
 
-def _of_model_checkpoint(trainer: pl.Trainer, callback: ModelCheckpoint, state: Mapping[str, Any]) -> dict[str, Any]:
+def _of_model_checkpoint(trainer: Trainer, callback: ModelCheckpoint, state: Mapping[str, Any]) -> dict[str, Any]:
     """The state that `ModelCheckpoint` would have, had it saved the files that are there."""
     scores = _scores(state.get("best_k_models"))
     best, last = state.get("best_model_path"), state.get("last_model_path")
@@ -108,25 +99,19 @@ def _scores(given: Any) -> dict[str, Tensor]:
     scores = {}
     if isinstance(given, Mapping):
         for path, value in given.items():
-            score = _score(value)
-            if isinstance(path, str) and score is not None:
+            if not isinstance(path, str) or type(value) not in (int, float, Tensor):
+                continue
+            dtype = value.dtype if isinstance(value, Tensor) else torch.float32
+            try:
+                score = torch.tensor(float(value), dtype=dtype)  # in memory of its own
+            except (RuntimeError, TypeError, ValueError, OverflowError):  # many values, or none: nested, meta, ...
+                continue
+            if not math.isnan(float(value)):
                 scores[path] = score
     return scores
 
 
-def _score(value: Any) -> Tensor | None:
-    """A score as a tensor of its own, in plain memory; None if it is not a number."""
-    if type(value) not in (int, float, Tensor):
-        return None
-    dtype = value.dtype if isinstance(value, Tensor) else torch.float32
-    try:
-        number = float(value)
-        return None if math.isnan(number) else torch.tensor(number, dtype=dtype)
-    except (RuntimeError, TypeError, ValueError, OverflowError):  # many values, or none: nested, meta, ...
-        return None
-
-
-def _of_other(trainer: pl.Trainer, callback: pl.Callback, state: Mapping[str, Any]) -> dict[str, Any]:
+def _of_other(trainer: Trainer, callback: Callback, state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of any callback; what stands under the name of a path is one of our files, or what it has itself."""
     texts: list[str | bytes] = []
     _with_paths(state, lambda _, text: texts.append(text))
@@ -146,26 +131,21 @@ def _with_paths(value: Any, change: Callable[[Any, Any], Any], key: Any = None, 
     if isinstance(value, Mapping):
         changed = {}
         for name, entry in value.items():
-            changed[name] = _with_paths(entry, change, name, is_path or _is_path_name(name))
+            names_path = isinstance(name, str) and _NAMES_A_PATH.fullmatch(name) is not None
+            changed[name] = _with_paths(entry, change, name, is_path or names_path)
         return changed
     if type(value) in (list, tuple, set):
         return type(value)(_with_paths(entry, change, key, is_path) for entry in value)
     return change(key, value) if is_path and isinstance(value, str | bytes) else value
 
 
-def _is_path_name(key: Any) -> bool:
-    return isinstance(key, str) and _NAMES_A_PATH.fullmatch(key) is not None
-
-
 # Files
 
 
-def _own_paths(trainer: pl.Trainer, callback: pl.Callback, texts: Iterable[Any], before: Any) -> dict[str, str]:
-    """Path in a checkpoint → that of a file of the same name in the own folder, for those that are there.
-
-    The own folder is the callback's ``dirpath``, or that of the run's checkpoints; `before` is the folder that the
-    checkpoint gives, below which a name may have folders of its own.
-    """
+def _own_paths(trainer: Trainer, callback: Callback, texts: Iterable[Any], before: Any) -> dict[str, str]:
+    """Path in a checkpoint → that of a file of the same name in the own folder, for those that are there."""
+    # the own folder is the callback's ``dirpath``, or that of the run's checkpoints; `before` is the folder that the
+    # checkpoint gives, below which a name may have folders of its own
     folder = vars(callback).get("dirpath") or getattr(trainer.checkpoint_callback, "dirpath", None)
     found: dict[str, str] = {}
     if folder and trainer.is_global_zero:  # the other ranks may not see the files, and must not differ

@@ -5,8 +5,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import count
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 
 from hybrid_lightning.lightning_private import combination_of, wrapped_samplers
@@ -18,14 +18,9 @@ class ReplayedLoader:
 
     Takes the place of the `CombinedLoader` in the Trainer's data fetcher alone; ``trainer.train_dataloader`` and the
     loaders stay what they are.
-
-    Args:
-        trainer: Where an epoch starts is read from its fit loop, see `position`.
-        combined: The training loaders.
-        seed: The seed of all seeds.
     """
 
-    def __init__(self, trainer: pl.Trainer, combined: CombinedLoader, seed: int) -> None:
+    def __init__(self, trainer: Trainer, combined: CombinedLoader, seed: int) -> None:
         self.combined = combined
         self._trainer, self._seed = trainer, seed
         loaders = combined.flattened
@@ -82,13 +77,13 @@ class ReplayedLoader:
             yield
 
 
-def epoch_of(trainer: pl.Trainer) -> int:
+def epoch_of(trainer: Trainer) -> int:
     """The epoch that is under way or about to start, as Lightning sets it in the samplers."""
     current: Any = trainer.fit_loop.epoch_progress.current
     return int(current.processed)
 
 
-def position(trainer: pl.Trainer) -> int:
+def position(trainer: Trainer) -> int:
     """Batches of the epoch that a restored fit has read already; 0 unless it continues within an epoch."""
     loop = trainer.fit_loop.epoch_loop
     return int(loop.batch_progress.current.ready) if loop.restarting else 0

@@ -181,10 +181,8 @@ class SeededLoader:
         return self.sampler is not None and (not cycled or hasattr(self.sampler.sampler, "__len__"))
 
     def start(self, epoch: int, position: int, cycled: bool) -> None:
-        """Prepares the next pass of an epoch of which `position` batches were read; those are skipped, if it can.
-
-        A cycled loader starts again when it is exhausted, so its position may lie in a later pass.
-        """
+        """Prepares the next pass of an epoch of which `position` batches were read; those are skipped, if it can."""
+        # a cycled loader starts again when it is exhausted, so its position may lie in a later pass
         set_epoch(self.loader, epoch)
         if self._stream is not None:
             self._stream.start(epoch)

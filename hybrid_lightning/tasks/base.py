@@ -25,7 +25,7 @@ from hybrid_lightning.tasks.objective import Objective
 from hybrid_lightning.tasks.settings import Options, TaskSettings, parse_network, taken_arguments
 from hybrid_lightning.trainer import fit_length, is_log_step, log_values
 from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing, check_moments
-from hybrid_lightning.unfreezing.plan import plan_table
+from hybrid_lightning.unfreezing.plan import plan_rows, plan_table
 from hybrid_lightning.unfreezing.timeline import training_at_start
 
 
@@ -246,7 +246,7 @@ class HybridTask(NetworkModule):
         for name, report in network.weight_reports.items():
             lines.append(report if name == "init_from" else f"{name}: {report}")
         origins = {name: part.origin for name, part in network.options.items()}
-        return "\n".join([*lines, plan_table(groups, schedules, origins, length, decided)])
+        return "\n".join([*lines, plan_table(plan_rows(groups, schedules, origins, length, decided), length)])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the mean training loss since the last log, and the rates of this step."""

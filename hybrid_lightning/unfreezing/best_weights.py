@@ -8,14 +8,10 @@ from hybrid_lightning.unfreezing.plateau import Plateau
 
 
 class BestWeights:
-    """Copies of a module's weights on the CPU, one for each metric.
-
-    Args:
-        kept: What an earlier process has kept: metric → ``{"value": ..., "weights": ...}``.
-    """
+    """Copies of a module's weights on the CPU, one for each metric."""
 
     def __init__(self, kept: dict[str, dict[str, Any]] | None = None) -> None:
-        self.kept = dict(kept or {})
+        self.kept = dict(kept or {})  # metric → {"value": ..., "weights": ...}
 
     def observe(self, plateau: Plateau, value: float, module: nn.Module) -> None:
         """Keeps the weights if the value is better than the best one so far."""

@@ -24,19 +24,10 @@ def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
 def module_modes(
     root: nn.Module, parts: Mapping[nn.Parameter, str], batch_norm: Mapping[str, str] | None = None
 ) -> dict[nn.Module, bool]:
-    """Which modules have to be in train mode (True) or in eval mode (False) while `root` trains.
-
-    A module trains if one of its parameters does. A module without parameters of its own (dropout, a normalization with
-    ``affine=False``) follows its nearest ancestor that has some, except `root` itself. Modules that follow nobody are
-    left out and keep their mode.
-
-    Args:
-        root: The module whose descendants are judged.
-        parts: Parameter → name of its part; only these parameters' ``requires_grad`` decides.
-        batch_norm: Part → mode of its normalizations with running statistics, whether the part trains or not:
-            ``frozen`` uses and keeps the stored statistics, ``train`` those of the batch. ``recalibrate`` makes no
-            difference here.
-    """
+    """Which modules have to be in train mode (True) or in eval mode (False) while `root` trains."""
+    # A module trains if one of its parameters does. A module without parameters of its own (dropout, a normalization
+    # with ``affine=False``) follows its nearest ancestor that has some, except `root` itself. Modules that follow
+    # nobody are left out and keep their mode. Of `batch_norm` only ``frozen`` and ``train`` make a difference.
     modes: dict[nn.Module, bool] = {}
 
     def visit(module: nn.Module, trains: bool | None, part: str | None) -> None:
@@ -91,14 +82,10 @@ def has_statistics(module: nn.Module) -> bool:
 
 
 class KeptStatistics:
-    """A copy of the running statistics that a forward pass will change, for a step that then is not made.
-
-    Args:
-        root: Its normalizations in train mode are kept.
-        copies: What was kept by another process that this one continues; None copies what is there now.
-    """
+    """A copy of the running statistics that a forward pass will change, for a step that then is not made."""
 
     def __init__(self, root: nn.Module, copies: Sequence[Tensor] | None = None) -> None:
+        # copies: those of another process that this one continues
         self._buffers: list[Tensor] = []
         for module in root.modules():
             if has_statistics(module) and module.training:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -96,10 +96,8 @@ class GradualUnfreezing(FitCallback):
 
     def forget(self) -> None:
         """Forgets the decisions of an earlier fit."""
-        self.decided_steps: dict[str, int] = {}
-        """Part and stage → step that a plateau decided."""
-        self.spans: dict[str, Span] = {}
-        """Group → steps between which it trains."""
+        self.decided_steps: dict[str, int] = {}  # part and stage → step that a plateau decided
+        self.spans: dict[str, Span] = {}  # group → steps between which it trains
         self._watches: dict[str, PlateauWatch] = {}
         self._best = BestWeights()
         self._training: list[str] = []
@@ -130,7 +128,7 @@ class GradualUnfreezing(FitCallback):
 
     # What trains
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freezes before the first batch, and before the optimizer's state is restored."""
         groups = self.groups(trainer)
         for group in groups:
@@ -152,7 +150,7 @@ class GradualUnfreezing(FitCallback):
         # Lightning warns of modules in eval here; each batch start puts every module into its own mode
         apply_modes(dict.fromkeys(self._modes, True))
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Turns durations into steps, now that the length of the fit is known and a checkpoint is restored.
 
         What is due is left to the first batch, because a restart may have to make a validation before it.
@@ -164,52 +162,54 @@ class GradualUnfreezing(FitCallback):
             if group["fixed"]:
                 group["unfrozen_at"] = None
         refuse_one_rate(groups)  # a scheduler has set its rates by now
-        self._refuse_without_validation(trainer)
+        watched = [part for part, schedule in self.schedules.items() if schedule.metrics]
+        if watched and not trainer.enable_validation:
+            raise ConfigError(
+                f"{listing(watched)} would wait for a metric, but nothing is validated. Give validation data, or write "
+                f"a duration.",
+                "unfreeze",
+            )
         self._find_spans(groups, self._length)
         check_moments(trainer, groups, self.schedules, self._length)
         self._uncompared = True
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Unfreezes and freezes what is due; restores the modes, which a validation loop may have changed."""
         if trainer.global_step >= self._next:
             self._apply(trainer, pl_module, trainer.global_step)
         apply_modes(self._modes)
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Logs what trains."""
         if is_log_step(trainer):
             log_values(trainer, {f"trainable/{part}": share for part, share in self._shares.items()})
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Compares the ranks after the first step of a phase."""
         if self._uncompared and not window_is_open(trainer):
             self._uncompared = False
             refuse_different_ranks(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the ranks, if that is wanted after each epoch."""
         if self.check_ranks == "epochs":
             refuse_different_ranks(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Names the stages that never trained, because their metric never stopped getting better."""
         for stage, plateau in self._waiting(trainer).items():
             rank_zero_info(f"{stage} has not been unfrozen: it waited for {plateau}.")
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After a fit nothing stays frozen: the flags were this fit's, and the next user of a module sets its own."""
         if stage == "fit":
             self._release(trainer)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """An interrupted fit ends like any other."""
         self._release(trainer)
 
-    def _release(self, trainer: pl.Trainer) -> None:
+    def _release(self, trainer: Trainer) -> None:
         reshard(trainer.lightning_module)
         if self.spans and len(trainer.optimizers) == 1:
             for group in trainer.optimizers[0].param_groups:
@@ -221,7 +221,7 @@ class GradualUnfreezing(FitCallback):
         self.spans = group_spans(groups, self.schedules, length, self.decided_steps)
         self._next = 0  # the next batch applies them
 
-    def _apply(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+    def _apply(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """Brings flags, records and modes to what the schedule says for `step`; does nothing the second time."""
         reshard(pl_module)  # a flag set on gathered parameters would be lost
         groups = self.groups(trainer)
@@ -260,7 +260,7 @@ class GradualUnfreezing(FitCallback):
 
     # Metrics
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decides whether a metric has stopped getting better; the same on all ranks."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or self._length is None:
             return
@@ -272,14 +272,15 @@ class GradualUnfreezing(FitCallback):
         step = trainer.global_step + window_is_open(trainer)
         for stage, plateau in self._waiting(trainer).items():
             watch = self._watches.get(stage)
-            if watch is None or not watch.belongs_to(plateau):
-                watch = self._watches[stage] = PlateauWatch.start(plateau)
+            # the schedule may have changed since a checkpoint, whose best value is then of another metric
+            if watch is None or (watch.metric, watch.mode) != (plateau.metric, plateau.mode):
+                watch = self._watches[stage] = PlateauWatch(plateau.metric, plateau.mode, plateau.worst)
             if watch.observe(plateau, reduced_metric(trainer, plateau.metric)):
                 self.decided_steps[stage] = step
                 rank_zero_info(f"{plateau} (best: {watch.best:.6g}): {stage} trains from step {step} on.")
         self._find_spans(groups, self._length)
 
-    def _waiting(self, trainer: pl.Trainer) -> dict[str, Plateau]:
+    def _waiting(self, trainer: Trainer) -> dict[str, Plateau]:
         """Part and stage → the plateau that it waits for now."""
         assert self._length is not None
         groups = self.groups(trainer)
@@ -295,7 +296,7 @@ class GradualUnfreezing(FitCallback):
                 found[plateau.metric] = plateau
         return found
 
-    def _keep_best(self, trainer: pl.Trainer, pl_module: pl.LightningModule, groups: Sequence[Group]) -> None:
+    def _keep_best(self, trainer: Trainer, pl_module: LightningModule, groups: Sequence[Group]) -> None:
         frozen = [group for group in groups if not group["fixed"] and group["unfrozen_at"] is None]
         wanted = self._restoring(frozen)
         for metric in self._best.kept.keys() - wanted.keys():
@@ -303,7 +304,7 @@ class GradualUnfreezing(FitCallback):
         for metric, plateau in wanted.items():
             self._best.observe(plateau, reduced_metric(trainer, metric), pl_module)
 
-    def _before_unfreezing(self, trainer: pl.Trainer, pl_module: pl.LightningModule, begun: Sequence[Group]) -> None:
+    def _before_unfreezing(self, trainer: Trainer, pl_module: LightningModule, begun: Sequence[Group]) -> None:
         stages = dict.fromkeys(label(group) for group in begun)
         for metric in self._restoring(begun):
             if self._best.restore(metric, pl_module):
@@ -312,25 +313,16 @@ class GradualUnfreezing(FitCallback):
             for callback in trainer.early_stopping_callbacks:
                 callback.wait_count = 0
 
-    def _refuse_without_validation(self, trainer: pl.Trainer) -> None:
-        watched = [part for part, schedule in self.schedules.items() if schedule.metrics]
-        if watched and not trainer.enable_validation:
-            raise ConfigError(
-                f"{listing(watched)} would wait for a metric, but nothing is validated. Give validation data, or write "
-                f"a duration.",
-                "unfreeze",
-            )
-
 
 def check_moments(
-    trainer: pl.Trainer, groups: Sequence[Group], schedules: Mapping[str, UnfreezingSchedule], length: FitLength
+    trainer: Trainer, groups: Sequence[Group], schedules: Mapping[str, UnfreezingSchedule], length: FitLength
 ) -> None:
     """Raises `ConfigError` if the moments do not fit into the fit; a fast development run is too short for any."""
     if not getattr(trainer, "fast_dev_run", False):
         refuse_impossible(group_spans(groups, schedules, length), length)
 
 
-def reduced_metric(trainer: pl.Trainer, name: str) -> float:
+def reduced_metric(trainer: Trainer, name: str) -> float:
     """The last value of a logged metric: the mean over all ranks, the same number on each. Call it on all ranks."""
     value = trainer.callback_metrics[name].detach().to(trainer.strategy.root_device)
     return float(trainer.strategy.broadcast(trainer.strategy.reduce(value, reduce_op="mean")))

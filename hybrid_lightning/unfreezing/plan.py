@@ -18,15 +18,7 @@ def plan_rows(
     length: FitLength,
     decided: Mapping[str, int] | None = None,
 ) -> list[dict[str, str]]:
-    """One row per part and stage, in the order of the groups.
-
-    Args:
-        groups: From `named_param_groups`.
-        schedules: Part → unfreezing schedule; parts that are not named train from the start.
-        origins: Part → ``pretrained`` or ``untrained``.
-        length: Turns durations into steps.
-        decided: Part and stage → step that a plateau has decided.
-    """
+    """One row per part and stage, in the order of the groups; `origins`: part → ``pretrained`` or ``untrained``."""
     spans = group_spans(groups, schedules, length, decided)
     stages = stages_by_part(groups)
     by_stage: dict[str, list[Group]] = {}
@@ -38,10 +30,10 @@ def plan_rows(
         shown = next((group for group in of_stage if not group["fixed"]), of_stage[0])
         part, stage = shown["part"], stage_name(shown)
         span = spans[shown["name"]]
-        if shown["fixed"]:
-            moment = "never (arrived frozen)"
-        else:
-            moment = schedules.get(part, ALWAYS).describe(stages[part], stage)
+        # two values are those of parameters with two or more dimensions and of all others
+        decays = dict.fromkeys(f"{one['weight_decay']:g}" for one in of_stage if one["fixed"] == shown["fixed"])
+        schedule = schedules.get(part, ALWAYS)
+        moment = "never (arrived frozen)" if shown["fixed"] else schedule.describe(stages[part], stage)
         row = {
             "part": part,
             "origin": origins.get(part, "untrained"),
@@ -49,7 +41,7 @@ def plan_rows(
             "parameters": _parameters(of_stage),
             # the configured rate, also while a scheduler changes it
             "lr": f"{shown.get('initial_lr', shown['lr']):.3g}",
-            "weight decay": _weight_decays(of_stage, shown["fixed"]),
+            "weight decay": ", ".join(decays),
             "unfreezes at": moment + _steps(span),
             "mode": _mode(span, moment),
         }
@@ -65,12 +57,6 @@ def _parameters(groups: Sequence[Group]) -> str:
         every += number
         free += 0 if group["fixed"] else number
     return f"{free:,} of {every:,}" if 0 < free < every else f"{every:,}"
-
-
-def _weight_decays(groups: Sequence[Group], fixed: bool) -> str:
-    """Two values are those of parameters with two or more dimensions and of all others."""
-    values = [f"{group['weight_decay']:g}" for group in groups if group["fixed"] == fixed]
-    return ", ".join(dict.fromkeys(values))
 
 
 def _steps(span: Span) -> str:
@@ -91,15 +77,8 @@ def _mode(span: Span, moment: str) -> str:
     return ", then ".join(modes)
 
 
-def plan_table(
-    groups: Sequence[Group],
-    schedules: Mapping[str, UnfreezingSchedule],
-    origins: Mapping[str, str],
-    length: FitLength,
-    decided: Mapping[str, int] | None = None,
-) -> str:
+def plan_table(rows: Sequence[Mapping[str, str]], length: FitLength) -> str:
     """The rows of `plan_rows` as text, with the length of the fit below."""
     end = "no end" if length.total_steps is None else f"{length.total_steps} steps"
     epoch = "unknown" if length.steps_per_epoch is None else f"{length.steps_per_epoch} steps"
-    rows = plan_rows(groups, schedules, origins, length, decided)
     return f"{format_table(rows, COLUMNS, _RIGHT_ALIGNED)}\nlength of the fit: {end}; of an epoch: {epoch}"

@@ -14,29 +14,17 @@ EXAMPLE = "{plateau: val/loss, patience: 2 validations}"
 
 @dataclass(frozen=True)
 class Plateau:
-    """A moment that a metric decides: the validation at which it has stopped getting better.
+    """A moment that a metric decides: the validation at which it has stopped getting better."""
 
-    Args:
-        metric: Name of a logged metric.
-        patience: Validations in a row without a better value; counted from the moment on which this one follows.
-        mode: ``min`` if lower is better, ``max`` if higher is.
-        min_delta: By how much a value has to be better to count, 0 or more.
-    """
-
-    metric: str
-    patience: int
-    mode: str
-    min_delta: float = 0.0
+    metric: str  # name of a logged metric
+    patience: int  # validations in a row without a better value; counted from the moment on which this one follows
+    mode: str  # ``min`` if lower is better, ``max`` if higher is
+    min_delta: float = 0.0  # by how much a value has to be better to count, 0 or more
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> "Plateau":
-        """Reads ``{plateau: val/loss, patience: 2 validations, mode: min, min_delta: 0}``.
-
-        Mode and min_delta may be left out; the mode then follows from the last word of the metric's name.
-
-        Raises:
-            ConfigError: If a value is impossible, or the mode does not follow from the name.
-        """
+        """Reads ``{plateau: val/loss, patience: 2 validations, mode: min, min_delta: 0}``."""
+        # mode and min_delta may be left out; the mode then follows from the last word of the metric's name
         check_keys(value, ("plateau", "patience", "mode", "min_delta"))
         metric = value["plateau"]
         if not isinstance(metric, str) or not metric:
@@ -79,17 +67,7 @@ class PlateauWatch:
     metric: str
     mode: str
     best: float
-    validations: int = 0
-    """Validations in a row without a better value."""
-
-    @classmethod
-    def start(cls, plateau: Plateau) -> "PlateauWatch":
-        """Nothing has been seen yet."""
-        return cls(plateau.metric, plateau.mode, plateau.worst)
-
-    def belongs_to(self, plateau: Plateau) -> bool:
-        """False if the schedule has changed since a checkpoint, so that the best value is one of another metric."""
-        return (self.metric, self.mode) == (plateau.metric, plateau.mode)
+    validations: int = 0  # validations in a row without a better value
 
     def observe(self, plateau: Plateau, value: float) -> bool:
         """Takes the value of one validation; returns whether the patience is over."""

@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.errors import ConfigError, check_keys, check_number
@@ -52,18 +52,18 @@ class ReestimateStatistics(FitCallback):
         """Takes up the step."""
         self._estimated_at = state_dict["estimated_at"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the names of the parts and the loader."""
         known = {group["part"] for group in self.groups(trainer)}
         check_keys(self.parts or (), known, "batch_norm", "part")
         readable(trainer)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimates the statistics, if this validation belongs to a fit."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._reestimate(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimates the statistics, if the last weights have not been validated."""
         if self._estimated_at != trainer.global_step:
             modes = {module: module.training for module in pl_module.modules()}
@@ -71,7 +71,7 @@ class ReestimateStatistics(FitCallback):
             self._reestimate(trainer, pl_module)
             apply_modes(modes)
 
-    def _reestimate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _reestimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._estimated_at = trainer.global_step
         groups = [group for group in self.groups(trainer) if self.parts is None or group["part"] in self.parts]
         # of parts that train: the statistics of a frozen stage are those that its weights were trained with
@@ -91,12 +91,12 @@ class ReestimateStatistics(FitCallback):
                 for buffer in norm.buffers():
                     torch.distributed.broadcast(buffer, 0)
 
-    def _read(self, trainer: pl.Trainer) -> Iterator[Any]:
+    def _read(self, trainer: Trainer) -> Iterator[Any]:
         for batch in islice(readable(trainer), self.batches):
             yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
 
 
-def readable(trainer: pl.Trainer) -> DataLoader[Any]:
+def readable(trainer: Trainer) -> DataLoader[Any]:
     """The training data in whole batches and a fixed order, without touching the loader that trains."""
     loader = trainer.train_dataloader
     sampler = getattr(loader, "batch_sampler", None)

@@ -9,8 +9,7 @@ from hybrid_lightning.errors import ConfigError, at, check_keys, listing, unknow
 from hybrid_lightning.optim.groups import matches
 from hybrid_lightning.unfreezing.plateau import EXAMPLE, Plateau
 
-Trigger = Duration | Plateau
-"""What starts something: a duration, or the plateau of a metric."""
+Trigger = Duration | Plateau  # what starts something: a duration, or the plateau of a metric
 
 
 class Span(NamedTuple):
@@ -137,16 +136,7 @@ class UnfreezingSchedule:
     def spans(
         self, stages: Sequence[str], length: FitLength, decided: Mapping[str, int] | None = None
     ) -> dict[str, Span]:
-        """Stage → the steps at which it trains, from the output to the input: a function of the arguments alone.
-
-        Args:
-            stages: Names of all stages of the part, from input to output.
-            length: Length of the fit, which turns epochs and percentages into steps.
-            decided: Stage → step that a plateau decided; a plateau that is missing has not come yet.
-
-        Raises:
-            ConfigError: If a unit cannot be turned into steps.
-        """
+        """Stage → the steps at which it trains, from the output to the input; `decided`: of plateaus that have come."""
         spans: dict[str, Span] = {}
         # in the order of `triggers`, so that the stage above has its start already
         for stage, (trigger, above) in self.triggers(stages).items():

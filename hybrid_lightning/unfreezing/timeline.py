@@ -12,8 +12,7 @@ from hybrid_lightning.unfreezing.schedule import Span, UnfreezingSchedule
 
 Group = Mapping[str, Any]
 ALWAYS = UnfreezingSchedule.parse("always")
-_ONE_STEP = FitLength(1, 1)
-"""What trains at step 0 does not depend on the length of the fit."""
+_ONE_STEP = FitLength(1, 1)  # what trains at step 0 does not depend on the length of the fit
 
 
 def label(group: Group) -> str:
@@ -44,14 +43,7 @@ def group_spans(
     length: FitLength,
     decided: Mapping[str, int] | None = None,
 ) -> dict[str, Span]:
-    """Group name → from which step to which one it trains.
-
-    Args:
-        groups: From `named_param_groups`; those that are ``fixed`` never train.
-        schedules: Part → schedule; a part that is not named trains always.
-        length: Turns durations into steps.
-        decided: `label` → step that a plateau decided.
-    """
+    """Group name → from which step to which one it trains; `decided`: `label` → step that a plateau decided."""
     spans_of_part: dict[str, dict[str, Span]] = {}
     for part, stages in stages_by_part(groups).items():
         schedule = schedules.get(part, ALWAYS)
@@ -96,11 +88,7 @@ def waiting_for(
 
 
 def training_at_start(groups: Sequence[Group], schedules: Mapping[str, UnfreezingSchedule]) -> set[str]:
-    """Names of the groups that train from step 0.
-
-    Raises:
-        ConfigError: If a schedule names an unknown part or stage, or nothing trains.
-    """
+    """Names of the groups that train from step 0."""
     stages = stages_by_part(groups)
     check_keys(schedules, stages, "unfreeze", "part")
     for part, schedule in schedules.items():
@@ -119,12 +107,7 @@ def training_at_start(groups: Sequence[Group], schedules: Mapping[str, Unfreezin
 
 @at("unfreeze")
 def refuse_impossible(spans: Mapping[str, Span], length: FitLength) -> None:
-    """Checks the moments that are known from the start.
-
-    Raises:
-        ConfigError: If a group would start after the end of the fit, or after it is frozen again; or if there are steps
-            at which nothing trains.
-    """
+    """Checks the moments that are known from the start."""
     total = float("inf") if length.total_steps is None else length.total_steps
     # a start that a metric decides is not known yet, and never late
     late = [f"{name} at step {span.start}" for name, span in spans.items() if (span.start or 0) >= total]

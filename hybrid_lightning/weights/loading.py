@@ -17,8 +17,7 @@ from hybrid_lightning.weights.safe_files import check_digest, read_file
 _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.", "model.", "network.", "encoder.", "net.")
 _OURS = ("network.parts.", "parts.")
-ADAPTED = ".base_layer."
-"""What peft puts into the names of a layer's own tensors."""
+ADAPTED = ".base_layer."  # what peft puts into the names of a layer's own tensors
 MERGE = (
     " The file has adapters: merge them by 'export --config ... --ckpt_path ... --format safetensors --output "
     "net.safetensors', and give what it writes."
@@ -61,34 +60,19 @@ class WeightSource:
         check_keys(given, [option.name for option in dataclasses.fields(cls)])
         source = cls(**given)
         check_number(source.coverage, "coverage", low=0, high=1, above_low=True)
-        if not source._has_text_prefixes():
+        is_readable = isinstance(source.strip, list) and isinstance(source.rename, Mapping)
+        if not is_readable or not all(
+            isinstance(p, str) for p in (*source.strip, *source.rename, *source.rename.values())
+        ):
             raise ConfigError(
                 "'strip' is a list of prefixes, and 'rename' a dict {old prefix: new prefix}; a prefix is a text, and "
                 "one such as '0.' needs its quotes."
             )
         return source
 
-    def _has_text_prefixes(self) -> bool:
-        if not isinstance(self.strip, list) or not isinstance(self.rename, Mapping):
-            return False
-        return all(isinstance(prefix, str) for prefix in (*self.strip, *self.rename.keys(), *self.rename.values()))
-
 
 def load_weights(module: nn.Module, given: Any, place: str = "", name: str | None = None) -> str:
-    """Loads a module's weights; after an error it still has its own.
-
-    Args:
-        module: A module of matching architecture.
-        given: ``pretrained`` (the module's own ``load_pretrained()``), a `WeightSource`, or what it is parsed from.
-        place: Config path named in errors.
-        name: Name of the part, by which it is found in a checkpoint of this program.
-
-    Returns:
-        What was loaded, in a line; empty for ``pretrained``.
-
-    Raises:
-        ConfigError: If the module brings no weights, or the file covers too little of it.
-    """
+    """Loads a module's weights; after an error it still has its own."""
     with at(place):
         if given == "pretrained":
             _load_pretrained(module)
@@ -175,40 +159,32 @@ def _renamed(tensors: Mapping[str, Tensor], source: WeightSource) -> dict[str, T
 
 @dataclass
 class Fit:
-    """What of a file fits a module.
+    """What of a file fits a module."""
 
-    Args:
-        found: Name in the module → tensor.
-        missing: Names in the module that the file lacks.
-        surplus: Names in the file that the module lacks.
-        other: Name → shape in the file and in the module, where they differ.
-        resized: Names of positional embeddings that were resized.
-        share: Share of the module's values that were found, in [0, 1].
-    """
-
-    found: dict[str, Tensor] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    surplus: list[str] = field(default_factory=list)
+    found: dict[str, Tensor] = field(default_factory=dict)  # name in the module → tensor
+    missing: list[str] = field(default_factory=list)  # names in the module that the file lacks
+    surplus: list[str] = field(default_factory=list)  # names in the file that the module lacks
+    # name → shape in the file and in the module
     other: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    resized: list[str] = field(default_factory=list)
-    share: float = 0.0
+    resized: list[str] = field(default_factory=list)  # names of positional embeddings that were resized
+    share: float = 0.0  # share of the module's values that were found, in [0, 1]
 
     @classmethod
     def of(cls, module: nn.Module, tensors: Mapping[str, Tensor]) -> Self:
-        """Compares a module with tensors; prefixes that wrappers add to names are taken off where a name then fits.
-
-        A layer below an adapter takes the tensors of a plain layer; an adapter that the file lacks starts anew.
-        """
+        """Compares a module with tensors; prefixes that wrappers add to names are taken off where a name then fits."""
+        # a layer below an adapter takes the tensors of a plain layer; an adapter that the file lacks starts anew
         expected = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-        sources = _sources(expected, tensors, _wrappers(module))
+        own_prefix = getattr(module, "base_model_prefix", None)  # of transformers, such as "bert"
+        wrappers = (*_WRAPPERS, f"{own_prefix}.") if own_prefix and isinstance(own_prefix, str) else _WRAPPERS
+        sources = _sources(expected, tensors, wrappers)
         adapted = [name.partition(ADAPTED)[0] + "." for name in expected if ADAPTED in name]
         fit = cls()
         values = 0
         for name, wanted in expected.items():
             if name in sources:
                 fit._take(name, tensors[sources[name]], wanted)
-            elif _may_be_new(name, tuple(adapted)):
-                continue
+            elif name.endswith("num_batches_tracked") or (name.startswith(tuple(adapted)) and ADAPTED not in name):
+                continue  # files of old versions lack the counter, and an adapter starts anew
             else:
                 fit.missing.append(name)
             values += _size(wanted)
@@ -269,12 +245,6 @@ class Fit:
         )
 
 
-def _wrappers(module: nn.Module) -> tuple[str, ...]:
-    """The prefixes that may stand before the names of a file."""
-    own = getattr(module, "base_model_prefix", None)  # of transformers, such as "bert"
-    return (*_WRAPPERS, f"{own}.") if own and isinstance(own, str) else _WRAPPERS
-
-
 def _sources(expected: Collection[str], given: Collection[str], wrappers: tuple[str, ...]) -> dict[str, str]:
     """Name in the module → name in the file."""
     known = {name: name for name in expected}
@@ -301,11 +271,6 @@ def _unwrapped(name: str, known: Collection[str], wrappers: tuple[str, ...]) -> 
     return None
 
 
-def _may_be_new(name: str, adapted: tuple[str, ...]) -> bool:
-    """Whether a file need not hold a tensor: an adapter's own, or a counter that files of old versions lack."""
-    return name.endswith("num_batches_tracked") or (name.startswith(adapted) and ADAPTED not in name)
-
-
 def _size(tensor: Tensor) -> int:
     return 1 if is_lazy(tensor) else tensor.numel()
 
@@ -316,11 +281,9 @@ def _differ_in_channels(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def resized_positions(name: str, given: Tensor, wanted: Tensor) -> Tensor | None:
-    """Positional embeddings `(T, C)` or `(1, T, C)` of a square grid of patches for a grid of another size.
-
-    Bicubic, as in ViT (arXiv 2010.11929, section 3.2). Tokens before the grid, such as a class token, stay as they are.
-    None if the tensor is of another kind; its name has to contain ``pos``.
-    """
+    """Positional embeddings `(T, C)` or `(1, T, C)` of a square grid of patches for a grid of another size."""
+    # Bicubic, as in ViT (arXiv 2010.11929, section 3.2). Tokens before the grid, such as a class token, stay as they
+    # are. None if the tensor is of another kind; its name has to contain ``pos``.
     same_kind = given.ndim == wanted.ndim and given.shape[-1:] == wanted.shape[-1:]
     is_table = given.ndim == 2 or (given.ndim == 3 and given.shape[0] == wanted.shape[0] == 1)
     if "pos" not in name or not same_kind or not is_table:

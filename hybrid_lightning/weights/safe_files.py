@@ -29,20 +29,9 @@ def read_file(
     mesh: DeviceMesh | None = None,
     mapped: bool = True,
 ) -> dict[str, Any]:
-    """The plain content of a ``.safetensors`` file, of one written by `torch.save`, or of a sharded checkpoint.
-
-    Args:
-        path: The file; of a sharded checkpoint, the folder.
-        place: Config path named in errors.
-        without: Keys of the content to leave out.
-        mesh: Ranks to shard the tensors of a folder over, see `read_folder`.
-        mapped: Whether tensors may lie in the file itself, mapped into memory, where they can be changed without
-            changing the file. False for tensors that are kept: a file that another machine replaces on a shared file
-            system is gone under its map, which ends the process.
-
-    Raises:
-        ConfigError: If the file is missing, damaged, or holds anything that only pickle could load.
-    """
+    """The plain content of a ``.safetensors`` file, of one written by `torch.save`, or of a sharded checkpoint."""
+    # mapped: False for tensors that are kept. A file that another machine replaces on a shared file system is gone
+    # under its map, which ends the process.
     path = Path(path)
     with at(place):
         verify(path)
@@ -51,21 +40,17 @@ def read_file(
 
 
 def peek(path: str | Path, place: str = "") -> dict[str, Any]:
-    """The content as of `read_file`, for its plain values: tensors are not read, and those of a folder are left out.
-
-    Checksums of tensors are not verified, because that reads all of the file.
-    """
+    """The content as of `read_file`, for its plain values: tensors are not read, and those of a folder are left out."""
+    # checksums of tensors are not verified, because that reads all of the file
     with at(place):
         verify(path, tensors=False)
         return _content(Path(path), mapped=True, tensors=False)
 
 
 def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
-    """Raises `ConfigError` unless the records of a file of `torch.save` match their checksums.
-
-    Torch writes the checksums, but does not compare them. The file is read once, without tensors only its plain values.
-    Of a sharded checkpoint it is the file beside the shards; files of other formats have no checksums.
-    """
+    """Raises `ConfigError` unless the records of a file of `torch.save` match their checksums."""
+    # Torch writes the checksums, but does not compare them. The file is read once, without tensors only its plain
+    # values. Of a sharded checkpoint it is the file beside the shards; files of other formats have no checksums.
     path = Path(path)
     path = path / REST if path.is_dir() else path
     if not zipfile.is_zipfile(path):
@@ -75,19 +60,14 @@ def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
             for record in archive.infolist():
                 is_wanted = tensors or record.filename.endswith(".pkl")
                 if is_wanted and record.CRC != 0:  # 0: under torch.serialization.set_crc32_options(False)
-                    _read_through(archive, record)
+                    with archive.open(record) as file:
+                        while file.read(_CHUNK):  # Python compares the checksum at the end
+                            pass
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ConfigError(
             f"{str(path)!r} is damaged: {_first_line(error)}. Use another file, or fetch it again from its source.",
             place,
         ) from None
-
-
-def _read_through(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
-    """Reads a record, whose checksum Python compares at its end."""
-    with archive.open(record) as file:
-        while file.read(_CHUNK):
-            pass
 
 
 def _content(path: Path, mapped: bool, **folder_options: Any) -> dict[str, Any]:

@@ -21,10 +21,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from hybrid_lightning.files import TEMPORARY
 
-REST = "meta.pt"
-"""File in the folder that holds all that is not sharded."""
-OLD = ".old"
-"""What the name of a folder ends with while a new one takes its place."""
+REST = "meta.pt"  # file in the folder that holds all that is not sharded
+OLD = ".old"  # what the name of a folder ends with while a new one takes its place
 _PLACE = "sharded_tensor"
 _HARMLESS = {
     "torch.distributed.checkpoint.metadata": {
@@ -66,11 +64,9 @@ class _Reader(FileSystemReader):
 
 
 def write_folder(content: dict[str, Any], folder: Path) -> None:
-    """Writes nested plain data with sharded tensors into a folder that appears whole or not at all.
-
-    Collective: call it on every rank, with a folder that all of them see. Each rank writes its local shards, the first
-    one all the rest.
-    """
+    """Writes nested plain data with sharded tensors into a folder that appears whole or not at all."""
+    # Collective: call it on every rank, with a folder that all of them see. Each rank writes its local shards, the
+    # first one all the rest.
     tensors: dict[str, Tensor] = {}
 
     def take(value: Any, path: str) -> Any:
@@ -104,12 +100,10 @@ def write_folder(content: dict[str, Any], folder: Path) -> None:
 def read_folder(
     folder: Path, mesh: DeviceMesh | None = None, without: Collection[str] = (), tensors: bool = True
 ) -> dict[str, Any]:
-    """What `write_folder` wrote on any number of ranks, without some keys; sharded tensors can be left unread.
-
-    Tensors are sharded over the ranks of a mesh, along their first dimension, by a call on each of these; without a
-    mesh, this process alone reads full tensors. Raises `pickle.UnpicklingError` if a file holds anything that could run
-    code, and OSError if a shard is missing or damaged.
-    """
+    """What `write_folder` wrote on any number of ranks, without some keys; sharded tensors can be left unread."""
+    # Tensors are sharded over the ranks of a mesh, along their first dimension, by a call on each of these; without a
+    # mesh, this process alone reads full tensors. Raises `pickle.UnpicklingError` if a file holds anything that could
+    # run code, and OSError if a shard is missing or damaged.
     content = torch.load(folder / REST, map_location="cpu", weights_only=True)
     content = {key: value for key, value in content.items() if key not in without}
     if not tensors:

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_lightning import ConfigError
 from hybrid_lightning.gradients.norms import GradientPass, gradient_norms
 
 
@@ -57,11 +56,6 @@ def test_double_gradients_keep_their_precision():
     norms = gradient_norms([*single, *double])
     assert norms.dtype == torch.float64
     assert norms[1] == double[0].grad.norm()
-
-
-def test_complex_gradients_are_refused():
-    with pytest.raises(ConfigError, match=r"norms of torch\.complex64 parameters are not supported"):
-        gradient_norms(parameters((3,), dtype=torch.complex64))
 
 
 def test_a_norm_that_is_not_finite_is_seen():

@@ -82,7 +82,7 @@ def test_the_rate_is_the_configured_one_also_while_a_scheduler_changes_it():
 
 
 def test_a_table_is_aligned_and_tells_the_length_of_the_fit():
-    lines = plan_table(groups(), SCHEDULES, {}, LENGTH).splitlines()
+    lines = plan_table(plan_rows(groups(), SCHEDULES, {}, LENGTH), LENGTH).splitlines()
     assert lines[-1] == "length of the fit: 100 steps; of an epoch: 20 steps"
     start = lines[0].index("unfreezes at")
     assert all(line[start - 2 : start] == "  " for line in lines[2:-1])
@@ -91,7 +91,8 @@ def test_a_table_is_aligned_and_tells_the_length_of_the_fit():
 
 
 def test_a_fit_without_an_end_has_a_table_too():
-    assert "no end; of an epoch: unknown" in plan_table(groups(), {}, {}, FitLength(None, None))
+    length = FitLength(None, None)
+    assert "no end; of an epoch: unknown" in plan_table(plan_rows(groups(), {}, {}, length), length)
 
 
 def test_numbers_stand_on_the_right():
