@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -26,6 +27,18 @@ def rewrap(trainer: Trainer) -> None:
         strategy.model = strategy.lightning_module
         gc.collect()  # the old wrapper's hooks have to be gone before the new ones are set
         strategy.configure_ddp()
+        refuse_other_reducer(strategy.model)
+
+
+def refuse_other_reducer(wrapper: Any) -> None:
+    """Raises `RuntimeError` unless the wrapper reduces exactly the parameters that train."""
+    wanted = [name for name, parameter in wrapper.module.named_parameters() if parameter.requires_grad]
+    reduced = wrapper._get_ddp_logging_data()["num_parameter_tensors"]
+    if reduced != len(wanted):
+        raise RuntimeError(
+            f"DistributedDataParallel reduces {reduced} parameters, but {len(wanted)} train, such as "
+            f"{listing(wanted, 3)}. Ranks would drift apart; please report this as a bug."
+        )
 
 
 def refuse_other_strategies(trainer: Trainer) -> None:

@@ -82,12 +82,8 @@ class ExactResume(FitCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the saved counters in order, before Lightning reads them."""
         if self.enabled and trainer.state.fn == "fit" and "loops" in checkpoint:
-            path = first_damaged(checkpoint["loops"], {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
+            refuse_damaged_counters(trainer, checkpoint)
             self._saved = checkpoint.get(KEY, {})
-            if path is None and self._saved:
-                path = first_damaged(self._saved, {"seed": 0, "logged_steps": 0, "validated": 0, "metrics": {}}, KEY)
-            if path is not None:
-                raise damaged(f"{path!r} is missing or of another type.")
             self._point = settle(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -243,6 +239,16 @@ class ExactResume(FitCallback):
             "metrics": metrics,
             "window": open_window(trainer, pl_module),
         }
+
+
+def refuse_damaged_counters(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Raises `ConfigError` if counters of a saved fit, or entries of `ExactResume`, are missing or of another type."""
+    path = first_damaged(checkpoint["loops"], {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
+    if path is None and checkpoint.get(KEY):
+        entries = {"seed": 0, "logged_steps": 0, "validated": 0, "metrics": {}}
+        path = first_damaged(checkpoint[KEY], entries, KEY)
+    if path is not None:
+        raise damaged(f"{path!r} is missing or of another type.")
 
 
 def chosen_seed(saved: int | None, epoch: int) -> int:

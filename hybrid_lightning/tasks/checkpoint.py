@@ -13,7 +13,8 @@ from hybrid_lightning.weights.safe_files import peek, read_file
 
 CHECKPOINT_KEY = "hybrid_lightning"
 CHECKPOINT_VERSION = 4
-"""Format 3 is translated, see `translated`; 1 and 2 were never released."""
+READABLE = (3, 4)
+"""Older formats among these are translated, see `translated`; 1 and 2 were never released."""
 _PACKAGE = __name__.partition(".")[0]
 _WANTED = {"version", "task", "settings", "parts", "fusion", "network"}
 Task = TypeVar("Task")
@@ -31,7 +32,7 @@ def read_checkpoint(path: Any, place: str = "checkpoint_path", tensors: bool = T
     if not _is_ours(checkpoint):
         raise foreign
     version = checkpoint[CHECKPOINT_KEY]["version"]
-    if version not in (3, CHECKPOINT_VERSION):
+    if version not in READABLE:
         is_old = version in (1, 2)
         remedy = "It is of before the first release; train anew." if is_old else "Install a newer hybrid_lightning."
         raise ConfigError(
@@ -82,8 +83,12 @@ def translated(checkpoint: Saved) -> Saved:
         saved["network"] = {**network, "sizes": sizes}
     state = checkpoint.get("state_dict")
     if isinstance(state, Mapping):
-        state = {f"{OBJECTIVE}{name}" if name.startswith("scale.") else name: t for name, t in state.items()}
+        state = {_with_objective(name): tensor for name, tensor in state.items()}
     return {**checkpoint, CHECKPOINT_KEY: saved, "state_dict": state}
+
+
+def _with_objective(name: Any) -> Any:
+    return f"{OBJECTIVE}{name}" if isinstance(name, str) and name.startswith("scale.") else name
 
 
 def _part(options: Any) -> Any:

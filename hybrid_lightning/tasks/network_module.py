@@ -76,7 +76,8 @@ class NetworkModule(BatchCheckingModule, ABC):
         moved = [name for name in _OF_OBJECTIVES if name in vars(cls)]
         if moved:  # they would never be called
             raise TypeError(f"{cls.__name__}: {listing(moved)} belong to the task's Objective, see docs/own_task.md.")
-        if "__init__" in vars(cls):
+        definer = next(base for base in cls.__mro__ if "__init__" in vars(base))
+        if definer is cls or not issubclass(definer, NetworkModule):  # the latter: of a mixin
             # the arguments of a user's own task reach the checkpoint without being named there
             cls.__init__ = recorded(cls.__init__)  # type: ignore[method-assign]
 
@@ -245,7 +246,7 @@ class NetworkModule(BatchCheckingModule, ABC):
 
     def saved_settings(self) -> dict[str, Any]:
         """The arguments with which this task can be made again, apart from its parts, as plain data."""
-        return {**self.settings.plain(), **self.objective.settings()}
+        return self.settings.plain(self.objective.settings())
 
     def _plain_network(self) -> dict[str, Any]:
         parts = {name: part.plain() for name, part in self.parts.items()}

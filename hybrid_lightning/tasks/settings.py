@@ -25,6 +25,62 @@ Options = dict[str, Any]
 """Names and values, as a config gives them."""
 
 
+class Arguments:
+    """What the constructors of one task are given, noted by `recorded` from the outermost to that of `HybridTask`."""
+
+    def __init__(self, takes_more: bool) -> None:
+        self.values: Options = {}
+        """Name → value, of all arguments that the outermost constructor can be given again."""
+        self.changed: set[str] = set()
+        """Names whose value an inner constructor was given otherwise, so that it would be changed again."""
+        self.takes_more = takes_more
+        """Whether the outermost constructor also takes what its signature does not name."""
+        self._is_begun = False
+
+    def note(self, given: Options, defaults: Options) -> None:
+        """Adds what one more constructor is given, and what it takes for the rest."""
+        is_outermost, self._is_begun = not self._is_begun, True
+        for name, value in given.items():
+            if is_outermost:
+                self.values[name] = value
+            elif name in self.values and self.values[name] is not value:
+                self.changed.add(name)
+        for name, default in defaults.items():
+            if name not in given and (is_outermost or self.takes_more):
+                self.values.setdefault(name, default)
+
+
+def recorded(constructor: Callable[..., None]) -> Callable[..., None]:
+    """Makes an ``__init__`` note its arguments in the instance."""
+    parameters = list(inspect.signature(constructor).parameters.values())[1:]
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    takes_more = any(p.kind == p.VAR_KEYWORD for p in parameters)
+
+    @functools.wraps(constructor)
+    def noting(self: Any, *args: Any, **kwargs: Any) -> None:
+        if len(args) > len(positional):
+            raise ConfigError(
+                f"{type(self).__name__}: an argument without a name could not be stored in a checkpoint. Give it by "
+                f"name, such as num_classes=3."
+            )
+        given = {**dict(zip(positional, args, strict=False)), **kwargs}
+        # not as an attribute: nothing can be assigned to a module before nn.Module.__init__
+        arguments = vars(self).setdefault(_ARGUMENTS, Arguments(takes_more))
+        arguments.note(given, defaults)
+        constructor(self, *args, **kwargs)
+
+    return noting
+
+
+def taken_arguments(task: object) -> Arguments:
+    """What the constructors of an instance have noted, without parts; it is forgotten there."""
+    arguments: Arguments = vars(task).pop(_ARGUMENTS)
+    for name in _NOT_SETTINGS:
+        arguments.values.pop(name, None)
+    return arguments
+
+
 @dataclass(frozen=True)
 class TaskSettings:
     """The arguments of `HybridTask` apart from the parts; `arguments` are all with which a task can be made again."""
@@ -37,7 +93,7 @@ class TaskSettings:
     unfreezing: Options | None
     init_from: InitFrom | None
     part_heads: bool | dict[str, float]
-    arguments: Options
+    arguments: Arguments
 
     @classmethod
     def parse(cls, *, init_from: Any, optimizer: Any, scheduler: Any, **options: Any) -> "TaskSettings":
@@ -66,14 +122,16 @@ class TaskSettings:
         """The weight of the part heads' losses; 0: these heads only observe."""
         return float(self.part_heads["weight"]) if isinstance(self.part_heads, Mapping) else 0.0
 
-    def plain(self) -> Options:
-        """Name → value of each argument, as a checkpoint stores them."""
-        values = dict(self.arguments)
-        for field in dataclasses.fields(self):
-            if field.name in values:  # a subclass may fix an argument, which then cannot be given again
-                values[field.name] = getattr(self, field.name)
-        if isinstance(values.get("init_from"), InitFrom):
-            values["init_from"] = values["init_from"].plain()
+    def plain(self, current: Options) -> Options:
+        """Name → value of each argument, as a checkpoint stores them; `current` has those that the objective holds."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.init_from is not None:
+            own["init_from"] = self.init_from.plain()
+        values = dict(self.arguments.values)
+        for name, value in {**own, **current}.items():
+            # what a subclass fixes cannot be given again; what it changes is changed again
+            if name in values and name not in self.arguments.changed:
+                values[name] = value
         return values
 
 
@@ -109,29 +167,3 @@ def check_plain(value: object) -> None:
             f"{str(value)[:80]!r} is a {type(value).__name__}, which a checkpoint cannot hold. Give numbers, text, "
             f"lists or dicts of them; or pass the whole part as a live module: {{module: MyNet(...)}}."
         )
-
-
-def recorded(constructor: Callable[..., None]) -> Callable[..., None]:
-    """Makes an ``__init__`` note its arguments: those that the outermost one is given, and the defaults of all."""
-    parameters = list(inspect.signature(constructor).parameters.values())[1:]
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    names = [p.name for p in named]
-    defaults = {p.name: p.default for p in named if p.default is not p.empty}
-
-    @functools.wraps(constructor)
-    def noting(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        # not as an attribute: nothing can be assigned to a module before nn.Module.__init__
-        arguments = vars(self).setdefault(_ARGUMENTS, dict(given))
-        for name, default in defaults.items():
-            if name not in given:
-                arguments.setdefault(name, default)
-        constructor(self, *args, **kwargs)
-
-    return noting
-
-
-def taken_arguments(task: object) -> Options:
-    """What the constructors of an instance have noted, see `recorded`, without parts; it is forgotten there."""
-    arguments = vars(task).pop(_ARGUMENTS)
-    return {name: value for name, value in arguments.items() if name not in _NOT_SETTINGS}

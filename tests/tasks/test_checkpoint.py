@@ -406,6 +406,42 @@ def test_arguments_of_every_constructor_reach_the_checkpoint_with_their_defaults
     assert again.settings.part_heads is False
 
 
+class Doubled(HybridClassifier):
+    """A user's task that changes what it is given, and takes no other names."""
+
+    def __init__(self, parts, fusion=None, lr: float = 1e-3) -> None:
+        super().__init__(num_classes=3, parts=parts, fusion=fusion, lr=lr * 2, class_weights=[1, 2, 3])
+
+
+class Noted:
+    """A mixin with an argument of its own."""
+
+    def __init__(self, *args, note: str = "", **common) -> None:
+        super().__init__(*args, **common)
+        self.note = note
+
+
+class WithNote(Noted, HybridClassifier):
+    pass
+
+
+def test_what_a_constructor_changes_or_fixes_is_changed_and_fixed_once_when_it_is_rebuilt(tmp_path):
+    model = Doubled({"x": {"module": "MLP"}}, lr=0.5)
+    again = Doubled.load_from_checkpoint(saved(model, tmp_path / "x.ckpt"))
+    assert (model.settings.lr, again.settings.lr) == (1.0, 1.0)
+    assert model.saved_settings() == again.saved_settings() == {"lr": 0.5}
+
+
+def test_arguments_of_a_mixin_reach_the_checkpoint(tmp_path):
+    model = WithNote(note="mine", num_classes=3, parts={"x": {"module": "MLP"}})
+    assert WithNote.load_from_checkpoint(saved(model, tmp_path / "x.ckpt")).note == "mine"
+
+
+def test_an_argument_that_a_checkpoint_could_not_name_is_refused_at_once():
+    with pytest.raises(ConfigError, match="Give it by name"):
+        WithNote(3, parts={"x": {"module": "MLP"}})
+
+
 @pytest.mark.parametrize("value", [nn.ReLU(), torch.ones(2), {"inner": [object()]}], ids=["module", "tensor", "object"])
 def test_an_argument_of_a_subclass_that_a_checkpoint_cannot_hold_is_refused_at_once(value):
     place = r"model\.extra\.inner" if isinstance(value, dict) else r"model\.extra"
