@@ -63,7 +63,7 @@ class SkippingCallback(FitCallback, ABC):
         self.skipped = 0  # number of steps that were not made
         self._pending: Any = None
         self._statistics: KeptStatistics | None = None
-        self._saved_statistics: list[Tensor] | None = None
+        self._saved_statistics: dict[str, Tensor] | None = None
 
     @abstractmethod
     def measure(self, trainer: Trainer, gradients: GradientPass) -> MeasuredStep:
@@ -92,7 +92,9 @@ class SkippingCallback(FitCallback, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues the counts of an earlier run."""
         self.skipped = state_dict["skipped"]
-        self._saved_statistics = state_dict.get("statistics")
+        saved = state_dict.get("statistics")
+        # checkpoints of format 3 have them without names, and so do not say whose they are
+        self._saved_statistics = saved if isinstance(saved, dict) else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses torch's clipping by value, which fails on a skipped step; a task that clips by itself has its own."""

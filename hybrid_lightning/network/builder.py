@@ -17,7 +17,7 @@ from hybrid_lightning.network.hybrid_network import HybridNetwork, run_module
 from hybrid_lightning.network.libraries import auto_config, family_of, published_scale, timm_stages
 from hybrid_lightning.network.making import PartMaker
 from hybrid_lightning.network.missing import presence
-from hybrid_lightning.network.outputs import find_output, find_pool, fix_unused, mask_of, pooled, shapes
+from hybrid_lightning.network.outputs import described, find_output, find_pool, fix_unused, mask_of, pooled
 from hybrid_lightning.network.part import Part, place_of
 from hybrid_lightning.network.record import NetworkRecord, PartRecord
 from hybrid_lightning.network.stages import OPENED, Stages, discover_stages, recorded_calls
@@ -276,7 +276,7 @@ def _run(
         except Exception as error:  # third-party code may raise any exception
             refuse_wrong_channels(module, called, inputs)
             raise ConfigError(
-                f"{type(module).__name__} fails on its input {shapes(inputs)}: {str(error)[:400]}"
+                f"{type(module).__name__} fails on its input {', '.join(map(described, inputs))}: {str(error)[:400]}"
             ) from error
 
 
@@ -291,7 +291,7 @@ def _output_of(part: Part, module: nn.Module, returned: Any, inputs: list[Any]) 
     first = next(tensors_in(inputs), output)
     if output.ndim < 2 or len(first) not in (0, len(output)):
         raise ConfigError(
-            f"{kind} returns {shapes([output])} for {len(first)} samples; a part returns one tensor (B, ...), the "
+            f"{kind} returns {described(output)} for {len(first)} samples; a part returns one tensor (B, ...), the "
             f"samples first. Wrap it in a module that picks and shapes the tensor to use."
         )
     return output, key

@@ -1,6 +1,6 @@
 """Fusion: from the features of several parts to one vector, also for samples that lack some of them."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 
 import torch
@@ -158,7 +158,7 @@ def checked_rate(rate: float) -> float:
     return rate
 
 
-def masks(parts: Collection[str], present: Presence | None, like: Tensor) -> Tensor:
+def masks(parts: Iterable[str], present: Presence | None, like: Tensor) -> Tensor:
     """`(B, parts)` bool: which parts are there."""
     known = present or {}
     of_parts = [known.get(part, everybody(like)) for part in parts]
@@ -196,7 +196,7 @@ class GatedFusion(Fusion):
         """Features of each part `(B, features)` → `(B, width)`."""
         # (B, parts, width)
         vectors = torch.stack(list(self.projected(features, present).values()), dim=1)
-        there = masks(list(self.projections), present, vectors).unsqueeze(2)
+        there = masks(self.projections, present, vectors).unsqueeze(2)
         gates = self.gates(vectors.flatten(1)).view_as(vectors)
         weights = masked_softmax(gates, there, dim=1)
         fused: Tensor = self.dropout((weights * vectors).sum(1))
@@ -241,7 +241,7 @@ class AttentionFusion(Fusion):
         without_vector = dict(present or {})
         for part in self.stand_ins:
             without_vector.pop(part, None)
-        hidden = ~masks(list(self.projections), without_vector, vectors)
+        hidden = ~masks(self.projections, without_vector, vectors)
         hidden = functional.pad(hidden, (1, 0))  # the query itself is always there
         attended: Tensor = self.layer(steps, src_key_padding_mask=hidden)
         return self.dropout(attended[:, 0])  # type: ignore[no-any-return]
@@ -284,7 +284,7 @@ class LogitFusion(nn.Module):
         """Features of each part `(B, features)` → outputs `(B, out_features)`."""
         of_parts = self.heads(features, present)
         outputs = torch.stack(list(of_parts.values()), dim=1)
-        there = masks(list(features), present, outputs)
+        there = masks(features, present, outputs)
         scores = self.scores.to(outputs.dtype).expand(there.shape)
         weights = masked_softmax(scores, there, dim=1)
         return (weights.unsqueeze(2) * outputs).sum(1)

@@ -11,12 +11,8 @@ POOLS = ("mean", "max", "flatten", "tokens")
 _KNOWN_OUTPUTS = ("last_hidden_state", "out")
 
 
-def shapes(values: Sequence[Any]) -> str:
-    """Values in words for an error: shapes of tensors, types of the rest."""
-    return ", ".join(map(_shape, values))
-
-
-def _shape(value: Any) -> str:
+def described(value: Any) -> str:
+    """A value in words for an error: the shape of a tensor, the entries of a container, the type of anything else."""
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"tensor {tuple(value.shape)} {dtype}"
@@ -26,7 +22,7 @@ def _shape(value: Any) -> str:
     elif isinstance(value, tuple | list):
         brackets, entries = "()", enumerate(value)
     if entries is not None:
-        return brackets[0] + ", ".join(f"{key}: {_shape(entry)}" for key, entry in entries) + brackets[1]
+        return brackets[0] + ", ".join(f"{key}: {described(entry)}" for key, entry in entries) + brackets[1]
     return f"a {type(value).__name__}"
 
 
@@ -38,7 +34,7 @@ def find_output(output: Any, given: str | int | None, kind: str) -> str | int | 
     """
     if isinstance(output, Tensor):
         if given is not None:
-            raise ConfigError(f"{given!r} has no meaning; {kind} returns {shapes([output])}. Remove it.", "output")
+            raise ConfigError(f"{given!r} has no meaning; {kind} returns {described(output)}. Remove it.", "output")
         return None
     entries: dict[str | int, Any] = {}
     if isinstance(output, Mapping):
@@ -54,7 +50,7 @@ def find_output(output: Any, given: str | int | None, kind: str) -> str | int | 
             return (known or tensors)[0]
     what = "choose one of" if given is None else f"{given!r} is not a tensor of"
     raise ConfigError(
-        f"{what} what {kind} returns: {shapes([output])[:500]}. Write 'output: {tensors[0] if tensors else 'KEY'}' on "
+        f"{what} what {kind} returns: {described(output)[:500]}. Write 'output: {tensors[0] if tensors else 'KEY'}' on "
         f"the part, with the key or position of the tensor to use, or wrap the module in one that returns one tensor.",
         "" if given is None else "output",
     )
@@ -80,7 +76,7 @@ def find_pool(output: Tensor, called: Sequence[nn.Module]) -> str:
         if len(fits) == 1 or is_last:
             return "tokens" if fits and fits[0] == last else "mean"
     raise ConfigError(
-        f"the output is {shapes([output])}; say where its channels are: 'pool: mean' (or max, flatten) for (B, "
+        f"the output is {described(output)}; say where its channels are: 'pool: mean' (or max, flatten) for (B, "
         f"channels, ...), 'pool: tokens' for (B, ..., channels).",
         "pool",
     )

@@ -82,21 +82,27 @@ def has_statistics(module: nn.Module) -> bool:
 
 
 class KeptStatistics:
-    """A copy of the running statistics that a forward pass will change, for a step that then is not made."""
+    """A copy of all running statistics, for a step that then is not made.
 
-    def __init__(self, root: nn.Module, copies: Sequence[Tensor] | None = None) -> None:
-        # copies: those of another process that this one continues
-        self._buffers: list[Tensor] = []
-        for module in root.modules():
-            if has_statistics(module) and module.training:
-                self._buffers += module.buffers(recurse=False)
-        self.copies = [buffer.clone() for buffer in self._buffers] if copies is None else list(copies)
-        """The values to be restored."""
+    Also of normalizations in eval mode: what trains from this step on is switched after the first batch has begun.
+    """
+
+    def __init__(self, root: nn.Module, copies: Mapping[str, Tensor] | None = None) -> None:
+        self._buffers: dict[str, Tensor] = {}
+        for name, module in root.named_modules():
+            if has_statistics(module):
+                for own, buffer in module.named_buffers(prefix=name, recurse=False):
+                    self._buffers[own] = buffer
+        self.copies = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        """Name → value to be restored; those of another process that this one continues come first."""
+        for name, copy in (copies or {}).items():
+            if name in self._buffers and copy.shape == self._buffers[name].shape:
+                self.copies[name] = copy
 
     def restore(self) -> None:
         """Puts the copies back."""
-        for buffer, copy in zip(self._buffers, self.copies, strict=True):
-            buffer.copy_(copy)
+        for name, buffer in self._buffers.items():
+            buffer.copy_(self.copies[name])
 
 
 def reestimate_statistics(norms: Sequence[Any], batches: Iterable[Any], forward: Callable[[Any], Any]) -> None:

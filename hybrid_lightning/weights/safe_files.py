@@ -53,7 +53,7 @@ def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
     # values. Of a sharded checkpoint it is the file beside the shards; files of other formats have no checksums.
     path = Path(path)
     path = path / REST if path.is_dir() else path
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -132,7 +132,12 @@ def _beginning(path: Path, length: int) -> bytes:
 def _is_safetensors(path: Path) -> bool:
     """By its first bytes, the length of a JSON text and the text; what cannot be told so, by its name."""
     start = _beginning(path, 9)
-    return start[8:] == b"{" or (path.suffix == ".safetensors" and not zipfile.is_zipfile(path))
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not _is_zip(path))
+
+
+def _is_zip(path: Path) -> bool:
+    # is_zipfile alone finds the mark of an archive's end anywhere in the last 64 KiB, also by chance
+    return zipfile.is_zipfile(path) and _beginning(path, 4) == b"PK\x03\x04"
 
 
 def _refused(path: Path, what: str) -> ConfigError:
@@ -166,7 +171,7 @@ def check_digest(path: str | Path, wanted: str | None, place: str = "") -> None:
 def pickled_names(path: Path) -> list[str]:
     """The classes and functions that unpickling a file of torch.save would look up; nothing of it is run."""
     try:
-        if zipfile.is_zipfile(path):
+        if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
         else:

@@ -1,5 +1,6 @@
 import copy
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hybrid_lightning import ConfigError, GradientNormMonitor, NonFiniteGradients
+from hybrid_lightning import ConfigError, GradientNormMonitor, HybridClassifier, NonFiniteGradients
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
+from tests import small
 from tests.gradients.test_gradient_norm_monitor import scaled
 from tests.resume.resuming import Dropping, Run, first_difference
 from tests.tiny import Foreign, batches, hybrid, trainer
@@ -200,3 +203,52 @@ def test_the_default_does_not_change_a_fit() -> None:
 
     assert equal(fit(), fit(NonFiniteGradients("ignore")))
     assert equal(fit(NonFiniteGradients("skip")), fit(NonFiniteGradients("ignore")))
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
+
+
+def with_norms(unfreeze: str) -> HybridClassifier:
+    parts = {"a": {"module": Normed(), "unfreeze": unfreeze}, "b": {"module": Normed()}}
+    return HybridClassifier(num_classes=2, parts=parts, part_heads=False)
+
+
+def spoilt_batches(spoilt: int) -> DataLoader[Any]:
+    torch.manual_seed(0)
+    samples = []
+    for batch in range(8):
+        for place in range(4):
+            a = torch.full((4,), math.nan) if batch == spoilt else torch.randn(4)
+            samples.append({"a": a, "b": torch.randn(4), "target": torch.tensor(place % 2)})
+    return DataLoader(samples, batch_size=4)
+
+
+@pytest.mark.filterwarnings("ignore:gradients")
+def test_a_skip_at_the_step_of_an_unfreezing_keeps_the_statistics() -> None:
+    model = with_norms("3 steps")
+    small.trainer(callbacks=[NonFiniteGradients("skip")]).fit(model, spoilt_batches(3))
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
+@pytest.mark.filterwarnings("ignore:gradients", *QUIET)
+def test_a_skip_after_a_restart_within_a_window_restores_what_one_without_restart_does(tmp_path) -> None:
+    class Saved(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            if batch_idx == 4:
+                trainer.save_checkpoint(tmp_path / "within.ckpt")
+
+    whole, resumed = with_norms("never"), with_norms("never")
+    resumed.load_state_dict(whole.state_dict())
+    first = [NonFiniteGradients("skip"), Saved()]
+    small.trainer(callbacks=first, accumulate_grad_batches=2).fit(whole, spoilt_batches(5))
+    again = small.trainer(callbacks=[NonFiniteGradients("skip")], accumulate_grad_batches=2)
+    again.fit(resumed, spoilt_batches(5), ckpt_path=tmp_path / "within.ckpt", weights_only=True)
+    assert first[0].skipped == 1
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
