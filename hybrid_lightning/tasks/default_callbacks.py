@@ -32,9 +32,7 @@ def default_callbacks(parts: Collection[Part], unfreezing: Mapping[str, Any]) ->
     return callbacks
 
 
-def configure_callbacks(
-    callbacks: Iterable[pl.Callback], options: Mapping[str, Part], groups: list[dict[str, Any]]
-) -> None:
+def give_options(callbacks: Iterable[pl.Callback], options: Mapping[str, Part], groups: list[dict[str, Any]]) -> None:
     """Gives callbacks of `default_callbacks` the options of the parts that turned out to have parameters."""
     parts = with_parameters(options, groups)
     batch_norm = _given(parts, "batch_norm")

@@ -33,7 +33,7 @@ from hybrid_lightning.tasks.checkpoint import (
     task_name,
     translated,
 )
-from hybrid_lightning.tasks.default_callbacks import configure_callbacks, default_callbacks, merge_callbacks
+from hybrid_lightning.tasks.default_callbacks import default_callbacks, give_options, merge_callbacks
 from hybrid_lightning.tasks.evaluation import Evaluator
 from hybrid_lightning.tasks.init_from import StartTensors
 from hybrid_lightning.tasks.objective import Objective
@@ -180,7 +180,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         shard_if_asked(self.trainer.strategy, network, groups)
         # so that fully_shard gathers the parameters for this method, too; without sharding nothing changes
         register_fsdp_forward_method(network, "forward_parts")
-        configure_callbacks(self._own_callbacks, network.options, groups)
+        give_options(self._own_callbacks, network.options, groups)
         network.compile_parts()
         if self.trainer.state.fn == "fit":
             self.train()  # a rebuilt model arrives in eval mode
@@ -189,6 +189,7 @@ class NetworkModule(BatchCheckingModule, ABC):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Unfreezing, gradient health, exact resume; a callback of the same type in the Trainer takes its place."""
+        # Lightning calls this before `configure_model`, which gives them the options of the parts
         if not self._own_callbacks:
             options = [*self.parts.values(), self.fusion]
             self._own_callbacks = default_callbacks(options, self.settings.unfreezing or {})

@@ -1,6 +1,6 @@
 """Writes a checkpoint of today's format and what its model answers: ``python -m tests.checkpoints.make``.
 
-Run once for each new format. Files that exist stay as they are: those of format 3 hold module paths, as before the
+Run before a format changes. Files that exist stay as they are: those of format 3 hold module paths, as before the
 files of the package moved.
 """
 

@@ -6,18 +6,30 @@ import torch
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.network.fusion import GatedFusion
 from hybrid_lightning.network.registry import REGISTRY
+from hybrid_lightning.tasks.checkpoint import READABLE
 from tests import small
 from tests.checkpoints.make import PARTS
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["version_3", "version_3_paths"])
-def test_a_checkpoint_of_before_the_files_moved_is_read(name):
+def test_every_format_that_is_read_has_a_file():
+    assert {int(path.stem.split("_")[1]) for path in HERE.glob("version_*.ckpt")} == set(READABLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("version_3", "hybrid_lightning.tasks.classifier.HybridClassifier"),
+        ("version_3_paths", "hybrid_lightning.tasks.classifier.HybridClassifier"),
+        ("version_4", "HybridClassifier"),
+    ],
+)
+def test_a_checkpoint_of_every_format_is_read(name, task):
     batch = torch.load(HERE / f"{name}_batch.pt", weights_only=True)
     path = HERE / f"{name}.ckpt"
     saved = torch.load(path, weights_only=True)["hybrid_lightning"]
-    assert (saved["version"], saved["task"]) == (3, "hybrid_lightning.tasks.classifier.HybridClassifier")
+    assert (saved["version"], saved["task"]) == (int(name.split("_")[1]), task)
     model = HybridClassifier.load_from_checkpoint(path)
     with torch.no_grad():
         torch.testing.assert_close(model(batch), batch["outputs"])
