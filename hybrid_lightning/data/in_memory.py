@@ -118,4 +118,7 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
         dataset, training = self.splits[split], split == "train"
         # BatchNorm needs two samples in training
         drop_last = training and len(dataset) > 1 and len(dataset) % self.batch_size == 1
-        return DataLoader(dataset, self.batch_size, shuffle=training, collate_fn=as_batch, drop_last=drop_last)
+        # all by name: Lightning makes the loader anew from these names for several ranks and for predictions
+        return DataLoader(
+            dataset, batch_size=self.batch_size, shuffle=training, collate_fn=as_batch, drop_last=drop_last
+        )

@@ -4,11 +4,10 @@ import torch
 from torch.nn import functional
 
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, stratified_mask
-from hybrid_lightning.errors import check_number
+from hybrid_lightning.errors import ConfigError, check_number
 from hybrid_lightning.importing import import_extra
 
-_TEST_SHARE = 0.25
-_VAL_SHARE = 0.15
+TEST_SHARE = 0.25
 
 
 class ElpvDataModule(InMemoryDataModule):
@@ -17,21 +16,33 @@ class ElpvDataModule(InMemoryDataModule):
     A cell counts as defective (class 1, 31 % of all) if experts gave it a probability above one half. Batches have
     ``image`` `(B, 3, size, size)` float32 in [0, 1], the gray image on three channels; ``type`` `(B, 2)` float32, one
     for monocrystalline or polycrystalline; ``target`` `(B,)` int64. A quarter of the cells of each class and type is
-    the test split, chosen once for all seeds; 15 % of
-    the rest is for validation.
+    the test split, chosen once for all seeds.
 
     The data (extra ``elpv``) are licensed CC BY-NC-SA 4.0: not for commercial use.
 
     Args:
         batch_size: Samples per batch.
         size: Height and width of the images in pixels, at most 300, to which they are averaged down.
+        val_fraction: Share of the training cells, of each class and type, for validation.
         seed: Seed of the choice of the validation split; the model's seed does not change it.
+
+    Raises:
+        ConfigError: If the package is missing, or a size or fraction is impossible.
     """
 
-    def __init__(self, batch_size: int = 32, size: int = 128, seed: int = 0) -> None:
+    def __init__(
+        self,
+        batch_size: int = 32,
+        size: int = 128,
+        val_fraction: float = 0.15,
+        seed: int = 0,
+    ) -> None:
         super().__init__(batch_size)
         check_number(size, "data.size", 1, 300)
+        if not 0 < val_fraction < 1:
+            raise ConfigError(f"{val_fraction} is not between 0 and 1.", "data.val_fraction")
         self.size = size
+        self.val_fraction = val_fraction
         self.seed = seed
 
     def load(self) -> dict[str, DictDataset]:
@@ -48,10 +59,14 @@ class ElpvDataModule(InMemoryDataModule):
         kind = functional.one_hot(is_poly, 2).float()
 
         strata = 2 * target + is_poly
-        in_test = stratified_mask(strata, _TEST_SHARE, seed=0)
+        in_test = stratified_mask(strata, TEST_SHARE, seed=0)
         rest = (~in_test).nonzero().flatten()
-        in_val = stratified_mask(strata[rest], _VAL_SHARE, self.seed)
-        parts = {"train": rest[~in_val], "val": rest[in_val], "test": in_test.nonzero().flatten()}
+        in_val = stratified_mask(strata[rest], self.val_fraction, self.seed)
+        parts = {
+            "train": rest[~in_val],
+            "val": rest[in_val],
+            "test": in_test.nonzero().flatten(),
+        }
         splits = {}
         for split, rows in parts.items():
             color = image[rows].expand(-1, 3, -1, -1)

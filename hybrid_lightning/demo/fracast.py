@@ -19,6 +19,9 @@ class FracastEncoder(nn.Module):
 
     Args:
         context: Length of the series, in samples; at least 16.
+
+    Raises:
+        ConfigError: If the package `fracast` is not installed, or `context` is too short.
     """
 
     def __init__(self, context: int = 512) -> None:
@@ -29,11 +32,17 @@ class FracastEncoder(nn.Module):
         self.core = _build_core(context)
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Mean, standard deviation and last value of the encoder's 64 channels over the observed samples, `(B, 192)`.
+        """Mean, standard deviation and last value of the encoder's 64 channels over the observed samples.
 
         Args:
             values: Series `(B, context)`, float, each scaled to [0, 1] over its observed samples, padded on the left.
             mask: `(B, context)`, bool; True where a sample was observed.
+
+        Returns:
+            Features `(B, 192)`.
+
+        Raises:
+            ConfigError: If the series are not `context` samples long.
         """
         length = values.shape[-1]
         if length != self.context:
@@ -57,7 +66,10 @@ class FracastEncoder(nn.Module):
 
 
 def pool_observed(encoded: Tensor, mask: Tensor) -> Tensor:
-    """Mean, standard deviation and last value of `encoded` `(B, L, C)` where `mask` `(B, L)`: `(B, 3 * C)`."""
+    """Mean, standard deviation and last value of `encoded` `(B, L, C)` where `mask` `(B, L)`: `(B, 3 * C)`.
+
+    A row without any True gives finite, meaningless features.
+    """
     weight = mask[..., None].to(encoded.dtype)
     count = weight.sum(1).clamp(min=1)
     mean = (encoded * weight).sum(1) / count

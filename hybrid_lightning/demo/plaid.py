@@ -10,19 +10,15 @@ from torch import Tensor
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, stratified_mask
 from hybrid_lightning.errors import ConfigError
 
-_VAL_SHARE = 0.15
-_WAVE_LENGTH = 512
-
 
 class PlaidDataModule(InMemoryDataModule):
     """The PLAID appliance data (Gao et al., BuildSys 2014; UCR archive), read from the installed package sktime.
 
-    537 training and 537 test traces of 100 to 1344 samples, 11 classes. Of the training traces 15 %, stratified,
-    become the validation split. Each sample has
+    537 training and 537 test traces of 100 to 1344 samples, 11 classes. A stratified share of the training traces
+    becomes the validation split. Each sample has
 
     - ``trace``: ``values`` `(context,)` scaled to [0, 1] and padded on the left, ``mask`` `(context,)` bool;
-    - ``wave``: `(1, 512)`, the trace relative to its mean magnitude, peaks compressed, padded on the right
-      or cut off there;
+    - ``wave``: `(1, wave_length)`, the trace relative to its mean magnitude, peaks compressed, padded on the right;
     - ``stats``: `(4,)`, logarithms of length, standard deviation and peak, and the mean, which ``trace`` and ``wave``
       no longer show; standardized with the training split;
     - ``target``: the class, 0 to 10.
@@ -30,19 +26,35 @@ class PlaidDataModule(InMemoryDataModule):
     Args:
         batch_size: Samples per batch.
         context: Length of ``trace``, in samples; of longer traces the end is kept.
+        wave_length: Length of ``wave``, in samples; of longer traces the start is kept.
+        val_fraction: Share of the training traces used for validation, between 0 and 1.
         seed: Seed of the validation split; does not follow the seed of the model.
+
+    Raises:
+        ConfigError: If the fraction is impossible; in `setup`, if the package sktime is not installed.
     """
 
-    def __init__(self, batch_size: int = 16, context: int = 512, seed: int = 0) -> None:
+    def __init__(
+        self,
+        batch_size: int = 16,
+        context: int = 512,
+        wave_length: int = 512,
+        val_fraction: float = 0.15,
+        seed: int = 0,
+    ) -> None:
         super().__init__(batch_size)
+        if not 0 < val_fraction < 1:
+            raise ConfigError(f"{val_fraction!r} is not between 0 and 1.", "data.val_fraction")
         self.context = context
+        self.wave_length = wave_length
+        self.val_fraction = val_fraction
         self.seed = seed
 
     def load(self) -> dict[str, DictDataset]:
         """The splits ``train``, ``val`` and ``test``."""
         folder = _data_folder()
         traces, target = read_ts(folder / "PLAID_TRAIN.ts")
-        in_val = stratified_mask(target, _VAL_SHARE, self.seed)
+        in_val = stratified_mask(target, self.val_fraction, self.seed)
         parts = {
             "train": (list(compress(traces, ~in_val)), target[~in_val]),
             "val": (list(compress(traces, in_val)), target[in_val]),
@@ -53,7 +65,7 @@ class PlaidDataModule(InMemoryDataModule):
         splits = {}
         for split, (own, labels) in parts.items():
             values, mask = pad_left(own, self.context)
-            wave = pad_right(own, _WAVE_LENGTH)
+            wave = pad_right(own, self.wave_length)
             stats = (describe(own) - mean) / std
             trace = {"values": values, "mask": mask}
             splits[split] = DictDataset({"trace": trace, "wave": wave, "stats": stats, "target": labels})
@@ -74,7 +86,10 @@ def read_ts(path: Path) -> tuple[list[Tensor], Tensor]:
 
 
 def pad_left(traces: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
-    """Scales the last `length` samples of each trace to [0, 1] and aligns the ends."""
+    """Scales the last `length` samples of each trace to [0, 1] and aligns the ends.
+
+    Returns values `(N, length)` with zeros before the first sample, and the mask `(N, length)` of real samples.
+    """
     values = torch.zeros(len(traces), length)
     mask = torch.zeros(len(traces), length, dtype=torch.bool)
     for row, trace in enumerate(traces):

@@ -41,7 +41,7 @@ def test_the_overview_names_every_command_in_a_line():
 
 def test_the_page_of_commands_has_the_rows_of_the_table():
     page = (Path(hybrid_lightning.__file__).parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
-    assert page.endswith("".join(f"| `{name}` | {row.description} |\n" for name, row in COMMANDS.items()))
+    assert "".join(f"| `{name}` | {row.description} |\n" for name, row in COMMANDS.items()) in page
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,11 @@ def test_images_at_their_own_size_are_the_digits_that_scikit_learn_ships():
 
 def test_each_class_is_split_alike_and_labels_are_positions():
     counts = {digit: int((load_digits().target == digit).sum()) for digit in (7, 3)}
-    found = splits(classes=[7, 3])
+    found = splits(classes=[7, 3], val_fraction=0.1, test_fraction=0.3)
     for position, digit in enumerate((7, 3)):
         sizes = {name: int((entries["target"] == position).sum()) for name, entries in found.items()}
-        share = round(0.2 * counts[digit])
-        assert sizes == {"test": share, "val": share, "train": counts[digit] - 2 * share}
+        test, val = round(0.3 * counts[digit]), round(0.1 * counts[digit])
+        assert sizes == {"test": test, "val": val, "train": counts[digit] - test - val}
 
 
 def test_a_batch_has_the_promised_shapes():
@@ -57,6 +57,12 @@ def test_the_split_follows_its_own_seed_and_not_the_models():
 def test_impossible_classes_are_refused(classes):
     with pytest.raises(ConfigError, match=r"^data\.classes: .* are not at least two different digits from 0 to 9"):
         DigitsDataModule(classes=classes)
+
+
+@pytest.mark.parametrize(("val", "test"), [(0, 0.2), (0.2, 0), (0.5, 0.5), (-0.1, 0.2)])
+def test_impossible_fractions_are_refused(val, test):
+    with pytest.raises(ConfigError, match=r"^data: val_fraction and test_fraction are above 0, and together below 1"):
+        DigitsDataModule(classes=[3, 7], val_fraction=val, test_fraction=test)
 
 
 def test_a_missing_package_is_named_with_its_installation(monkeypatch):

@@ -31,15 +31,19 @@ def test_a_batch_has_the_promised_shapes_and_range(elpv):
 
 
 def test_the_test_split_is_the_same_whatever_the_validation_split_is(elpv):
-    other = ElpvDataModule(batch_size=16, size=8, seed=5)
+    other = ElpvDataModule(batch_size=16, size=8, val_fraction=0.3, seed=5)
     other.setup()
     assert torch.equal(other.splits["test"].entries["image"], elpv.splits["test"].entries["image"])
-    assert not torch.equal(other.splits["val"].entries["image"], elpv.splits["val"].entries["image"])
+    assert len(other.splits["val"]) == 591
 
 
-def test_an_impossible_size_is_refused():
-    with pytest.raises(ConfigError, match=r"^data\.size: 301"):
-        ElpvDataModule(size=301)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"size": 301}, r"^data\.size: 301"), ({"val_fraction": 1}, r"^data\.val_fraction: 1 is not between")],
+)
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        ElpvDataModule(**arguments)
 
 
 def test_without_the_data_the_error_names_the_extra_and_the_license(monkeypatch):

@@ -8,7 +8,7 @@ from hybrid_lightning.errors import ConfigError
 
 @pytest.fixture(scope="module")
 def plaid() -> PlaidDataModule:
-    data = PlaidDataModule(batch_size=32, context=256)
+    data = PlaidDataModule(batch_size=32, context=256, wave_length=64)
     data.setup()
     return data
 
@@ -24,7 +24,7 @@ def test_a_batch_has_the_promised_shapes(plaid):
     batch = next(iter(plaid.train_dataloader()))
     assert (batch["trace"]["values"].shape, batch["trace"]["values"].dtype) == ((32, 256), torch.float32)
     assert (batch["trace"]["mask"].shape, batch["trace"]["mask"].dtype) == ((32, 256), torch.bool)
-    assert (batch["wave"].shape, batch["stats"].shape, batch["target"].shape) == ((32, 1, 512), (32, 4), (32,))
+    assert (batch["wave"].shape, batch["stats"].shape, batch["target"].shape) == ((32, 1, 64), (32, 4), (32,))
     assert all(torch.isfinite(x).all() for x in (batch["trace"]["values"], batch["wave"], batch["stats"]))
 
 
@@ -65,6 +65,12 @@ def test_a_stratified_share_of_each_class_is_chosen_by_the_seed():
     assert [int(chosen[targets == label].sum()) for label in range(3)] == [3, 6, 1]
     assert torch.equal(chosen, stratified_mask(targets, 0.3, seed=5))
     assert not torch.equal(chosen, stratified_mask(targets, 0.3, seed=6))
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 2])
+def test_an_impossible_fraction_is_refused(fraction):
+    with pytest.raises(ConfigError, match=rf"^data\.val_fraction: {fraction} is not between 0 and 1"):
+        PlaidDataModule(val_fraction=fraction)
 
 
 def test_a_missing_package_is_named_with_its_installation(monkeypatch):
