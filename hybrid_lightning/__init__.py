@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from hybrid_lightning.callbacks import (
         L2SP,
         ExactResume,
+        FrozenFeatureCache,
         GradientClipping,
         GradientNormMonitor,
         GradualUnfreezing,
@@ -47,6 +48,7 @@ _HOMES = {
     "FSDP2Strategy": "distributed.fsdp2",
     "FitLength": "duration",
     "FocalLoss": "tasks.losses",
+    "FrozenFeatureCache": "callbacks",
     "GradientClipping": "callbacks",
     "GradientNormMonitor": "callbacks",
     "GradualUnfreezing": "callbacks",
@@ -82,6 +84,7 @@ __all__ = [
     "FSDP2Strategy",
     "FitLength",
     "FocalLoss",
+    "FrozenFeatureCache",
     "GradientClipping",
     "GradientNormMonitor",
     "GradualUnfreezing",

@@ -56,7 +56,11 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
 
 def reason(error: BaseException) -> str:
     """What somebody else's exception says, as one sentence; the name of its class if it says nothing."""
-    return (str(error).strip() or type(error).__name__)[:300].rstrip(".") + "."
+    text = str(error).strip() or type(error).__name__
+    if len(text) > 300:
+        whole_words = text[:300].rsplit(maxsplit=1)[0]
+        return f"{whole_words} …"
+    return text.rstrip(".") + "."
 
 
 def unknown(place: str, kind: str, given: str, known: Iterable[str]) -> ConfigError:

@@ -11,12 +11,13 @@ from typing import Any
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationStage
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
 
 # Where a fit stands
 
@@ -157,6 +158,20 @@ def cluster_environment(trainer: Trainer) -> ClusterEnvironment:
     """What started the processes of the fit, such as SLURM."""
     # not every strategy shows it (2.6)
     return trainer._accelerator_connector.cluster_environment
+
+
+def write_count(tensor: Tensor) -> int:
+    """How often values of a tensor have been written in place; 0 for a tensor of inference mode."""
+    # torch counts for autograd, under a name that Lightning uses for other things
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def set_average(callback: WeightAveraging, module: LightningModule) -> None:
+    """Lets an average begin at the weights that a module has now."""
+    # it copies the module in ``setup``, before the weights may be set (2.6 keeps the copy in private)
+    average = callback._average_model
+    if average is not None:
+        average.module.load_state_dict(module.state_dict())
 
 
 # Strategies

@@ -21,6 +21,14 @@ class FitCallback(Callback):
     """Place among the callbacks that work on the gradients of a step: 0 adds to them, 1 measures, limits or drops them.
     Those with a lower number have to stand before those with a higher one. None: does nothing with gradients."""
 
+    state_form: ClassVar[dict[Any, Any]] = {}
+    """What a checkpoint has to hold of the callback: name → type, or an example of it; a tuple of forms allows each.
+    The key ``str`` stands for all other names, ``[form]`` for a list of such entries, and a longer list for one of just
+    as many."""
+
+    made_by_task: bool = False
+    """Whether a task brought it along, for as long as that task is trained."""
+
     def forget(self) -> None:
         """Forgets what belongs to one fit. Called at the start of each, before a checkpoint is read."""
 

@@ -1,6 +1,6 @@
 import pytest
 
-from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number, listing, unknown
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number, listing, reason, unknown
 
 
 def test_an_unknown_name_is_reported_with_place_the_closest_and_all_possible_ones():
@@ -50,3 +50,11 @@ def test_a_choice_is_one_of_the_same_type():
     assert check_choice(True, "x", (True, False)) is True
     with pytest.raises(ConfigError, match=r"^x: unknown value '1'\. Possible: 'True', 'False'\.$"):
         check_choice(1, "x", (True, False))
+
+
+def test_the_reason_of_another_error_is_one_sentence_of_whole_words():
+    assert reason(ValueError("It failed.")) == "It failed."
+    assert reason(KeyboardInterrupt()) == "KeyboardInterrupt."
+    long = reason(ValueError("some words " * 60))
+    assert len(long) <= 302
+    assert long.endswith(" words …")

@@ -14,10 +14,11 @@ TOOL = "hybrid_lightning"
 LAYERS = (
     {"errors", "files", "lightning_private"},
     {"importing", "weights", "duration"},
-    {"optim", "distributed", "trainer"},
+    {"optim", "distributed", "trainer", "probe"},
     {"data", "unfreezing", "resume"},
     {"demo", "gradients"},
     {"network", "drift"},
+    {"cache"},
     {"callbacks"},
     {"tasks"},
     {"cli"},
@@ -36,6 +37,7 @@ KNOW_LIGHTNING = {
         "resume.own_files",
     ),
     *("gradients.step", "gradients.gradient_clipping", "gradients.gradient_norm_monitor"),
+    *("cache.frozen_feature_cache", "cache.filling", "cache.splits", "cache.decision"),
     *("gradients.skipping", "gradients.non_finite_gradients", "gradients.spike_guard"),
 }
 """The files that import Lightning, beside those of whole rooms."""

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, model_parallel
@@ -41,11 +41,13 @@ from hybrid_lightning.lightning_private import (
     restart_within_validation,
     save_now,
     saves_shares,
+    set_average,
     set_data_parallel_size,
     set_logged_steps,
     validation_fetcher,
     validation_is_due,
     wrapped_samplers,
+    write_count,
 )
 from hybrid_lightning.resume.seeded_loaders import held_generators
 from tests.small import trainer
@@ -529,6 +531,18 @@ def test_is_local_tells_paths_from_urls(tmp_path):
     assert not is_local("memory://folder/last.ckpt")
 
 
+def test_set_average_begins_at_the_weights_of_now():
+    average, module = EMAWeightAveraging(), Tiny()
+    set_average(average, module)  # there is none before the fit
+    average.setup(trainer(), module, "fit")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1)
+    set_average(average, module)
+    for own, averaged in zip(module.parameters(), average._average_model.module.parameters(), strict=True):
+        assert torch.equal(own, averaged)
+
+
 def test_set_data_parallel_size_reaches_the_mesh(monkeypatch):
     asked = []
     strategy = ModelParallelStrategy()
@@ -555,3 +569,14 @@ def test_ddp_options_and_ddp_hook_state_are_what_the_strategy_was_told():
     assert ddp_hook_state(DDPStrategy()) is None
     assert ddp_options(SingleDeviceStrategy()) == {}
     assert ddp_hook_state(SingleDeviceStrategy()) is None
+
+
+def test_write_count_changes_with_each_write_to_a_tensor():
+    tensor = torch.zeros(2)
+    before = write_count(tensor)
+    tensor * 2
+    assert write_count(tensor) == before
+    tensor.view(1, 2)[0].add_(1)
+    assert write_count(tensor) != before
+    with torch.inference_mode():
+        assert write_count(torch.zeros(2)) == 0

@@ -18,11 +18,14 @@ from hybrid_lightning.cli.metrics_table import RunLogger
 from hybrid_lightning.cli.parser import Parsed, parse
 from hybrid_lightning.cli.parser_errors import cause_of, explained
 from hybrid_lightning.cli.run_folder import Run, RunConfig, newest_checkpoint, run_to_continue
+from hybrid_lightning.cli.tables import check_output
 from hybrid_lightning.errors import ConfigError, check_number
 from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.checkpoint import read_checkpoint
 
+_WITHOUT_CHECKPOINT = ("fit", "probe", "embed")
+"""Commands that also work with the weights at which training starts."""
 _WITH_RUN_FOLDER = ("fit", "validate", "test", "predict")
 
 
@@ -57,6 +60,8 @@ def build(parsed: Parsed) -> Setup:
         problem = f"{config.name!r} is not the name of one folder below runs/. Choose one without slashes."
         raise ConfigError(problem, "name")
     check_number(config.trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches", low=1)
+    if command == "predict" and config.output is not None:
+        check_output(config.output)
     _seed(config)
     continued = _continued_run(config) if command == "fit" and config.resume else None
     # the saved config repeats the whole run, so that it does not name the checkpoint of an interrupted one
@@ -120,7 +125,7 @@ def _given_checkpoint(command: str, config: Namespace) -> str | None:
     if "ckpt_path" not in config:
         return None
     path = config.ckpt_path
-    if path is None and command == "fit":
+    if path is None and command in _WITHOUT_CHECKPOINT:
         return None
     if path is None:
         raise ConfigError(

@@ -25,6 +25,8 @@ COMMANDS = {
     "test": Command("training.test", "Measures a checkpoint on the test data."),
     "predict": Command("predictions.predict", "Writes a table with the predictions of a checkpoint."),
     "plan": Command("preparation.plan", "Prints what would train when and at which rate; trains nothing."),
+    "probe": Command("probe.probe", "Prints what each part knows about the target before any training."),
+    "embed": Command("embed.embed", "Writes the features of each part for every row of the data."),
     "check": Command("preparation.check", "Reads all files of the data, and lists what is wrong with them."),
     "prefetch": Command("preparation.prefetch", "Fetches pretrained weights, for machines without a network."),
     "export": Command("export.export", "Writes the plain network of a checkpoint for other programs."),

@@ -10,8 +10,10 @@ import torch
 import yaml
 
 from hybrid_lightning.errors import ConfigError, at, check_keys
+from hybrid_lightning.gradients import clipping_rule
 from hybrid_lightning.optim.factory import torch_classes
 from hybrid_lightning.tasks.losses import LOSSES
+from hybrid_lightning.unfreezing import schedule
 
 
 class _Loader(yaml.SafeLoader):
@@ -80,7 +82,7 @@ def _mapping_at(config: Any, *keys: str) -> dict[str, Any]:
 
 _ARGUMENTS = {"class_path": "init_args", "module": "args"}
 """What names a class → the arguments that belong to this class alone."""
-_FORMS = {"unfreeze": {"plateau", "start", "stages"}, "clip": {"norm", "value", "agc", "zclip"}}
+_FORMS = {"unfreeze": schedule.FORMS, "clip": clipping_rule.METHODS}
 """Option of a part → keys that only one of its forms has."""
 
 
@@ -97,7 +99,7 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
         # lists replace, because their entries have no names by which they could be matched
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             new_keys = value.keys() - old.keys()
-            is_of_another_form = new_keys & _FORMS.get(key, set())
+            is_of_another_form = not new_keys.isdisjoint(_FORMS.get(key, ()))
             merged[key] = value if is_of_another_form else merge(old, value)
         else:
             merged[key] = value

@@ -1,12 +1,11 @@
 """Cross-validation: a fit per fold in a process of its own, their scores, and one prediction per sample."""
 
 import argparse
-import csv
 import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +92,7 @@ def cross_validate(words: Sequence[str]) -> None:
     scores = [_test_scores(run) for run in runs]
     folder = plan.runs / f"{plan.name}_folds"
     _write(folder / "scores.csv", score_rows(scores))
-    _write(folder / "predictions.csv", in_order([_read(run / "predictions.csv") for run in runs]))
+    _write(folder / "predictions.csv", in_order([read_rows(run / "predictions.csv") for run in runs]))
     for line in score_lines(scores):
         print(line)
     print(f"scores: {folder / 'scores.csv'}")
@@ -211,12 +210,7 @@ def score_lines(scores: Sequence[dict[str, float]]) -> list[str]:
 # Tables
 
 
-def _read(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def in_order(folds: Sequence[list[Row]]) -> list[Row]:
+def in_order(folds: Sequence[Sequence[Mapping[str, Any]]]) -> list[Row]:
     """The rows of all folds, with their fold, in the order of the data."""
     # if the folds number their rows each from 0, because batches have no ``id``, they are kept one after the other
     rows = []

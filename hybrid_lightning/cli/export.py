@@ -12,14 +12,13 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from hybrid_lightning.cli.building import Setup
-from hybrid_lightning.cli.preparation import build_from_data
+from hybrid_lightning.cli.preparation import build_from_data, load_checkpoint
 from hybrid_lightning.errors import ConfigError, listing, reason, unknown
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.network.adapters import merge_adapters
-from hybrid_lightning.network.batch import first_samples
+from hybrid_lightning.network.batch import first_samples, tensors_in
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.missing import PREFIX
-from hybrid_lightning.tasks.checkpoint import read_checkpoint, refuse_other_model
 from hybrid_lightning.weights.loading import ADAPTED, MERGE, parts_of
 from hybrid_lightning.weights.safe_files import read_file, save_weights
 
@@ -43,10 +42,8 @@ def export(
     """
     model = setup.model
     loader = build_from_data(model, setup.data, load=False)
-    _, state = read_checkpoint(ckpt_path, "--ckpt_path")
-    model.follow_part_heads(state)
-    refuse_other_model(model.state_dict(), state)
-    model.load_state_dict(state)
+    assert ckpt_path is not None  # the command needs one
+    load_checkpoint(model, ckpt_path)
     export_network(model.built(), next(iter(loader)), output, format)
     note = model.objective.export_note()
     if note:
@@ -134,8 +131,7 @@ def described(key: str, value: Any) -> str:
 
 
 def _batch_size(inputs: Batch) -> int:
-    first = next(iter(inputs.values()))
-    return _batch_size(first) if isinstance(first, dict) else len(first)
+    return len(next(tensors_in(inputs.values())))
 
 
 def _print_digest(path: str) -> None:

@@ -1,7 +1,6 @@
 """``predict``: a table with a row per sample in the order of the data, complete also if several ranks predict."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +13,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from hybrid_lightning.cli.building import Setup
+from hybrid_lightning.cli.tables import Columns, as_array, write_table
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.files import whole_file, write_csv
 from hybrid_lightning.tasks import HybridTask
-
-FORMATS = (".csv", ".parquet")
-Columns = dict[str, Any]  # name → a value per row: an array or a list
 
 
 def predict(setup: Setup, ckpt_path: str | None = None, output: str | None = None, row_numbers: bool = False) -> None:
@@ -31,8 +27,6 @@ def predict(setup: Setup, ckpt_path: str | None = None, output: str | None = Non
         output: The table to write, .csv or .parquet (extra 'data'); null: predictions.csv in the run's folder.
         row_numbers: Whether the table also has the samples' row numbers if the data name them by ids.
     """
-    if output is not None:
-        check_output(output)
     model, trainer = setup.model, setup.trainer
     model.explain = True  # adds what each part contributes
     collected = CollectPredictions()
@@ -165,41 +159,3 @@ def prediction_table(predicted: Predicted, task: HybridTask, data: Any, row_numb
     for part, values in predicted.contributions.items():
         columns[f"contribution_{part}"] = values
     return {name: as_array(values) for name, values in columns.items()}
-
-
-def as_array(values: Any) -> Any:
-    """A tensor as an array, in a precision that numpy has; anything else as it is."""
-    if not isinstance(values, Tensor):
-        return values
-    if values.is_floating_point() and values.dtype not in (torch.float32, torch.float64):
-        values = values.float()
-    return values.numpy()
-
-
-def check_output(path: str) -> None:
-    """Raises `ConfigError` unless a table can be written under this name."""
-    suffix = Path(path).suffix
-    if suffix not in FORMATS:
-        raise ConfigError(f"{path!r} ends in neither {FORMATS[0]} nor {FORMATS[1]}, the formats of tables.", "output")
-    if suffix == ".parquet" and not find_spec("pyarrow"):
-        raise ConfigError(
-            "Parquet is written with pyarrow, which is missing. Install it with: pip install 'hybrid_lightning[data]'; "
-            "or write a .csv file.",
-            "output",
-        )
-
-
-def write_table(columns: Columns, path: str | Path) -> None:
-    """Writes columns as CSV or Parquet, by the suffix; the file appears whole or not at all."""
-    try:
-        if Path(path).suffix == ".parquet":
-            import pyarrow.parquet
-
-            with whole_file(path) as temporary:
-                pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
-        else:
-            # numpy's text is the shortest number that reads back as the same
-            texts = [values.astype(str) if isinstance(values, np.ndarray) else values for values in columns.values()]
-            write_csv(path, columns, zip(*texts, strict=True))
-    except OSError as error:
-        raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror or error}.", "output") from error

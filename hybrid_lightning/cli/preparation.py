@@ -9,6 +9,7 @@ from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.data.loaders import first_batch, number_of_batches
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.tasks import HybridTask
+from hybrid_lightning.tasks.checkpoint import read_checkpoint, refuse_other_model
 from hybrid_lightning.trainer import length_of
 
 
@@ -48,6 +49,14 @@ def prefetch(setup: Setup) -> None:
     for name, part in setup.model.built().options.items():
         if part.weights is not None:
             print(f"{name}: the weights of {part.module!r} are here")
+
+
+def load_checkpoint(model: HybridTask, path: str) -> None:
+    """Loads the weights of a checkpoint into a task whose network has been built."""
+    _, state = read_checkpoint(path, "--ckpt_path")
+    model.follow_part_heads(state)
+    refuse_other_model(model.state_dict(), state)
+    model.load_state_dict(state)
 
 
 def build_from_data(model: HybridTask, data: LightningDataModule, load: bool = True) -> Any:

@@ -1,7 +1,8 @@
 """Data that fit into memory: one dict of tensors per split, served in whole batches."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -42,6 +43,12 @@ class DictDataset(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """A whole batch at once; torch's loader prefers this to one call per sample."""
         return pick(self.entries, torch.as_tensor(indices))
+
+    def without(self, keys: Collection[str]) -> "DictDataset":
+        """The same samples without these keys, which are then not read."""
+        smaller = copy.copy(self)
+        smaller.entries = {key: entry for key, entry in self.entries.items() if key not in keys}
+        return smaller
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Tensors) -> Tensors:

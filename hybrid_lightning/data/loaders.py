@@ -1,7 +1,7 @@
 """Loaders: samples for a dry run, labels, lengths, workers and samplers."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,14 +12,17 @@ from torch.utils.data import (
     Dataset,
     DistributedSampler,
     IterableDataset,
+    RandomSampler,
     Sampler,
+    SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.lightning_private import loaders_to_read
+from hybrid_lightning.lightning_private import loaders_to_read, wrapped_samplers
 
 _MOST_WORKERS = 8  # more worker processes than this seldom help one device
 
@@ -67,6 +70,62 @@ def _first_samples(loader: DataLoader[Any]) -> Any:
     if hasattr(dataset, "__getitems__"):
         return loader.collate_fn(dataset.__getitems__(indices))
     return loader.collate_fn([dataset[index] for index in indices])
+
+
+def plain_samples(data: Any, loaders: Any, most: int | None = None) -> Any:
+    """A loader of training samples in the order of their dataset, each once; `most` bounds how many, drawn by a seed.
+
+    Args:
+        data: The DataModule or None. Its ``plain_train_dataset``, if it has one, gives samples without random
+            transforms; without it those of the training loader are read as they come.
+        loaders: What ``train_dataloader`` returns.
+        most: The most samples that are read; None reads all.
+
+    Raises:
+        ConfigError: If the samples cannot be read by index.
+    """
+    loader = _first_loader(loaders)
+    size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or size is None:
+        raise ConfigError(
+            "closed-form fits, and parts that read training data before the first step, need one DataLoader with a "
+            "batch size and a dataset that is read by index. Give such a loader, or leave out these parts and 'start: "
+            "probe'.",
+            "data",
+        )
+    dataset: Any = getattr(data, "plain_train_dataset", None)
+    if dataset is None:
+        dataset = loader.dataset
+        rows = _rows_of(loader)
+    else:
+        rows = range(len(dataset))
+    if most is not None and most < len(rows):
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]
+        rows = [rows[index] for index in drawn.sort().values.tolist()]
+    # its own generator, so that making an iterator draws nothing from the fit's
+    return DataLoader(
+        dataset,
+        size,
+        sampler=rows,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _rows_of(loader: DataLoader[Any]) -> Sequence[int]:
+    """The rows of the dataset that a loader reads, in their order: a sampler may leave out those of other splits."""
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    samples = range(len(loader.dataset))  # type: ignore[arg-type]
+    if isinstance(sampler, SubsetRandomSampler):
+        return sorted(sampler.indices)
+    if isinstance(sampler, SequentialSampler | RandomSampler | WeightedRandomSampler | DistributedSampler):
+        return samples
+    wrapped = wrapped_samplers(sampler)
+    if wrapped or not isinstance(sampler, Iterable):
+        return samples
+    with torch.random.fork_rng(devices=[]):  # a sampler of somebody's own may draw
+        return sorted({int(row) for row in sampler})
 
 
 def shown_targets(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:

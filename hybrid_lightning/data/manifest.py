@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from hybrid_lightning.data.augment import make_augmentation
@@ -29,7 +30,7 @@ from hybrid_lightning.data.prepared import (
     write_split,
 )
 from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of, make_loader
-from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule
+from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule, groups_of
 from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.data.target import FittedTarget, Target
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
@@ -296,6 +297,20 @@ class ManifestDataModule(pl.LightningDataModule):
             path, split = self.predict_path, "predict"
         rows = self.datasets[split].rows.numpy()
         return list(self._tables[path].texts(self.id).take(rows).to_pylist())
+
+    @property
+    def plain_train_dataset(self) -> SampleDataset:
+        """The training rows in their order, without random transforms."""
+        train = self.datasets["train"]
+        return dataset_of(train.samples, train.rows)
+
+    @property
+    def train_groups(self) -> Tensor | None:
+        """A number per training row `(N,)`, the same for rows of one value of ``split_by``; None without it."""
+        column = self.split_rule.group_column
+        if column is None:
+            return None
+        return torch.from_numpy(groups_of(self._tables[self.path], column))[self.datasets["train"].rows]
 
     # Loading
 

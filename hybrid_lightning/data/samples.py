@@ -1,7 +1,8 @@
 """Samples, batches and loaders from the rows of a manifest."""
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,6 +67,13 @@ class Samples:
                 if known is None and present[key].any():  # from the first row that has a file
                     known = shape_of(entry.read(int(present[key].argmax()), training=False))
                 self.shapes[key] = known
+
+    def without(self, keys: Collection[str]) -> "Samples":
+        """The same rows without these keys, whose files are then not read."""
+        smaller = copy.copy(self)
+        smaller.entries = {key: entry for key, entry in self.entries.items() if key not in keys}
+        smaller.files = [key for key in self.files if key not in keys]
+        return smaller
 
     def _presences(self, table: Table) -> dict[str, Array]:
         """Key → whether each row has it, `(rows,)` bool; each row has something."""
@@ -151,6 +159,14 @@ class SampleDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return self.samples.read(int(self._row[index]), self.training)
 
+    def collate(self, samples: Sequence[Batch]) -> Batch:
+        """A batch of what it gives."""
+        return self.samples.join(samples)
+
+    def without(self, keys: Collection[str]) -> "SampleDataset":
+        """The same samples without these keys, which are then not read."""
+        return dataset_of(self.samples.without(keys), self.rows, self.training)
+
 
 class MemoryDataset(SampleDataset):
     """Rows that have no files: whole batches at once."""
@@ -161,6 +177,10 @@ class MemoryDataset(SampleDataset):
 
     def __getitem__(self, index: int) -> Batch:
         return pick(self.__getitems__([index]), 0)
+
+    def collate(self, samples: Any) -> Batch:
+        """Its batches arrive complete."""
+        return as_batch(samples)  # type: ignore[no-any-return]
 
 
 def dataset_of(samples: Samples, rows: Tensor, training: bool = False) -> SampleDataset:
@@ -192,7 +212,7 @@ def make_loader(
         batch_size=batch_size,
         shuffle=dataset.training and sampler is None,
         sampler=sampler,
-        collate_fn=dataset.samples.join if has_files else as_batch,
+        collate_fn=dataset.collate,
         drop_last=dataset.training and rows > 1 and rows % batch_size == 1,  # BatchNorm needs two samples
         num_workers=workers,
         persistent_workers=workers > 0 and persistent,

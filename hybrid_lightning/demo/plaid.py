@@ -19,6 +19,8 @@ class PlaidDataModule(InMemoryDataModule):
 
     - ``trace``: ``values`` `(context,)` scaled to [0, 1] and padded on the left, ``mask`` `(context,)` bool;
     - ``wave``: `(1, wave_length)`, the trace relative to its mean magnitude, peaks compressed, padded on the right;
+    - ``series``: ``values`` `(series_length,)` as they were measured, zeros after the last sample, ``mask``
+      `(series_length,)` bool;
     - ``stats``: `(4,)`, logarithms of length, standard deviation and peak, and the mean, which ``trace`` and ``wave``
       no longer show; standardized with the training split;
     - ``target``: the class, 0 to 10.
@@ -27,6 +29,7 @@ class PlaidDataModule(InMemoryDataModule):
         batch_size: Samples per batch.
         context: Length of ``trace``, in samples; of longer traces the end is kept.
         wave_length: Length of ``wave``, in samples; of longer traces the start is kept.
+        series_length: Length of ``series``, in samples; of longer traces the start is kept.
         val_fraction: Share of the training traces used for validation, between 0 and 1.
         seed: Seed of the validation split; does not follow the seed of the model.
 
@@ -39,6 +42,7 @@ class PlaidDataModule(InMemoryDataModule):
         batch_size: int = 16,
         context: int = 512,
         wave_length: int = 512,
+        series_length: int = 1344,
         val_fraction: float = 0.15,
         seed: int = 0,
     ) -> None:
@@ -47,6 +51,7 @@ class PlaidDataModule(InMemoryDataModule):
             raise ConfigError(f"{val_fraction!r} is not between 0 and 1.", "data.val_fraction")
         self.context = context
         self.wave_length = wave_length
+        self.series_length = series_length
         self.val_fraction = val_fraction
         self.seed = seed
 
@@ -68,7 +73,10 @@ class PlaidDataModule(InMemoryDataModule):
             wave = pad_right(own, self.wave_length)
             stats = (describe(own) - mean) / std
             trace = {"values": values, "mask": mask}
-            splits[split] = DictDataset({"trace": trace, "wave": wave, "stats": stats, "target": labels})
+            series = as_measured(own, self.series_length)
+            splits[split] = DictDataset(
+                {"trace": trace, "wave": wave, "series": series, "stats": stats, "target": labels}
+            )
         return splits
 
 
@@ -109,6 +117,17 @@ def pad_right(traces: list[Tensor], length: int) -> Tensor:
         kept = torch.asinh(trace / magnitude)[:length]
         wave[row, 0, : len(kept)] = kept
     return wave
+
+
+def as_measured(traces: list[Tensor], length: int) -> dict[str, Tensor]:
+    """The first samples of each trace, ``values`` and ``mask`` `(N, length)`, zeros and False after the last one."""
+    values = torch.zeros(len(traces), length)
+    mask = torch.zeros(len(traces), length, dtype=torch.bool)
+    for row, trace in enumerate(traces):
+        kept = trace[:length]
+        values[row, : len(kept)] = kept
+        mask[row, : len(kept)] = True
+    return {"values": values, "mask": mask}
 
 
 def describe(traces: list[Tensor]) -> Tensor:

@@ -5,7 +5,6 @@ import gc
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
-from torch.distributed.constants import default_pg_timeout
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
@@ -39,20 +37,17 @@ class FSDP2Strategy(ModelParallelStrategy):
             only this strategy continues. If not, it is one file as under any other strategy, gathered on the first
             rank.
         process_group_backend: ``nccl``, ``gloo``, ...; None chooses by device.
-        timeout: Of a collective operation.
     """
 
     def __init__(
         self,
         save_distributed_checkpoint: bool = False,
         process_group_backend: str | None = None,
-        timeout: timedelta = default_pg_timeout,
     ) -> None:
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=save_distributed_checkpoint,
             process_group_backend=process_group_backend,
-            timeout=timeout,
         )
 
     def setup_environment(self) -> None:

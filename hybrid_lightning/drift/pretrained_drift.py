@@ -1,7 +1,7 @@
 """How far pretrained parts have moved from where they started, in their weights and in what they compute."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -47,6 +47,8 @@ class PretrainedDrift(StartingWeightsCallback):
     Raises:
         ConfigError: At the start of a fit, if a part is unknown, or null is given and no group is marked as pretrained.
     """
+
+    state_form: ClassVar[dict[Any, Any]] = {"features": {str: Tensor}}
 
     def __init__(self, parts: list[str] | None = None, reference_samples: int = 64) -> None:
         if reference_samples < FEWEST_SAMPLES and reference_samples != 0:

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,8 +23,8 @@ def read_reference_batch(trainer: Trainer, samples: int) -> tuple[Any, int]:
     """The first samples of the validation data, else of the training data, as one batch, and how many there are."""
     # They are read by index, in the dataset's order, with random numbers of their own; the loaders that the fit reads
     # are not touched. Of several loaders the first is taken.
-    with _own_random_state(trainer):
-        loader = _first(_loaders(trainer))
+    with own_random_state(trainer):
+        loader = first_of(evaluation_loaders(trainer))
         batched = isinstance(loader, DataLoader) and loader.batch_sampler is not None
         if not batched or isinstance(loader.dataset, IterableDataset) or not len(loader.dataset):
             raise ConfigError(
@@ -54,9 +54,9 @@ def part_features(
 
     hooks = [module.register_forward_hook(keep) for module in names]
     try:
-        with _as_validation(trainer), _own_random_state(trainer), dry_run(pl_module):
-            batch = trainer.precision_plugin.convert_input(copy.deepcopy(reference))  # a module may work in place
-            batch = trainer.strategy.batch_to_device(before_transfer(pl_module, batch))
+        with as_validation(trainer), own_random_state(trainer), dry_run(pl_module):
+            own = copy.deepcopy(reference)  # a module may work in place
+            batch = next(batches_on_device(trainer, pl_module, [own]))
             # compiled code would not call hooks that were added after its compilation
             with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
                 pl_module(batch)
@@ -67,23 +67,32 @@ def part_features(
     return found
 
 
-def _loaders(trainer: Trainer) -> Any:
+def evaluation_loaders(trainer: Trainer) -> Any:
+    """The validation loaders of a fit, else the training loaders."""
     if not trainer.enable_validation:
         return trainer.train_dataloader
     if trainer.val_dataloaders is None:  # not needed yet, as with check_val_every_n_epoch
-        with _as_validation(trainer):
+        with as_validation(trainer):
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
     return trainer.val_dataloaders
 
 
-def _first(loaders: Any) -> Any:
+def first_of(loaders: Any) -> Any:
+    """The first of a collection of loaders, or of numbers of their batches; an empty one as it is."""
     while isinstance(loaders, Mapping | list | tuple) and loaders:
         loaders = next(iter(loaders.values() if isinstance(loaders, Mapping) else loaders))
     return loaders
 
 
+def batches_on_device(trainer: Trainer, pl_module: LightningModule, loader: Iterable[Any]) -> Iterator[Any]:
+    """Batches as the module gets them: after the hooks of batches, on the device."""
+    for batch in loader:
+        converted = trainer.precision_plugin.convert_input(batch)
+        yield trainer.strategy.batch_to_device(before_transfer(pl_module, converted))
+
+
 @contextmanager
-def _as_validation(trainer: Trainer) -> Iterator[None]:
+def as_validation(trainer: Trainer) -> Iterator[None]:
     """Hooks of batches, such as augmentation on the device, depend on the Trainer's stage."""
     stage = trainer.state.stage
     trainer.validating = True
@@ -94,7 +103,7 @@ def _as_validation(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _own_random_state(trainer: Trainer) -> Iterator[None]:
+def own_random_state(trainer: Trainer) -> Iterator[None]:
     """The same random numbers each time; those of the fit go on afterwards as if nothing had been drawn."""
     device = trainer.strategy.root_device
     states = random.getstate(), np.random.get_state()

@@ -1,7 +1,7 @@
 """Limits of the gradients of single parts, so that one part's spike stays that part's."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -39,6 +39,7 @@ class GradientClipping(FitCallback):
     """
 
     gradient_order = 1
+    state_form: ClassVar[dict[Any, Any]] = {"zclip": {str: [float, float, float]}}
 
     def __init__(self, clip: dict[str, Any]) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -59,6 +59,8 @@ class NonFiniteGradients(SkippingCallback):
     Raises:
         ConfigError: On another policy or a number below 1.
     """
+
+    state_form: ClassVar[dict[Any, Any]] = {**SkippingCallback.state_form, "in_a_row": int}
 
     def __init__(self, policy: str = "error", max_in_a_row: int = 20) -> None:
         check_choice(policy, "NonFiniteGradients.policy", POLICIES, "policy")

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -52,6 +52,7 @@ class SkippingCallback(FitCallback, ABC):
     """
 
     gradient_order = 1
+    state_form: ClassVar[dict[Any, Any]] = {"skipped": int, "statistics": (type(None), list, {str: Tensor})}
 
     def __init__(self, skips: bool) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_number, listing
 from hybrid_lightning.gradients.norms import GradientPass, NormTable
 from hybrid_lightning.gradients.skipping import LaterOnHost, MeasuredStep, SkippingCallback, worst_of_ranks
-from hybrid_lightning.gradients.spike_history import NormHistory, Sensitivity, Spike
+from hybrid_lightning.gradients.spike_history import HISTORY_FORM, NormHistory, Sensitivity, Spike
 from hybrid_lightning.gradients.step import has_scaler
 
 ACTIONS = ("warn", "skip")
@@ -71,6 +71,15 @@ class SpikeGuard(SkippingCallback):
         ConfigError: If an action is unknown or a number impossible; if the gradients are not finite for more than
             `max_skips` steps in a row.
     """
+
+    state_form: ClassVar[dict[Any, Any]] = {
+        **SkippingCallback.state_form,
+        "histories": {str: HISTORY_FORM},
+        "counts": {str: int},
+        "spiky_steps": int,
+        "skips_in_a_row": int,
+        "events": [dict],
+    }
 
     def __init__(
         self,

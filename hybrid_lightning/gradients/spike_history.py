@@ -42,6 +42,10 @@ class Spike:
         return f"{self.part!r} {self.norm:.3g}, typically {self.typical:.3g} (× {self.ratio:.3g}, z {self.z:.3g})"
 
 
+HISTORY_FORM = {"trains": int, "norms": int, "mean": float, "variance": float, str: ()}
+"""What a checkpoint holds of a `NormHistory`, and nothing else."""
+
+
 @dataclass
 class NormHistory:
     """The norms that one part had, as exponentially weighted mean and variance of their logarithms, without bias.

@@ -6,6 +6,10 @@ from typing import Any
 from torch import Tensor
 
 Batch = Mapping[str, Any]
+CACHED = "cached"
+"""Key of a batch under which a cache gives what parts have made of its samples: part → `(B, ...)`."""
+CACHED_INDEX = "cached_index"
+"""Key under which it gives the places of the samples in their dataset, int64 `(B,)`."""
 _CHANNEL_ARGUMENTS = ("in_channels", "in_chans")
 _FEATURE_ARGUMENTS = ("in_features", "input_size")
 _SIZED_ENTRIES = ("values", "numeric")
@@ -39,8 +43,8 @@ def _first_of(entry: Any, count: int) -> Any:
     return entry
 
 
-def sizes_of(inputs: list[Any]) -> dict[str, int]:
-    """Sizes of a part's first input, by the names that arguments for them have."""
+def sizes_of(inputs: list[Any]) -> dict[str, Any]:
+    """Sizes of a part's first input, by the names that arguments for them have: numbers, and ``in_shape``, a list."""
     first = inputs[0] if inputs else None
     # a table or a sequence comes with a mask or with codes, which have no size to infer
     if isinstance(first, Mapping):
@@ -49,4 +53,4 @@ def sizes_of(inputs: list[Any]) -> dict[str, int]:
         return {}
     channels = dict.fromkeys(_CHANNEL_ARGUMENTS, first.shape[1])
     features = dict.fromkeys(_FEATURE_ARGUMENTS, first.shape[-1])
-    return channels | features
+    return channels | features | {"in_shape": list(first.shape[1:])}

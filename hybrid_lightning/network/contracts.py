@@ -1,7 +1,7 @@
 """What a module of a user's own may offer beside `forward`."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -39,6 +39,25 @@ class MakesOutputs(Protocol):
     """A fusion whose result is the model's outputs if `makes_outputs` is true: no head is added."""
 
     makes_outputs: bool
+
+
+@runtime_checkable
+class ReadsTrainingData(Protocol):
+    """A part that takes something from training samples once, before training, such as quantiles or bandwidths.
+
+    What it takes stands in buffers, whose shapes do not depend on the samples, so that a checkpoint holds it.
+    """
+
+    prepared: Tensor
+    """Whether it has, a buffer `()` of 0 or 1; int64, because gloo does not send bool."""
+
+    def prepare(self, batches: Iterable[list[Any]]) -> None:
+        """Takes it, and sets `prepared` to 1.
+
+        Args:
+            batches: What `forward` is called with, batch after batch of training samples in a fixed order; a lone dict
+                holds keyword arguments. To be read once at most.
+        """
 
 
 def takes_presence(fusion: nn.Module) -> bool:

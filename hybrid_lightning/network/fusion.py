@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, check_keys, check_number
 from hybrid_lightning.network.missing import Presence, everybody
+from hybrid_lightning.network.modules.mlp import LinearVote, set_linear
 
 Features = Mapping[str, Tensor]
 """Part → `(B, features)`."""
@@ -318,3 +319,23 @@ class PartHeads(nn.Module):
             vectors = standardized(norm, features[part], mask)
             outputs[part] = linear(dropout(vectors))
         return outputs
+
+    @torch.no_grad()
+    def start_at(self, features: Features, present: Presence, votes: Mapping[str, LinearVote]) -> None:
+        """Makes each head compute a vote in evaluation; `features` `(N, features)` of training samples give the scales.
+
+        With another ``standardize`` than ``samples`` the heads stay as they are.
+        """
+        for part, layers in self.heads.items():
+            norm, _, linear = layers.children()
+            if not isinstance(norm, SampleNorm):
+                continue
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            rows = features[part][present[part]] if part in present else features[part]
+            variance, mean = torch.var_mean(rows.double(), dim=0, correction=0)
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            weight, bias = votes[part]
+            spread = (variance + norm.eps).sqrt().to(weight.device)
+            set_linear(linear, LinearVote(weight * spread[:, None], bias + mean.to(weight) @ weight))

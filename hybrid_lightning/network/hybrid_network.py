@@ -1,25 +1,24 @@
 """The network: parts in chains and parallel towers, a fusion where several meet, and a head."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.batch import Batch, tensors_in
+from hybrid_lightning.errors import ConfigError, at
+from hybrid_lightning.network.batch import CACHED, Batch, tensors_in
 from hybrid_lightning.network.channels import Normalize
-from hybrid_lightning.network.contracts import modality_dropout, takes_presence
-from hybrid_lightning.network.missing import Presence, drop_at_random, encode_present, everybody, presence
+from hybrid_lightning.network.contracts import ReadsTrainingData, modality_dropout, takes_presence
+from hybrid_lightning.network.missing import Presence, drop_at_random, encode_present, everybody, presence, take
 from hybrid_lightning.network.outputs import mask_of, pooled
 from hybrid_lightning.network.part import Part, place_of
 from hybrid_lightning.network.record import NetworkRecord
+from hybrid_lightning.network.untrainable import refuse_untrainable_parts
 from hybrid_lightning.network.wiring import Wiring
 from hybrid_lightning.optim.groups import named_param_groups
-from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
-
-_NEVER = UnfreezingSchedule.parse("never")
+from hybrid_lightning.unfreezing.freezing import apply_modes
 
 
 class Outputs(NamedTuple):
@@ -39,6 +38,9 @@ class HybridNetwork(nn.Module):
     `options` and `modules` have the names of the parts, the ``fusion``, the ``head`` and the ``part_heads``, as far as
     they exist; the modules in the order in which they run. The losses of the part heads have `part_weight`; with 0 they
     only observe.
+
+    A module whose outputs pass no gradient back to its inputs says so by an attribute ``passes_gradient = False``; a
+    part that would train through such modules alone is refused with a `ConfigError`.
     """
 
     def __init__(
@@ -66,19 +68,9 @@ class HybridNetwork(nn.Module):
         self.weight_reports: dict[str, str] = {}
         """Part → what was loaded into it from a file."""
         self._compiled: dict[str, Callable[..., Any]] = {}
-        self._refuse_frozen_parts()
+        refuse_untrainable_parts(self.options, self.parts, self.wiring)
         # finds impossible stages before an optimizer is made
         self.param_groups(lr=1.0, weight_decay=0.0)
-
-    def _refuse_frozen_parts(self) -> None:
-        for name, part in self.options.items():
-            parameters = list(self.parts[name].parameters())
-            if parameters and not any(p.requires_grad for p in parameters) and part.unfreeze != _NEVER:
-                raise ConfigError(
-                    "all parameters arrive frozen (requires_grad=False), so they would never train. Write 'unfreeze: "
-                    "never', or leave the flags to the schedule: requires_grad_(True).",
-                    f"{place_of(name)}.unfreeze",
-                )
 
     @property
     def keys_read(self) -> list[str]:
@@ -86,7 +78,10 @@ class HybridNetwork(nn.Module):
         return self.wiring.keys_read(self.record.absent)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The outputs `(B, outputs)`; samples may lack a key of the batch that has ``present/<key>``."""
+        """The outputs `(B, outputs)`; samples may lack a key of the batch that has ``present/<key>``.
+
+        Parts under `CACHED` in the batch are not run, here and in all other methods; see `kept_outputs`.
+        """
         present = self._sampled_presence(batch)
         return self._join(self._features(batch, present), present)
 
@@ -104,14 +99,63 @@ class HybridNetwork(nn.Module):
         without = self._without(features, present) if contributions else {}
         return Outputs(joint, self._alone(features, present), without)
 
-    def features(self, batch: Batch, cached: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def features(
+        self,
+        batch: Batch,
+        cached: Mapping[str, Tensor] | None = None,
+        parts: Collection[str] | None = None,
+    ) -> dict[str, Tensor]:
         """The features `(B, features)` of each part that feeds the fusion or the head; zeros where it is absent.
 
         Args:
             batch: As for `forward`; keys that only cached parts read may be left out.
-            cached: Part → its output for this batch, before pooling. Neither it nor a part that it alone reads is run.
+            cached: Part → its output for this batch. Neither it nor a part that it alone reads is run. None takes what
+                the batch has under `CACHED`.
+            parts: Those whose features are wanted; None takes all.
         """
-        return self._features(batch, self.presence(batch), cached)
+        return self._features(batch, self.presence(batch), cached, parts)
+
+    def kept_outputs(self, batch: Batch, parts: Collection[str]) -> dict[str, Tensor]:
+        """What a cache keeps of these parts: features of those that feed the fusion or the head, else outputs."""
+        outputs, features = self._run(batch, self.presence(batch), None, parts)
+        return {name: features.get(name, outputs[name]) for name in parts}
+
+    def unprepared(self) -> list[str]:
+        """The parts that have yet to take something from training data, in the order in which they run."""
+        found = []
+        for name in self.wiring.order:
+            part = self.parts[name]
+            if isinstance(part, ReadsTrainingData) and not bool(part.prepared):
+                found.append(name)
+        return found
+
+    def prepare(self, read: Callable[[], Iterable[Batch]]) -> None:
+        """Lets these parts take it, each after those that it reads; `read` starts a new pass over the same samples."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            for name in self.unprepared():
+                part = self.parts[name]
+                assert isinstance(part, ReadsTrainingData)
+                with torch.no_grad(), at(place_of(name)):
+                    part.prepare(self.inputs_of(name, batch) for batch in read())
+        finally:
+            apply_modes(modes)
+
+    def inputs_of(self, name: str, batch: Batch) -> list[Any]:
+        """What a part is called with, of the samples that have it."""
+        present = self.presence(batch)
+        outputs: dict[str, Tensor] = {}
+        before = self.wiring.needed((), [name]) - {name}
+        for other in self.wiring.order:
+            if other in before:
+                inputs = self.wiring.inputs(other, batch, outputs)
+                outputs[other] = self._encode(other, inputs, self._mask(other, present))
+        inputs = self.wiring.inputs(name, batch, outputs)
+        mask = self._mask(name, present)
+        if mask is not None:
+            inputs = [take(value, mask) for value in inputs]
+        return scaled(inputs, self.scales[name]) if name in self.scales else inputs
 
     def presence(self, batch: Batch) -> Presence:
         """Which parts are there in which samples; refused if one is absent that the model has never been without."""
@@ -143,11 +187,21 @@ class HybridNetwork(nn.Module):
         return present
 
     def _features(
-        self, batch: Batch, present: Presence, cached: Mapping[str, Tensor] | None = None
+        self,
+        batch: Batch,
+        present: Presence,
+        cached: Mapping[str, Tensor] | None = None,
+        parts: Collection[str] | None = None,
     ) -> dict[str, Tensor]:
-        outputs = dict(cached or {})
+        return self._run(batch, present, cached, parts)[1]
+
+    def _run(
+        self, batch: Batch, present: Presence, cached: Mapping[str, Tensor] | None, parts: Collection[str] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The outputs of the parts that had to run or are cached, and the features of those that feed."""
+        outputs = dict(batch.get(CACHED, {}) if cached is None else cached)
         features: dict[str, Tensor] = {}
-        needed = self.wiring.needed(outputs)
+        needed = self.wiring.needed(outputs, parts)
         for name in self.wiring.order:
             if name not in needed:
                 continue
@@ -159,7 +213,7 @@ class HybridNetwork(nn.Module):
                 outputs[name] = self._encode(name, inputs, self._mask(name, present))
             if name in self.feeding:
                 features[name] = pooled(outputs[name], self.record.parts[name].pool or "mean", mask_of(inputs))
-        return features
+        return outputs, features
 
     def _mask(self, name: str, present: Presence) -> Tensor | None:
         """The samples for which a part has work: those that have its input, and one of the parts it leads to."""
@@ -272,8 +326,13 @@ class HybridNetwork(nn.Module):
 
 def run_module(module: Callable[..., Any], inputs: list[Any], scale: nn.Module | None) -> Any:
     """What a part's module returns: a lone dict is passed as keyword arguments, and images on the part's own scale."""
-    if scale is not None and isinstance(inputs[0], Tensor):
-        inputs = [scale(inputs[0]), *inputs[1:]]
+    if scale is not None:
+        inputs = scaled(inputs, scale)
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         return module(**inputs[0])
     return module(*inputs)
+
+
+def scaled(inputs: list[Any], scale: nn.Module) -> list[Any]:
+    """The inputs of a part with its images, the first of them, on the part's own scale."""
+    return [scale(inputs[0]), *inputs[1:]] if isinstance(inputs[0], Tensor) else inputs

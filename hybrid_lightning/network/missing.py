@@ -82,7 +82,7 @@ def encode_present(
     for norm in moving:
         norm.training = False
     try:
-        encoded = call([_take(value, chosen) for value in inputs])
+        encoded = call([take(value, chosen) for value in inputs])
     finally:
         for norm in moving:
             norm.training = True
@@ -90,9 +90,10 @@ def encode_present(
     return absent_are_zero.index_copy(0, rows, encoded[: len(rows)])
 
 
-def _take(value: Any, rows: Tensor) -> Any:
+def take(value: Any, rows: Tensor) -> Any:
+    """Some samples of an entry of a batch; `rows` are indices, or a mask `(B,)`."""
     if isinstance(value, Mapping):
-        return {key: _take(entry, rows) for key, entry in value.items()}
+        return {key: take(entry, rows) for key, entry in value.items()}
     return value[rows] if isinstance(value, Tensor) else value
 
 

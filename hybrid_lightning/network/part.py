@@ -11,8 +11,9 @@ from torch import nn
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number, listing
 from hybrid_lightning.gradients.clipping_rule import ClippingRule
 from hybrid_lightning.network.adapters import AdapterSpec
+from hybrid_lightning.network.contracts import ReadsTrainingData
 from hybrid_lightning.network.outputs import POOLS
-from hybrid_lightning.network.registry import registered_name
+from hybrid_lightning.network.registry import RANDOM_MODULES, registered_name
 from hybrid_lightning.optim.groups import PartRates
 from hybrid_lightning.unfreezing.freezing import BATCH_NORM_MODES
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
@@ -24,7 +25,8 @@ _COMPILE_OPTIONS: dict[str, tuple[Any, ...]] = {
     "fullgraph": (True, False),
 }
 """The options of torch.compile that a file may state; others can name programs that torch then runs."""
-RESERVED = ("fusion", "part_heads", "target", "id", "present", "pretrained", "untrained", "total")
+NEVER = UnfreezingSchedule.parse("never")
+RESERVED = ("fusion", "part_heads", "cached", "target", "id", "present", "pretrained", "untrained", "total")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TYPES: dict[str, Any] = {
     "weights": WeightSource,
@@ -48,6 +50,8 @@ class Part:
         weights: ``pretrained`` (the module brings its own), the path of a ``.safetensors`` or ``.pt`` file or of a
             checkpoint of this program, or ``{path: ..., sha256: ..., strip: [...], rename: {...}, coverage: 0.9}`` (see
             `WeightSource`), or None for an untrained part. A live module that is already trained says ``pretrained``.
+        origin: ``pretrained``, ``untrained`` or ``random``, which is drawn once and never trained. None takes the one
+            that follows: pretrained with ``weights``; random for modules of random features; else untrained.
         input: Name of another part, key of the batch, or a list of them passed by position; a part's name wins over a
             key of the same name. None reads the key of the part's own name.
         output: Key or position of the tensor to use, where the module returns a dict or a tuple; None takes
@@ -88,6 +92,7 @@ class Part:
     module: Any
     args: dict[str, Any] = field(default_factory=dict)
     weights: WeightSource | Any = None
+    origin: str | None = None
     input: str | list[str] | None = None
     output: str | int | None = None
     pool: str | None = None
@@ -125,16 +130,14 @@ class Part:
             self._set(name, typed)
             written[name] = (typed, words)
         self._set("written", written)
+        if self.origin is None:
+            self._set("origin", implied_origin(self.module, self.weights))
+        _check_origin(self)
         _check_numbers(self)
         _check_kinds(self)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-
-    @property
-    def origin(self) -> str:
-        """``pretrained`` if weights are loaded, else ``untrained``."""
-        return "untrained" if self.weights is None else "pretrained"
 
     @property
     def rates(self) -> PartRates:
@@ -147,7 +150,8 @@ class Part:
         for option in _OPTIONS:
             value = getattr(self, option)
             is_live = option == "module" and not isinstance(value, str)
-            if value is None or is_live:
+            is_implied = option == "origin" and value == implied_origin(self.module, self.weights)
+            if value is None or is_live or is_implied:
                 continue
             typed, words = self.written.get(option, (None, None))
             plain[option] = words if value is typed else value
@@ -156,7 +160,11 @@ class Part:
 
 _OPTIONS = tuple(option.name for option in dataclasses.fields(Part) if option.name != "written")
 _COMMON = {"lr_scale": 1.0, "layer_decay": 1.0, "decay_all": False, "unfreeze": "always"}
-DEFAULTS = {"pretrained": {**_COMMON, "lr_scale": 0.1, "unfreeze": "10%"}, "untrained": _COMMON}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "pretrained": {**_COMMON, "lr_scale": 0.1, "unfreeze": "10%"},
+    "untrained": _COMMON,
+    "random": {**_COMMON, "unfreeze": "never"},
+}
 """Pretrained parts learn at a tenth of the base rate, after the new parts have settled for a tenth of the fit."""
 _WITH_DEFAULTS = (*_COMMON, "weight_decay", "l2sp", "batch_norm", "clip")
 Defaults = Mapping[str, Mapping[str, Any]]
@@ -165,7 +173,7 @@ Defaults = Mapping[str, Mapping[str, Any]]
 
 def all_defaults(pretrained: Mapping[str, Any] | None, untrained: Mapping[str, Any] | None) -> Defaults:
     """Origin → its defaults with the user's changes."""
-    found = {}
+    found = dict(DEFAULTS)
     for origin, given in (("pretrained", pretrained), ("untrained", untrained)):
         check_keys(given or {}, _WITH_DEFAULTS, f"model.{origin}")
         found[origin] = DEFAULTS[origin] | _without_none(given or {})
@@ -176,8 +184,20 @@ def parse_part(name: str, value: Any, defaults: Defaults) -> Part:
     """Reads a `Part`, a dict of its options, a module name, or a live module; fills in the defaults of its origin."""
     with at(place_of(name)):
         options = _options_of(value)
-        origin = "untrained" if options.get("weights") is None else "pretrained"
+        origin = options.get("origin") or implied_origin(_named(options["module"]), options.get("weights"))
+        check_choice(origin, "origin", tuple(DEFAULTS), "origin")
         return Part(**{**defaults[origin], **options})
+
+
+def implied_origin(module: Any, weights: Any) -> str:
+    """The origin of a part that states none."""
+    if weights is not None:
+        return "pretrained"
+    if isinstance(module, nn.Module):
+        is_random = isinstance(module, ReadsTrainingData) and not any(True for _ in module.parameters())
+    else:
+        is_random = module in RANDOM_MODULES
+    return "random" if is_random else "untrained"
 
 
 def place_of(name: str) -> str:
@@ -215,6 +235,21 @@ def _named(module: Any) -> Any:
     if not callable(module) or "<" in path or path.startswith(".") or path.endswith("."):
         raise ConfigError(f"{module!r} cannot be named by a path; pass an instance of it instead.", "module")
     return registered_name(path)
+
+
+def _check_origin(part: Part) -> None:
+    check_choice(part.origin, "origin", tuple(DEFAULTS), "origin")
+    if (part.origin == "pretrained") != (part.weights is not None):
+        raise ConfigError(f"{part.origin!r} does not go with weights {part.weights!r}. Leave 'origin' out.", "origin")
+    if part.origin != "random":
+        return
+    for option, value in (("unfreeze", part.unfreeze), ("adapter", part.adapter)):
+        if value not in (None, NEVER):
+            raise ConfigError(
+                "a random part is drawn once and never trained. Leave this out; or write 'origin: untrained' on the "
+                "part, and it trains.",
+                option,
+            )
 
 
 def _check_numbers(part: Part) -> None:

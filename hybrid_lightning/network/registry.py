@@ -16,17 +16,24 @@ REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
     "ResidualConv3d": "hybrid_lightning.network.modules.convolution.ResidualConv3d",
     "MLP": "hybrid_lightning.network.modules.mlp.MLP",
     "TabularMLP": "hybrid_lightning.network.modules.tabular_mlp.TabularMLP",
+    "RandomConvolutions": "hybrid_lightning.network.modules.random_convolutions.RandomConvolutions",
     "SequenceTransformer": "hybrid_lightning.network.modules.transformer.SequenceTransformer",
+    "RandomConvolutions2d": "hybrid_lightning.network.modules.random_convolutions_2d.RandomConvolutions2d",
+    "RandomFourierFeatures": "hybrid_lightning.network.modules.random_fourier.RandomFourierFeatures",
     "LinearHead": "hybrid_lightning.network.modules.mlp.LinearHead",
     "ConcatFusion": "hybrid_lightning.network.fusion.ConcatFusion",
     "GatedFusion": "hybrid_lightning.network.fusion.GatedFusion",
     "AttentionFusion": "hybrid_lightning.network.fusion.AttentionFusion",
     "LogitFusion": "hybrid_lightning.network.fusion.LogitFusion",
+    "BlendFusion": "hybrid_lightning.network.blend.BlendFusion",
+    "ScaledHead": "hybrid_lightning.network.blend.ScaledHead",
     "PartHeads": "hybrid_lightning.network.fusion.PartHeads",
     "EfficientNetLite0": "hybrid_lightning.demo.efficientnet_lite.EfficientNetLite0",
     "FracastEncoder": "hybrid_lightning.demo.fracast.FracastEncoder",
 }
 """Names that a part's ``module`` may take without a dot."""
+RANDOM_MODULES = ("RandomConvolutions", "RandomConvolutions2d", "RandomFourierFeatures")
+"""Those whose features are drawn once and never trained."""
 
 _OURS = {"transformers.AutoModel": "hybrid_lightning.network.libraries.auto_model"}
 """Paths that we resolve to our own factory, because the library's entry point does not return a module class."""

@@ -62,13 +62,24 @@ class Wiring:
                     ends += [end for end in found[other] if end not in ends]
         return found
 
-    def needed(self, cached: Collection[str]) -> set[str]:
-        """The parts whose output is needed if some are cached: what only a cached part would read is not."""
-        needed = set(self.feeding)
+    def needed(self, cached: Collection[str], last: Collection[str] | None = None) -> set[str]:
+        """The parts whose output is needed if some are cached: what only a cached part would read is not.
+
+        `last` are those to arrive at; None takes the feeding ones.
+        """
+        needed = set(self.feeding if last is None else last)
         for name in reversed(self.order):
             if name in needed and name not in cached:
                 needed.update(self.parts_read(name))
         return needed
+
+    def reached_by_gradient(self, blocking: Collection[str]) -> set[str]:
+        """The parts at whose output a gradient arrives, if those in `blocking` pass none on to their inputs."""
+        reached = set(self.feeding)
+        for name in reversed(self.order):
+            if name in reached and name not in blocking:
+                reached.update(self.parts_read(name))
+        return reached
 
     def inputs(self, name: str, batch: Batch, outputs: Mapping[str, Tensor]) -> list[Any]:
         """What a part is called with, given the outputs of the parts before it."""

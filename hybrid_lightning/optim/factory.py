@@ -68,7 +68,6 @@ def make_optimizer(
     groups: list[dict[str, Any]],
     *,
     fused: bool,
-    scaled: bool = False,
     trust: Collection[str] | None = None,
 ) -> Optimizer:
     """An optimizer over named groups."""
@@ -81,13 +80,6 @@ def make_optimizer(
                 f"init_args.{rate}",
             )
     check_arguments(optimizer_class, {"params": groups, **args}, "init_args")
-    # Lightning leaves the unscaling to the step of a fused optimizer
-    if scaled and args.get("fused"):
-        raise ConfigError(
-            "under precision 16-mixed a fused optimizer unscales the gradients by itself, so they could be neither "
-            "clipped nor logged. Remove it, or use bf16-mixed.",
-            "init_args.fused",
-        )
     # torch refuses fused together with either of the other two
     is_chosen = not {"fused", "foreach", "differentiable"}.isdisjoint(args)
     if fused and not is_chosen and "fused" in parameters_of(optimizer_class):

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -31,6 +32,13 @@ from hybrid_lightning.resume.seeded_loaders import hashed
 from hybrid_lightning.trainer import FitCallback, window_is_open
 
 KEY = "exact_resume"
+_FORM = {
+    "seed": int,
+    "logged_steps": int,
+    "validated": int,
+    "metrics": {str: Tensor},
+    "window": (type(None), {str: {str: Tensor}}),
+}
 
 
 class ExactResume(FitCallback):
@@ -72,6 +80,7 @@ class ExactResume(FitCallback):
         self._validated = -1
         self._validation_pending = False
         self._window: dict[str, dict[str, Tensor]] | None = None
+        self._silence = ExitStack()
 
     # Restoring
 
@@ -83,7 +92,7 @@ class ExactResume(FitCallback):
         """Puts the saved counters in order, before Lightning reads them."""
         if self.enabled and trainer.state.fn == "fit" and "loops" in checkpoint:
             refuse_damaged_counters(trainer, checkpoint)
-            self._saved = checkpoint.get(KEY, {})
+            self._saved = checkpoint.get(KEY) or {}
             self._point = settle(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,8 +116,17 @@ class ExactResume(FitCallback):
             if self._point.in_epoch:
                 self._continue_epoch(trainer, pl_module, saved)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Lets warnings through again; so do the ends of a fit."""
+        self._silence.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """An interrupted fit ends like any other."""
+        self._silence.close()
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finishes a fit that was over when it was saved."""
+        self._silence.close()
         if self._saved is not None:
             self._finish_epoch(trainer, self._saved)
         self._saved = None
@@ -128,6 +146,9 @@ class ExactResume(FitCallback):
     def _continue_epoch(self, trainer: Trainer, pl_module: LightningModule, saved: dict[str, Any]) -> None:
         """Starts the epoch that was under way again, at the batch that comes next."""
         warn_of_changes(trainer, saved, self._point)
+        # Lightning warns between on_train_epoch_start and the first batch, whatever has been done
+        self._silence.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
         self._window = saved.get("window")
         self._logged_steps = saved.get("logged_steps", self._logged_steps)
         self._validated = saved.get("validated", -1)
@@ -245,8 +266,7 @@ def refuse_damaged_counters(trainer: Trainer, checkpoint: dict[str, Any]) -> Non
     """Raises `ConfigError` if counters of a saved fit, or entries of `ExactResume`, are missing or of another type."""
     path = first_damaged(checkpoint["loops"], {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
     if path is None and checkpoint.get(KEY):
-        entries = {"seed": 0, "logged_steps": 0, "validated": 0, "metrics": {}}
-        path = first_damaged(checkpoint[KEY], entries, KEY)
+        path = first_damaged(checkpoint[KEY], _FORM, KEY)
     if path is not None:
         raise damaged(f"{path!r} is missing or of another type.")
 
@@ -261,7 +281,6 @@ def chosen_seed(saved: int | None, epoch: int) -> int:
 
 def warn_of_changes(trainer: Trainer, saved: dict[str, Any], point: SavedPoint) -> None:
     """Warns of what makes a fit that goes on within an epoch not exact, instead of Lightning, which always warns."""
-    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
     changed, reasons = [], []
     for name, value in (("ranks", trainer.world_size), ("batches", trainer.num_training_batches)):
         if saved.get(name, value) != value:
@@ -306,12 +325,13 @@ def open_window(trainer: Trainer, module: LightningModule) -> dict[str, dict[str
 def restore_window(trainer: Trainer, module: LightningModule, window: dict[str, dict[str, Tensor]]) -> None:
     """Puts back what `open_window` saved."""
     rank = trainer.global_rank
+    gradients, buffers = window.get("gradients", {}), window.get("buffers", {})
     for name, parameter in module.named_parameters():
-        if name in window["gradients"]:
-            gradient = window["gradients"][name][rank].to(parameter.device, parameter.dtype)
+        if name in gradients:
+            gradient = gradients[name][rank].to(parameter.device, parameter.dtype)
             parameter.grad = gradient.contiguous()  # compiled optimizers trust that its values do not overlap
     for name, buffer in module.named_buffers():
-        if name in window["buffers"]:
-            buffer.copy_(window["buffers"][name][rank])
+        if name in buffers:
+            buffer.copy_(buffers[name][rank])
     if isinstance(trainer.strategy.model, DistributedDataParallel):
         trainer.strategy.model.require_forward_param_sync = False  # it copies no buffers within a window

@@ -82,13 +82,13 @@ class LastCheckpoint(ModelCheckpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves before a validation that the next process can make."""
         if _validation_is_repeated(trainer):
-            self._save_and_leave_if_told(trainer)
+            self._leave_if_told(trainer, save=True)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Leaves within a validation that the next process can make."""
         # ranks may have different numbers of validation batches, so they could not agree here
         if trainer.world_size == 1 and _validation_is_repeated(trainer):
-            self._save_and_leave_if_told(trainer)
+            self._leave_if_told(trainer, save=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after a validation within an epoch, if that is due."""
@@ -136,13 +136,10 @@ class LastCheckpoint(ModelCheckpoint):
         if told:
             self._leave(trainer)
 
-    def _save_and_leave_if_told(self, trainer: Trainer) -> None:
+    def _leave_if_told(self, trainer: Trainer, save: bool = False) -> None:
         if self._told(trainer):
-            save_now(self, trainer)
-            self._leave(trainer)
-
-    def _leave_if_told(self, trainer: Trainer) -> None:
-        if self._told(trainer):
+            if save:
+                save_now(self, trainer)
             self._leave(trainer)
 
     def _leave(self, trainer: Trainer) -> None:

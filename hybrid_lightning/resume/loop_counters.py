@@ -20,15 +20,42 @@ class SavedPoint:
     epoch_ends: bool  # whether the epoch's last hooks were running, before the metric schedulers step
 
 
-def first_damaged(saved: Any, own: Any, path: str) -> str | None:
-    """Path of the first entry of nested dicts `own` that saved ones lack, or hold as another type."""
-    if not isinstance(saved, type(own)):
+def first_damaged(saved: Any, form: Any, path: str) -> str | None:
+    """Path of the first entry that is not of its form; see `FitCallback.state_form`."""
+    if isinstance(form, tuple):
+        fits = any(first_damaged(saved, one, path) is None for one in form)
+        return None if fits else path
+    if isinstance(form, dict):
+        return _first_in_dict(saved, form, path) if isinstance(saved, dict) else path
+    if isinstance(form, list):
+        return _first_in_list(saved, form, path) if isinstance(saved, list) else path
+    kind = form if isinstance(form, type) else type(form)
+    # a number that happens to be whole may have been saved as one
+    fits = isinstance(saved, int | float if kind is float else kind)
+    return None if fits else path
+
+
+def _first_in_dict(saved: dict[Any, Any], form: dict[Any, Any], path: str) -> str | None:
+    of_others = form.get(str, object)
+    for key in {**form, **saved}:
+        if key is str:
+            continue
+        if str in form and not isinstance(key, str):
+            return path
+        found = first_damaged(saved.get(key), form.get(key, of_others), f"{path}.{key}")
+        if found is not None:
+            return found
+    return None
+
+
+def _first_in_list(saved: list[Any], form: list[Any], path: str) -> str | None:
+    forms = form * len(saved) if len(form) == 1 else form
+    if len(forms) != len(saved):
         return path
-    if isinstance(own, dict):
-        for key, value in own.items():
-            found = first_damaged(saved.get(key), value, f"{path}.{key}")
-            if found is not None:
-                return found
+    for index, (entry, of_entry) in enumerate(zip(saved, forms, strict=True)):
+        found = first_damaged(entry, of_entry, f"{path}[{index}]")
+        if found is not None:
+            return found
     return None
 
 

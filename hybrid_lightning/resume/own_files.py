@@ -10,14 +10,25 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import is_local
+from hybrid_lightning.resume.loop_counters import first_damaged
+from hybrid_lightning.trainer import FitCallback
 from hybrid_lightning.weights.sharded_files import REST
 
 _NAMES_A_PATH = re.compile(r"(.*_)?(path|dir|dirpath|dirname|folder|file|filename|filepath)s?")
+
+_OF_EARLY_STOPPING = {
+    "wait_count": int,
+    "stopped_epoch": int,
+    "patience": int,
+    "best_score": Tensor,
+    "stopping_reason": (type(None), int),  # older versions of Lightning have none
+}
+"""What the state of `EarlyStopping` has to hold, see `FitCallback.state_form`."""
 
 
 class _OwnStates(dict[str, Any]):
@@ -43,6 +54,9 @@ def rebuild_paths(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             continue
         if not isinstance(own[key], Mapping):
             raise damaged(f"the state of the callback {key!r} should be a dict, not a {type(own[key]).__name__}.")
+        path = first_damaged(own[key], _form_of(callback), f"callbacks.{key}")
+        if path is not None:
+            raise damaged(f"{path!r} is missing or of another type.")
         rebuild = _of_model_checkpoint if isinstance(callback, ModelCheckpoint) else _of_other
         try:
             own[key] = rebuild(trainer, callback, own[key])
@@ -57,6 +71,13 @@ def damaged(problem: str) -> ConfigError:
 
 
 # States
+
+
+def _form_of(callback: Callback) -> dict[Any, Any]:
+    """What the state of a callback has to hold, see `FitCallback.state_form`; empty for those of others."""
+    if isinstance(callback, EarlyStopping):
+        return _OF_EARLY_STOPPING
+    return callback.state_form if isinstance(callback, FitCallback) else {}
 
 
 def _of_model_checkpoint(trainer: Trainer, callback: ModelCheckpoint, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,6 +130,14 @@ class SeededDataset(_StandIn):
         return samples
 
 
+def seeded(dataset: Any, seed: int, rank: int) -> Any:
+    """A `SeededDataset`; of a dataset that stands before another one, that one alone is seeded."""
+    with_inner = getattr(dataset, "with_inner", None)
+    if with_inner is None:
+        return SeededDataset(dataset, seed, rank)
+    return with_inner(lambda inner: SeededDataset(inner, seed, rank))
+
+
 class SeededIterable(_StandIn):
     """An iterable dataset that seeds the process that reads it, from the epoch and the number of the worker.
 
@@ -174,7 +182,8 @@ class SeededLoader:
             return
         attribute = "sampler" if loader.batch_sampler is None else "batch_sampler"
         self.sampler = SeededSampler(getattr(loader, attribute), held_generators(loader, wrapped), seed, name)
-        self._exchanged = {attribute: self.sampler, "dataset": SeededDataset(loader.dataset, seed, rank)}
+        self._exchanged = {attribute: self.sampler}
+        self._seed, self._rank = seed, rank
 
     def can_skip(self, cycled: bool) -> bool:
         """Whether a pass can start at a later batch without reading the ones before."""
@@ -195,9 +204,13 @@ class SeededLoader:
     @contextmanager
     def exchanged(self) -> Iterator[None]:
         """While it is open, an iterator that the loader makes is a seeded one."""
-        before = {name: getattr(self.loader, name) for name in self._exchanged}
+        exchanged = dict(self._exchanged)
+        if self.sampler is not None:
+            # taken anew each time: another dataset may stand in the loader by now
+            exchanged["dataset"] = seeded(self.loader.dataset, self._seed, self._rank)
+        before = {name: getattr(self.loader, name) for name in exchanged}
         try:
-            for name, value in self._exchanged.items():
+            for name, value in exchanged.items():
                 object.__setattr__(self.loader, name, value)  # a loader forbids the plain way
             yield
         finally:

@@ -13,16 +13,16 @@ from hybrid_lightning.data.loaders import require_dict, shown_targets
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.network.batch import Batch
-from hybrid_lightning.network.hybrid_network import HybridNetwork, Outputs
-from hybrid_lightning.network.missing import PREFIX
+from hybrid_lightning.network.hybrid_network import Outputs
 from hybrid_lightning.optim.lr_schedules import GroupLR
 from hybrid_lightning.tasks import changed_config
 from hybrid_lightning.tasks.checkpoint import rebuilt
 from hybrid_lightning.tasks.default_callbacks import schedules_of, with_parameters
-from hybrid_lightning.tasks.evaluation import RunningLoss, own_samples, step_by_metric
+from hybrid_lightning.tasks.evaluation import RunningLoss, own_samples, refuse_empty_samples, step_by_metric
 from hybrid_lightning.tasks.network_module import NetworkModule
 from hybrid_lightning.tasks.objective import Objective
 from hybrid_lightning.tasks.settings import Options, TaskSettings, parse_network, taken_arguments
+from hybrid_lightning.tasks.start import validate_start
 from hybrid_lightning.trainer import fit_length, is_log_step, log_values
 from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing, check_moments
 from hybrid_lightning.unfreezing.plan import plan_rows, plan_table
@@ -60,6 +60,11 @@ class HybridTask(NetworkModule):
         part_heads: Whether each of several parts that meet in the fusion also gets a head of its own, whose metrics
             ``val/<metric>/<part>`` show what it can do alone. These heads only observe: everything else trains as
             without them. ``{weight: 0.3}`` lets their losses, times 0.3, train the parts too (arXiv 1905.12681).
+        cache: Whether features of frozen parts are computed once and served in every epoch, see `FrozenFeatureCache`:
+            ``auto`` where that saves time and the task's steps are not your own, true wherever it can be, or false.
+        start: Where training begins: ``default``, with heads at random; or ``probe``: before the first step a ridge
+            regression on the features of all training samples gives each part's head, in closed form, and the fusion is
+            a `BlendFusion` of them. Training goes on from there (linear probing, then fine-tuning, arXiv 2202.10054).
         objective: Loss, predictions and metrics; a subclass gives it.
 
     Raises:
@@ -81,6 +86,8 @@ class HybridTask(NetworkModule):
         unfreezing: Options | None = None,
         init_from: str | Options | None = None,
         part_heads: bool | dict[str, float] = True,
+        cache: bool | str = "auto",
+        start: str = "default",
         *,
         objective: Objective,
     ) -> None:
@@ -94,9 +101,15 @@ class HybridTask(NetworkModule):
                 unfreezing=unfreezing,
                 init_from=init_from,
                 part_heads=part_heads if objective.reads_target else False,
+                cache=cache,
+                start=start,
                 arguments=taken_arguments(self),
             )
-        parsed, parsed_fusion = parse_network(parts, fusion, pretrained, untrained)
+            if start == "probe" and objective.closed_form is None:
+                name = type(objective).__name__
+                raise ConfigError(f"{name} has no closed form. Write 'start: default'.", "start")
+        kind = objective.closed_form
+        parsed, parsed_fusion = parse_network(parts, fusion, pretrained, untrained, start, kind)
         super().__init__(settings, parsed, parsed_fusion, objective)
         self.explain = False
         """Whether `predict_step` also gives what each part contributes."""
@@ -221,6 +234,8 @@ class HybridTask(NetworkModule):
                 raise ConfigError("ReduceLROnPlateau needs a validation split, and there is none.", "model.scheduler")
             scheduler.bind(length)
         self._print(self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length))
+        if self.settings.start == "probe" and self.trainer.ckpt_path is None:
+            validate_start(self.trainer, self)
 
     def _apply_settings(self, scheduler: GroupLR, length: FitLength) -> None:
         """After a checkpoint was restored: today's settings hold, and what has changed is printed."""
@@ -234,8 +249,8 @@ class HybridTask(NetworkModule):
 
     def plan(self, groups: list[dict[str, Any]], trainer: pl.Trainer, length: FitLength) -> str:
         """The reports of weights; and the table of parts and stages, their rates, and when each starts to train."""
-        network = self.built()
-        schedules = schedules_of(with_parameters(network.options, groups))
+        options = self.all_options
+        schedules = schedules_of(with_parameters(options, groups))
         decided: dict[str, int] | None = None
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradualUnfreezing):  # perhaps the user's own, of other schedules
@@ -243,10 +258,11 @@ class HybridTask(NetworkModule):
         training_at_start(groups, schedules)
         check_moments(trainer, groups, schedules, length)
         lines = []
-        for name, report in network.weight_reports.items():
+        for name, report in self.built().weight_reports.items():
             lines.append(report if name == "init_from" else f"{name}: {report}")
-        origins = {name: part.origin for name, part in network.options.items()}
-        return "\n".join([*lines, plan_table(plan_rows(groups, schedules, origins, length, decided), length)])
+        origins = {name: str(part.origin) for name, part in options.items()}
+        rows = plan_rows(groups, schedules, origins, length, decided)
+        return "\n".join([*lines, plan_table(rows, length)])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the mean training loss since the last log, and the rates of this step."""
@@ -313,25 +329,3 @@ class HybridTask(NetworkModule):
         # it is abstract, its subclasses are not
         model = rebuilt(HybridTask, cls, checkpoint_path, names, parts or {})  # type: ignore[type-abstract]
         return model.to(map_location or "cpu").eval()
-
-
-def refuse_empty_samples(network: HybridNetwork, batch: Batch) -> None:
-    """Raises `ConfigError` if a sample has nothing that a part reads."""
-    if not any(key.startswith(PREFIX) for key in batch):
-        return
-    present = network.presence(batch)
-    if not all(name in present for name in network.feeding):
-        return  # a part that is not there is present in all samples
-    is_empty = ~torch.stack([present[name] for name in network.feeding]).any(0)
-    if not bool(is_empty.any()):
-        return
-    ids = batch.get("id")
-    if isinstance(ids, Tensor):
-        what, found = "id", ids[is_empty]
-    else:
-        what, found = "position in the batch", is_empty.nonzero().flatten()
-    raise ConfigError(
-        f"samples with nothing that a part reads ({what}): {listing(map(str, found.tolist()), 5)}. A prediction of "
-        f"them would be a guess. Remove these samples, or give them one of the inputs.",
-        "data",
-    )

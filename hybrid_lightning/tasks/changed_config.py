@@ -74,6 +74,8 @@ def all_settings(saved: Settings) -> dict[str, Any]:
     """What a task adds to a checkpoint, as one dict of all settings that may be changed on a restart."""
     settings = dict(saved.get("settings", {}))
     settings.pop("init_from", None)  # where the weights came from is over
+    for option, default in (("cache", "auto"), ("start", "default")):
+        settings.setdefault(option, default)  # of a checkpoint that is older than this option
     optimizer = ClassSpec.parse(settings.get("optimizer") or "AdamW", "AdamW").plain()
     settings["optimizer"] = {**optimizer, "class_path": optimizer["class_path"].removeprefix("torch.optim.")}
     settings["parts"] = {}

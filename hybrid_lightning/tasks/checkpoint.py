@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from hybrid_lightning.errors import RENAMED, ConfigError, check_keys, listing
+from hybrid_lightning.errors import RENAMED, ConfigError, at, check_keys, listing
+from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.tasks.init_from import OBJECTIVE
 from hybrid_lightning.weights.safe_files import peek, read_file
@@ -47,6 +48,12 @@ def read_checkpoint(path: Any, place: str = "checkpoint_path", tensors: bool = T
 def _is_ours(checkpoint: Saved) -> bool:
     saved = checkpoint.get(CHECKPOINT_KEY)
     return isinstance(saved, dict) and "version" in saved
+
+
+def network_record(saved: Mapping[str, Any]) -> NetworkRecord:
+    """What a dry run found out about the network, in what a task added to a checkpoint."""
+    with at("checkpoint.network"):
+        return NetworkRecord.parse(saved["network"])
 
 
 def task_name(task: type) -> str:
@@ -174,7 +181,7 @@ def rebuilt(base: type[Task], wanted: type, path: Any, trust: tuple[str, ...], l
             remedy = f"not a {wanted.__name__}. Call load_from_checkpoint of that class, or of HybridTask."
             raise ConfigError(f"the file was written by {name!r}, which is {remedy}", "checkpoint_path")
         model = task(parts=parts, fusion=saved["fusion"], **saved["settings"])
-        model.rebuild(saved["network"], trust)  # the file's names are resolved under this trust alone
+        model.rebuild(network_record(saved), trust)  # the file's names are resolved under this trust alone
         refuse_other_model(model.state_dict(), state, "checkpoint_path")
         model.load_state_dict(state)
     except ConfigError:

@@ -27,10 +27,10 @@ class ClassificationObjective(Objective):
     def __init__(
         self,
         num_classes: int,
-        kind: str = "multiclass",
-        class_weights: Sequence[float] | str | None = None,
-        label_smoothing: float = 0.0,
-        loss_function: str | Options | None = None,
+        kind: str,
+        class_weights: Sequence[float] | str | None,
+        label_smoothing: float,
+        loss_function: str | Options | None,
     ) -> None:
         with at("model"):
             check_choice(kind, "kind", KINDS, "kind")
@@ -46,6 +46,7 @@ class ClassificationObjective(Objective):
             self.loss_function = parse_loss(loss_function)
         self.num_classes = num_classes
         self.kind = kind
+        self.closed_form = "classes" if kind == "multiclass" else "labels"
         self.label_smoothing = label_smoothing
         self.counted = ("class_weights",) if weights == "balanced" else ()
         self.loss_module: nn.Module | None = None
@@ -121,6 +122,19 @@ class ClassificationObjective(Objective):
             return {f"prediction_{name}": labels[:, index] for index, name in enumerate(known)} | probabilities
         likeliest = predictions.argmax(1)
         return {"prediction": likeliest if names is None else [known[i] for i in likeliest.tolist()], **probabilities}
+
+    def closed_form_target(self, target: Tensor) -> Tensor:
+        """Classes `(N,)`; or labels `(N, labels)`, of which a binary target is one."""
+        return target.long() if self.closed_form == "classes" else target.reshape(len(target), -1)
+
+    def row_weights(self, target: Tensor) -> Tensor | None:
+        """The class weights of the samples; of several labels there are none."""
+        weights = self._weights
+        if weights is None or self.kind == "multilabel":
+            return None
+        if isinstance(weights, str):
+            weights = balanced_weights(target, self.num_classes, self.kind)
+        return torch.tensor(weights)[target.long()]
 
     def metrics(self) -> SplitMetrics:
         """Accuracy, macro F1, AUROC and calibration error."""

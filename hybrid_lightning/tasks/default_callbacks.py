@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from hybrid_lightning.callbacks import (
     L2SP,
     ExactResume,
+    FrozenFeatureCache,
     GradientClipping,
     GradientNormMonitor,
     GradualUnfreezing,
@@ -15,21 +16,38 @@ from hybrid_lightning.callbacks import (
     ReestimateStatistics,
 )
 from hybrid_lightning.network.part import Part
+from hybrid_lightning.tasks.start import StartOfTraining
+from hybrid_lightning.trainer import FitCallback
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
+_STEPS = ("forward", "training_step", "validation_step")
 
-def default_callbacks(parts: Collection[Part], unfreezing: Mapping[str, Any]) -> list[pl.Callback]:
+
+def default_callbacks(
+    parts: Collection[Part], unfreezing: Mapping[str, Any], cache: bool | str = False
+) -> list[FitCallback]:
     """Those that the options of the parts need, in the order in which they have to see the gradients."""
-    callbacks: list[pl.Callback] = []
+    callbacks: list[FitCallback] = [StartOfTraining()]
     if any(part.l2sp for part in parts):
         callbacks.append(L2SP(strength={}))
     callbacks += [GradualUnfreezing({}, **unfreezing), NonFiniteGradients()]
     if any(part.clip for part in parts):
         callbacks.append(GradientClipping({}))
-    callbacks += [GradientNormMonitor(), ExactResume()]
+    callbacks.append(GradientNormMonitor())
+    if cache is not False:
+        # before the loaders are seeded, and after what unfreezes
+        callbacks.append(FrozenFeatureCache(cache))
+    callbacks.append(ExactResume())
     if any(part.batch_norm == "recalibrate" for part in parts):
         callbacks.append(ReestimateStatistics())
     return callbacks
+
+
+def cache_mode(task: type, cache: bool | str) -> bool | str:
+    """The task's option `cache`; ``auto`` is False for steps of a user's own, which may read the raw entries."""
+    homes = [getattr(task, name).__module__.split(".")[0] for name in _STEPS]
+    is_own = any(home != __name__.split(".")[0] for home in homes)
+    return False if cache == "auto" and is_own else cache
 
 
 def give_options(callbacks: Iterable[pl.Callback], options: Mapping[str, Part], groups: list[dict[str, Any]]) -> None:
@@ -69,16 +87,16 @@ def schedules_of(parts: Mapping[str, Part]) -> dict[str, UnfreezingSchedule]:
     return {name: part.unfreeze for name, part in parts.items() if part.unfreeze != always}
 
 
-def merge_callbacks(callbacks: list[pl.Callback], own: list[pl.Callback]) -> list[pl.Callback]:
+def merge_callbacks(callbacks: list[pl.Callback], own: list[FitCallback]) -> list[FitCallback]:
     """The task's `own` callbacks without those that the user has replaced by type, for Lightning to add.
 
     Those of another task, which this Trainer trained before, are removed from the Trainer's `callbacks`.
     """
     for callback in own:
-        callback.made_by_task = True  # type: ignore[attr-defined]
-    users = [callback for callback in callbacks if not getattr(callback, "made_by_task", False)]
+        callback.made_by_task = True
+    users = [callback for callback in callbacks if not (isinstance(callback, FitCallback) and callback.made_by_task)]
     added = [callback for callback in own if not any(isinstance(other, type(callback)) for other in users)]
-    # L2SP, the first of ours, comes before the user's, because its gradient belongs to what they measure and change
-    first = [callback for callback in added if isinstance(callback, L2SP)]
+    # the first of ours come before the user's, which measure and change what these set and add
+    first = [callback for callback in added if isinstance(callback, StartOfTraining | L2SP)]
     callbacks[:] = first + users
     return added[len(first) :]

@@ -4,11 +4,15 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-from hybrid_lightning.errors import unknown
+from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.network.batch import Batch
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.missing import PREFIX
 from hybrid_lightning.optim.lr_schedules import GroupScheduler
 from hybrid_lightning.tasks.metrics import SplitMetrics
 
@@ -133,3 +137,25 @@ def step_by_metric(trainer: pl.Trainer, values: Mapping[str, Any], undefined: Ma
         if name in values and is_new and not trainer.sanity_checking:
             scheduler.step(values[name])
             scheduler.measured_after = batches
+
+
+def refuse_empty_samples(network: HybridNetwork, batch: Batch) -> None:
+    """Raises `ConfigError` if a sample has nothing that a part reads."""
+    if not any(key.startswith(PREFIX) for key in batch):
+        return
+    present = network.presence(batch)
+    if not all(name in present for name in network.feeding):
+        return  # a part that is not there is present in all samples
+    is_empty = ~torch.stack([present[name] for name in network.feeding]).any(0)
+    if not bool(is_empty.any()):
+        return
+    ids = batch.get("id")
+    if isinstance(ids, Tensor):
+        what, found = "id", ids[is_empty]
+    else:
+        what, found = "position in the batch", is_empty.nonzero().flatten()
+    raise ConfigError(
+        f"samples with nothing that a part reads ({what}): {listing(map(str, found.tolist()), 5)}. A prediction of "
+        f"them would be a guess. Remove these samples, or give them one of the inputs.",
+        "data",
+    )

@@ -7,12 +7,14 @@ from typing import Any, Self
 from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing, unknown
+from hybrid_lightning.network.contracts import ReadsTrainingData
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.weights.loading import MERGE, Fit, parts_of, tensors_of
 from hybrid_lightning.weights.safe_files import read_file
 
 _PLACE = "model.init_from"
 Tensors = dict[str, Tensor]
+Options = dict[str, Any]
 OBJECTIVE = "objective."
 """What the names of an objective's tensors begin with in a task's ``state_dict``."""
 
@@ -51,12 +53,15 @@ class StartTensors:
     source: InitFrom
     parts: dict[str, Tensors]
     objective: Tensors
+    options: dict[str, Options]
+    """Part → what it was made with there, see `_made_with`; not of parts that the file does not describe."""
 
     @classmethod
-    def read(cls, source: InitFrom, known: Collection[str]) -> Self:
-        """Reads the file once; `known` are the names of the new model's parts."""
+    def read(cls, source: InitFrom, known: Collection[str], key: str) -> Self:
+        """Reads the file once; `known` are the names of the new model's parts, `key` is that of a task's settings."""
         # the optimizer's state may be twice as large as the weights
-        tensors = tensors_of(read_file(source.path, _PLACE, without=("optimizer_states",)))
+        content = read_file(source.path, _PLACE, without=("optimizer_states",))
+        tensors = tensors_of(content)
         found = parts_of(tensors)
         with at(_PLACE):
             if not found:
@@ -68,41 +73,69 @@ class StartTensors:
             for new, old in source.parts.items():
                 if old not in found:
                     raise unknown(f"parts.{new}", "part of the file", str(old), found)
+        described = _described(content.get(key))
         parts = {}
+        options = {}
         for name in known:
             old = source.parts.get(name, name)
             if old in found:
                 parts[name] = found[old]
+            if old in described:
+                options[name] = described[old]
         objective = {}
         for name, tensor in tensors.items():
             if name.startswith((OBJECTIVE, "scale.")):  # the scale of format 3
                 objective[name.removeprefix(OBJECTIVE)] = tensor
-        return cls(source, parts, objective)
+        return cls(source, parts, objective, options)
 
     def load_into(self, network: HybridNetwork) -> str:
         """Loads what fits of each part, and reports it, a line per part; the rest keeps its fresh weights.
 
+        Parts that read training data are taken whole, and only where they were made alike, or not at all: quantiles of
+        one geometry mean nothing in another, and a part that counts as prepared never reads its own data.
+
         Raises `ConfigError` if too little fits, not all of a pretrained part, or adapters of the file would be lost.
         """
         fits = {}
+        refused = {}
         for name, tensors in self.parts.items():
-            if name in network.parts:
-                fits[name] = Fit.of(network.parts[name], tensors)
+            if name not in network.parts:
+                continue
+            fit = Fit.of(network.parts[name], tensors)
+            reason = self._refusal(name, network, fit)
+            if reason:
+                refused[name] = reason
+                fit = Fit(missing=list(network.parts[name].state_dict()))
+            fits[name] = fit
         with at(_PLACE):
-            self._check_parts(network, fits)
+            self._check_parts(network, fits, refused)
             share = covered_share(network, fits)
-            self._check_share(share, network, fits)
+            self._check_share(share, network, fits, refused)
         # only now, so that an error leaves the network as it was built
         for name, fit in fits.items():
             network.parts[name].load_state_dict(fit.found, strict=False)
         lines = [f"init_from {self.source.path}: {share:.1%} of the values."]
-        lines += [f"  {name}: {fit}" for name, fit in fits.items()]
+        for name, fit in fits.items():
+            said = f"fresh, because {refused[name]}" if name in refused else str(fit)
+            lines.append(f"  {name}: {said}")
         fresh = [name for name in network.parts if name not in fits]
         if fresh:
             lines.append(f"  fresh: {listing(fresh)}.")
         return "\n".join(lines)
 
-    def _check_parts(self, network: HybridNetwork, fits: Mapping[str, Fit]) -> None:
+    def _refusal(self, name: str, network: HybridNetwork, fit: Fit) -> str:
+        """Why nothing is taken of a part that reads training data; empty if it may be, and for other parts."""
+        if name not in network.wiring.reads or not isinstance(network.parts[name], ReadsTrainingData):
+            return ""
+        if fit.missing or fit.other or fit.resized:
+            return f"what it has read from training data is taken whole or not at all. {' '.join(fit.sentences())}"
+        if name not in self.options:
+            return "the file does not say how it was made."
+        there = self.options[name]
+        here = _made_with(network.options[name].plain(), network.record.parts[name].sizes)
+        return "" if there == here else f"it was made with {there} there, and with {here} here."
+
+    def _check_parts(self, network: HybridNetwork, fits: Mapping[str, Fit], refused: Mapping[str, str]) -> None:
         path = self.source.path
         for name, fit in fits.items():
             if fit.loses_adapters:
@@ -110,32 +143,67 @@ class StartTensors:
             if network.options[name].weights is not None and (fit.missing or fit.other):
                 raise ConfigError(
                     f"part {name!r} is pretrained, and {path!r} covers {fit.share:.1%} of it. "
-                    f"{' '.join(fit.sentences())} Name another part of the file for it, or use modules that fit."
+                    f"{_reasons(name, fit, refused)} Name another part of the file for it, or use modules that fit."
                 )
 
-    def _check_share(self, share: float, network: HybridNetwork, fits: Mapping[str, Fit]) -> None:
+    def _check_share(
+        self, share: float, network: HybridNetwork, fits: Mapping[str, Fit], refused: Mapping[str, str]
+    ) -> None:
         source = self.source
+        whys = [f" Of {name!r} nothing is taken: {reason}" for name, reason in refused.items()]
         if not any(fit.found for fit in fits.values()) or share < source.coverage:
             raise ConfigError(
                 f"{source.path!r} covers {share:.1%} of the values of this network, and {source.coverage:.1%} are "
                 f"asked for (above 0 in any case). Parts here: {listing(network.parts)}; parts that both have: "
-                f"{listing(fits)}. Map them with parts: {{part here: part in the file}}."
+                f"{listing(fits)}. Map them with parts: {{part here: part in the file}}.{''.join(whys)}"
             )
         for name, old in source.parts.items():
             if name in fits and not fits[name].found:
                 raise ConfigError(
-                    f"nothing of {old!r} fits. {' '.join(fits[name].sentences())} Name another part of the file, or "
+                    f"nothing of {old!r} fits. {_reasons(name, fits[name], refused)} Name another part of the file, or "
                     f"leave it out.",
                     f"parts.{name}",
                 )
 
     def objective_of_head(self, network: HybridNetwork) -> Tensors:
-        """The objective's state, if the network's head is now that of the file; else nothing."""
+        """The objective's state, if what makes the network's outputs is now that of the file; else nothing."""
         # the scale of targets belongs to the head that has learned them, and to no other
         own = network.parts["head"].state_dict()
         theirs = self.parts.get("head", {})
+        if not own and "fusion" in network.parts:
+            own = network.parts["fusion"].state_dict()
+            theirs = self.parts.get("fusion", {})
         is_same = all(name in theirs and theirs[name].equal(tensor.cpu()) for name, tensor in own.items())
         return self.objective if own and is_same else {}
+
+
+def _reasons(name: str, fit: Fit, refused: Mapping[str, str]) -> str:
+    """Why not all of a part is taken, as sentences."""
+    if name in refused:
+        return refused[name][0].upper() + refused[name][1:]
+    return " ".join(fit.sentences())
+
+
+def _made_with(options: Any, sizes: Any) -> Options:
+    """What a part was made with, of plain data that may come from a stranger's file; a live module has no name."""
+    if not isinstance(options, Mapping):
+        return {}
+    found: Options = {}
+    # a size is an argument like any other, filled in or stated
+    for arguments in (sizes, options.get("args")):
+        if isinstance(arguments, Mapping):
+            found.update(arguments)
+    return {"module": options.get("module"), "args": found}
+
+
+def _described(saved: Any) -> dict[str, Options]:
+    """Part → what it was made with, of what a task added to a checkpoint; nothing where that is damaged."""
+    network = saved.get("network") if isinstance(saved, Mapping) else None
+    sizes = network.get("sizes") if isinstance(network, Mapping) else None
+    parts = saved.get("parts") if isinstance(saved, Mapping) else None
+    if not isinstance(sizes, Mapping) or not isinstance(parts, Mapping):
+        return {}
+    return {name: _made_with(options, sizes.get(name)) for name, options in parts.items()}
 
 
 def covered_share(network: HybridNetwork, fits: Mapping[str, Fit]) -> float:

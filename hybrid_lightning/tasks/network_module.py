@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -29,15 +28,17 @@ from hybrid_lightning.tasks.checkpoint import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
     group_names,
+    network_record,
     refuse_other_model,
     task_name,
     translated,
 )
-from hybrid_lightning.tasks.default_callbacks import default_callbacks, give_options, merge_callbacks
+from hybrid_lightning.tasks.default_callbacks import cache_mode, default_callbacks, give_options, merge_callbacks
 from hybrid_lightning.tasks.evaluation import Evaluator
 from hybrid_lightning.tasks.init_from import StartTensors
 from hybrid_lightning.tasks.objective import Objective
 from hybrid_lightning.tasks.settings import TaskSettings, check_plain, recorded
+from hybrid_lightning.trainer import FitCallback
 
 _FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 _OF_OBJECTIVES = ("make_metrics", "check_target", "loss_weight", "prediction_columns", "contribution")
@@ -63,9 +64,11 @@ class NetworkModule(BatchCheckingModule, ABC):
         self.on_group_change = "error"
         """What a fit does with a checkpoint of other groups or another optimizer: ``error``; ``weights_only`` takes the
         weights that match and starts at step 0; ``match`` also keeps the optimizer state that matches, and goes on."""
-        self._record: Saved | None = None
+        self._record: NetworkRecord | None = None
         self._trust: Collection[str] | None = None
-        self._own_callbacks: list[pl.Callback] = []
+        self._own_callbacks: list[FitCallback] = []
+        self.is_started = False
+        """Whether the network is no longer as it was built, so that ``start: probe`` leaves it alone."""
         self._restored_settings: dict[str, Any] | None = None
         # at once, because a fit whose checkpoint cannot be written is lost
         with at("model"):
@@ -100,7 +103,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         source = self.settings.init_from
         start = None
         if source is not None and load:
-            start = StartTensors.read(source, [*self.parts, "fusion"])
+            start = StartTensors.read(source, [*self.parts, "fusion"], CHECKPOINT_KEY)
         self.network = build(
             self.parts,
             self.objective.outputs,
@@ -116,12 +119,11 @@ class NetworkModule(BatchCheckingModule, ABC):
         self._follow_network()
         return self
 
-    def rebuild(self, record: Saved, trust: Collection[str] | None = None) -> None:
+    def rebuild(self, record: NetworkRecord, trust: Collection[str] | None = None) -> None:
         """Builds the network of a checkpoint's record without data, for `trust` see `resolve`."""
         self._trust = trust
-        with at("checkpoint.network"):
-            parsed = NetworkRecord.parse(record)
-        self.network = rebuild(self.parts, self.objective.outputs, parsed, **self._network_options())
+        self.is_started = True
+        self.network = rebuild(self.parts, self.objective.outputs, record, **self._network_options())
         self._follow_network()
 
     def _network_options(self) -> dict[str, Any]:
@@ -143,11 +145,11 @@ class NetworkModule(BatchCheckingModule, ABC):
 
         If the checkpoint is of other parts, nothing changes; `saved` is what a task added to it.
         """
-        is_same = all(saved[key] == value for key, value in self._plain_network().items())
-        if is_same and saved.get("outputs") == self.objective.outputs:
-            self._record = saved["network"]
-            sizes = self._record["sizes"]
-            if "fusion" in sizes and "part_heads" not in sizes:
+        own = {**self._plain_network(), "outputs": self.objective.outputs}
+        # the oldest files do not state their outputs
+        if all(saved.get(key, value) == value for key, value in own.items()):
+            self._record = network_record(saved)
+            if "fusion" in self._record.parts and "part_heads" not in self._record.parts:
                 self._give_up_part_heads()
 
     def build_for(self, data: Any, example: Callable[[], Batch], load: bool = True) -> None:
@@ -162,6 +164,11 @@ class NetworkModule(BatchCheckingModule, ABC):
         if self.network is None:
             raise ConfigError("The network's sizes are not known yet. Call model.build(batch), or start a Trainer.")
         return self.network
+
+    @property
+    def all_options(self) -> dict[str, Part]:
+        """The options of the parts and of the fusion, which is not used where one part feeds the head."""
+        return {**self.parts, "fusion": self.fusion}
 
     @property
     def parts_with_heads(self) -> list[str]:
@@ -180,19 +187,19 @@ class NetworkModule(BatchCheckingModule, ABC):
         shard_if_asked(self.trainer.strategy, network, groups)
         # so that fully_shard gathers the parameters for this method, too; without sharding nothing changes
         register_fsdp_forward_method(network, "forward_parts")
-        give_options(self._own_callbacks, network.options, groups)
+        give_options(self._own_callbacks, self.all_options, groups)
         network.compile_parts()
         if self.trainer.state.fn == "fit":
             self.train()  # a rebuilt model arrives in eval mode
             self.objective.prepare_fit(self.trainer)
             self.objective.to(self.device)
 
-    def configure_callbacks(self) -> list[pl.Callback]:
+    def configure_callbacks(self) -> list[FitCallback]:
         """Unfreezing, gradient health, exact resume; a callback of the same type in the Trainer takes its place."""
         # Lightning calls this before `configure_model`, which gives them the options of the parts
         if not self._own_callbacks:
-            options = [*self.parts.values(), self.fusion]
-            self._own_callbacks = default_callbacks(options, self.settings.unfreezing or {})
+            cache = cache_mode(type(self), self.settings.cache)
+            self._own_callbacks = default_callbacks(self.all_options.values(), self.settings.unfreezing or {}, cache)
         return merge_callbacks(self.trainer.callbacks, self._own_callbacks)  # type: ignore[attr-defined]
 
     # Optimizing
@@ -203,15 +210,13 @@ class NetworkModule(BatchCheckingModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """One optimizer over all parameters in named groups, and the course of their rates."""
-        precision = self.trainer.precision
-        return self.optimization(fused=precision in _FUSED_PRECISIONS, scaled=precision == "16-mixed")
+        # not under 16-mixed, where a fused optimizer would unscale the gradients within its step
+        return self.optimization(fused=self.trainer.precision in _FUSED_PRECISIONS)
 
-    def optimization(self, fused: bool = False, scaled: bool = False) -> dict[str, Any]:
-        """The optimizer and its scheduler, as Lightning takes them; for the arguments see `make_optimizer`."""
+    def optimization(self, fused: bool = False) -> dict[str, Any]:
+        """The optimizer and its scheduler, as Lightning takes them; `fused` where torch has such a form."""
         settings = self.settings
-        optimizer = make_optimizer(
-            settings.optimizer, self.param_groups(), fused=fused, scaled=scaled, trust=self._trust
-        )
+        optimizer = make_optimizer(settings.optimizer, self.param_groups(), fused=fused, trust=self._trust)
         if settings.scheduler:
             scheduler = make_scheduler(settings.scheduler, optimizer, self._trust, settings.lr)
         else:

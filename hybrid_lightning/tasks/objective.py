@@ -8,6 +8,8 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.network.modules.mlp import LinearVote
+from hybrid_lightning.probe.targets import Kind
 from hybrid_lightning.tasks.metrics import SplitMetrics
 
 
@@ -23,6 +25,9 @@ class Objective(nn.Module, ABC):
 
     reads_target: ClassVar[bool] = True
     """Whether batches have a ``target``. If not, `loss` is given None, and parts have no heads of their own."""
+
+    closed_form: Kind | None = None
+    """What a closed-form fit learns for this objective: ``classes``, ``labels`` or ``values``; None: there is none."""
 
     counted: Collection[str] = ()
     """Names of the settings whose values were taken from data."""
@@ -66,6 +71,18 @@ class Objective(nn.Module, ABC):
         """What a part adds to each prediction, `(B,)`; of several outputs the mean absolute change."""
         difference = predictions - without
         return difference if difference.ndim == 1 else difference.abs().mean(1)
+
+    def closed_form_target(self, target: Tensor) -> Tensor:
+        """Targets `(N, ...)` in the form that a closed-form fit of the kind `closed_form` takes."""
+        return target
+
+    def in_outputs(self, vote: LinearVote) -> LinearVote:
+        """A linear map to what a closed-form fit learns, as one to the head's outputs: the same, unless overridden."""
+        return vote
+
+    def row_weights(self, target: Tensor) -> Tensor | None:
+        """The weight of each sample in such a fit, `(N,)`; None weighs all alike."""
+        return None
 
     # State that comes from data or files
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from hybrid_lightning.data.loaders import training_targets
 from hybrid_lightning.errors import ConfigError, at, check_choice
+from hybrid_lightning.network.modules.mlp import LinearVote
 from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
 from hybrid_lightning.tasks.objective import Objective
@@ -74,6 +75,8 @@ def scale_of(targets: Tensor) -> tuple[list[float], list[float]]:
 class RegressionObjective(Objective):
     """Numbers, learned on their own scale; for the arguments see `HybridRegressor`."""
 
+    closed_form = "values"
+
     def __init__(self, num_outputs: int = 1, loss_function: str = "mse", standardize: bool = True) -> None:
         with at("model"):
             check_choice(loss_function, "loss_function", tuple(_LOSSES), "loss")
@@ -96,6 +99,11 @@ class RegressionObjective(Objective):
     def predictions(self, outputs: Tensor) -> Tensor:
         """The predicted numbers, in the shape and the units of the targets."""
         return self.scale.restored(self._numbers(outputs))
+
+    def in_outputs(self, vote: LinearVote) -> LinearVote:
+        """A linear map to numbers in their units, as one to numbers on the scale of the training targets."""
+        mean, std = self.scale.mean.cpu(), self.scale.std.cpu()
+        return LinearVote(vote.weight / std, (vote.bias - mean) / std)
 
     def metrics(self) -> SplitMetrics:
         """MAE, RMSE and R²."""

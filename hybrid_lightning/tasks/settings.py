@@ -9,18 +9,21 @@ from typing import Any
 
 import torch
 
-from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number
 from hybrid_lightning.network.contracts import MakesOutputs
 from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
 from hybrid_lightning.network.registry import resolve
+from hybrid_lightning.network.wiring import Wiring
 from hybrid_lightning.optim.factory import named_class
 from hybrid_lightning.tasks.init_from import InitFrom
 
+CACHE_MODES = ("auto", True, False)
 _ARGUMENTS = "_constructor_arguments"
 _NOT_SETTINGS = ("parts", "fusion", "pretrained", "untrained", "objective")
 """Arguments of a task that its parts hold already, and the one that its class makes."""
 
 
+STARTS = ("default", "probe")
 Options = dict[str, Any]
 """Names and values, as a config gives them."""
 
@@ -93,6 +96,8 @@ class TaskSettings:
     unfreezing: Options | None
     init_from: InitFrom | None
     part_heads: bool | dict[str, float]
+    cache: bool | str
+    start: str
     arguments: Arguments
 
     @classmethod
@@ -102,8 +107,10 @@ class TaskSettings:
             raise ConfigError("give either 'rates' or 'scheduler', not both.", "scheduler")
         check_keys(options["rates"] or {}, ("shape", "warm_up"), "rates")
         check_keys(options["unfreezing"] or {}, ("restart_early_stopping", "check_ranks"), "unfreezing")
+        check_choice(options["start"], "start", STARTS, "start")
         check_number(options["lr"], "lr", low=0, above_low=True)
         check_number(options["weight_decay"], "weight_decay", low=0)
+        check_choice(options["cache"], "cache", CACHE_MODES)
         heads = options["part_heads"]
         with at("part_heads"):
             if not isinstance(heads, bool):
@@ -140,11 +147,27 @@ def parse_network(
     fusion: Options | None,
     pretrained: Options | None,
     untrained: Options | None,
+    start: str = "default",
+    kind: str | None = None,
 ) -> tuple[dict[str, Part], Part]:
-    """The parts with a head, and the fusion."""
+    """The parts with a head, and the fusion; `kind` is that of the targets, see `Objective.closed_form`."""
+    is_probe = start == "probe"
     parsed = parse_parts(parts, pretrained, untrained)
-    options = {"module": "ConcatFusion", **(fusion or {})}
-    parsed_fusion = parse_part("fusion", options, all_defaults(pretrained, untrained))
+    is_single = len(Wiring(parsed).feeding) == 1
+    if is_probe and is_single and "head" not in parts:
+        parts = {**parts, "head": "ScaledHead"}
+        parsed = parse_parts(parts, pretrained, untrained)
+    options = {"module": "BlendFusion" if is_probe else "ConcatFusion", **(fusion or {})}
+    defaults = all_defaults(pretrained, untrained)
+    parsed_fusion = parse_part("fusion", options, defaults)
+    is_blend = parsed_fusion.module == "BlendFusion"
+    if is_probe and not is_blend:
+        raise ConfigError(f"{parsed_fusion.module!r} has no closed form. Leave it out for BlendFusion.", "model.fusion")
+    if is_probe and not is_single and "head" in parts and parsed["head"].module != "torch.nn.Identity":
+        raise ConfigError("with 'start: probe' the fusion makes the outputs. Leave the head out.", "model.parts.head")
+    if is_blend and kind is not None:
+        options["args"] = {**parsed_fusion.args, "kind": kind}
+        parsed_fusion = parse_part("fusion", options, defaults)
     module = parsed_fusion.module
     if "head" not in parts:  # a checkpoint has one, so that none of its names is imported here
         module = resolve(module, "model.fusion.module") if isinstance(module, str) else module

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.distributed.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
@@ -17,7 +17,7 @@ from hybrid_lightning.optim.groups import refuse_one_rate
 from hybrid_lightning.trainer import FitCallback, fit_length, is_log_step, log_values, window_is_open
 from hybrid_lightning.unfreezing.best_weights import BestWeights
 from hybrid_lightning.unfreezing.freezing import BATCH_NORM_MODES, apply_modes, module_modes, set_trainable
-from hybrid_lightning.unfreezing.plateau import Plateau, PlateauWatch
+from hybrid_lightning.unfreezing.plateau import WATCH_FORM, Plateau, PlateauWatch
 from hybrid_lightning.unfreezing.schedule import Span, UnfreezingSchedule
 from hybrid_lightning.unfreezing.timeline import (
     ALWAYS,
@@ -72,6 +72,13 @@ class GradualUnfreezing(FitCallback):
         ConfigError: On a value that is none of these; at the start of a fit, on an unknown part, on an unfreezing after
             the end of the fit, or if nothing trains at some step.
     """
+
+    state_form: ClassVar[dict[Any, Any]] = {
+        "recorded": {str: int},
+        "watches": {str: WATCH_FORM},
+        "best": {str: {"value": float, "weights": {str: Tensor}}},
+        "training": [str],
+    }
 
     def __init__(
         self,
@@ -278,7 +285,10 @@ class GradualUnfreezing(FitCallback):
             if watch.observe(plateau, reduced_metric(trainer, plateau.metric)):
                 self.decided_steps[stage] = step
                 rank_zero_info(f"{plateau} (best: {watch.best:.6g}): {stage} trains from step {step} on.")
+        spans, moment = self.spans, self._next
         self._find_spans(groups, self._length)
+        if self.spans == spans:
+            self._next = moment  # nothing was decided
 
     def _waiting(self, trainer: Trainer) -> dict[str, Plateau]:
         """Part and stage → the plateau that it waits for now."""

@@ -18,13 +18,16 @@ def plan_rows(
     length: FitLength,
     decided: Mapping[str, int] | None = None,
 ) -> list[dict[str, str]]:
-    """One row per part and stage, in the order of the groups; `origins`: part → ``pretrained`` or ``untrained``."""
+    """One row per part and stage, in the order of the groups, after the random parts without parameters.
+
+    `origins`: part → ``pretrained``, ``untrained`` or ``random``.
+    """
     spans = group_spans(groups, schedules, length, decided)
     stages = stages_by_part(groups)
     by_stage: dict[str, list[Group]] = {}
     for group in groups:
         by_stage.setdefault(label(group), []).append(group)
-    rows = []
+    rows = [_row_of_random(part) for part, origin in origins.items() if origin == "random" and part not in stages]
     for of_stage in by_stage.values():
         # a stage whose adapters train has groups that are fixed beside others; it is described by the others
         shown = next((group for group in of_stage if not group["fixed"]), of_stage[0])
@@ -47,6 +50,12 @@ def plan_rows(
         }
         rows.append(row)
     return rows
+
+
+def _row_of_random(part: str) -> dict[str, str]:
+    """The row of a random part without parameters."""
+    nothing = dict.fromkeys(COLUMNS, "-")
+    return nothing | {"part": part, "origin": "random", "parameters": "0", "unfreezes at": "never"}
 
 
 def _parameters(groups: Sequence[Group]) -> str:

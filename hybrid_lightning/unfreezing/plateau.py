@@ -60,6 +60,10 @@ class Plateau:
         return f"{self.metric} no better for {Duration(self.patience, 'validations')}"
 
 
+WATCH_FORM = {"metric": str, "mode": str, "best": float, "validations": int, str: ()}
+"""What a checkpoint holds of a `PlateauWatch`, and nothing else."""
+
+
 @dataclass
 class PlateauWatch:
     """What one stage that waits for a plateau has seen so far."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -28,6 +28,8 @@ class ReestimateStatistics(FitCallback):
     Raises:
         ConfigError: At the start of a fit, on an unknown part, or if the training data cannot be read by index.
     """
+
+    state_form: ClassVar[dict[Any, Any]] = {"estimated_at": int}
 
     def __init__(self, parts: Collection[str] | None = None, batches: int = 50) -> None:
         super().__init__()

@@ -9,6 +9,8 @@ from hybrid_lightning.errors import ConfigError, at, check_keys, listing, unknow
 from hybrid_lightning.optim.groups import matches
 from hybrid_lightning.unfreezing.plateau import EXAMPLE, Plateau
 
+FORMS = ("plateau", "start", "stages")
+"""Keys each of which stands in one form of a written schedule alone."""
 Trigger = Duration | Plateau  # what starts something: a duration, or the plateau of a metric
 
 

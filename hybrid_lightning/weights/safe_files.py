@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from hybrid_lightning.errors import ConfigError, at, listing
+from hybrid_lightning.errors import ConfigError, at, listing, reason
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.weights.sharded_files import REST, read_folder
 
@@ -65,7 +65,7 @@ def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
                             pass
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ConfigError(
-            f"{str(path)!r} is damaged: {_first_line(error)}. Use another file, or fetch it again from its source.",
+            f"{str(path)!r} is damaged: {reason(error)} Use another file, or fetch it again from its source.",
             place,
         ) from None
 
@@ -84,7 +84,7 @@ def _content(path: Path, mapped: bool, **folder_options: Any) -> dict[str, Any]:
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         if "TorchScript" in str(error):
             raise _refused(path, "a program of TorchScript") from None
-        raise ConfigError(f"{str(path)!r} cannot be read: {_first_line(error)}") from None
+        raise ConfigError(f"{str(path)!r} cannot be read: {reason(error)}") from None
     except Exception:  # an unpickling error, whose text would advise to load the file all the same
         raise _not_plain(path) from None
     if not isinstance(content, Mapping):
@@ -146,10 +146,6 @@ def _refused(path: Path, what: str) -> ConfigError:
         f"it was made, and only if you trust it, save its tensors alone: "
         f"safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def check_digest(path: str | Path, wanted: str | None, place: str = "") -> None:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from hybrid_lightning import ConfigError, HybridClassifier, HybridTask
 from hybrid_lightning.cli import main
-from hybrid_lightning.cli.predictions import CollectPredictions, Predicted, joined, write_table
+from hybrid_lightning.cli.predictions import CollectPredictions, Predicted, joined
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
 from tests.processes import succeed_on
 from tests.small import changed, classifier, regressor, table, trainer, write
@@ -146,7 +146,7 @@ def test_what_the_parts_contribute_stands_in_the_table(folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--output", "a.xlsx"], "output: 'a.xlsx' ends in neither .csv nor .parquet"),
+        (["--output", "a.xlsx"], "output: 'a.xlsx' does not end in .csv or .parquet"),
         (["--output", "taken/a.csv"], "output: 'taken/a.csv' cannot be written"),
         (["--model.num_classes", "4"], "another model"),
     ],
@@ -157,8 +157,13 @@ def test_a_table_that_cannot_be_written_is_told(words, message, best, folder, ca
     assert message in capsys.readouterr().err
 
 
+def test_the_name_of_a_table_is_refused_before_the_model_is_made(best, folder, capsys):
+    assert predict(best, "--output", "a.xlsx", "--model.num_classes", "1") == 2
+    assert "output: 'a.xlsx'" in capsys.readouterr().err
+
+
 def test_parquet_without_pyarrow_is_told_before_anything_is_predicted(best, folder, capsys, monkeypatch):
-    monkeypatch.setattr("hybrid_lightning.cli.predictions.find_spec", lambda name: None)
+    monkeypatch.setattr("hybrid_lightning.cli.tables.find_spec", lambda name: None)
     assert predict(best, "--output", "a.parquet") == 2
     assert "pip install 'hybrid_lightning[data]'" in capsys.readouterr().err
 
@@ -248,11 +253,3 @@ def test_a_shuffled_loader_gives_the_order_of_the_data():
         torch.testing.assert_close(
             collected.gathered().predictions, model.predictions(model.eval()({"x": table(COUNT)}))
         )
-
-
-def test_numbers_are_written_short_and_exact(tmp_path):
-    import numpy as np
-
-    write_table({"a": np.array([0.1, 1e-9], dtype=np.float32), "b": ["x,y", 'z"']}, tmp_path / "deep" / "t.csv")
-    assert (tmp_path / "deep" / "t.csv").read_text().split() == ["a,b", '0.1,"x,y"', '1e-09,"z"""']
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["t.csv"]

@@ -30,6 +30,14 @@ def test_a_batch_equals_its_samples():
     assert len(dataset) == 5
 
 
+def test_a_dataset_without_some_keys_has_the_same_samples():
+    dataset = DictDataset({"a": torch.arange(3), "b": {"x": torch.arange(3)}, "target": torch.zeros(3)})
+    smaller = dataset.without(["b"])
+    assert smaller.__getitems__([2]).keys() == {"a", "target"}
+    assert len(smaller) == 3
+    assert dataset[1].keys() == {"a", "b", "target"}
+
+
 @pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 4]), (10, [4, 4, 2]), (1, [1]), (5, [4])], ids=str)
 def test_a_lonely_last_sample_is_left_out_of_training_because_batch_norm_needs_two(count, sizes):
     data = Counting(count, batch_size=4)

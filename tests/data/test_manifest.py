@@ -123,6 +123,23 @@ def test_data_in_memory_is_served_in_whole_batches_and_files_one_by_one(folder):
     assert batch["target"][1] == sample["target"]
 
 
+def test_a_dataset_without_some_keys_reads_nothing_of_them_and_is_otherwise_the_same(folder):
+    dataset = prepared(rows=with_images(), inputs={**INPUTS, **images()}).datasets["train"]
+    whole = dataset.collate([dataset[index] for index in (3, 5)])
+    smaller = dataset.without({"photo"})
+    assert isinstance(smaller, MemoryDataset), "without files, whole batches come from memory"
+    batch = smaller.collate(smaller.__getitems__([3, 5]))
+    assert batch.keys() == whole.keys() - {"photo"}
+    assert torch.equal(batch["present/photo"], whole["present/photo"])
+    assert torch.equal(batch["table"]["numeric"], whole["table"]["numeric"])
+    assert torch.equal(batch["id"], whole["id"])
+    with_files = dataset.without({"table"})
+    batch = with_files.collate([with_files[index] for index in (3, 5)])
+    assert "table" not in batch
+    assert torch.equal(batch["photo"], whole["photo"])
+    assert dataset.samples.files == ["photo"], "the dataset itself stays as it is"
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:.*use of fork")
 def test_images_and_tables_come_together_with_zeros_where_nothing_is(folder, workers):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from hybrid_lightning.errors import ConfigError
 from tests.network.towers import build, two_towers
 
 
@@ -78,3 +79,41 @@ def test_outputs_of_single_parts_stand_beside_the_joint_ones():
     assert torch.equal(outputs.joint, network(batch))
     assert outputs.alone.keys() == outputs.without.keys() == {"table", "upper"}
     assert network.forward_parts(batch).without == {}
+
+
+class Detached(nn.Module):
+    """Passes no gradient to what it reads, and has weights of its own."""
+
+    passes_gradient = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.inner(x.detach())
+
+
+def front(**options) -> dict:
+    return {
+        "front": {"module": nn.Linear(4, 4), "input": "x", **options},
+        "middle": {"module": nn.Tanh(), "input": "front"},
+        "last": {"module": Detached(), "input": "middle"},
+    }
+
+
+def test_a_part_that_no_gradient_can_reach_must_not_be_meant_to_train():
+    batch = {"x": torch.randn(2, 4)}
+    with pytest.raises(ConfigError, match=r"^model\.parts\.front\.unfreeze: .*'last'.*unfreeze: never.*origin: random"):
+        build(front(), batch)
+    for stated in ({"unfreeze": "never"}, {"origin": "random"}):
+        build(front(**stated), batch)
+    build({**front(), "aside": {"module": "MLP", "input": "front"}}, batch)
+
+
+@pytest.mark.parametrize("module", ["RandomConvolutions", "RandomConvolutions2d", "RandomFourierFeatures"])
+def test_random_features_say_whether_they_pass_gradient(module):
+    shape = {"RandomConvolutions": (2, 1, 20), "RandomConvolutions2d": (2, 1, 20, 20)}.get(module, (2, 6))
+    values = torch.randn(shape).requires_grad_()
+    made = build({"x": {"module": module}}, {"x": values.detach()}).parts["x"]
+    assert made(values).requires_grad == getattr(made, "passes_gradient", True)

@@ -40,3 +40,11 @@ def test_a_key_that_nothing_provides_is_an_error_with_what_there_is():
     wiring = Wiring(chain(top="stem", stem="pixels"))
     with pytest.raises(ConfigError, match=r"^model\.parts\.stem\.input: part 'stem' reads 'pixels'.* has: 'image'"):
         wiring.inputs("stem", {"image": torch.zeros(2)}, {})
+
+
+def test_no_gradient_reaches_what_only_blocking_parts_read():
+    wiring = Wiring(chain(stem="pixels", top="stem", middle="stem", last="middle"))
+    assert wiring.reached_by_gradient(()) == {"stem", "top", "middle", "last"}
+    assert wiring.reached_by_gradient({"middle"}) == {"stem", "top", "middle", "last"}
+    assert wiring.reached_by_gradient({"last", "top"}) == {"top", "last"}
+    assert wiring.reached_by_gradient({"last"}) == {"stem", "top", "last"}

@@ -73,6 +73,14 @@ def test_adamw_is_fused_unless_a_scaler_scales_gradients(precision, fused):
     assert bool(run.optimizers[0].param_groups[0]["fused"]) is fused
 
 
+def test_a_fused_optimizer_is_refused_where_a_scaler_scales_gradients():
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    fused = {"class_path": "AdamW", "init_args": {"fused": True}}
+    run = trainer(plugins=scaler, limit_val_batches=0)
+    with pytest.raises(ConfigError, match=r"AdamW\(fused=True\) unscales gradients within its step.*Use fused=False"):
+        run.fit(classifier(optimizer=fused), data())
+
+
 @pytest.mark.parametrize(
     ("spec", "match"),
     [

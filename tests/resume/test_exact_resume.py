@@ -1,4 +1,5 @@
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,13 @@ def test_a_checkpoint_without_it_or_of_other_batches_is_continued_with_a_warning
     Run(Dropping, "samples", folder=tmp_path / "with", max_epochs=2)
     with pytest.warns(UserWarning, match="batches: 7 → 14"):
         Run(Dropping, lambda: plain(batch_size=2), tmp_path / "with/batch-0-2.ckpt", max_epochs=2)
+
+
+def test_a_fit_that_continues_leaves_the_filters_of_warnings_as_they_were(tmp_path: Path) -> None:
+    Run(Dropping, "samples", folder=tmp_path, max_epochs=2)
+    before = list(warnings.filters)
+    Run(Dropping, "samples", tmp_path / "batch-0-2.ckpt", max_epochs=2)
+    assert list(warnings.filters) == before
 
 
 @pytest.mark.parametrize("stride", [0, 1])

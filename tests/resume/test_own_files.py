@@ -1,14 +1,27 @@
 import math
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from hybrid_lightning import LastCheckpoint
+from hybrid_lightning.callbacks import (
+    FrozenFeatureCache,
+    GradientClipping,
+    GradualUnfreezing,
+    LastCheckpoint,
+    NonFiniteGradients,
+    PretrainedDrift,
+    ReestimateStatistics,
+    SpikeGuard,
+)
+from hybrid_lightning.gradients.spike_history import HISTORY_FORM, NormHistory, Sensitivity
+from hybrid_lightning.resume.loop_counters import first_damaged
+from hybrid_lightning.unfreezing.plateau import WATCH_FORM, PlateauWatch
 from tests.small import changed, classifier, command, loader, table, trainer
 from tests.tiny import Foreign, batches
 
@@ -122,6 +135,38 @@ def test_states_that_are_no_dicts_are_refused(of_all, copied, capsys):
     assert "should be a dict" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("key", "entry", "junk", "place"),
+    [
+        ("GradualUnfreezing", "recorded", [1], "recorded"),
+        ("GradualUnfreezing", "recorded", {"stem": "x"}, "recorded.stem"),
+        ("GradualUnfreezing", "watches", {"stem": [1]}, "watches.stem"),
+        ("GradualUnfreezing", "best", {"val/loss": {"value": 1.0, "weights": [1]}}, "best.val/loss.weights"),
+        ("GradualUnfreezing", "training", [["stem"]], "training[0]"),
+        ("NonFiniteGradients", "in_a_row", {}, "in_a_row"),
+        ("NonFiniteGradients", "statistics", {"stem": [1]}, "statistics"),
+        ("EarlyStopping", "wait_count", [1], "wait_count"),
+        ("EarlyStopping", "stopping_reason", "x", "stopping_reason"),
+    ],
+)
+@pytest.mark.parametrize("way", ["resume", "ckpt_path"])
+def test_junk_in_the_state_of_a_callback_is_told_by_its_place(way, key, entry, junk, place, copied, capsys):
+    path = RUN / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    stopping = EarlyStopping("val/loss")
+    states = {**content["callbacks"], stopping.state_key: stopping.state_dict()}
+    [name] = [name for name in states if name.startswith(key)]
+    states[name] = {**states[name], entry: junk}
+    torch.save({**content, "callbacks": states}, path)
+    words = ["--resume", "auto"] if way == "resume" else ["--ckpt_path", str(path)]
+    stops = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss"}}
+    config = changed({"trainer.max_epochs": 3, "trainer.callbacks": [stops]})
+    assert command("fit", *words, config=config) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --ckpt_path: the checkpoint is damaged: ")
+    assert f"callbacks.{name}.{place}" in error.replace("\\'", "'")
+
+
 # In Python
 
 
@@ -201,6 +246,32 @@ def test_paths_are_rebuilt_once_where_a_task_and_a_callback_do_it(folder, monkey
     monkeypatch.setattr("hybrid_lightning.resume.own_files._is_there", lambda folder, name: looked_for.append(name))
     fit([LastCheckpoint(dirpath=folder / "own")], classifier(), folder / "own/last.ckpt", epochs=2)
     assert looked_for == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        GradualUnfreezing({"x": "10%"}),
+        NonFiniteGradients(),
+        SpikeGuard(),
+        GradientClipping({"x": "zclip"}),
+        ReestimateStatistics(),
+        PretrainedDrift(),
+        FrozenFeatureCache(),
+    ],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_what_a_callback_saves_has_the_form_that_it_states(callback):
+    state = callback.state_dict()
+    assert state.keys() == callback.state_form.keys()
+    assert first_damaged(state, callback.state_form, "state") is None
+
+
+def test_watches_and_histories_are_saved_in_the_form_that_is_asked_for():
+    watch = PlateauWatch("val/loss", "min", 1.0)
+    assert first_damaged(asdict(watch), WATCH_FORM, "watch") is None
+    history = NormHistory(Sensitivity(5.0, 2.5, 20, 0.95), trains=3)
+    assert first_damaged(history.state_dict(), HISTORY_FORM, "history") is None
 
 
 def test_a_state_that_holds_itself_is_refused(copied, capsys):

@@ -122,3 +122,14 @@ def test_a_stand_in_is_the_dataset_to_whoever_asks() -> None:
     assert int(stand_in[4]) == 4
     with pytest.raises(AttributeError, match="nothing"):
         stand_in.nothing  # noqa: B018
+
+
+def test_a_dataset_that_is_put_into_the_loader_later_is_taken_by_the_next_iterator() -> None:
+    loader: DataLoader[Any] = DataLoader(Noisy(), 3)
+    seeded = SeededLoader(loader, 3, 0, "0")
+    object.__setattr__(loader, "dataset", Noisy(6))
+    seeded.start(1, 0, cycled=False)
+    with seeded.exchanged():
+        iterator = iter(loader)
+    assert next(iterator).tolist() == read(DataLoader(Noisy(6), 3), epoch=1)[0]
+    assert isinstance(loader.dataset, Noisy)

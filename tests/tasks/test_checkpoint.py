@@ -1,6 +1,7 @@
 import copy
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,7 @@ def test_the_command_line_takes_no_class_from_a_checkpoint(verb, tmp_path, monke
         (lambda path: forged(path, parts=[1]), "the settings in .* are damaged"),
         (lambda path: forged(path, parts__x=3), "the settings in .* are damaged"),
         (lambda path: forged(path, network=None), r"^checkpoint\.network: the record .* is damaged"),
+        (lambda path: forged(path, network={}), "the record of the network lacks this part"),
         (lambda path: forged(path, network__sizes="x"), r"^checkpoint\.network\.sizes: the record .* is damaged"),
         (lambda path: with_state(path, None), "the settings in .* are damaged"),
         (lambda path: with_state(path, {"network.parts.x.layer0.0.weight": 3}), "the settings in .* are damaged"),
@@ -314,6 +316,23 @@ def test_a_file_that_is_no_checkpoint_of_ours_is_told(make, match, checkpoint):
     make(checkpoint)
     with pytest.raises(ConfigError, match=match):
         HybridTask.load_from_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("network", [{}, None, {"sizes": []}])
+def test_the_command_line_refuses_a_damaged_record(network, fitted, folder, capsys):
+    path = shutil.copy(next(fitted.rglob("last.ckpt")), folder / "x.ckpt")
+    forged(path, network=network)
+    assert command("test", "--ckpt_path", str(path)) == 2
+    assert "the record of the network" in capsys.readouterr().err
+
+
+def test_a_file_that_states_no_outputs_is_rebuilt_from_its_record(checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    del content["hybrid_lightning"]["outputs"]
+    model = classifier()
+    model.rebuild_as(content["hybrid_lightning"])
+    model.build_for(None, lambda: pytest.fail("no example is needed"))
+    assert model.built().outputs == 3
 
 
 # Live modules and subclasses

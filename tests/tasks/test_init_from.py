@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.small import PARTS, changed, command, loader, regressor, table, trainer
+from hybrid_lightning.errors import ConfigError
+from tests.small import PARTS, changed, classifier, command, loader, regressor, table, trainer
 
 STEM = {"module": "ConvExtractor", "args": {"channels": [4]}, "input": "image"}
 
@@ -127,3 +128,102 @@ def test_a_regression_with_a_fresh_head_takes_the_scale_of_its_own_targets(tmp_p
     again = regressor(num_outputs=2, init_from=str(tmp_path / "a.ckpt"))
     trainer().fit(again, loader({"x": table(), "target": two}))
     torch.testing.assert_close(again.objective.scale.mean, two.mean(0))
+
+
+@pytest.mark.parametrize("fusion", ["LogitFusion", "BlendFusion"])
+def test_a_scale_that_a_fusion_has_learned_goes_with_it_where_the_head_has_no_tensors(fusion, tmp_path):
+    entries = {"x": table(), "y": table(seed=2), "target": 1000 + 50 * table().sum(1)}
+    parts = {name: {"module": "MLP", "args": {"hidden": [5]}} for name in ("x", "y")}
+    options = {"parts": parts, "fusion": {"module": fusion}}
+    first = trainer()
+    first.fit(regressor(**options), loader(entries))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    again = regressor(**options, lr=1e-9, init_from=str(tmp_path / "a.ckpt"))
+    trainer().fit(again, loader({**entries, "target": 3 * entries["target"]}))
+    torch.testing.assert_close(again.objective.scale.mean, first.lightning_module.objective.scale.mean)
+
+
+WAVES = {"module": "RandomConvolutions", "args": {"features": 168}}
+
+
+@pytest.fixture(scope="module")
+def with_waves(tmp_path_factory) -> Path:
+    """A checkpoint with random features of series of 40 positions."""
+    entries = {"x": table(), "waves": table(features=40), "target": torch.arange(27) % 3}
+    first = trainer(max_epochs=1)
+    first.fit(classifier(parts=small_parts()), loader(entries))
+    path = tmp_path_factory.mktemp("waves") / "a.ckpt"
+    first.save_checkpoint(path)
+    return path
+
+
+def small_parts(**options) -> dict:
+    return {"x": {"module": "MLP", "args": {"hidden": [5]}}, "waves": {**WAVES, **options}}
+
+
+def started(path: Path | dict, length: int = 40, **options):
+    """The random features of a new model, and the report."""
+    start = path if isinstance(path, dict) else str(path)
+    model = classifier(parts=small_parts(**options), init_from=start)
+    model.build({"x": table(), "waves": table(features=length)})
+    return model.network.parts["waves"], model.network.weight_reports["init_from"]
+
+
+def test_random_features_of_equal_options_are_taken_with_what_they_have_read(with_waves):
+    part, report = started(with_waves)
+    assert part.prepared
+    saved = weights(with_waves)
+    assert torch.equal(part.biases, saved["network.parts.waves.biases"])
+    assert "waves: 3 of 3 tensors" in report
+
+
+@pytest.mark.parametrize(
+    ("length", "args", "reason"),
+    [
+        (80, {"features": 168}, r"'in_shape': \[40\].* there, and .*'in_shape': \[80\].* here"),
+        (40, {"features": 168, "pool": ["mean"]}, r"'pool': \['mean'\].* here"),
+        (40, {"features": 336}, r"Of another shape: .*biases"),
+    ],
+)
+def test_random_features_of_other_options_stay_fresh(length, args, reason, with_waves):
+    part, report = started(with_waves, length, args=args)
+    assert not part.prepared
+    assert not part.biases.any()
+    assert re.search(rf"  waves: fresh, because .*{reason}", report)
+    assert "x: 2 of 2 tensors" in report
+
+
+def test_random_features_of_a_file_without_options_stay_fresh(with_waves, tmp_path):
+    torch.save(weights(with_waves), tmp_path / "plain.pt")
+    part, report = started(tmp_path / "plain.pt")
+    assert not part.prepared
+    assert "waves: fresh, because the file does not say how it was made" in report
+
+
+def test_random_features_that_are_asked_for_by_name_must_fit(with_waves):
+    with pytest.raises(ConfigError, match=r"^model\.init_from\.parts\.waves: nothing of 'waves' fits.*\[80\]"):
+        started({"path": str(with_waves), "parts": {"waves": "waves"}}, 80)
+
+
+def test_a_fusion_with_other_tensors_takes_the_scale_of_its_own_targets(tmp_path):
+    entries = {"x": table(), "y": table(seed=2), "target": 1000 + 50 * table().sum(1)}
+    parts = {name: {"module": "MLP", "args": {"hidden": [5]}} for name in ("x", "y")}
+    first = trainer()
+    first.fit(regressor(parts=parts, fusion={"module": "LogitFusion"}), loader(entries))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    parts["z"] = {**parts["y"], "input": "y"}
+    again = regressor(parts=parts, fusion={"module": "LogitFusion"}, init_from=str(tmp_path / "a.ckpt"))
+    trainer().fit(again, loader({**entries, "target": 3 * entries["target"]}))
+    torch.testing.assert_close(again.objective.scale.mean, 3 * entries["target"].mean(0, keepdim=True))
+
+
+def test_pretrained_parts_that_read_data_must_fit_too(with_waves):
+    with pytest.raises(ConfigError, match=r"^model\.init_from: part 'waves' is pretrained.* 0\.0% of it\. It was made"):
+        started(with_waves, 80, weights=str(with_waves))
+
+
+def test_a_file_of_which_nothing_is_taken_says_why(with_waves):
+    with pytest.raises(ConfigError, match=r"covers 0\.0%.* Of 'waves' nothing is taken: it was made with .*\[80\]"):
+        classifier(num_classes=5, parts={"waves": WAVES}, init_from=str(with_waves)).build(
+            {"waves": table(features=80)}
+        )

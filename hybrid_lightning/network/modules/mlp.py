@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,20 @@ class MLP(nn.Module):
         return in_turn(self, features)
 
 
+class LinearVote(NamedTuple):
+    """A linear map from features as a part gives them to outputs."""
+
+    weight: Tensor  # (features, outputs)
+    bias: Tensor  # (outputs,)
+
+
+def set_linear(linear: nn.Module, vote: LinearVote) -> None:
+    """Makes a linear layer compute a vote."""
+    assert isinstance(linear, nn.Linear)
+    linear.weight.copy_(vote.weight.T)
+    linear.bias.copy_(vote.bias)
+
+
 class LinearHead(nn.Module):
     """One linear layer after dropout.
 
@@ -69,6 +84,11 @@ class LinearHead(nn.Module):
         """Maps features `(B, in_features)` to outputs `(B, out_features)`."""
         logits: Tensor = self.linear(self.dropout(features))
         return logits
+
+    @torch.no_grad()
+    def start_at(self, vote: LinearVote) -> None:
+        """Makes the layer compute a vote."""
+        set_linear(self.linear, vote)
 
 
 def in_turn(module: nn.Module, value: Tensor) -> Tensor:

@@ -1,0 +1,144 @@
+"""Whether serving features pays: from counts and a first timing."""
+
+import math
+import time
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from lightning.pytorch import LightningModule, Trainer
+
+from hybrid_lightning.cache.frozen_parts import unread_keys
+from hybrid_lightning.cache.served import dataset_without, read
+from hybrid_lightning.cache.splits import Split, computing, outputs_of
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.resume.seeded_loaders import loads_batches
+from hybrid_lightning.trainer import fit_length
+from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing
+
+FEWEST_READS = 1000
+"""Samples that a process has to read while the parts are frozen; a shorter fit is not worth a timing."""
+_LEAST_SAVING = 1.0  # second
+_ENDLESS = 100.0  # epochs, where a fit has no end
+
+
+class Outlook(NamedTuple):
+    """How much is read, by this process, while the parts stay frozen."""
+
+    epochs: float
+    reads: float  # samples of training and validation
+
+
+class Seconds(NamedTuple):
+    """What a sample costs."""
+
+    live: float  # reading it, and running the parts that could be cached
+    served: float  # reading what is left of it
+
+
+def unfreezing_of(trainer: Trainer) -> GradualUnfreezing | None:
+    """The callback that unfreezes, if there is one."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradualUnfreezing):
+            return callback
+    return None
+
+
+def training_parts(trainer: Trainer) -> set[str]:
+    """The parts of which something trains in this step, also what is unfrozen with its first batch."""
+    unfreezing = unfreezing_of(trainer)
+    spans = {} if unfreezing is None else unfreezing.spans
+    found = set()
+    for group in trainer.optimizers[0].param_groups:
+        span = spans.get(group["name"])
+        is_due = span is not None and span.trains(trainer.global_step)
+        if is_due or any(parameter.requires_grad for parameter in group["params"]):
+            found.add(str(group["part"]))
+    return found
+
+
+def outlook(trainer: Trainer, parts: Collection[str], splits: Sequence[Split]) -> Outlook:
+    """What is read until one of these parts trains, or until the fit ends."""
+    length, step = fit_length(trainer), trainer.global_step
+    per_epoch = length.steps_per_epoch or 1
+    left = _ENDLESS * per_epoch if length.total_steps is None else length.total_steps - step
+    left = min(left, _steps_frozen(trainer, parts, left))
+    epochs = left / per_epoch
+    reads = 0.0
+    for split in splits:
+        reads += epochs * _rows_per_epoch(trainer, split)
+    return Outlook(epochs, reads)
+
+
+def _steps_frozen(trainer: Trainer, parts: Collection[str], left: float) -> float:
+    """Steps until one of the parts trains; half of what is left of the fit if a metric decides that."""
+    unfreezing = unfreezing_of(trainer)
+    if unfreezing is None:
+        return left
+    found = left
+    for group in trainer.optimizers[0].param_groups:
+        span = unfreezing.spans.get(group["name"])
+        if span is None or group["part"] not in parts:
+            continue
+        schedule = unfreezing.schedules.get(group["part"])
+        if span.start is None and schedule is not None and schedule.metrics and not group["fixed"]:
+            found = min(found, left / 2)
+        elif span.start is not None and span.start > trainer.global_step:
+            found = min(found, float(span.start - trainer.global_step))
+    return found
+
+
+def _rows_per_epoch(trainer: Trainer, split: Split) -> float:
+    """Samples of a split that this process reads in an epoch."""
+    batch = getattr(split.loader.batch_sampler, "batch_size", None) or split.size
+    batches = float(trainer.num_training_batches)
+    if split.is_training:
+        return min(batches * batch, float(split.rows))
+    every = float(trainer.val_check_batch or math.inf)
+    often = max(1.0, batches / every) if math.isfinite(every) else 1.0
+    often /= trainer.check_val_every_n_epoch or 1
+    return often * min(len(split.loader) * batch, split.rows)
+
+
+def measure(
+    trainer: Trainer, pl_module: LightningModule, network: HybridNetwork, split: Split, parts: Sequence[str]
+) -> Seconds:
+    """Times a batch, the second of two."""
+    smaller = dataset_without(split.dataset, unread_keys(network, parts))
+    workers = max(1, split.loader.num_workers)
+    rows = split.spread_rows(split.size)
+    with computing(trainer, network, split):
+        for _ in range(2):
+            start = time.perf_counter()
+            batch = split.read(rows)
+            after_reading = time.perf_counter()
+            outputs = outputs_of(trainer, pl_module, network, batch, parts)
+            after_computing = time.perf_counter()
+            for tensor in outputs.values():
+                tensor[list(range(len(tensor)))]
+            if smaller is not None:
+                read(smaller[0], rows, smaller[1] or split.collate)
+            end = time.perf_counter()
+    reading = (after_reading - start) / workers
+    served = end - after_computing
+    if smaller is None and loads_batches(split.dataset):
+        served += reading
+    return Seconds((reading + after_computing - after_reading) / len(rows), served / len(rows))
+
+
+def saving(trainer: Trainer, ahead: Outlook, seconds: Seconds, splits: Sequence[Split]) -> float:
+    """Seconds that a process saves, less those of the fill."""
+    rows = sum(split.rows for split in splits) / trainer.world_size
+    return ahead.reads * (seconds.live - seconds.served) - rows * seconds.live
+
+
+def pays(saved: float) -> bool:
+    """Whether so many seconds are worth it."""
+    return saved >= _LEAST_SAVING
+
+
+def described(parts: Sequence[str], splits: Sequence[Split], size: int, ahead: Outlook, saved: float | None) -> str:
+    """A line on what is served: features of `size` bytes, which save so many seconds if that was measured."""
+    rows = " + ".join(f"{split.rows:,}" for split in splits)
+    gain = "" if saved is None else f", saves about {saved:.0f} s"
+    times = f"{ahead.epochs:.0f} times"
+    return f"{', '.join(parts)}, {rows} rows, {size / 1e6:.1f} MB: computed once, instead of {times}{gain}"

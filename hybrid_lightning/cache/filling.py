@@ -1,0 +1,209 @@
+"""Computing what is served of a split, on all ranks, or finding it in the store."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from hybrid_lightning.cache.fingerprints import digest, part_fingerprint
+from hybrid_lightning.cache.frozen_parts import unread_keys
+from hybrid_lightning.cache.served import ServedDataset, dataset_without
+from hybrid_lightning.cache.splits import (
+    CannotCacheError,
+    Outputs,
+    Split,
+    computing,
+    fill,
+    largest_difference,
+    outputs_of,
+)
+from hybrid_lightning.cache.store import FeatureStore
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.resume.seeded_loaders import loads_batches
+
+_SMALL = 2**16  # bytes of a sample's other entries that may stay in memory
+_SLICE = 2**26  # bytes that ranks exchange at a time
+Path = tuple[str, ...]
+"""Where a tensor stands in a batch: its key, and its name if the entry is a dict."""
+T = TypeVar("T")
+
+
+def together(trainer: Trainer, work: Callable[[], T]) -> T:
+    """What `work`, without collectives, returns; `CannotCacheError` on all ranks if it fails on one."""
+    problem, result = None, None
+    try:
+        result = work()
+    except CannotCacheError as error:
+        problem = str(error)
+    except Exception as error:  # third-party datasets and modules may raise any exception
+        problem = f"{type(error).__name__}: {error}"[:300]
+    if not trainer.strategy.reduce_boolean_decision(problem is None):
+        raise CannotCacheError(problem or "another rank could not compute it")
+    return result  # type: ignore[return-value]
+
+
+class Filling:
+    """One split's features of some parts, and its other entries if the dataset can only give whole samples.
+
+    Collective: make and call it on every rank, alike. `samples` is the `samples_hash` of the split.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        network: HybridNetwork,
+        store: FeatureStore,
+        split: Split,
+        parts: Sequence[str],
+        samples: str,
+    ) -> None:
+        self.trainer, self.pl_module, self.network = trainer, pl_module, network
+        self.store, self.split, self.parts = store, split, list(parts)
+        self._common = [samples, split.rows, split.size, trainer.precision]
+        self.left_out = unread_keys(network, parts)
+        self.found: dict[str, Tensor] = {}
+        """Key of the store → tensor `(rows, ...)`, of all that is served."""
+        self._missing: list[str] = []
+        # datasets that differ between ranks are filled by each rank for itself
+        is_equal = trainer.strategy.broadcast(samples) == samples
+        self._is_shared = trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(is_equal)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the store under which it is kept."""
+        return [*self.part_keys.values(), *self.rest_keys.values()]
+
+    def run(self) -> ServedDataset:
+        """The dataset to be served; `CannotCacheError` if that cannot be or differs from a live forward."""
+        layout = together(self.trainer, self._layout)
+        for key in self.keys:
+            tensor = together(self.trainer, partial(self.store.find, key, self.split.rows))
+            # the ranks fill together what one of them lacks
+            is_everywhere = self.trainer.strategy.reduce_boolean_decision(tensor is not None)
+            if tensor is None or not is_everywhere:
+                self._missing.append(key)
+            else:
+                self.found[key] = tensor
+        if self._missing:
+            together(self.trainer, partial(self._fill, layout))
+            if self._is_shared:
+                for key in self._missing:
+                    sum_over_ranks(self.found[key], self.trainer.strategy.root_device)
+            together(self.trainer, self._keep)
+        together(self.trainer, self._verify)
+        return together(self.trainer, self._served)
+
+    def _served(self) -> ServedDataset:
+        split = self.split
+        features = {name: self.found[key] for name, key in self.part_keys.items()}
+        rest = None
+        if self.rest_keys:
+            rest = nested({path: self.found[key] for path, key in self.rest_keys.items()})
+        served = ServedDataset(split.dataset, split.collate, features, self.left_out, rest)
+        with computing(self.trainer, self.network, split):
+            # hooks of batches may need what is left out
+            batch = served.__getitems__(split.spread_rows(2))
+            outputs_of(self.trainer, self.pl_module, self.network, batch, self.parts)
+        return served
+
+    def _layout(self) -> dict[str, Tensor]:
+        """Key of the store → what it has of two samples."""
+        split = self.split
+        with computing(self.trainer, self.network, split):
+            batch = split.read(split.spread_rows(2))
+            outputs = outputs_of(self.trainer, self.pl_module, self.network, batch, self.parts)
+        rest = self._rest_of(batch)
+        self.part_keys = {name: self._key(name, part_fingerprint(self.network, name)) for name in self.parts}
+        self.rest_keys = {path: self._key("rest", path) for path in rest}
+        layout = {self.part_keys[name]: tensor for name, tensor in outputs.items()}
+        return layout | {self.rest_keys[path]: tensor for path, tensor in rest.items()}
+
+    def _key(self, name: str, *of_it: Any) -> str:
+        return f"{self.split.name}-{name}-{digest(self._common, *of_it)}"
+
+    def _rest_of(self, batch: Mapping[str, Any]) -> dict[Path, Tensor]:
+        """What is kept of a batch beside features; empty if it is read from the dataset each time."""
+        dataset = self.split.dataset
+        # what loads whole batches has them in memory, as a rule
+        if dataset_without(dataset, self.left_out) is not None or loads_batches(dataset):
+            return {}
+        found: dict[Path, Tensor] = {}
+        for path, value in flat(batch, self.left_out):
+            if not isinstance(value, Tensor) or not value.ndim:
+                return {}
+            found[path] = value
+        size = sum(tensor.numel() * tensor.element_size() / len(tensor) for tensor in found.values())
+        return found if size <= _SMALL else {}
+
+    def _fill(self, layout: Mapping[str, Tensor]) -> None:
+        self.store.forget(self._missing)
+        for key in self._missing:
+            like = layout[key]
+            self.found[key] = self.store.allocate(key, (self.split.rows, *like.shape[1:]), like.dtype)
+        parts = [name for name in self.parts if self.part_keys[name] in self._missing]
+
+        def write(rows: Tensor, batch: Any, outputs: Outputs) -> None:
+            for name, tensor in outputs.items():
+                self.found[self.part_keys[name]][rows] = tensor
+            if self.rest_keys:
+                for path, value in flat(batch, self.left_out):
+                    self.found[self.rest_keys[path]][rows] = value
+
+        share = (self.trainer.global_rank, self.trainer.world_size) if self._is_shared else (0, 1)
+        fill(self.trainer, self.pl_module, self.network, self.split, parts, share, write)
+
+    def _keep(self) -> None:
+        for key in self._missing:
+            self.store.keep(key, self.found[key])
+
+    def _verify(self) -> None:
+        features = {}
+        for name, key in self.part_keys.items():
+            if key not in self.store.verified:
+                features[name] = self.found[key]
+        if not features:
+            return
+        gap, allowed = largest_difference(self.trainer, self.pl_module, self.network, self.split, features)
+        if gap > allowed:
+            raise CannotCacheError(
+                f"cached features differ from those of a live forward by {gap:.2g} of their largest value, more than "
+                f"{allowed:.2g}"
+            )
+        self.store.verified.update(self.part_keys.values())
+
+
+def flat(batch: Mapping[str, Any], left_out: Collection[str] = ()) -> Iterator[tuple[Path, Any]]:
+    """The entries of a batch and those of dicts within it, but for some keys."""
+    for key, entry in batch.items():
+        if key in left_out:
+            continue
+        if isinstance(entry, Mapping):
+            for name, value in entry.items():
+                yield (key, name), value
+        else:
+            yield (key,), entry
+
+
+def nested(entries: Mapping[Path, Tensor]) -> dict[str, Any]:
+    """A batch from what `flat` gave."""
+    batch: dict[str, Any] = {}
+    for (key, *name), tensor in entries.items():
+        if name:
+            batch.setdefault(key, {})[name[0]] = tensor
+        else:
+            batch[key] = tensor
+    return batch
+
+
+def sum_over_ranks(tensor: Tensor, device: torch.device) -> None:
+    """Puts the ranks' shares together, in place; where a rank has none of the values there are zeros."""
+    # byte by byte, so that no value is rounded and any type can be sent
+    values = tensor.view(-1).view(torch.uint8)
+    for piece in torch.split(values, _SLICE):
+        sent = piece.to(device)
+        torch.distributed.all_reduce(sent)
+        piece.copy_(sent)

@@ -1,0 +1,120 @@
+"""A dataset that gives cached features in place of what only frozen parts read."""
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from hybrid_lightning.data.in_memory import pick
+from hybrid_lightning.network.batch import CACHED, CACHED_INDEX
+
+Collate = Callable[[Any], Any]
+
+
+class ServedDataset(Dataset[Any]):
+    """Stands in place of a map-style dataset in its loader; has the same length, indices and attributes.
+
+    It gives whole batches: features under `CACHED`, places in the dataset under `CACHED_INDEX`, and the entries that
+    something else still reads. Batches of other indices than whole numbers are the original ones.
+
+    Args:
+        original: The dataset.
+        collate: Makes a batch of its samples.
+        features: Part → `(rows, ...)`.
+        left_out: Keys that nothing reads any more.
+        rest: The other entries of all rows; None reads them from the dataset, batch by batch.
+    """
+
+    def __init__(
+        self,
+        original: Any,
+        collate: Collate,
+        features: Mapping[str, Tensor],
+        left_out: Collection[str],
+        rest: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.original, self.original_collate = original, collate
+        self._features = dict(features)
+        self._left_out = set(left_out)
+        self._rest = rest
+        smaller = dataset_without(original, left_out) if rest is None else None
+        self._raw = original
+        self._reader = original if smaller is None else smaller[0]
+        self._reader_collate = collate if smaller is None or smaller[1] is None else smaller[1]
+        # copies share it, so that the one which a running iterator reads follows
+        self._retired: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        if "original" not in vars(self):  # while it is being unpickled
+            raise AttributeError(name)
+        return getattr(self.original, name)
+
+    def __len__(self) -> int:
+        return len(self.original)
+
+    @property
+    def feature_bytes(self) -> int:
+        """Size of all features."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._features.values())
+
+    def with_inner(self, wrap: Callable[[Any], Any]) -> "ServedDataset":
+        """The same, with what it reads wrapped, such as to be seeded."""
+        wrapped = copy.copy(self)
+        wrapped._raw, wrapped._reader = wrap(self._raw), wrap(self._reader)
+        return wrapped
+
+    def retire(self, parts: Collection[str]) -> None:
+        """Serves these parts no more; from now on batches are complete, also those of copies in this process."""
+        self._retired.update(parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.original[index]
+
+    def __getitems__(self, drawn: Any) -> Any:
+        """A whole batch, collated; `drawn` are indices, or have them as an attribute."""
+        indices = getattr(drawn, "indices", drawn)
+        rows = rows_of(indices, len(self))
+        if rows is None:
+            return read(self._raw, drawn, self.original_collate)
+        if self._retired:
+            batch = dict(read(self._raw, drawn, self.original_collate))
+        elif self._rest is not None:
+            batch = pick(self._rest, rows)
+        else:
+            whole = read(self._reader, drawn, self._reader_collate)
+            batch = {key: entry for key, entry in whole.items() if key not in self._left_out}
+        serving = [name for name in self._features if name not in self._retired]
+        batch[CACHED] = {name: self._features[name][rows] for name in serving}
+        batch[CACHED_INDEX] = rows
+        return batch
+
+
+def rows_of(indices: Sequence[Any], count: int) -> Tensor | None:
+    """Indices as int64 `(B,)` from 0 on; None if they are not whole numbers."""
+    if not all(isinstance(index, int | np.integer) for index in indices):
+        return None
+    rows = torch.tensor([int(index) for index in indices], dtype=torch.long)
+    return torch.where(rows < 0, rows + count, rows)
+
+
+def read(dataset: Any, drawn: Any, collate: Collate) -> Any:
+    """A collated batch of a dataset that may load whole batches."""
+    if callable(getattr(dataset, "__getitems__", None)):
+        return collate(dataset.__getitems__(drawn))
+    return collate([dataset[index] for index in drawn])
+
+
+def dataset_without(dataset: Any, keys: Collection[str]) -> tuple[Any, Collate | None] | None:
+    """A dataset that does not read these keys, and its collation if that is another one; None if it offers none."""
+    if type(dataset) is Subset:
+        inner = dataset_without(dataset.dataset, keys)
+        return None if inner is None else (Subset(inner[0], dataset.indices), inner[1])
+    without = getattr(dataset, "without", None)
+    if not callable(without):
+        return None
+    smaller = without(keys)
+    return smaller, getattr(smaller, "collate", None)

@@ -1,0 +1,85 @@
+"""``embed``: the features of each part for every row of the data, for other programs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from hybrid_lightning.cli.building import Setup
+from hybrid_lightning.cli.preparation import build_from_data, load_checkpoint
+from hybrid_lightning.cli.probe import prepared_on_device
+from hybrid_lightning.cli.tables import WIDE_FORMATS, Columns, as_array, check_output, write_table
+from hybrid_lightning.data.loaders import plain_samples
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.tasks.features import SplitFeatures, batches_of, collect_features
+
+
+def embed(setup: Setup, output: str, ckpt_path: str | None = None) -> None:
+    """Writes a table with a row per sample of the training, validation and test split.
+
+    Its columns: ``split``; ``row``, the batch's ``id`` (of a manifest the number of its row, from 0) or the position in
+    the split; ``target``, if all splits have it; each part's features; ``present/<part>``, where samples may lack a
+    part.
+
+    Args:
+        setup: The model and its data.
+        output: The file to write: .npz, an array `(rows, features)` per part; or .parquet (extra 'data'), a column of
+            lists per part.
+        ckpt_path: Checkpoint whose weights are used: best, last (of the newest run of this name) or a path; null takes
+            the weights with which training would start.
+    """
+    check_output(output, WIDE_FORMATS)
+    model, data = setup.model, setup.data
+    training = build_from_data(model, data, load=ckpt_path is None)
+    if ckpt_path is not None:
+        load_checkpoint(model, ckpt_path)
+    network = prepared_on_device(setup, training)
+    device = setup.trainer.strategy.root_device
+    splits = {"train": collect_features(network, batches_of(data, plain_samples(data, training), device))}
+    for split, loader in evaluation_splits(data):
+        splits[split] = collect_features(network, batches_of(data, loader, device))
+    columns = joined(splits)
+    write_table(columns, output)
+    widths = [f"{name} {columns[name].shape[1]:,}" for name in network.feeding]
+    counts = [f"{split} {len(next(iter(found.parts.values()))):,}" for split, found in splits.items()]
+    print(f"features: {', '.join(widths)}; rows: {', '.join(counts)}\nembed: {output}")
+
+
+def evaluation_splits(data: LightningDataModule) -> Iterator[tuple[str, Any]]:
+    """The validation and the test split, as far as a DataModule has them, with a loader of each."""
+    for split, method, stage in (("val", "val_dataloader", "fit"), ("test", "test_dataloader", "test")):
+        if not is_overridden(method, data, LightningDataModule):
+            continue
+        data.setup(stage)
+        datasets = getattr(data, "datasets", {})  # of a manifest, whose loader of a split without rows is an error
+        if split in datasets and not len(datasets[split]):
+            continue
+        loader = getattr(data, method)()
+        loaders = loader if isinstance(loader, list | tuple) else [loader]
+        if len(loaders) > 1:
+            raise ConfigError(f"{method} gives {len(loaders)} loaders; embed reads one per split.", "data")
+        for one in loaders:
+            yield split, one
+
+
+def joined(splits: dict[str, SplitFeatures]) -> Columns:
+    """The splits one after the other, as columns."""
+    has_target = all(found.target is not None for found in splits.values())
+    of_splits: dict[str, list[Any]] = {}
+    for split, found in splits.items():
+        count = len(next(iter(found.parts.values())))
+        columns: Columns = {"split": np.full(count, split)}
+        columns["row"] = torch.arange(count) if found.ids is None else found.ids
+        if has_target:
+            columns["target"] = found.target
+        for name, features in found.parts.items():
+            columns[name] = features
+            columns[f"present/{name}"] = found.present.get(name, torch.ones(count, dtype=torch.bool))
+        for name, values in columns.items():
+            of_splits.setdefault(name, []).append(as_array(values))
+    whole = {name: np.concatenate(values) for name, values in of_splits.items()}
+    # a column that says nothing is left out
+    return {name: values for name, values in whole.items() if not (name.startswith("present/") and values.all())}

@@ -1,0 +1,82 @@
+"""Tables of arrays as files: CSV, Parquet or npz."""
+
+from collections.abc import Collection
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.files import whole_file, write_csv
+
+FORMATS = (".csv", ".parquet")
+"""Of tables with a number or a text per cell."""
+WIDE_FORMATS = (".npz", ".parquet")
+"""Of tables with many numbers in a cell."""
+Columns = dict[str, Any]  # name → a value per row: an array `(rows,)` or `(rows, numbers)`, or a list
+
+
+def as_array(values: Any) -> Any:
+    """A tensor as an array, in a precision that numpy has; anything else as it is."""
+    if not isinstance(values, Tensor):
+        return values
+    if values.is_floating_point() and values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    return values.numpy()
+
+
+def check_output(path: str, formats: Collection[str] = FORMATS) -> None:
+    """Raises `ConfigError` unless a table can be written under this name."""
+    place = Path(path)
+    if place.suffix not in formats:
+        raise ConfigError(f"{path!r} does not end in {' or '.join(formats)}, the formats of this table.", "output")
+    if place.suffix == ".parquet" and not find_spec("pyarrow"):
+        others = [suffix for suffix in formats if suffix != ".parquet"]
+        raise ConfigError(
+            f"Parquet is written with pyarrow, which is missing. Install it with: pip install "
+            f"'hybrid_lightning[data]'; or write a {others[0]} file.",
+            "output",
+        )
+    if place.is_dir():
+        raise ConfigError(f"{path!r} is a folder. Name a file in it.", "output")
+    above = next(folder for folder in place.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{path!r} cannot be written: {str(above)!r} is not a folder.", "output")
+
+
+def write_table(columns: Columns, path: str | Path) -> None:
+    """Writes columns by the suffix, and makes its folder; the file appears whole or not at all."""
+    place = Path(path)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.suffix == ".csv":
+            # numpy's text is the shortest number that reads back as the same
+            texts = [values.astype(str) if isinstance(values, np.ndarray) else values for values in columns.values()]
+            write_csv(place, columns, zip(*texts, strict=True))
+            return
+        with whole_file(place) as temporary:
+            if place.suffix == ".npz":
+                with temporary.open("wb") as file:
+                    np.savez(file, allow_pickle=False, **columns)
+            else:
+                _write_parquet(columns, temporary)
+    except OSError as error:
+        raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror or error}.", "output") from error
+
+
+def _write_parquet(columns: Columns, path: Path) -> None:
+    """Writes columns of one dimension, and lists of one length for those of two."""
+    import pyarrow
+    from pyarrow import parquet
+
+    arrays = {}
+    for name, values in columns.items():
+        if isinstance(values, np.ndarray) and values.ndim == 2:
+            numbers = pyarrow.array(values.reshape(-1))
+            arrays[name] = pyarrow.FixedSizeListArray.from_arrays(numbers, values.shape[1])
+        else:
+            arrays[name] = values
+    parquet.write_table(pyarrow.table(arrays), path)

@@ -1,0 +1,1 @@
+"""Plain torch: what features say about a target, by fits in closed form, and convex blends of such votes."""

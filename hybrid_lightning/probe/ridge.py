@@ -1,0 +1,142 @@
+"""Ridge regression for every strength, with exact held-out outputs, from one eigendecomposition.
+
+The squared error of each row is weighted; the intercept is free. Features are standardized once, with all rows:
+what is held out is held out of the coefficients and the intercept, not of the features' scales.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ROWS = 8192  # at a time, where a whole `(N, R)` temporary would be as large as the features
+_NEGLIGIBLE = 1e-12  # of the largest eigenvalue; below, directions are rounding error
+_ROUNDING = {torch.float64: 1e-14}  # of the largest value of a feature, by dtype; 1e-6 of others, as for float32
+
+HeldOut = Callable[[float], Tensor]
+"""Penalty → outputs `(N, K)` for each row, by a fit that did not see it."""
+
+
+@dataclass(frozen=True)
+class PrincipalScores:
+    """Standardized features in the directions in which they vary, R of them, at most as many as rows or features."""
+
+    mean: Tensor  # (F,), of the features, weighted
+    scale: Tensor  # (F,), their standard deviations; infinite for constant features, which so become 0
+    directions: Tensor  # (F, R), orthonormal
+    scores: Tensor  # (N, R), the standardized features along the directions
+    variances: Tensor  # (R,), weighted sums of squared scores: the eigenvalues
+    weights: Tensor  # (N,), of the rows, with the mean 1
+
+    @property
+    def unit(self) -> float:
+        """The mean of the eigenvalues, in which penalties can be stated whatever the numbers of rows and features."""
+        return float(self.variances.mean()) if len(self.variances) else 1.0
+
+
+def principal_scores(features: Tensor, weights: Tensor) -> PrincipalScores:
+    """Decomposes features `(N, F)` whose rows have weights `(N,)`; holds about two copies of them in float64."""
+    rows = features.to(torch.float64, copy=True)
+    total = weights.sum()
+    mean = weights @ rows / total
+    rows -= mean
+    scale = (weights @ rows.square() / total).sqrt()
+    # the spread of a constant feature is the rounding error of its values, not always exactly 0
+    is_constant = scale <= _ROUNDING.get(features.dtype, 1e-6) * features.abs().amax(0)
+    scale[is_constant] = torch.inf
+    rows /= scale
+    variances, directions = _eigenvectors(rows, weights)
+    return PrincipalScores(mean, scale, directions, rows @ directions, variances, weights)
+
+
+def _eigenvectors(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues `(R,)` and eigenvectors `(F, R)` of the features' weighted Gram matrix, without empty directions.
+
+    Where there are more features than rows, they follow from the Gram matrix of the rows, the dual form.
+    """
+    is_dual = rows.shape[1] > len(rows)
+    if is_dual:
+        weighted = weights.sqrt()[:, None] * rows
+        gram = weighted @ weighted.T
+    else:
+        gram = rows.T @ (weights[:, None] * rows)
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > _NEGLIGIBLE * values[-1].clamp(min=0)  # in ascending order
+    values, vectors = values[kept], vectors[:, kept]
+    if is_dual:
+        vectors = weighted.T @ vectors / values.sqrt()
+    return values, vectors
+
+
+def leave_one_out(spectrum: PrincipalScores, goal: Tensor) -> HeldOut:
+    """Outputs for each row by the fit to all others, exactly, without refitting; `goal` is `(N, K)`.
+
+    A linear fit with the leverage h of a row has ``(output - h × goal) / (1 - h)`` for it without it.
+    """
+    weights, scores = spectrum.weights, spectrum.scores
+    share = weights / weights.sum()
+    middle = share @ goal
+    product = scores.T @ (weights[:, None] * (goal - middle))
+
+    def held_out(penalty: float) -> Tensor:
+        damping = spectrum.variances + penalty
+        fitted = middle + scores @ (product / damping[:, None])
+        parts = [chunk.square() @ (1 / damping) for chunk in torch.split(scores, _ROWS)]
+        # the first term is the leverage of the intercept
+        leverage = share + weights * torch.cat(parts)
+        leverage = leverage[:, None]
+        return (fitted - leverage * goal) / (1 - leverage)
+
+    return held_out
+
+
+def leave_folds_out(spectrum: PrincipalScores, goal: Tensor, folds: Tensor) -> HeldOut:
+    """Outputs for each row by the fit to all rows of other folds, exactly; `goal` is `(N, K)`, `folds` `(N,)` int."""
+    parts = []
+    for fold in torch.unique(folds):
+        inside = (folds == fold).nonzero()[:, 0]
+        parts.append((inside, _without(spectrum, goal, inside)))
+
+    def held_out(penalty: float) -> Tensor:
+        outputs = torch.empty_like(goal)
+        for inside, (rows, variances, product, middle) in parts:
+            outputs[inside] = middle + rows @ (product / (variances + penalty)[:, None])
+        return outputs
+
+    return held_out
+
+
+def _without(spectrum: PrincipalScores, goal: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fit to all rows but those `inside`, for any penalty p: ``middle + rows @ (product / (variances + p))``.
+
+    Taken from the sums over all rows by subtraction, so that the other rows are not read again.
+    """
+    weights, scores = spectrum.weights, spectrum.scores
+    own_scores = scores[inside]
+    own_weights = weights[inside]
+    weighted_goal = weights[:, None] * goal
+    weighted_scores = own_weights[:, None] * own_scores
+
+    total = weights.sum() - own_weights.sum()
+    center = (weights @ scores - weighted_scores.sum(0)) / total
+    middle = (weighted_goal.sum(0) - weighted_goal[inside].sum(0)) / total
+    gram = torch.diag(spectrum.variances) - own_scores.T @ weighted_scores
+    gram -= total * torch.outer(center, center)
+    product = scores.T @ weighted_goal - own_scores.T @ weighted_goal[inside]
+    product -= total * torch.outer(center, middle)
+
+    variances, vectors = torch.linalg.eigh(gram)
+    # where the other rows do not vary, rounding may leave a negative number larger than a small penalty
+    variances = variances.clamp(min=0)
+    return (own_scores - center) @ vectors, variances, vectors.T @ product, middle
+
+
+def coefficients(spectrum: PrincipalScores, goal: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Weight `(F, K)` and bias `(K,)` for features as they were given, not standardized, from all rows."""
+    weights = spectrum.weights
+    middle = weights @ goal / weights.sum()
+    product = spectrum.scores.T @ (weights[:, None] * (goal - middle))
+    damping = (spectrum.variances + penalty)[:, None]
+    weight = spectrum.directions @ (product / damping) / spectrum.scale[:, None]
+    return weight, middle - spectrum.mean @ weight

@@ -1,0 +1,65 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from hybrid_lightning.cache.fingerprints import digest, part_fingerprint, random_state
+from hybrid_lightning.network.builder import build
+from hybrid_lightning.network.part import parse_parts
+
+X = torch.arange(6.0).view(2, 3)
+DIFFERENT = [
+    X,
+    X.view(3, 2),
+    X.double(),
+    X + 1,
+    {"a": X},
+    {"b": X},
+    [X],
+    [X, X],
+    X.numpy(),
+    "x",
+    b"x",
+    1,
+    1.0,
+    None,
+    torch.zeros(0),
+]
+
+
+def test_a_digest_tells_values_shapes_types_and_containers_apart():
+    digests = [digest(value) for value in DIFFERENT]
+    assert len(set(digests)) == len(DIFFERENT)
+    assert digests == [digest(value) for value in DIFFERENT]
+    assert digest(X.t().contiguous().t()) == digest(X), "the layout in memory does not count"
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()), np.random.rand, random.random])
+def test_a_draw_from_any_global_generator_changes_the_random_state(draw):
+    before = random_state()
+    assert random_state() == before
+    draw()
+    assert random_state() != before
+
+
+def network():
+    torch.manual_seed(0)
+    parts = {
+        "stem": {"module": "MLP", "args": {"hidden": [3]}, "input": "x"},
+        "body": {"module": "MLP", "input": "stem"},
+    }
+    return build(parse_parts(parts), 2, {"x": torch.rand(2, 4)})
+
+
+def test_a_part_is_known_by_its_weights_and_those_of_the_parts_that_it_reads():
+    one, other = network(), network()
+    assert part_fingerprint(one, "body") == part_fingerprint(other, "body")
+    with torch.no_grad():
+        next(other.parts["body"].parameters()).add_(1)
+    assert part_fingerprint(one, "body") != part_fingerprint(other, "body")
+    assert part_fingerprint(one, "stem") == part_fingerprint(other, "stem")
+    other = network()
+    with torch.no_grad():
+        next(other.parts["stem"].parameters()).add_(1)
+    assert part_fingerprint(one, "body") != part_fingerprint(other, "body")

@@ -1,0 +1,53 @@
+"""A cached fit that continues from any checkpoint is bit-equal to one that never stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cache.resuming import PLATEAU, differences
+from tests.processes import succeed_on
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
+    pytest.mark.filterwarnings("ignore:.*This process .* is multi-threaded"),
+    pytest.mark.filterwarnings("ignore:.*use of fork"),
+]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("loader", "unfreeze", "options"),
+    [
+        ("memory", "never", {}),
+        ("memory", "6 steps", {}),
+        ("files", "6 steps", {"val_check_interval": 2}),
+        ("files", PLATEAU, {"val_check_interval": 3, "max_epochs": 4}),
+        ("memory", {"start": "2 steps", "freeze": "6 steps"}, {}),
+        ("workers", "6 steps", {"every": 3}),
+    ],
+    ids=str,
+)
+def test_one_process(loader: str, unfreeze: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    number, problems = differences(tmp_path, loader, unfreeze, **{"every": 2, **options})
+    assert number >= 5
+    assert not problems
+
+
+@pytest.mark.parametrize("loader", ["memory", "files"])
+def test_two_ranks(loader: str, tmp_path: Path) -> None:
+    options = json.dumps({"unfreeze": "3 steps", "every": 2})
+    succeed_on(2, "-m", "tests.cache.resuming", str(tmp_path), loader, options, cwd=tmp_path)
+    for rank in range(2):
+        result = json.loads((tmp_path / f"{rank}.json").read_text())
+        number, problems = result["found"]
+        assert number >= 4
+        assert not problems
+        assert result["served"]
+        assert result["gap"] < 1e-6
