@@ -125,7 +125,12 @@ def measure(
     return Seconds((reading + after_computing - after_reading) / len(rows), served / len(rows))
 
 
-def saving(trainer: Trainer, ahead: Outlook, seconds: Seconds, splits: Sequence[Split]) -> float:
+def saving(
+    trainer: Trainer,
+    ahead: Outlook,
+    seconds: Seconds,
+    splits: Sequence[Split],
+) -> float:
     """Seconds that a process saves, less those of the fill."""
     rows = sum(split.rows for split in splits) / trainer.world_size
     return ahead.reads * (seconds.live - seconds.served) - rows * seconds.live
@@ -136,7 +141,13 @@ def pays(saved: float) -> bool:
     return saved >= _LEAST_SAVING
 
 
-def described(parts: Sequence[str], splits: Sequence[Split], size: int, ahead: Outlook, saved: float | None) -> str:
+def described(
+    parts: Sequence[str],
+    splits: Sequence[Split],
+    size: int,
+    ahead: Outlook,
+    saved: float | None,
+) -> str:
     """A line on what is served: features of `size` bytes, which save so many seconds if that was measured."""
     rows = " + ".join(f"{split.rows:,}" for split in splits)
     gain = "" if saved is None else f", saves about {saved:.0f} s"

@@ -51,7 +51,12 @@ def export(
     _print_digest(output)
 
 
-def export_network(network: HybridNetwork, batch: Mapping[str, Any], output: str, form: str) -> None:
+def export_network(
+    network: HybridNetwork,
+    batch: Mapping[str, Any],
+    output: str,
+    form: str,
+) -> None:
     """Writes a network without the task around it; a real batch checks the program that is written."""
     if not output.endswith(FORMATS[form]):
         raise ConfigError(f"{output!r} does not end in {FORMATS[form]}, as --format {form} does.", "output")

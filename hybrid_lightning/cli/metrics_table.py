@@ -27,7 +27,13 @@ class RunLogger(CSVLogger):
             ``metrics.old_<number>.csv``.
     """
 
-    def __init__(self, save_dir: str | Path, name: str, version: str | None = None, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        save_dir: str | Path,
+        name: str,
+        version: str | None = None,
+        first_step: int = 0,
+    ) -> None:
         super().__init__(save_dir, name=name, version=version)
         self.first_step = first_step
         self._is_open = False

@@ -18,7 +18,12 @@ from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.tasks import HybridTask
 
 
-def predict(setup: Setup, ckpt_path: str | None = None, output: str | None = None, row_numbers: bool = False) -> None:
+def predict(
+    setup: Setup,
+    ckpt_path: str | None = None,
+    output: str | None = None,
+    row_numbers: bool = False,
+) -> None:
     """Writes a table of predictions in the order of the data.
 
     Args:
@@ -140,7 +145,12 @@ def joined(batches: Sequence[Predicted]) -> Predicted:
     return Predicted(places[is_first], torch.cat(all_predictions)[order], rows, contributions)
 
 
-def prediction_table(predicted: Predicted, task: HybridTask, data: Any, row_numbers: bool) -> Columns:
+def prediction_table(
+    predicted: Predicted,
+    task: HybridTask,
+    data: Any,
+    row_numbers: bool,
+) -> Columns:
     """The columns of a table: ``id`` or ``row``, those that the task gives, and ``contribution_<part>``."""
     ids = getattr(data, "predict_ids", None)
     columns: Columns = {}

@@ -77,7 +77,12 @@ def prepared_on_device(setup: Setup, loader: Any) -> HybridNetwork:
     return network
 
 
-def _begin(network: HybridNetwork, setup: Setup, loader: Any, origins: Collection[str]) -> None:
+def _begin(
+    network: HybridNetwork,
+    setup: Setup,
+    loader: Any,
+    origins: Collection[str],
+) -> None:
     """Prepares parts that read training data, and statistics of parts of these origins."""
     data, device = setup.data, setup.trainer.strategy.root_device
     some = plain_samples(data, loader, MOST_SAMPLES)

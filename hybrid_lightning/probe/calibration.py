@@ -89,7 +89,12 @@ def _cross_entropy(found: Tensor, raw: Tensor, goal: Tensor, weights: Tensor) ->
     return -weights @ (goal * logits.log_softmax(1)).sum(1)
 
 
-def _derivatives(found: Tensor, raw: Tensor, goal: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _derivatives(
+    found: Tensor,
+    raw: Tensor,
+    goal: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Gradient `(1 + K,)` and matrix of second derivatives of the cross-entropy by factor and offsets."""
     share = (raw * found[0] + found[1:]).softmax(1)
     error = weights[:, None] * (share - goal)

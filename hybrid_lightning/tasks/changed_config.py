@@ -117,7 +117,12 @@ def describe_changes(old: Settings, new: Settings, epoch: int) -> list[str]:
     return lines
 
 
-def apply_current_settings(optimizer: Optimizer, wanted: list[dict[str, Any]], old: Settings, new: Settings) -> None:
+def apply_current_settings(
+    optimizer: Optimizer,
+    wanted: list[dict[str, Any]],
+    old: Settings,
+    new: Settings,
+) -> None:
     """Gives restored groups the rates, decays and changed optimizer arguments of today; the rest stays as restored."""
     given, before = new["optimizer"]["init_args"], old["optimizer"]["init_args"]
     changed = {}

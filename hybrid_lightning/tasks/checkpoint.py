@@ -164,7 +164,13 @@ def concrete_subclasses(cls: type[Task]) -> list[type[Task]]:
     return found
 
 
-def rebuilt(base: type[Task], wanted: type, path: Any, trust: tuple[str, ...], live: Mapping[str, nn.Module]) -> Task:
+def rebuilt(
+    base: type[Task],
+    wanted: type,
+    path: Any,
+    trust: tuple[str, ...],
+    live: Mapping[str, nn.Module],
+) -> Task:
     """The task of a checkpoint, with its weights: a subclass of `base` that is imported, and a `wanted`."""
     saved, state = read_checkpoint(path)
     known = {task_name(task): task for task in concrete_subclasses(base)}

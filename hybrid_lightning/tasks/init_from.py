@@ -135,7 +135,12 @@ class StartTensors:
         here = _made_with(network.options[name].plain(), network.record.parts[name].sizes)
         return "" if there == here else f"it was made with {there} there, and with {here} here."
 
-    def _check_parts(self, network: HybridNetwork, fits: Mapping[str, Fit], refused: Mapping[str, str]) -> None:
+    def _check_parts(
+        self,
+        network: HybridNetwork,
+        fits: Mapping[str, Fit],
+        refused: Mapping[str, str],
+    ) -> None:
         path = self.source.path
         for name, fit in fits.items():
             if fit.loses_adapters:

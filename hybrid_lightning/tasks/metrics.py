@@ -55,7 +55,13 @@ class SplitMetrics(nn.Module):
         """Class labels as int64: also bool, small integers, and indicators that are floats."""
         return target.long() if self.counts.classes else target
 
-    def update(self, loss: Tensor, weight: Tensor | int, predictions: Tensor, target: Any) -> None:
+    def update(
+        self,
+        loss: Tensor,
+        weight: Tensor | int,
+        predictions: Tensor,
+        target: Any,
+    ) -> None:
         """Adds a batch; `weight` is what its loss was divided by, and a target may be None without metrics."""
         target = self._as_counted(target)
         self.loss.update(loss, weight)

@@ -51,7 +51,13 @@ Saved = Mapping[str, Any]
 class NetworkModule(BatchCheckingModule, ABC):
     """Owns a `HybridNetwork`, its optimizer and its objective; the steps are left to `HybridTask`."""
 
-    def __init__(self, settings: TaskSettings, parts: dict[str, Part], fusion: Part, objective: Objective) -> None:
+    def __init__(
+        self,
+        settings: TaskSettings,
+        parts: dict[str, Part],
+        fusion: Part,
+        objective: Objective,
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.parts = parts

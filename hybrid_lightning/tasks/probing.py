@@ -88,7 +88,12 @@ def _joined(features: SplitFeatures) -> Tensor:
     return torch.cat(complete, dim=1)
 
 
-def _fit_voter(features: Tensor, present: Tensor | None, goal: Goal, groups: Tensor | None) -> Voter:
+def _fit_voter(
+    features: Tensor,
+    present: Tensor | None,
+    goal: Goal,
+    groups: Tensor | None,
+) -> Voter:
     """A voter on features `(N, features)`; for samples without them, `present` `(N,)` False, it takes their mean."""
     rows = torch.arange(len(features)) if present is None else present.nonzero().flatten()
     if not len(rows):

@@ -77,7 +77,12 @@ class RegressionObjective(Objective):
 
     closed_form = "values"
 
-    def __init__(self, num_outputs: int = 1, loss_function: str = "mse", standardize: bool = True) -> None:
+    def __init__(
+        self,
+        num_outputs: int = 1,
+        loss_function: str = "mse",
+        standardize: bool = True,
+    ) -> None:
         with at("model"):
             check_choice(loss_function, "loss_function", tuple(_LOSSES), "loss")
             if num_outputs < 1:

@@ -155,7 +155,12 @@ def _share(trainer: Trainer, module: nn.Module) -> None:
             torch.distributed.broadcast(tensor.detach(), 0)
 
 
-def set_start(network: HybridNetwork, objective: Objective, features: SplitFeatures, found: Probe) -> None:
+def set_start(
+    network: HybridNetwork,
+    objective: Objective,
+    features: SplitFeatures,
+    found: Probe,
+) -> None:
     """Sets the heads of a network, and its blend, to closed-form solutions."""
     votes = {}
     for name, voter in found.voters.items():

@@ -140,7 +140,14 @@ class ResidualConv3d(ResidualConv):
     default_norm = "group"
 
 
-def _convolution(dimensions: int, before: int, after: int, kernel_size: int, stride: int, norm: str) -> nn.Sequential:
+def _convolution(
+    dimensions: int,
+    before: int,
+    after: int,
+    kernel_size: int,
+    stride: int,
+    norm: str,
+) -> nn.Sequential:
     """A convolution with its normalization; every side L becomes ceil(L / stride)."""
     # the normalization after it has a bias of its own
     layer = _CONVOLUTIONS[dimensions](before, after, kernel_size, stride, padding=kernel_size // 2, bias=False)

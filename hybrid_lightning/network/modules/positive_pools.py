@@ -11,7 +11,13 @@ POOLS = ("share", "mean", "index", "stretch")
 _WORD = 16  # positions
 
 
-def pool_positives(activations: Tensor, counted: Tensor, biases: Tensor, pools: Sequence[str], length: int) -> Tensor:
+def pool_positives(
+    activations: Tensor,
+    counted: Tensor,
+    biases: Tensor,
+    pools: Sequence[str],
+    length: int,
+) -> Tensor:
     """Activations `(kernels, B, positions)` at biases `(kernels, thresholds)` → `(pools, kernels, thresholds, B)`."""
     activations = activations.unsqueeze(1)
     biases = biases[..., None, None]
