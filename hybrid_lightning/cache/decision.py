@@ -100,7 +100,11 @@ def _rows_per_epoch(trainer: Trainer, split: Split) -> float:
 
 
 def measure(
-    trainer: Trainer, pl_module: LightningModule, network: HybridNetwork, split: Split, parts: Sequence[str]
+    trainer: Trainer,
+    pl_module: LightningModule,
+    network: HybridNetwork,
+    split: Split,
+    parts: Sequence[str],
 ) -> Seconds:
     """Times a batch, the second of two."""
     smaller = dataset_without(split.dataset, unread_keys(network, parts))
@@ -122,7 +126,8 @@ def measure(
     served = end - after_computing
     if smaller is None and loads_batches(split.dataset):
         served += reading
-    return Seconds((reading + after_computing - after_reading) / len(rows), served / len(rows))
+    live = reading + after_computing - after_reading
+    return Seconds(live / len(rows), served / len(rows))
 
 
 def saving(
@@ -133,7 +138,8 @@ def saving(
 ) -> float:
     """Seconds that a process saves, less those of the fill."""
     rows = sum(split.rows for split in splits) / trainer.world_size
-    return ahead.reads * (seconds.live - seconds.served) - rows * seconds.live
+    per_read = seconds.live - seconds.served
+    return ahead.reads * per_read - rows * seconds.live
 
 
 def pays(saved: float) -> bool:

@@ -33,14 +33,16 @@ T = TypeVar("T")
 
 def together(trainer: Trainer, work: Callable[[], T]) -> T:
     """What `work`, without collectives, returns; `CannotCacheError` on all ranks if it fails on one."""
-    problem, result = None, None
+    problem = None
+    result = None
     try:
         result = work()
     except CannotCacheError as error:
         problem = str(error)
     except Exception as error:  # third-party datasets and modules may raise any exception
         problem = f"{type(error).__name__}: {error}"[:300]
-    if not trainer.strategy.reduce_boolean_decision(problem is None):
+    is_done = problem is None
+    if not trainer.strategy.reduce_boolean_decision(is_done):
         raise CannotCacheError(problem or "another rank could not compute it")
     return result  # type: ignore[return-value]
 
@@ -61,16 +63,21 @@ class Filling:
         parts: Sequence[str],
         samples: str,
     ) -> None:
-        self.trainer, self.pl_module, self.network = trainer, pl_module, network
-        self.store, self.split, self.parts = store, split, list(parts)
+        self.trainer = trainer
+        self.pl_module = pl_module
+        self.network = network
+        self.store = store
+        self.split = split
+        self.parts = list(parts)
         self._common = [samples, split.rows, split.size, trainer.precision]
         self.left_out = unread_keys(network, parts)
         self.found: dict[str, Tensor] = {}
         """Key of the store → tensor `(rows, ...)`, of all that is served."""
         self._missing: list[str] = []
         # datasets that differ between ranks are filled by each rank for itself
-        is_equal = trainer.strategy.broadcast(samples) == samples
-        self._is_shared = trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(is_equal)
+        strategy = trainer.strategy
+        is_equal = strategy.broadcast(samples) == samples
+        self._is_shared = trainer.world_size > 1 and strategy.reduce_boolean_decision(is_equal)
 
     @property
     def keys(self) -> list[str]:
@@ -79,34 +86,47 @@ class Filling:
 
     def run(self) -> ServedDataset:
         """The dataset to be served; `CannotCacheError` if that cannot be or differs from a live forward."""
-        layout = together(self.trainer, self._layout)
+        trainer = self.trainer
+        layout = together(trainer, self._layout)
+        self._find()
+        if self._missing:
+            together(trainer, partial(self._fill, layout))
+            if self._is_shared:
+                self._sum_shares()
+            together(trainer, self._keep)
+        together(trainer, self._verify)
+        return together(trainer, self._served)
+
+    def _find(self) -> None:
+        """Looks up what the store has; the ranks fill together what one of them lacks."""
+        strategy = self.trainer.strategy
         for key in self.keys:
-            tensor = together(self.trainer, partial(self.store.find, key, self.split.rows))
-            # the ranks fill together what one of them lacks
-            is_everywhere = self.trainer.strategy.reduce_boolean_decision(tensor is not None)
+            look_up = partial(self.store.find, key, self.split.rows)
+            tensor = together(self.trainer, look_up)
+            is_here = tensor is not None
+            is_everywhere = strategy.reduce_boolean_decision(is_here)
             if tensor is None or not is_everywhere:
                 self._missing.append(key)
             else:
                 self.found[key] = tensor
-        if self._missing:
-            together(self.trainer, partial(self._fill, layout))
-            if self._is_shared:
-                for key in self._missing:
-                    sum_over_ranks(self.found[key], self.trainer.strategy.root_device)
-            together(self.trainer, self._keep)
-        together(self.trainer, self._verify)
-        return together(self.trainer, self._served)
+
+    def _sum_shares(self) -> None:
+        device = self.trainer.strategy.root_device
+        for key in self._missing:
+            sum_over_ranks(self.found[key], device)
 
     def _served(self) -> ServedDataset:
         split = self.split
         features = {name: self.found[key] for name, key in self.part_keys.items()}
         rest = None
         if self.rest_keys:
-            rest = nested({path: self.found[key] for path, key in self.rest_keys.items()})
+            entries = {path: self.found[key] for path, key in self.rest_keys.items()}
+            rest = nested(entries)
         served = ServedDataset(split.dataset, split.collate, features, self.left_out, rest)
         with computing(self.trainer, self.network, split):
             # hooks of batches may need what is left out
-            batch = served.__getitems__(split.spread_rows(2))
+            rows = split.spread_rows(2)
+            batch = served.__getitems__(rows)
             outputs_of(self.trainer, self.pl_module, self.network, batch, self.parts)
         return served
 
@@ -114,13 +134,24 @@ class Filling:
         """Key of the store → what it has of two samples."""
         split = self.split
         with computing(self.trainer, self.network, split):
-            batch = split.read(split.spread_rows(2))
+            rows = split.spread_rows(2)
+            batch = split.read(rows)
             outputs = outputs_of(self.trainer, self.pl_module, self.network, batch, self.parts)
         rest = self._rest_of(batch)
-        self.part_keys = {name: self._key(name, part_fingerprint(self.network, name)) for name in self.parts}
+        part_keys = {}
+        for name in self.parts:
+            fingerprint = part_fingerprint(self.network, name)
+            part_keys[name] = self._key(name, fingerprint)
+        self.part_keys = part_keys
         self.rest_keys = {path: self._key("rest", path) for path in rest}
-        layout = {self.part_keys[name]: tensor for name, tensor in outputs.items()}
-        return layout | {self.rest_keys[path]: tensor for path, tensor in rest.items()}
+        layout = {}
+        for name, tensor in outputs.items():
+            key = self.part_keys[name]
+            layout[key] = tensor
+        for path, tensor in rest.items():
+            key = self.rest_keys[path]
+            layout[key] = tensor
+        return layout
 
     def _key(self, name: str, *of_it: Any) -> str:
         return f"{self.split.name}-{name}-{digest(self._common, *of_it)}"
@@ -136,24 +167,32 @@ class Filling:
             if not isinstance(value, Tensor) or not value.ndim:
                 return {}
             found[path] = value
-        size = sum(tensor.numel() * tensor.element_size() / len(tensor) for tensor in found.values())
+        size = 0.0
+        for tensor in found.values():
+            size += tensor.numel() * tensor.element_size() / len(tensor)
         return found if size <= _SMALL else {}
 
     def _fill(self, layout: Mapping[str, Tensor]) -> None:
         self.store.forget(self._missing)
         for key in self._missing:
             like = layout[key]
-            self.found[key] = self.store.allocate(key, (self.split.rows, *like.shape[1:]), like.dtype)
+            shape = (self.split.rows, *like.shape[1:])
+            self.found[key] = self.store.allocate(key, shape, like.dtype)
         parts = [name for name in self.parts if self.part_keys[name] in self._missing]
 
         def write(rows: Tensor, batch: Any, outputs: Outputs) -> None:
             for name, tensor in outputs.items():
-                self.found[self.part_keys[name]][rows] = tensor
-            if self.rest_keys:
-                for path, value in flat(batch, self.left_out):
-                    self.found[self.rest_keys[path]][rows] = value
+                key = self.part_keys[name]
+                self.found[key][rows] = tensor
+            if not self.rest_keys:
+                return
+            for path, value in flat(batch, self.left_out):
+                key = self.rest_keys[path]
+                self.found[key][rows] = value
 
-        share = (self.trainer.global_rank, self.trainer.world_size) if self._is_shared else (0, 1)
+        share = (0, 1)
+        if self._is_shared:
+            share = (self.trainer.global_rank, self.trainer.world_size)
         fill(self.trainer, self.pl_module, self.network, self.split, parts, share, write)
 
     def _keep(self) -> None:

@@ -32,43 +32,63 @@ def _add(hasher: Any, value: Any) -> None:
         for entry in value:
             _add(hasher, entry)
     elif isinstance(value, Tensor):
-        hasher.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        shape = tuple(value.shape)
+        hasher.update(f"{value.dtype}{shape}".encode())
         hasher.update(bytes_of(value))
     elif isinstance(value, np.ndarray) and value.dtype != object:
         hasher.update(f"{value.dtype}{value.shape}".encode())
-        hasher.update(np.ascontiguousarray(value).tobytes())
+        in_order = np.ascontiguousarray(value)
+        hasher.update(in_order.tobytes())
     elif isinstance(value, str | bytes | int | float | bool | None):
-        hasher.update(repr(value).encode())
+        text = repr(value)
+        hasher.update(text.encode())
     else:
         # such as an image that the collation turns into a tensor
-        hasher.update(pickle.dumps(value))
+        pickled = pickle.dumps(value)
+        hasher.update(pickled)
 
 
 def bytes_of(tensor: Tensor) -> Any:
     """The values of a tensor as bytes, without a copy if it is contiguous and on the CPU."""
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else b""
+    values = tensor.detach().cpu()
+    flat = values.contiguous().view(-1)
+    if not flat.numel():
+        return b""
+    single_bytes = flat.view(torch.uint8)
+    return single_bytes.numpy().data
 
 
 def part_tensors(network: HybridNetwork, name: str) -> dict[str, Tensor]:
     """The parameters and buffers that a part's output depends on, its scale included."""
-    found: dict[str, Tensor] = dict(network.parts[name].named_parameters())
-    found.update(network.parts[name].named_buffers())
+    module = network.parts[name]
+    found: dict[str, Tensor] = dict(module.named_parameters())
+    found.update(module.named_buffers())
     if name in network.scales:
-        for own, buffer in network.scales[name].named_buffers():
+        scale = network.scales[name]
+        for own, buffer in scale.named_buffers():
             found[f"scale.{own}"] = buffer
     return found
 
 
 def part_fingerprint(network: HybridNetwork, name: str) -> str:
     """The hash of a part's options, module, weights and buffers, and of the parts that it reads."""
-    options, record = network.options[name], network.record.parts[name]
+    record = network.record.parts[name]
     module = network.parts[name]
-    described = [type(module).__qualname__, str(module), repr(options.plain()), record.output, record.pool]
-    before = [part_fingerprint(network, other) for other in network.wiring.parts_read(name)]
-    return digest(described, network.wiring.reads[name], before, part_tensors(network, name))
+    kind = type(module).__qualname__
+    options = network.options[name].plain()
+    described = [kind, str(module), repr(options), record.output, record.pool]
+    before = []
+    for other in network.wiring.parts_read(name):
+        fingerprint = part_fingerprint(network, other)
+        before.append(fingerprint)
+    inputs = network.wiring.reads[name]
+    tensors = part_tensors(network, name)
+    return digest(described, inputs, before, tensors)
 
 
 def random_state() -> str:
     """A hash of the states of the three global generators of the CPU; another one after each draw."""
-    return digest(torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate())
+    of_torch = torch.get_rng_state()
+    of_numpy = np.random.get_state(legacy=False)
+    of_python = random.getstate()
+    return digest(of_torch, of_numpy, of_python)

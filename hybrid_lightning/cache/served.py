@@ -37,14 +37,21 @@ class ServedDataset(Dataset[Any]):
         left_out: Collection[str],
         rest: Mapping[str, Any] | None = None,
     ) -> None:
-        self.original, self.original_collate = original, collate
+        self.original = original
+        self.original_collate = collate
         self._features = dict(features)
         self._left_out = set(left_out)
         self._rest = rest
-        smaller = dataset_without(original, left_out) if rest is None else None
         self._raw = original
-        self._reader = original if smaller is None else smaller[0]
-        self._reader_collate = collate if smaller is None or smaller[1] is None else smaller[1]
+        self._reader = original
+        self._reader_collate = collate
+        smaller = None
+        if rest is None:
+            smaller = dataset_without(original, left_out)
+        if smaller is not None:
+            self._reader, own_collate = smaller
+            if own_collate is not None:
+                self._reader_collate = own_collate
         # copies share it, so that the one which a running iterator reads follows
         self._retired: set[str] = set()
 
@@ -59,12 +66,16 @@ class ServedDataset(Dataset[Any]):
     @property
     def feature_bytes(self) -> int:
         """Size of all features."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._features.values())
+        size = 0
+        for tensor in self._features.values():
+            size += tensor.numel() * tensor.element_size()
+        return size
 
     def with_inner(self, wrap: Callable[[Any], Any]) -> "ServedDataset":
         """The same, with what it reads wrapped, such as to be seeded."""
         wrapped = copy.copy(self)
-        wrapped._raw, wrapped._reader = wrap(self._raw), wrap(self._reader)
+        wrapped._raw = wrap(self._raw)
+        wrapped._reader = wrap(self._reader)
         return wrapped
 
     def retire(self, parts: Collection[str]) -> None:
@@ -81,30 +92,39 @@ class ServedDataset(Dataset[Any]):
         if rows is None:
             return read(self._raw, drawn, self.original_collate)
         if self._retired:
-            batch = dict(read(self._raw, drawn, self.original_collate))
+            whole = read(self._raw, drawn, self.original_collate)
+            batch = dict(whole)
         elif self._rest is not None:
             batch = pick(self._rest, rows)
         else:
             whole = read(self._reader, drawn, self._reader_collate)
             batch = {key: entry for key, entry in whole.items() if key not in self._left_out}
-        serving = [name for name in self._features if name not in self._retired]
-        batch[CACHED] = {name: self._features[name][rows] for name in serving}
+        served = {}
+        for name, features in self._features.items():
+            if name not in self._retired:
+                served[name] = features[rows]
+        batch[CACHED] = served
         batch[CACHED_INDEX] = rows
         return batch
 
 
 def rows_of(indices: Sequence[Any], count: int) -> Tensor | None:
     """Indices as int64 `(B,)` from 0 on; None if they are not whole numbers."""
-    if not all(isinstance(index, int | np.integer) for index in indices):
-        return None
-    rows = torch.tensor([int(index) for index in indices], dtype=torch.long)
+    numbers = []
+    for index in indices:
+        if not isinstance(index, int | np.integer):
+            return None
+        numbers.append(int(index))
+    rows = torch.tensor(numbers, dtype=torch.long)
     return torch.where(rows < 0, rows + count, rows)
 
 
 def read(dataset: Any, drawn: Any, collate: Collate) -> Any:
     """A collated batch of a dataset that may load whole batches."""
-    if callable(getattr(dataset, "__getitems__", None)):
-        return collate(dataset.__getitems__(drawn))
+    load = getattr(dataset, "__getitems__", None)
+    if callable(load):
+        samples = load(drawn)
+        return collate(samples)
     return collate([dataset[index] for index in drawn])
 
 
@@ -112,7 +132,10 @@ def dataset_without(dataset: Any, keys: Collection[str]) -> tuple[Any, Collate |
     """A dataset that does not read these keys, and its collation if that is another one; None if it offers none."""
     if type(dataset) is Subset:
         inner = dataset_without(dataset.dataset, keys)
-        return None if inner is None else (Subset(inner[0], dataset.indices), inner[1])
+        if inner is None:
+            return None
+        smaller, collate = inner
+        return Subset(smaller, dataset.indices), collate
     without = getattr(dataset, "without", None)
     if not callable(without):
         return None

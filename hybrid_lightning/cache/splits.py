@@ -111,12 +111,16 @@ def splits_of(trainer: Trainer, sizes: Mapping[str, int]) -> list[Split]:
     loaders = {"train": train}
     if trainer.enable_validation:
         found = evaluation_loaders(trainer)
-        for number, loader in enumerate(found if isinstance(found, list) else [found]):
+        if not isinstance(found, list):
+            found = [found]
+        for number, loader in enumerate(found):
+            name = f"val{number}" if number else "val"
             if _is_readable(loader) and loader is not train:
-                loaders["val" if number == 0 else f"val{number}"] = loader
+                loaders[name] = loader
     splits = []
     for name, loader in loaders.items():
-        size = sizes.get(name) or getattr(loader.batch_sampler, "batch_size", None) or 32
+        own_size = getattr(loader.batch_sampler, "batch_size", None)
+        size = sizes.get(name) or own_size or 32
         splits.append(Split(name, loader, name == "train", int(size)))
     return splits
 
@@ -126,14 +130,17 @@ def _is_readable(loader: Any) -> bool:
     if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
         return False
     dataset: Any = loader.dataset
-    has_indices = not isinstance(dataset, IterableDataset) and hasattr(dataset, "__len__")
-    return has_indices and loader.batch_sampler is not None and len(dataset) > 0
+    if isinstance(dataset, IterableDataset) or loader.batch_sampler is None:
+        return False
+    return hasattr(dataset, "__len__") and len(dataset) > 0
 
 
 def samples_hash(trainer: Trainer, split: Split) -> str:
     """A hash of a few raw samples and of their number."""
     with own_random_state(trainer):
-        return digest(split.rows, split.read(split.spread_rows(2)))
+        rows = split.spread_rows(2)
+        samples = split.read(rows)
+        return digest(split.rows, samples)
 
 
 def varying_keys(trainer: Trainer, pl_module: LightningModule, split: Split) -> set[str]:
@@ -160,7 +167,9 @@ def varying_keys(trainer: Trainer, pl_module: LightningModule, split: Split) -> 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> set[str]:
     keys = set(first) ^ set(second)
     for key in set(first) & set(second):
-        if digest(first[key]) != digest(second[key]):
+        before = digest(first[key])
+        after = digest(second[key])
+        if before != after:
             keys.add(key)
     return keys
 
@@ -168,22 +177,29 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> set[str]:
 def _changed_at_random(trainer: Trainer, pl_module: LightningModule, batch: Mapping[str, Any]) -> set[str]:
     """The keys that hooks of batches, such as an augmentation, may change in another way the next time."""
     device = trainer.strategy.root_device
-    moved = move_data_to_device(trainer.precision_plugin.convert_input(batch), device)
+    converted = trainer.precision_plugin.convert_input(batch)
+    moved = move_data_to_device(converted, device)
     raw = {key: digest(entry) for key, entry in moved.items()}
     with own_random_state(trainer):
         before = _all_random_state(device)
-        once = next(batches_on_device(trainer, pl_module, [dict(moved)]))
-        has_drawn = _all_random_state(device) != before
-        twice = next(batches_on_device(trainer, pl_module, [dict(moved)]))
+        once = _as_the_module_gets_it(trainer, pl_module, dict(moved))
+        after = _all_random_state(device)
+        twice = _as_the_module_gets_it(trainer, pl_module, dict(moved))
     changed = _differing(once, twice)
-    if not has_drawn:
+    if after == before:
         return changed
     for key, entry in once.items():
         # with a small probability of a change, two equal results would prove nothing
-        is_same = key in moved and _same_tensors(moved[key], entry) and digest(entry) == raw[key]
-        if not is_same:
+        is_passed_on = key in moved and _same_tensors(moved[key], entry)
+        if not is_passed_on or digest(entry) != raw[key]:
             changed.add(key)
     return changed
+
+
+def _as_the_module_gets_it(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
+    """A batch after the hooks of batches, on the device."""
+    batches = batches_on_device(trainer, pl_module, [batch])
+    return next(batches)
 
 
 def _all_random_state(device: torch.device) -> str:
@@ -193,20 +209,27 @@ def _all_random_state(device: torch.device) -> str:
 
 def _same_tensors(one: Any, other: Any) -> bool:
     """Whether two entries are the same objects, in dicts as well."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same_tensors(one[key], other[key]) for key in one)
-    return one is other
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return one is other
+    if one.keys() != other.keys():
+        return False
+    return all(_same_tensors(one[key], other[key]) for key in one)
 
 
 def cacheable(
-    trainer: Trainer, pl_module: LightningModule, network: HybridNetwork, frozen: Sequence[str], splits: Sequence[Split]
+    trainer: Trainer,
+    pl_module: LightningModule,
+    network: HybridNetwork,
+    frozen: Sequence[str],
+    splits: Sequence[Split],
 ) -> tuple[list[str], list[Split]]:
     """The frozen parts whose features of training samples can be kept, and the splits for which all of them can."""
     found: dict[str, list[str]] = {}
     for split in splits:
         try:
             varying = varying_keys(trainer, pl_module, split)
-            found[split.name] = boundary(network, fixed_parts(network, frozen, varying))
+            fixed = fixed_parts(network, frozen, varying)
+            found[split.name] = boundary(network, fixed)
         except CannotCacheError:
             if split.is_training:
                 raise
@@ -230,10 +253,14 @@ def computing(trainer: Trainer, network: HybridNetwork, split: Split) -> Iterato
 
 
 def outputs_of(
-    trainer: Trainer, pl_module: LightningModule, network: HybridNetwork, batch: Any, parts: Sequence[str]
+    trainer: Trainer,
+    pl_module: LightningModule,
+    network: HybridNetwork,
+    batch: Any,
+    parts: Sequence[str],
 ) -> Outputs:
     """What a cache keeps of a raw batch, on the CPU; to be called within `computing`."""
-    moved = next(batches_on_device(trainer, pl_module, [batch]))
+    moved = _as_the_module_gets_it(trainer, pl_module, batch)
     found = network.kept_outputs(moved, parts)
     return {name: tensor.detach().cpu() for name, tensor in found.items()}
 
@@ -251,8 +278,10 @@ def fill(
 
     `share` is (rank, ranks): every so many-th batch from a first one on.
     """
-    every = torch.split(torch.arange(split.rows), split.size)
-    own = every[share[0] :: share[1]]
+    rank, ranks = share
+    order = torch.arange(split.rows)
+    every = torch.split(order, split.size)
+    own = every[rank::ranks]
     if not own:
         return
     loader = split.loader
@@ -268,37 +297,54 @@ def fill(
     )
     with computing(trainer, network, split):
         for rows, batch in zip(own, batches, strict=True):
-            write(rows, batch, outputs_of(trainer, pl_module, network, batch, parts) if parts else {})
+            outputs = outputs_of(trainer, pl_module, network, batch, parts) if parts else {}
+            write(rows, batch, outputs)
 
 
 def largest_difference(
-    trainer: Trainer, pl_module: LightningModule, network: HybridNetwork, split: Split, features: Outputs
+    trainer: Trainer,
+    pl_module: LightningModule,
+    network: HybridNetwork,
+    split: Split,
+    features: Outputs,
 ) -> tuple[float, float]:
     """The largest relative difference of features to a live forward, of one full and one ragged batch; what may be."""
-    order = torch.randperm(split.rows, generator=torch.Generator().manual_seed(0))
+    parts = list(features)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(split.rows, generator=generator)
     ragged = max(1, split.size // 4 - 1)
-    largest, allowed = 0.0, 0.0
+    largest = 0.0
+    allowed = 0.0
     with computing(trainer, network, split):
         for rows in (order[: split.size], order[-ragged:]):
-            live = outputs_of(trainer, pl_module, network, split.read(rows.tolist()), list(features))
+            batch = split.read(rows.tolist())
+            live = outputs_of(trainer, pl_module, network, batch, parts)
             for name, tensor in live.items():
-                largest = max(largest, relative_difference(features[name][rows], tensor))
+                kept = features[name][rows]
+                gap = relative_difference(kept, tensor)
+                largest = max(largest, gap)
                 allowed = max(allowed, tolerance(tensor.dtype))
     return largest, allowed
 
 
 def relative_difference(kept: Tensor, live: Tensor) -> float:
     """The largest difference relative to the largest value; infinite where one is not a number and the other is."""
-    kept, live = kept.double(), live.double()
+    kept = kept.double()
+    live = live.double()
     if not torch.equal(kept.isfinite(), live.isfinite()):
         return float("inf")
-    kept, live = kept.nan_to_num(0, 0, 0), live.nan_to_num(0, 0, 0)
-    size = float(live.abs().amax()) if live.numel() else 0.0
-    gap = float((kept - live).abs().amax()) if live.numel() else 0.0
+    if not live.numel():
+        return 0.0
+    kept = kept.nan_to_num(0, 0, 0)
+    live = live.nan_to_num(0, 0, 0)
+    difference = kept - live
+    gap = float(difference.abs().amax())
+    size = float(live.abs().amax())
     return gap / size if size else gap
 
 
 def tolerance(dtype: torch.dtype) -> float:
     """The relative difference that may come from batches of other sizes."""
+    is_half = dtype in (torch.float16, torch.bfloat16)
     # of a sum in 16 bits that is rounded otherwise the last two bits may differ
-    return 4 * torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else 1e-5
+    return 4 * torch.finfo(dtype).eps if is_half else 1e-5

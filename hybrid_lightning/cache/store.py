@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, budget: float) -> None:
-        self.folder, self.budget = folder, budget
+        self.folder = folder
+        self.budget = budget
         self.verified: set[str] = set()
         """Keys whose values have been compared with a live forward."""
         self._kept: dict[str, Tensor] = {}
@@ -49,20 +51,29 @@ class FeatureStore:
             warnings.warn(f"cache: {path} is damaged and computed again ({error})", stacklevel=2)
             self._remove(path)
             return None
-        self._kept[key], self._is_file[key] = tensor, True
+        self._kept[key] = tensor
+        self._is_file[key] = True
         return tensor
 
-    def allocate(self, key: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def allocate(
+        self,
+        key: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> Tensor:
         """Zeros to be filled in; `OSError` if the disk has no room for them."""
         size = math.prod(shape) * dtype.itemsize
-        self._is_file[key] = self._held() + size > self.budget
+        total = self._held() + size
+        self._is_file[key] = total > self.budget
         if not self._is_file[key]:
             return torch.zeros(tuple(shape), dtype=dtype)
         path = self._unfinished(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = path.parent
+        folder.mkdir(parents=True, exist_ok=True)
         with path.open("w+b") as file:
             # a write to a mapped file would kill the process where the disk is full
-            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            length = max(size, 1)
+            os.posix_fallocate(file.fileno(), 0, length)
         return _mapped(path, shape, dtype, shared=True)
 
     def keep(self, key: str, tensor: Tensor) -> None:
@@ -71,36 +82,46 @@ class FeatureStore:
         if not self._is_file[key]:
             return
         path = self._path(key)
+        unfinished = self._unfinished(key)
+        dtype = str(tensor.dtype)
         about = {
             "shape": list(tensor.shape),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "dtype": dtype.removeprefix("torch."),
             "checksum": _checksum(tensor),
         }
-        with self._unfinished(key).open("r+b") as file:
+        text = json.dumps(about)
+        with unfinished.open("r+b") as file:
             os.fsync(file.fileno())
         with whole_file(_about(path)) as temporary:
-            temporary.write_text(json.dumps(about), encoding="utf-8")
-        self._unfinished(key).replace(path)
+            temporary.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
 
     def forget(self, keys: Iterable[str]) -> None:
         """Gives up what is kept, or was to be filled in, under these keys, and removes its files."""
         for key in keys:
             self._kept.pop(key, None)
-            if self._is_file.pop(key, False):
-                self._remove(self._path(key))
-                self._unfinished(key).unlink(missing_ok=True)
+            was_file = self._is_file.pop(key, False)
+            if was_file:
+                path = self._path(key)
+                self._remove(path)
+                unfinished = self._unfinished(key)
+                unfinished.unlink(missing_ok=True)
 
     def keep_only(self, keys: Collection[str]) -> None:
         """Forgets everything else, and leaves no empty folder."""
-        self.forget([key for key in self._is_file if key not in keys])
+        others = [key for key in self._is_file if key not in keys]
+        self.forget(others)
         # it may hold files of another run
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
     def _held(self) -> int:
         """Bytes in memory."""
-        in_memory = [tensor for key, tensor in self._kept.items() if not self._is_file[key]]
-        return sum(tensor.numel() * tensor.element_size() for tensor in in_memory)
+        size = 0
+        for key, tensor in self._kept.items():
+            if not self._is_file[key]:
+                size += tensor.numel() * tensor.element_size()
+        return size
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
@@ -110,8 +131,9 @@ class FeatureStore:
         return self.folder / f"{key}{_SUFFIX}.{os.getpid()}-{id(self)}{TEMPORARY}"
 
     def _remove(self, path: Path) -> None:
+        about = _about(path)
         path.unlink(missing_ok=True)
-        _about(path).unlink(missing_ok=True)
+        about.unlink(missing_ok=True)
 
 
 def _about(path: Path) -> Path:
@@ -120,12 +142,16 @@ def _about(path: Path) -> Path:
 
 def _read(path: Path, rows: int) -> Tensor:
     """A tensor with this number of rows from a file; `ValueError` if it is not what was written."""
-    about = json.loads(_about(path).read_text(encoding="utf-8"))
-    shape, dtype = about["shape"], getattr(torch, about["dtype"])
-    are_sizes = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
-    if not are_sizes or not isinstance(dtype, torch.dtype) or shape[:1] != [rows]:
+    text = _about(path).read_text(encoding="utf-8")
+    about = json.loads(text)
+    shape = about["shape"]
+    dtype = getattr(torch, about["dtype"])
+    is_dtype = isinstance(dtype, torch.dtype)
+    if not is_dtype or not _are_sizes(shape) or shape[:1] != [rows]:
         raise ValueError("its description is of something else")
-    if path.stat().st_size != max(math.prod(shape) * dtype.itemsize, 1):
+    size = math.prod(shape) * dtype.itemsize
+    found = path.stat().st_size
+    if found != max(size, 1):
         raise ValueError("its length is wrong")
     tensor = _mapped(path, shape, dtype, shared=False)
     if _checksum(tensor) != about["checksum"]:
@@ -133,16 +159,30 @@ def _read(path: Path, rows: int) -> Tensor:
     return tensor
 
 
-def _mapped(path: Path, shape: Sequence[int], dtype: torch.dtype, shared: bool) -> Tensor:
+def _are_sizes(shape: Any) -> bool:
+    """Whether it is a list of whole numbers from 0."""
+    if not isinstance(shape, list):
+        return False
+    return all(type(size) is int and size >= 0 for size in shape)
+
+
+def _mapped(
+    path: Path,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    shared: bool,
+) -> Tensor:
     count = math.prod(shape)
     if not count:
         return torch.zeros(tuple(shape), dtype=dtype)
-    return torch.from_file(str(path), shared=shared, size=count, dtype=dtype).view(tuple(shape))
+    values = torch.from_file(str(path), shared=shared, size=count, dtype=dtype)
+    return values.view(tuple(shape))
 
 
 def _checksum(tensor: Tensor) -> str:
     hasher = hashlib.blake2b(digest_size=16)
     values = bytes_of(tensor)
     for start in range(0, len(values), _BLOCK):
-        hasher.update(values[start : start + _BLOCK])
+        end = start + _BLOCK
+        hasher.update(values[start:end])
     return hasher.hexdigest()
