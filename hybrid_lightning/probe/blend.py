@@ -16,7 +16,10 @@ _SMALLEST = 1e-4  # a smaller weight changes nothing that could be measured
 
 @torch.no_grad()
 def fit_blend(
-    held_out: Mapping[str, Tensor], target: Tensor, kind: Kind, row_weights: Tensor | None = None
+    held_out: Mapping[str, Tensor],
+    target: Tensor,
+    kind: Kind,
+    row_weights: Tensor | None = None,
 ) -> dict[str, float]:
     """The convex weights of voters whose blend has the least loss on outputs held out.
 
@@ -44,31 +47,45 @@ def fit_blend(
     check_choice(kind, "kind", KINDS)
     if not held_out:
         raise ConfigError("there are no voters. Give the outputs of at least one.", "held_out")
-    weights = relative_weights(row_weights, next(iter(held_out.values())))
+    first = next(iter(held_out.values()))
+    weights = relative_weights(row_weights, first)
     columns = []
     for name, outputs in held_out.items():
         with at(name):
-            columns.append(_row_losses(outputs, target, kind, weights))
+            losses = _row_losses(outputs, target, kind, weights)
+        columns.append(losses)
     stacked = torch.stack(columns, 1)  # a row for each loss: of classes one per sample, else one per output
-    weights = weights.repeat_interleave(len(stacked) // len(weights))
+    repeats = len(stacked) // len(weights)
+    weights = weights.repeat_interleave(repeats)
     if kind == "values":
-        found = least_squares(stacked.T @ (weights[:, None] * stacked))
+        weighted = weights[:, None] * stacked
+        found = least_squares(stacked.T @ weighted)
     else:
         # relative to the best voter of each row, so that none underflows
         best = stacked.amax(1, keepdim=True)
-        found = best_mixture((stacked - best).exp(), weights)
+        likelihoods = (stacked - best).exp()
+        found = best_mixture(likelihoods, weights)
     found = torch.where(found < _SMALLEST, 0.0, found)
-    return dict(zip(held_out, (found / found.sum()).tolist(), strict=True))
+    shares = found / found.sum()
+    return dict(zip(held_out, shares.tolist(), strict=True))
 
 
-def _row_losses(outputs: Tensor, target: Tensor, kind: Kind, weights: Tensor) -> Tensor:
+def _row_losses(
+    outputs: Tensor,
+    target: Tensor,
+    kind: Kind,
+    weights: Tensor,
+) -> Tensor:
     """Of one voter, row by row: log-likelihoods `(N,)` or `(N × K,)`, or errors `(N × K,)` over the target's spread."""
     if kind != "values":
-        return log_likelihood(outputs, target, kind).flatten()
+        likelihoods = log_likelihood(outputs, target, kind)
+        return likelihoods.flatten()
     check_outputs(outputs, target)
-    goal = encode(target, kind, outputs.shape[1]).to(outputs.device)
+    goal = encode(target, kind, outputs.shape[1])
+    goal = goal.to(outputs.device)
     _, _, unit = standardize(goal, weights)
-    return ((outputs.double() - goal) / unit).flatten()
+    error = outputs.double() - goal
+    return (error / unit).flatten()
 
 
 def blended(outputs: Mapping[str, Tensor], weights: Mapping[str, float], kind: Kind) -> Tensor:
@@ -94,7 +111,8 @@ def blended(outputs: Mapping[str, Tensor], weights: Mapping[str, float], kind: K
         if not kept or min(kept.values()) < 0:
             raise ConfigError("weights have to be 0 or more, and one of them positive.")
     stacked = torch.stack([outputs[name] for name in kept])
-    return mixture(stacked, stacked.new_tensor(list(kept.values())).log(), kind)
+    positive = stacked.new_tensor(list(kept.values()))
+    return mixture(stacked, positive.log(), kind)
 
 
 def mixture(outputs: Tensor, log_weights: Tensor, kind: Kind) -> Tensor:
@@ -108,11 +126,14 @@ def mixture(outputs: Tensor, log_weights: Tensor, kind: Kind) -> Tensor:
     """
     log_weights = log_weights[:, None, None]
     # nan times 0 would be nan, in the backward pass too
-    outputs = torch.where(log_weights == -torch.inf, 0.0, outputs)
+    is_ignored = log_weights == -torch.inf
+    outputs = torch.where(is_ignored, 0.0, outputs)
     if kind == "values":
-        return (log_weights.exp() * outputs).sum(0)
+        weighted = log_weights.exp() * outputs
+        return weighted.sum(0)
     if kind == "classes":
-        return (log_weights + outputs.log_softmax(2)).logsumexp(0)
-    with_label = (log_weights + functional.logsigmoid(outputs)).logsumexp(0)
-    without = (log_weights + functional.logsigmoid(-outputs)).logsumexp(0)
-    return with_label - without
+        by_voter = log_weights + outputs.log_softmax(2)
+        return by_voter.logsumexp(0)
+    with_label = log_weights + functional.logsigmoid(outputs)
+    without = log_weights + functional.logsigmoid(-outputs)
+    return with_label.logsumexp(0) - without.logsumexp(0)

@@ -35,23 +35,30 @@ def class_link(raw: Tensor, goal: Tensor, weights: Tensor) -> Link:
     if factor < 0:
         # the problem is convex, so the best under the bound lies on it: logits that are the same for all rows
         frequency = weights @ goal
-        factor, offset = torch.zeros_like(factor), frequency.log()
+        factor = torch.zeros_like(factor)
+        offset = frequency.log()
         loss = -frequency @ offset
-    return Link((factor / unit)[None], offset, float(loss))
+    factor = factor / unit
+    return Link(factor[None], offset, float(loss))
 
 
 def label_link(raw: Tensor, goal: Tensor, weights: Tensor) -> Link:
     """Logits of labels from held-out outputs `(N, K)`: a factor and an offset for each; `goal` holds 0 and 1."""
-    links = []
+    factors = []
+    offsets = []
+    losses = []
     for label in range(raw.shape[1]):
-        own, is_given = raw[:, label], goal[:, label]
+        own = raw[:, label]
+        is_given = goal[:, label]
         # two classes, without the label and with it
         output = torch.stack([torch.zeros_like(own), own], 1)
         choice = torch.stack([1 - is_given, is_given], 1)
-        links.append(class_link(output, choice, weights))
-    factors = torch.cat([link.factor for link in links])
-    offsets = torch.stack([link.offset[1] - link.offset[0] for link in links])
-    return Link(factors, offsets, sum(link.loss for link in links))
+        link = class_link(output, choice, weights)
+        without, with_label = link.offset
+        factors.append(link.factor)
+        offsets.append(with_label - without)
+        losses.append(link.loss)
+    return Link(torch.cat(factors), torch.stack(offsets), sum(losses))
 
 
 def _softened(goal: Tensor) -> Tensor:
@@ -60,33 +67,46 @@ def _softened(goal: Tensor) -> Tensor:
     Without it a perfect separation would ask for an infinite factor, and an absent class for the logit -inf.
     """
     rows, classes = goal.shape
-    return (rows * goal + 1 / classes) / (rows + 1)
+    total = rows * goal + 1 / classes
+    return total / (rows + 1)
 
 
 def _newton(raw: Tensor, goal: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Factor (a scalar) and offsets `(K,)` with the least weighted cross-entropy, and this loss, by Newton's method."""
-    found = raw.new_zeros(1 + raw.shape[1])
+    outputs = raw.shape[1]
+    found = raw.new_zeros(1 + outputs)
     loss = _cross_entropy(found, raw, goal, weights)
     for _ in range(_STEPS):
         gradient, curvature = _derivatives(found, raw, goal, weights)
-        curvature.diagonal().add_(_FLAT)
+        diagonal = curvature.diagonal()
+        diagonal.add_(_FLAT)
         step = torch.linalg.solve(curvature, gradient)
         decrease = float(gradient @ step)
         if decrease < _CONVERGED:
             break
         size = 1.0
-        new_loss = _cross_entropy(found - step, raw, goal, weights)
+        moved = found - step
+        new_loss = _cross_entropy(moved, raw, goal, weights)
         while new_loss > loss - 0.25 * size * decrease and size > 1e-6:
             size /= 2
-            new_loss = _cross_entropy(found - size * step, raw, goal, weights)
-        found, loss = found - size * step, new_loss
+            moved = found - size * step
+            new_loss = _cross_entropy(moved, raw, goal, weights)
+        found = moved
+        loss = new_loss
     return found[0], found[1:], loss
 
 
-def _cross_entropy(found: Tensor, raw: Tensor, goal: Tensor, weights: Tensor) -> Tensor:
+def _cross_entropy(
+    found: Tensor,
+    raw: Tensor,
+    goal: Tensor,
+    weights: Tensor,
+) -> Tensor:
     """The mean over rows of the cross-entropy, a scalar; `found` is the factor, then the offsets."""
     logits = raw * found[0] + found[1:]
-    return -weights @ (goal * logits.log_softmax(1)).sum(1)
+    by_class = goal * logits.log_softmax(1)
+    by_row = by_class.sum(1)
+    return -weights @ by_row
 
 
 def _derivatives(
@@ -96,15 +116,23 @@ def _derivatives(
     weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradient `(1 + K,)` and matrix of second derivatives of the cross-entropy by factor and offsets."""
-    share = (raw * found[0] + found[1:]).softmax(1)
-    error = weights[:, None] * (share - goal)
-    gradient = torch.cat([(error * raw).sum()[None], error.sum(0)])
-    weighted = weights[:, None] * share
-    around = raw - (share * raw).sum(1, keepdim=True)
+    size = len(found)
+    column = weights[:, None]
+    logits = raw * found[0] + found[1:]
+    share = logits.softmax(1)
+    error = column * (share - goal)
+    by_factor = (error * raw).sum()
+    by_offset = error.sum(0)
+    gradient = torch.cat([by_factor[None], by_offset])
+    weighted = column * share
+    middle = (share * raw).sum(1, keepdim=True)
+    around = raw - middle
     mixed = (weighted * around).sum(0)
-    curvature = raw.new_empty(len(found), len(found))
-    curvature[0, 0] = (weighted * around.square()).sum()
+    squares = weighted * around.square()
+    total = weighted.sum(0)
+    curvature = raw.new_empty(size, size)
+    curvature[0, 0] = squares.sum()
     curvature[0, 1:] = mixed
     curvature[1:, 0] = mixed
-    curvature[1:, 1:] = torch.diag(weighted.sum(0)) - share.T @ weighted
+    curvature[1:, 1:] = torch.diag(total) - share.T @ weighted
     return gradient, curvature

@@ -41,13 +41,17 @@ def principal_scores(features: Tensor, weights: Tensor) -> PrincipalScores:
     total = weights.sum()
     mean = weights @ rows / total
     rows -= mean
-    scale = (weights @ rows.square() / total).sqrt()
+    variance = weights @ rows.square() / total
+    scale = variance.sqrt()
     # the spread of a constant feature is the rounding error of its values, not always exactly 0
-    is_constant = scale <= _ROUNDING.get(features.dtype, 1e-6) * features.abs().amax(0)
+    rounding = _ROUNDING.get(features.dtype, 1e-6)
+    largest = features.abs().amax(0)
+    is_constant = scale <= rounding * largest
     scale[is_constant] = torch.inf
     rows /= scale
     variances, directions = _eigenvectors(rows, weights)
-    return PrincipalScores(mean, scale, directions, rows @ directions, variances, weights)
+    scores = rows @ directions
+    return PrincipalScores(mean, scale, directions, scores, variances, weights)
 
 
 def _eigenvectors(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,8 +66,10 @@ def _eigenvectors(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     else:
         gram = rows.T @ (weights[:, None] * rows)
     values, vectors = torch.linalg.eigh(gram)
-    kept = values > _NEGLIGIBLE * values[-1].clamp(min=0)  # in ascending order
-    values, vectors = values[kept], vectors[:, kept]
+    largest = values[-1].clamp(min=0)  # in ascending order
+    kept = values > _NEGLIGIBLE * largest
+    values = values[kept]
+    vectors = vectors[:, kept]
     if is_dual:
         vectors = weighted.T @ vectors / values.sqrt()
     return values, vectors
@@ -74,19 +80,27 @@ def leave_one_out(spectrum: PrincipalScores, goal: Tensor) -> HeldOut:
 
     A linear fit with the leverage h of a row has ``(output - h × goal) / (1 - h)`` for it without it.
     """
-    weights, scores = spectrum.weights, spectrum.scores
+    weights = spectrum.weights
+    scores = spectrum.scores
     share = weights / weights.sum()
     middle = share @ goal
-    product = scores.T @ (weights[:, None] * (goal - middle))
+    centered = weights[:, None] * (goal - middle)
+    product = scores.T @ centered
 
     def held_out(penalty: float) -> Tensor:
         damping = spectrum.variances + penalty
-        fitted = middle + scores @ (product / damping[:, None])
-        parts = [chunk.square() @ (1 / damping) for chunk in torch.split(scores, _ROWS)]
+        by_direction = product / damping[:, None]
+        fitted = middle + scores @ by_direction
+        inverse = 1 / damping
+        parts = []
+        for chunk in torch.split(scores, _ROWS):
+            lengths = chunk.square() @ inverse
+            parts.append(lengths)
         # the first term is the leverage of the intercept
         leverage = share + weights * torch.cat(parts)
         leverage = leverage[:, None]
-        return (fitted - leverage * goal) / (1 - leverage)
+        without = fitted - leverage * goal
+        return without / (1 - leverage)
 
     return held_out
 
@@ -96,12 +110,14 @@ def leave_folds_out(spectrum: PrincipalScores, goal: Tensor, folds: Tensor) -> H
     parts = []
     for fold in torch.unique(folds):
         inside = (folds == fold).nonzero()[:, 0]
-        parts.append((inside, _without(spectrum, goal, inside)))
+        others = _without(spectrum, goal, inside)
+        parts.append((inside, others))
 
     def held_out(penalty: float) -> Tensor:
         outputs = torch.empty_like(goal)
         for inside, (rows, variances, product, middle) in parts:
-            outputs[inside] = middle + rows @ (product / (variances + penalty)[:, None])
+            damping = (variances + penalty)[:, None]
+            outputs[inside] = middle + rows @ (product / damping)
         return outputs
 
     return held_out
@@ -112,31 +128,40 @@ def _without(spectrum: PrincipalScores, goal: Tensor, inside: Tensor) -> tuple[T
 
     Taken from the sums over all rows by subtraction, so that the other rows are not read again.
     """
-    weights, scores = spectrum.weights, spectrum.scores
+    weights = spectrum.weights
+    scores = spectrum.scores
     own_scores = scores[inside]
     own_weights = weights[inside]
     weighted_goal = weights[:, None] * goal
+    own_goal = weighted_goal[inside]
     weighted_scores = own_weights[:, None] * own_scores
 
     total = weights.sum() - own_weights.sum()
-    center = (weights @ scores - weighted_scores.sum(0)) / total
-    middle = (weighted_goal.sum(0) - weighted_goal[inside].sum(0)) / total
+    sum_of_scores = weights @ scores - weighted_scores.sum(0)
+    center = sum_of_scores / total
+    sum_of_goal = weighted_goal.sum(0) - own_goal.sum(0)
+    middle = sum_of_goal / total
     gram = torch.diag(spectrum.variances) - own_scores.T @ weighted_scores
     gram -= total * torch.outer(center, center)
-    product = scores.T @ weighted_goal - own_scores.T @ weighted_goal[inside]
+    product = scores.T @ weighted_goal - own_scores.T @ own_goal
     product -= total * torch.outer(center, middle)
 
     variances, vectors = torch.linalg.eigh(gram)
     # where the other rows do not vary, rounding may leave a negative number larger than a small penalty
     variances = variances.clamp(min=0)
-    return (own_scores - center) @ vectors, variances, vectors.T @ product, middle
+    rows = (own_scores - center) @ vectors
+    product = vectors.T @ product
+    return rows, variances, product, middle
 
 
 def coefficients(spectrum: PrincipalScores, goal: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """Weight `(F, K)` and bias `(K,)` for features as they were given, not standardized, from all rows."""
     weights = spectrum.weights
     middle = weights @ goal / weights.sum()
-    product = spectrum.scores.T @ (weights[:, None] * (goal - middle))
+    centered = weights[:, None] * (goal - middle)
+    product = spectrum.scores.T @ centered
     damping = (spectrum.variances + penalty)[:, None]
-    weight = spectrum.directions @ (product / damping) / spectrum.scale[:, None]
-    return weight, middle - spectrum.mean @ weight
+    standardized = spectrum.directions @ (product / damping)
+    weight = standardized / spectrum.scale[:, None]
+    bias = middle - spectrum.mean @ weight
+    return weight, bias

@@ -46,7 +46,8 @@ def score(
         doi:10.1137/1.9781611970319). With fewer than two rows or groups the error is nan.
     """
     weights = relative_weights(row_weights, outputs)
-    return _mean(_row_scores(outputs, target, kind, weights), weights, groups, _NAMES[kind])
+    rows = _row_scores(outputs, target, kind, weights)
+    return _mean(rows, weights, groups, _NAMES[kind])
 
 
 @torch.no_grad()
@@ -64,18 +65,26 @@ def paired_difference(
     see `score`.
     """
     weights = relative_weights(row_weights, first)
-    rows = _row_scores(first, target, kind, weights) - _row_scores(second, target, kind, weights)
-    return _mean(rows, weights, groups, _NAMES[kind])
+    of_first = _row_scores(first, target, kind, weights)
+    of_second = _row_scores(second, target, kind, weights)
+    return _mean(of_first - of_second, weights, groups, _NAMES[kind])
 
 
-def _row_scores(outputs: Tensor, target: Tensor, kind: Kind, weights: Tensor) -> Tensor:
+def _row_scores(
+    outputs: Tensor,
+    target: Tensor,
+    kind: Kind,
+    weights: Tensor,
+) -> Tensor:
     """A number for each row, `(N,)`, whose weighted mean is the score and whose scatter gives its error."""
     check_outputs(outputs, target)
     goal = encode(target, kind, outputs.shape[1]).to(outputs.device)
     if kind == "classes":
-        return (outputs.argmax(1) == goal.argmax(1)).double()
+        is_right = outputs.argmax(1) == goal.argmax(1)
+        return is_right.double()
     if kind == "labels":
-        return ((outputs > 0) == (goal > 0)).double().mean(1)
+        is_right = (outputs > 0) == (goal > 0)
+        return is_right.double().mean(1)
     middle, deviation = moments(goal, weights)
     varies = deviation > 0
     if not varies.any():
@@ -83,20 +92,28 @@ def _row_scores(outputs: Tensor, target: Tensor, kind: Kind, weights: Tensor) ->
     variance = deviation[varies].square()
     spread = (goal - middle)[:, varies].square()
     error = (outputs.double() - goal)[:, varies].square()
-    r2 = 1 - (weights @ error / weights.sum()) / variance
+    mean_error = weights @ error / weights.sum()
+    r2 = 1 - mean_error / variance
     # to first order what R² changes by when a row gets more weight; the mean over rows is R² itself
-    rows = r2 + ((1 - r2) * spread - error) / variance
+    influence = (1 - r2) * spread - error
+    rows = r2 + influence / variance
     return rows.mean(1)
 
 
-def _mean(rows: Tensor, weights: Tensor, groups: Tensor | None, name: str) -> Score:
+def _mean(
+    rows: Tensor,
+    weights: Tensor,
+    groups: Tensor | None,
+    name: str,
+) -> Score:
     """The weighted mean of `(N,)` numbers and its standard error, groups of rows taken as one draw each."""
     value = weights @ rows / weights.sum()
     parts = weights * (rows - value)
     if groups is not None:
         _, member = torch.unique(groups.to(rows.device), return_inverse=True)
-        parts = parts.new_zeros(int(member.max()) + 1).index_add(0, member, parts)
-        weights = weights.new_zeros(len(parts)).index_add(0, member, weights)
+        count = int(member.max()) + 1
+        parts = parts.new_zeros(count).index_add(0, member, parts)
+        weights = weights.new_zeros(count).index_add(0, member, weights)
     draws = int((weights > 0).sum())
     error = torch.nan
     if draws > 1:
@@ -112,7 +129,8 @@ def log_likelihood(outputs: Tensor, target: Tensor, kind: Kind) -> Tensor:
     logits = outputs.double()
     if kind == "classes":
         return logits.log_softmax(1).gather(1, goal.argmax(1, keepdim=True))
-    return functional.logsigmoid(torch.where(goal > 0, logits, -logits))
+    of_the_truth = torch.where(goal > 0, logits, -logits)
+    return functional.logsigmoid(of_the_truth)
 
 
 def check_outputs(outputs: Tensor, target: Tensor) -> None:
@@ -123,5 +141,6 @@ def check_outputs(outputs: Tensor, target: Tensor) -> None:
             "outputs",
         )
     if not outputs.isfinite().all():
-        count = int((~outputs.isfinite()).any(1).sum())
+        is_bad = ~outputs.isfinite()
+        count = int(is_bad.any(1).sum())
         raise ConfigError(f"{count} of {len(outputs)} rows are not finite. Leave them out.", "outputs")

@@ -12,8 +12,10 @@ def least_squares(gram: Tensor) -> Tensor:
 
     Where several do, the ones nearest to equal weights.
     """
-    start = torch.full_like(gram[0], 1 / len(gram))
-    return _quadratic(gram, gram @ start, start)
+    equal = 1 / len(gram)
+    start = torch.full_like(gram[0], equal)
+    slope = gram @ start
+    return _quadratic(gram, slope, start)
 
 
 def best_mixture(likelihoods: Tensor, row_weights: Tensor) -> Tensor:
@@ -24,15 +26,21 @@ def best_mixture(likelihoods: Tensor, row_weights: Tensor) -> Tensor:
     the most that the loss can be above its minimum, is below 1e-10.
     """
     weights = row_weights / row_weights.sum()
-    found = torch.full_like(likelihoods[0], 1 / likelihoods.shape[1])
+    equal = 1 / likelihoods.shape[1]
+    found = torch.full_like(likelihoods[0], equal)
     for _ in range(_STEPS):
-        relative = likelihoods / (likelihoods @ found)[:, None]
+        mixed = likelihoods @ found
+        relative = likelihoods / mixed[:, None]
         slope = -weights @ relative
         if -1 - slope.min() < _CONVERGED:  # the slope times the weights is always -1
             break
-        curvature = relative.T @ (weights[:, None] * relative)
-        step = _quadratic(curvature, slope, found) - found
-        found = found + _step_size(likelihoods @ found, likelihoods @ step, weights) * step
+        weighted = weights[:, None] * relative
+        curvature = relative.T @ weighted
+        aim = _quadratic(curvature, slope, found)
+        step = aim - found
+        change = likelihoods @ step
+        size = _step_size(mixed, change, weights)
+        found = found + size * step
     return found
 
 
@@ -53,7 +61,8 @@ def _quadratic(curvature: Tensor, slope: Tensor, start: Tensor) -> Tensor:
     at 0 are freed one by one, the one whose growth helps most first; those that would become negative return to 0.
     """
     # a little more curvature along each weight, so that equal voters share theirs
-    extra = 1e-10 * curvature.diagonal().clamp(min=1e-30)
+    diagonal = curvature.diagonal()
+    extra = 1e-10 * diagonal.clamp(min=1e-30)
     curvature = curvature + torch.diag(extra)
     linear = slope - curvature @ start
     found = start.clone()
@@ -64,13 +73,17 @@ def _quadratic(curvature: Tensor, slope: Tensor, start: Tensor) -> Tensor:
             found = aim
             gain = -(curvature @ found + linear)
             # at the minimum all free weights have the same gain, and no other has a higher one
-            excess = torch.where(free, -torch.inf, gain - gain[free].mean())
-            if excess.max() <= 1e-12 * gain.abs().max():
+            common = gain[free].mean()
+            excess = torch.where(free, -torch.inf, gain - common)
+            rounding = 1e-12 * gain.abs().max()
+            if excess.max() <= rounding:
                 break
-            free[excess.argmax()] = True
+            best = excess.argmax()
+            free[best] = True
         else:
             found, free = _to_boundary(found, aim, free)
-    return found.clamp(min=0) / found.clamp(min=0).sum()
+    found = found.clamp(min=0)
+    return found / found.sum()
 
 
 def _on_face(curvature: Tensor, linear: Tensor, free: Tensor) -> Tensor:
@@ -79,17 +92,23 @@ def _on_face(curvature: Tensor, linear: Tensor, free: Tensor) -> Tensor:
     system = curvature.new_zeros(size + 1, size + 1)
     system[:size, :size] = curvature[free][:, free]
     unit = curvature.diagonal()[free].mean()  # of the sum, which has to be 1, so that all entries are of one size
-    system[:size, size] = system[size, :size] = unit
+    system[:size, size] = unit
+    system[size, :size] = unit
     right = torch.cat([-linear[free], unit[None]])
     aim = torch.zeros_like(linear)
-    aim[free] = torch.linalg.solve(system, right)[:size]
+    solution = torch.linalg.solve(system, right)
+    aim[free] = solution[:size]
     return aim
 
 
 def _to_boundary(found: Tensor, aim: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
     """As far from `found` towards `aim` as no weight is negative; those that have reached 0 are no longer free."""
     shrinks = free & (aim <= 0)
-    room = torch.where(shrinks, found / (found - aim), torch.inf)
-    moved = found + room.min() * (aim - found)
-    free = free & ~(shrinks & (room <= room.min()))
-    return torch.where(free, moved, 0.0), free
+    until_zero = found / (found - aim)
+    room = torch.where(shrinks, until_zero, torch.inf)
+    least = room.min()
+    moved = found + least * (aim - found)
+    is_at_zero = shrinks & (room <= least)
+    free = free & ~is_at_zero
+    moved = torch.where(free, moved, 0.0)
+    return moved, free

@@ -25,9 +25,11 @@ def encode(target: Tensor, kind: Kind, outputs: int) -> Tensor:
             raise ConfigError(f"the shape {tuple(target.shape)} is not (rows, {outputs}), a column for each output.")
         numbers = columns.double()
         if not numbers.isfinite().all():
-            count = int((~numbers.isfinite()).any(1).sum())
+            is_bad = ~numbers.isfinite()
+            count = int(is_bad.any(1).sum())
             raise ConfigError(f"{count} of {len(target)} rows have values that are not finite. Leave them out.")
-        if kind == "labels" and not ((numbers == 0) | (numbers == 1)).all():
+        is_binary = (numbers == 0) | (numbers == 1)
+        if kind == "labels" and not is_binary.all():
             raise ConfigError("labels have to be 0 or 1. For other numbers use the kind 'values'.")
     return numbers
 
@@ -37,8 +39,12 @@ def _check_classes(target: Tensor, outputs: int) -> None:
     if target.ndim != 1 or target.is_floating_point() or target.is_complex():
         given = f"{target.dtype} of shape {tuple(target.shape)}"
         raise ConfigError(f"{given} is not a whole number per row. For labels of 0 and 1 use the kind 'labels'.")
-    if len(target) and (int(target.min()) < 0 or int(target.max()) >= outputs):
-        found = f"{int(target.min())} to {int(target.max())}"
+    if not len(target):
+        return
+    lowest = int(target.min())
+    highest = int(target.max())
+    if lowest < 0 or highest >= outputs:
+        found = f"{lowest} to {highest}"
         raise ConfigError(f"has the classes {found}, but with {outputs} outputs only 0 to {outputs - 1} are possible.")
 
 
@@ -50,7 +56,8 @@ def relative_weights(row_weights: Tensor | None, like: Tensor) -> Tensor:
         if row_weights.shape != (len(like),):
             raise ConfigError(f"the shape {tuple(row_weights.shape)} is not ({len(like)},), a weight for each row.")
         weights = row_weights.to(like.device, torch.float64)
-        if not (weights.isfinite() & (weights >= 0)).all():
+        is_possible = weights.isfinite() & (weights >= 0)
+        if not is_possible.all():
             raise ConfigError("a weight is negative or not finite. Give each row a number from 0 on.")
         if not weights.any():
             raise ConfigError("all weights are 0. Give at least some rows a positive one.")
@@ -59,8 +66,11 @@ def relative_weights(row_weights: Tensor | None, like: Tensor) -> Tensor:
 
 def moments(goal: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted means and standard deviations, `(K,)` each, of targets `(N, K)`; exactly 0 for what is constant."""
-    middle = weights @ goal / weights.sum()
-    deviation = (weights @ (goal - middle).square() / weights.sum()).sqrt()
+    total = weights.sum()
+    middle = weights @ goal / total
+    squares = (goal - middle).square()
+    variance = weights @ squares / total
+    deviation = variance.sqrt()
     deviation[deviation <= 1e-12 * middle.abs()] = 0.0  # rounding errors of the mean
     return middle, deviation
 
@@ -69,4 +79,5 @@ def standardize(goal: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Targets `(N, K)` with the mean 0 and the deviation 1, or 0 if constant; their former means and units, `(K,)`."""
     middle, unit = moments(goal, weights)
     unit[unit == 0] = 1.0
-    return (goal - middle) / unit, middle, unit
+    standardized = (goal - middle) / unit
+    return standardized, middle, unit
