@@ -9,7 +9,6 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from hybrid_lightning.cli.building import Setup
-from hybrid_lightning.cli.preparation import build_from_data, load_checkpoint
 from hybrid_lightning.cli.probe import prepared_on_device
 from hybrid_lightning.cli.tables import WIDE_FORMATS, Columns, as_array, check_output, write_table
 from hybrid_lightning.data.loaders import plain_samples
@@ -32,11 +31,8 @@ def embed(setup: Setup, output: str, ckpt_path: str | None = None) -> None:
             the weights with which training would start.
     """
     check_output(output, WIDE_FORMATS)
-    model, data = setup.model, setup.data
-    training = build_from_data(model, data, load=ckpt_path is None)
-    if ckpt_path is not None:
-        load_checkpoint(model, ckpt_path)
-    network = prepared_on_device(setup, training)
+    data = setup.data
+    network, training = prepared_on_device(setup, ckpt_path)
     device = setup.trainer.strategy.root_device
     splits = {"train": collect_features(network, batches_of(data, plain_samples(data, training), device))}
     for split, loader in evaluation_splits(data):

@@ -45,10 +45,7 @@ def probe(setup: Setup, ckpt_path: str | None = None, output: str | None = None)
     check_output(str(path), (".csv",))
     model, data = setup.model, setup.data
     started = time.perf_counter()
-    loader = build_from_data(model, data, load=ckpt_path is None)
-    if ckpt_path is not None:
-        load_checkpoint(model, ckpt_path)
-    network = prepared_on_device(setup, loader)
+    network, loader = prepared_on_device(setup, ckpt_path)
     device = setup.trainer.strategy.root_device
     features = collect_features(network, batches_of(data, plain_samples(data, loader), device))
     read = time.perf_counter()
@@ -69,12 +66,18 @@ def probe(setup: Setup, ckpt_path: str | None = None, output: str | None = None)
     print(f"{count:,} training rows; {seconds}\nprobe: {path}")
 
 
-def prepared_on_device(setup: Setup, loader: Any) -> HybridNetwork:
-    """The network on the device of the Trainer, after its parts have taken from training samples what they need."""
+def prepared_on_device(setup: Setup, ckpt_path: str | None) -> tuple[HybridNetwork, Any]:
+    """The network on the device of the Trainer, with what its parts take from training samples, and their loader.
+
+    Its weights are those of a checkpoint, or those at which training would start.
+    """
+    loader = build_from_data(setup.model, setup.data, load=ckpt_path is None)
+    if ckpt_path is not None:
+        load_checkpoint(setup.model, ckpt_path)
     device = setup.trainer.strategy.root_device
     network = setup.model.built().to(device)
     _begin(network, setup, loader, ("untrained", "random"))
-    return network
+    return network, loader
 
 
 def _begin(

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, check_number
 from hybrid_lightning.network.modules.random_rows import RandomRows, drawn_seed, inputs_by_name
+from hybrid_lightning.network.modules.tabular_mlp import require_columns
 
 SAMPLE = 2000
 """Training rows among which the median distance is taken."""
@@ -62,12 +63,7 @@ class RandomFourierFeatures(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if in_features + len(categories) < 1 or min(categories, default=1) < 1:
-            raise ConfigError(
-                f"{list(categories)!r} beside {in_features} numeric columns; a table needs a column, and a categorical "
-                f"column at least one category. Give each column's number of categories, such as [3, 12].",
-                "categories",
-            )
+        require_columns(in_features, categories)
         check_number(features, "features", 2)
         if features % 2:
             raise ConfigError(f"{features} is odd; each direction gives a sine and a cosine.", "features")

@@ -81,12 +81,7 @@ class TabularMLP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if in_features + len(categories) < 1 or min(categories, default=1) < 1:
-            raise ConfigError(
-                f"{list(categories)!r} beside {in_features} numeric columns; a table needs a column, and a categorical "
-                f"column at least one category. Give each column's number of categories, such as [3, 12].",
-                "categories",
-            )
+        require_columns(in_features, categories)
         self.in_features = in_features
         self.categories = list(categories)
         self.embedding = ColumnEmbedding(in_features, categories, embedding)
@@ -115,3 +110,13 @@ class TabularMLP(nn.Module):
         found = 0 if columns is None else columns.shape[-1]
         if found != count:
             raise ConfigError(f"TabularMLP: {found} {name} columns came, and {option} says {count}. Correct it.")
+
+
+def require_columns(in_features: int, categories: Sequence[int]) -> None:
+    """Raises `ConfigError` if a table has no column, or a categorical column no category."""
+    if in_features + len(categories) < 1 or min(categories, default=1) < 1:
+        raise ConfigError(
+            f"{list(categories)!r} beside {in_features} numeric columns; a table needs a column, and a categorical "
+            f"column at least one category. Give each column's number of categories, such as [3, 12].",
+            "categories",
+        )
