@@ -246,8 +246,8 @@ def _check_origin(part: Part) -> None:
     for option, value in (("unfreeze", part.unfreeze), ("adapter", part.adapter)):
         if value not in (None, NEVER):
             raise ConfigError(
-                "a random part is drawn once and never trained. Leave this out; or write 'origin: untrained' on the "
-                "part, and it trains.",
+                "a random part is drawn once and never trained. Leave this out; or, if its module has parameters, "
+                "write 'origin: untrained' on the part, and they train.",
                 option,
             )
 
