@@ -88,9 +88,19 @@ def check_keys(given: Iterable[Any], known: Iterable[str], place: str = "", kind
 
 def check_choice(value: Any, place: str, choices: Sequence[Any], kind: str = "value") -> Any:
     """The value; raises `ConfigError` unless it is one of `choices`, of the same type: 1 is not true."""
-    if not any(value == choice and type(value) is type(choice) for choice in choices):
-        raise unknown(place, kind, str(value), map(str, choices))
-    return value
+    if any(value == choice and type(value) is type(choice) for choice in choices):
+        return value
+    if all(isinstance(choice, str) for choice in choices):
+        raise unknown(place, kind, str(value), choices)
+    # without quotes, because 'true' would be a text
+    possible = ", ".join(map(_as_yaml, choices))
+    raise ConfigError(f"unknown {kind} {_as_yaml(value)}. Possible: {possible}.", place)
+
+
+def _as_yaml(value: Any) -> str:
+    """A plain value as YAML writes it."""
+    words = {True: "true", False: "false", None: "null"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def check_number(value: Any, place: str, low: float, high: float | None = None, above_low: bool = False) -> None:

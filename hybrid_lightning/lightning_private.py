@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationStage
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
@@ -96,10 +96,22 @@ def loaders_to_read(trainer: Trainer) -> Any:
     return loop._data_source.dataloader()
 
 
-def before_transfer(module: LightningModule, batch: Any) -> Any:
-    """A batch after ``on_before_batch_transfer`` of the DataModule or the module, whichever has it."""
+def attach(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
+    """Lets a Trainer, a module and its data know each other, so that batches get their hooks."""
+    # without a fit, 2.6 does it in private alone
+    trainer._data_connector.attach_data(module, datamodule=data)
+    trainer.strategy.connect(module)
+
+
+def before_transfer(module: LightningModule, batch: Any, checked: bool = True) -> Any:
+    """A batch after ``on_before_batch_transfer`` of the DataModule or the module, whichever has it.
+
+    Of a `BatchCheckingModule` it is also `checked`.
+    """
     # which of the two is called, 2.6 decides in private
-    return module._on_before_batch_transfer(batch)
+    if checked:
+        return module._on_before_batch_transfer(batch)
+    return LightningModule._on_before_batch_transfer(module, batch)
 
 
 class BatchCheckingModule(LightningModule):

@@ -48,8 +48,15 @@ def test_an_unknown_key_is_an_error_and_a_former_name_says_the_new_one():
 
 def test_a_choice_is_one_of_the_same_type():
     assert check_choice(True, "x", (True, False)) is True
-    with pytest.raises(ConfigError, match=r"^x: unknown value '1'\. Possible: 'True', 'False'\.$"):
+    with pytest.raises(ConfigError, match=r"^x: unknown value 1\. Possible: true, false\.$"):
         check_choice(1, "x", (True, False))
+    with pytest.raises(ConfigError, match=r"^x: unknown value 'c'\. .*Possible: 'a', 'b'\.$"):
+        check_choice("c", "x", ("a", "b"))
+
+
+def test_choices_that_are_not_all_text_are_written_as_in_yaml():
+    with pytest.raises(ConfigError, match=r"^cache: unknown value True\. Possible: auto, true, false, null\.$"):
+        check_choice("True", "cache", ("auto", True, False, None))
 
 
 def test_the_reason_of_another_error_is_one_sentence_of_whole_words():

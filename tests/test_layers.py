@@ -38,6 +38,7 @@ KNOW_LIGHTNING = {
     ),
     *("gradients.step", "gradients.gradient_clipping", "gradients.gradient_norm_monitor"),
     *("cache.frozen_feature_cache", "cache.filling", "cache.splits", "cache.decision"),
+    *("cache.boundaries", "cache.choices", "cache.ranks", "cache.verification"),
     *("gradients.skipping", "gradients.non_finite_gradients", "gradients.spike_guard"),
 }
 """The files that import Lightning, beside those of whole rooms."""

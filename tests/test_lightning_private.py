@@ -25,6 +25,7 @@ from hybrid_lightning import lightning_private
 from hybrid_lightning.lightning_private import (
     BatchCheckingModule,
     accumulates,
+    attach,
     before_transfer,
     cluster_environment,
     combination_of,
@@ -434,6 +435,25 @@ def test_log_train_step_gives_the_loggers_the_step_at_once(fit):
 
 def test_loaders_to_read_are_known_before_the_trainer_shows_them(fit):
     assert fit.seen["to_read"] == [fit.train]
+
+
+class Refusing(BatchCheckingModule):
+    def check_batch(self, batch: Any) -> None:
+        raise ValueError("it is checked")
+
+
+def test_attach_gives_batches_the_hooks_of_the_data_module_outside_of_a_fit():
+    class Data(pl.LightningDataModule):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch + 1
+
+    module, data, run = Refusing(), Data(), trainer()
+    attach(run, module, data)
+    assert before_transfer(module, torch.zeros(1), checked=False) == 1
+    assert data.trainer is module.trainer is run
+    assert run.strategy.lightning_module is module
+    with pytest.raises(ValueError, match="it is checked"):
+        before_transfer(module, torch.zeros(1))
 
 
 def test_before_transfer_calls_the_hook_of_the_module(fit):

@@ -1,11 +1,14 @@
 """Whether serving features pays: from counts and a first timing."""
 
 import math
+import shutil
 import time
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
 
 from hybrid_lightning.cache.frozen_parts import unread_keys
 from hybrid_lightning.cache.served import dataset_without, read
@@ -17,8 +20,12 @@ from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing
 
 FEWEST_READS = 1000
 """Samples that a process has to read while the parts are frozen; a shorter fit is not worth a timing."""
+FEWEST_SPARED = 300
+"""Samples that need not be computed, if those of the training were before; fewer are not worth it either."""
 _LEAST_SAVING = 1.0  # second
 _ENDLESS = 100.0  # epochs, where a fit has no end
+_DISK_SPEED = 5e8  # bytes per second, of a plain SSD
+_DISK_SHARE = 0.25  # of what is free
 
 
 class Outlook(NamedTuple):
@@ -31,8 +38,8 @@ class Outlook(NamedTuple):
 class Seconds(NamedTuple):
     """What a sample costs."""
 
-    live: float  # reading it, and running the parts that could be cached
-    served: float  # reading what is left of it
+    live: float  # reading it, and running what could be cached
+    served: float  # reading what is left of it, and what was kept
 
 
 def unfreezing_of(trainer: Trainer) -> GradualUnfreezing | None:
@@ -43,25 +50,25 @@ def unfreezing_of(trainer: Trainer) -> GradualUnfreezing | None:
     return None
 
 
-def training_parts(trainer: Trainer) -> set[str]:
-    """The parts of which something trains in this step, also what is unfrozen with its first batch."""
+def training_parameters(trainer: Trainer) -> set[nn.Parameter]:
+    """What trains in this step, also what is unfrozen with its first batch."""
     unfreezing = unfreezing_of(trainer)
     spans = {} if unfreezing is None else unfreezing.spans
-    found = set()
+    found: set[nn.Parameter] = set()
     for group in trainer.optimizers[0].param_groups:
         span = spans.get(group["name"])
         is_due = span is not None and span.trains(trainer.global_step)
         if is_due or any(parameter.requires_grad for parameter in group["params"]):
-            found.add(str(group["part"]))
+            found.update(group["params"])
     return found
 
 
-def outlook(trainer: Trainer, parts: Collection[str], splits: Sequence[Split]) -> Outlook:
-    """What is read until one of these parts trains, or until the fit ends."""
+def outlook(trainer: Trainer, tensors: Collection[Tensor], splits: Sequence[Split]) -> Outlook:
+    """What is read until one of these tensors trains, or until the fit ends."""
     length, step = fit_length(trainer), trainer.global_step
     per_epoch = length.steps_per_epoch or 1
     left = _ENDLESS * per_epoch if length.total_steps is None else length.total_steps - step
-    left = min(left, _steps_frozen(trainer, parts, left))
+    left = min(left, _steps_frozen(trainer, tensors, left))
     epochs = left / per_epoch
     reads = 0.0
     for split in splits:
@@ -69,15 +76,16 @@ def outlook(trainer: Trainer, parts: Collection[str], splits: Sequence[Split]) -
     return Outlook(epochs, reads)
 
 
-def _steps_frozen(trainer: Trainer, parts: Collection[str], left: float) -> float:
-    """Steps until one of the parts trains; half of what is left of the fit if a metric decides that."""
+def _steps_frozen(trainer: Trainer, tensors: Collection[Tensor], left: float) -> float:
+    """Steps until one of them trains; half of what is left of the fit if a metric decides that."""
     unfreezing = unfreezing_of(trainer)
     if unfreezing is None:
         return left
     found = left
+    own = set(tensors)
     for group in trainer.optimizers[0].param_groups:
         span = unfreezing.spans.get(group["name"])
-        if span is None or group["part"] not in parts:
+        if span is None or own.isdisjoint(group["params"]):
             continue
         schedule = unfreezing.schedules.get(group["part"])
         if span.start is None and schedule is not None and schedule.metrics and not group["fixed"]:
@@ -104,10 +112,11 @@ def measure(
     pl_module: LightningModule,
     network: HybridNetwork,
     split: Split,
-    parts: Sequence[str],
+    places: Sequence[str],
+    beside: Sequence[str] = (),
 ) -> Seconds:
-    """Times a batch, the second of two."""
-    smaller = dataset_without(split.dataset, unread_keys(network, parts))
+    """Times a batch, the second of two; what is read for `places` and `beside` alone would not be read."""
+    smaller = dataset_without(split.dataset, unread_keys(network, [*places, *beside]))
     workers = max(1, split.loader.num_workers)
     rows = split.spread_rows(split.size)
     with computing(trainer, network, split):
@@ -115,7 +124,7 @@ def measure(
             start = time.perf_counter()
             batch = split.read(rows)
             after_reading = time.perf_counter()
-            outputs = outputs_of(trainer, pl_module, network, batch, parts)
+            outputs = outputs_of(trainer, pl_module, network, batch, places)
             after_computing = time.perf_counter()
             for tensor in outputs.values():
                 tensor[list(range(len(tensor)))]
@@ -131,15 +140,26 @@ def measure(
 
 
 def saving(
-    trainer: Trainer,
     ahead: Outlook,
     seconds: Seconds,
-    splits: Sequence[Split],
+    rows: float,
+    disk: float = 0.0,
 ) -> float:
-    """Seconds that a process saves, less those of the fill."""
-    rows = sum(split.rows for split in splits) / trainer.world_size
-    per_read = seconds.live - seconds.served
-    return ahead.reads * per_read - rows * seconds.live
+    """Seconds that a process saves, less those of the fill of `rows`; `disk` are a sample's bytes that go to files."""
+    served = seconds.served + disk / _DISK_SPEED
+    per_read = seconds.live - served
+    # to be written takes about as long as to be read
+    return ahead.reads * per_read - rows * (seconds.live + disk / _DISK_SPEED)
+
+
+def may_be_kept(size: float, memory: float, folder: Path, copies: int) -> bool:
+    """Whether features of so many bytes fit into memory, or into a fair share of the free disk."""
+    if size <= memory:
+        return True
+    there = folder
+    while not there.exists():
+        there = there.parent
+    return size * copies <= shutil.disk_usage(there).free * _DISK_SHARE
 
 
 def pays(saved: float) -> bool:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from hybrid_lightning.cache.fingerprints import digest, part_fingerprint
 from hybrid_lightning.cache.frozen_parts import unread_keys
+from hybrid_lightning.cache.ranks import sum_over_ranks
 from hybrid_lightning.cache.served import ServedDataset, dataset_without
 from hybrid_lightning.cache.splits import (
     CannotCacheError,
@@ -17,15 +17,15 @@ from hybrid_lightning.cache.splits import (
     Split,
     computing,
     fill,
-    largest_difference,
     outputs_of,
 )
 from hybrid_lightning.cache.store import FeatureStore
+from hybrid_lightning.cache.verification import largest_difference
 from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.short_circuit import parts_of
 from hybrid_lightning.resume.seeded_loaders import loads_batches
 
 _SMALL = 2**16  # bytes of a sample's other entries that may stay in memory
-_SLICE = 2**26  # bytes that ranks exchange at a time
 Path = tuple[str, ...]
 """Where a tensor stands in a batch: its key, and its name if the entry is a dict."""
 T = TypeVar("T")
@@ -47,10 +47,15 @@ def together(trainer: Trainer, work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-class Filling:
-    """One split's features of some parts, and its other entries if the dataset can only give whole samples.
+def _wait() -> None:
+    """Does nothing, while other ranks do something."""
 
-    Collective: make and call it on every rank, alike. `samples` is the `samples_hash` of the split.
+
+class Filling:
+    """One split's features of parts or their starts, and its other entries if the dataset only gives whole samples.
+
+    Collective: make and call it on every rank, alike. `samples` is the `samples_hash` of the split; `offered` are
+    features of training samples that need not be computed again: fingerprint of a part → `(rows, ...)`.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Filling:
         split: Split,
         parts: Sequence[str],
         samples: str,
+        offered: Mapping[str, Tensor],
     ) -> None:
         self.trainer = trainer
         self.pl_module = pl_module
@@ -74,6 +80,8 @@ class Filling:
         self.found: dict[str, Tensor] = {}
         """Key of the store → tensor `(rows, ...)`, of all that is served."""
         self._missing: list[str] = []
+        self._offered = offered if split.is_training else {}
+        self._accepted: dict[str, Tensor] = {}
         # datasets that differ between ranks are filled by each rank for itself
         strategy = trainer.strategy
         is_equal = strategy.broadcast(samples) == samples
@@ -90,7 +98,9 @@ class Filling:
         layout = together(trainer, self._layout)
         self._find()
         if self._missing:
-            together(trainer, partial(self._fill, layout))
+            accepted = trainer.strategy.broadcast(together(trainer, partial(self._accept, layout)))
+            self._writers_first(partial(self._allocate, layout))
+            together(trainer, partial(self._fill, accepted))
             if self._is_shared:
                 self._sum_shares()
             together(trainer, self._keep)
@@ -102,7 +112,7 @@ class Filling:
         strategy = self.trainer.strategy
         for key in self.keys:
             look_up = partial(self.store.find, key, self.split.rows)
-            tensor = together(self.trainer, look_up)
+            tensor = self._writers_first(look_up)
             is_here = tensor is not None
             is_everywhere = strategy.reduce_boolean_decision(is_here)
             if tensor is None or not is_everywhere:
@@ -110,10 +120,23 @@ class Filling:
             else:
                 self.found[key] = tensor
 
+    def _writers_first(self, work: Callable[[], T]) -> T:
+        """As `together`; the ranks that map what others write to files come after these."""
+        if self.store.writes:
+            result = together(self.trainer, work)
+            together(self.trainer, _wait)
+            return result
+        together(self.trainer, _wait)
+        return together(self.trainer, work)
+
     def _sum_shares(self) -> None:
         device = self.trainer.strategy.root_device
         for key in self._missing:
-            sum_over_ranks(self.found[key], device)
+            is_file = self.store.is_file(key)
+            # all ranks have written to the same memory
+            if is_file and self.store.has_all:
+                continue
+            sum_over_ranks(self.found[key], device, self.store.writes or not is_file)
 
     def _served(self) -> ServedDataset:
         split = self.split
@@ -127,7 +150,7 @@ class Filling:
             # hooks of batches may need what is left out
             rows = split.spread_rows(2)
             batch = served.__getitems__(rows)
-            outputs_of(self.trainer, self.pl_module, self.network, batch, self.parts)
+            outputs_of(self.trainer, self.pl_module, self.network, batch, sorted(parts_of(self.parts)))
         return served
 
     def _layout(self) -> dict[str, Tensor]:
@@ -138,11 +161,8 @@ class Filling:
             batch = split.read(rows)
             outputs = outputs_of(self.trainer, self.pl_module, self.network, batch, self.parts)
         rest = self._rest_of(batch)
-        part_keys = {}
-        for name in self.parts:
-            fingerprint = part_fingerprint(self.network, name)
-            part_keys[name] = self._key(name, fingerprint)
-        self.part_keys = part_keys
+        self._fingerprints = {name: part_fingerprint(self.network, name) for name in self.parts}
+        self.part_keys = {name: self._key(name, own) for name, own in self._fingerprints.items()}
         self.rest_keys = {path: self._key("rest", path) for path in rest}
         layout = {}
         for name, tensor in outputs.items():
@@ -154,7 +174,8 @@ class Filling:
         return layout
 
     def _key(self, name: str, *of_it: Any) -> str:
-        return f"{self.split.name}-{name}-{digest(self._common, *of_it)}"
+        file_name = name.replace("/", ".")
+        return f"{self.split.name}-{file_name}-{digest(self._common, *of_it)}"
 
     def _rest_of(self, batch: Mapping[str, Any]) -> dict[Path, Tensor]:
         """What is kept of a batch beside features; empty if it is read from the dataset each time."""
@@ -172,13 +193,39 @@ class Filling:
             size += tensor.numel() * tensor.element_size() / len(tensor)
         return found if size <= _SMALL else {}
 
-    def _fill(self, layout: Mapping[str, Tensor]) -> None:
+    def _accept(self, layout: Mapping[str, Tensor]) -> list[str]:
+        """The missing parts whose features are offered, if these are what a live forward gives."""
+        found = {}
+        for name, key in self.part_keys.items():
+            tensor = self._offered.get(self._fingerprints[name])
+            like = layout[key]
+            if key not in self._missing or tensor is None:
+                continue
+            if tensor.dtype == like.dtype and tensor.shape == (self.split.rows, *like.shape[1:]):
+                found[name] = tensor
+        if not found:
+            return []
+        gap, allowed = largest_difference(self.trainer, self.pl_module, self.network, self.split, found)
+        if gap > allowed:
+            return []  # such as of samples in another order
+        self._accepted = found
+        return list(found)
+
+    def _allocate(self, layout: Mapping[str, Tensor]) -> None:
         self.store.forget(self._missing)
         for key in self._missing:
             like = layout[key]
             shape = (self.split.rows, *like.shape[1:])
             self.found[key] = self.store.allocate(key, shape, like.dtype)
-        parts = [name for name in self.parts if self.part_keys[name] in self._missing]
+
+    def _fill(self, accepted: Sequence[str]) -> None:
+        for name in accepted:
+            # the ranks' shares are added up later
+            if not self._is_shared or self.trainer.global_rank == 0:
+                self.found[self.part_keys[name]].copy_(self._accepted[name])
+        parts = [name for name in self.parts if self.part_keys[name] in self._missing and name not in accepted]
+        if not parts and not self.rest_keys:
+            return
 
         def write(rows: Tensor, batch: Any, outputs: Outputs) -> None:
             for name, tensor in outputs.items():
@@ -236,13 +283,3 @@ def nested(entries: Mapping[Path, Tensor]) -> dict[str, Any]:
         else:
             batch[key] = tensor
     return batch
-
-
-def sum_over_ranks(tensor: Tensor, device: torch.device) -> None:
-    """Puts the ranks' shares together, in place; where a rank has none of the values there are zeros."""
-    # byte by byte, so that no value is rounded and any type can be sent
-    values = tensor.view(-1).view(torch.uint8)
-    for piece in torch.split(values, _SLICE):
-        sent = piece.to(device)
-        torch.distributed.all_reduce(sent)
-        piece.copy_(sent)

@@ -3,18 +3,21 @@
 import hashlib
 import pickle
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hybrid_lightning.distributed.sharding import own_share, own_shares
+from hybrid_lightning.lightning_private import write_count
 from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.short_circuit import is_inside, part_of
 
 
 def digest(*values: Any) -> str:
-    """A stable hash of tensors, arrays, numbers, texts, and containers of them."""
+    """A stable hash of tensors (of sharded ones this rank's shard), arrays, numbers, texts, and containers of them."""
     hasher = hashlib.blake2b(digest_size=16)
     for value in values:
         _add(hasher, value)
@@ -32,9 +35,11 @@ def _add(hasher: Any, value: Any) -> None:
         for entry in value:
             _add(hasher, entry)
     elif isinstance(value, Tensor):
+        value = own_share(value)
         shape = tuple(value.shape)
         hasher.update(f"{value.dtype}{shape}".encode())
-        hasher.update(bytes_of(value))
+        # of a copy, as the storage of what has become an array can't be freed by a sharded module
+        hasher.update(bytes_of(value.clone()))
     elif isinstance(value, np.ndarray) and value.dtype != object:
         hasher.update(f"{value.dtype}{value.shape}".encode())
         in_order = np.ascontiguousarray(value)
@@ -58,11 +63,14 @@ def bytes_of(tensor: Tensor) -> Any:
     return single_bytes.numpy().data
 
 
-def part_tensors(network: HybridNetwork, name: str) -> dict[str, Tensor]:
-    """The parameters and buffers that a part's output depends on, its scale included."""
+def own_tensors(network: HybridNetwork, place: str) -> dict[str, Tensor]:
+    """The parameters and buffers of a part, or of its start, that its output depends on, its scale included."""
+    name = part_of(place)
     module = network.parts[name]
     found: dict[str, Tensor] = dict(module.named_parameters())
     found.update(module.named_buffers())
+    if is_inside(place):
+        found = {own: found[own] for own in network.short_circuits[place].tensors}
     if name in network.scales:
         scale = network.scales[name]
         for own, buffer in scale.named_buffers():
@@ -70,20 +78,62 @@ def part_tensors(network: HybridNetwork, name: str) -> dict[str, Tensor]:
     return found
 
 
-def part_fingerprint(network: HybridNetwork, name: str) -> str:
-    """The hash of a part's options, module, weights and buffers, and of the parts that it reads."""
+def all_tensors(network: HybridNetwork, place: str) -> list[Tensor]:
+    """The same, and those of the parts that it reads."""
+    found = list(own_tensors(network, place).values())
+    before = network.wiring.parts_read(part_of(place))
+    for name in sorted(network.wiring.needed((), before)):
+        found += own_tensors(network, name).values()
+    return found
+
+
+def tensors_of(network: HybridNetwork, places: Iterable[str]) -> list[Tensor]:
+    """The same for several, each tensor once."""
+    found: dict[Tensor, None] = {}
+    for place in places:
+        found.update(dict.fromkeys(all_tensors(network, place)))
+    return list(found)
+
+
+def part_fingerprint(network: HybridNetwork, place: str) -> str:
+    """The hash of a part's options, module, weights and buffers, and of the parts that it reads; or of its start."""
+    name = part_of(place)
     record = network.record.parts[name]
     module = network.parts[name]
     kind = type(module).__qualname__
     options = network.options[name].plain()
     described = [kind, str(module), repr(options), record.output, record.pool]
+    if is_inside(place):
+        described.append(place)
     before = []
     for other in network.wiring.parts_read(name):
         fingerprint = part_fingerprint(network, other)
         before.append(fingerprint)
     inputs = network.wiring.reads[name]
-    tensors = part_tensors(network, name)
+    tensors = own_tensors(network, place)
     return digest(described, inputs, before, tensors)
+
+
+class WatchedTensors:
+    """Weights and buffers of which is noticed when somebody changes them, or replaces their memory."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        self._written = self._writes()
+        self._digest = digest(tensors)
+
+    def have_same_values(self) -> bool:
+        """Whether they hold what they held when they were given."""
+        written = self._writes()
+        if written == self._written:
+            return True
+        # such as by DDP, which sends buffers in every step
+        self._written = written
+        return digest(self.tensors) == self._digest
+
+    def _writes(self) -> list[tuple[int, int]]:
+        """Numbers that another write changes."""
+        return [(tensor.data_ptr(), write_count(tensor)) for tensor in own_shares(self.tensors)]
 
 
 def random_state() -> str:
@@ -92,3 +142,13 @@ def random_state() -> str:
     of_numpy = np.random.get_state(legacy=False)
     of_python = random.getstate()
     return digest(of_torch, of_numpy, of_python)
+
+
+def same_values(one: Any, other: Any) -> bool:
+    """Whether two values are equal; faster than their digests where both hold tensors."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return list(one) == list(other) and all(same_values(one[key], other[key]) for key in one)
+    if isinstance(one, Tensor) and isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other):
+        return True
+    # also of numbers that are not equal to themselves
+    return digest(one) == digest(other)

@@ -1,36 +1,36 @@
 """A cache for what frozen parts make of the samples: computed once, served in every epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
-from hybrid_lightning.cache.decision import (
-    FEWEST_READS,
-    Outlook,
-    described,
-    measure,
-    outlook,
-    pays,
-    saving,
-    training_parts,
-    unfreezing_of,
-)
+from hybrid_lightning.cache.boundaries import about_to_train
+from hybrid_lightning.cache.choices import Choices, Scene, within
+from hybrid_lightning.cache.decision import described, outlook, training_parameters, unfreezing_of
 from hybrid_lightning.cache.filling import Filling, together
-from hybrid_lightning.cache.fingerprints import digest, part_tensors
-from hybrid_lightning.cache.frozen_parts import boundary, fixed_parts, frozen_parts, live_keys
+from hybrid_lightning.cache.fingerprints import WatchedTensors, all_tensors, part_fingerprint, tensors_of
+from hybrid_lightning.cache.frozen_parts import (
+    boundary,
+    fixed_parts,
+    frozen_parts,
+    live_keys,
+    partly_frozen,
+    startable_parts,
+)
+from hybrid_lightning.cache.ranks import gathered, opened_store, run_folder
 from hybrid_lightning.cache.served import ServedDataset
 from hybrid_lightning.cache.splits import CannotCacheError, Split, cacheable, network_of, samples_hash, splits_of
 from hybrid_lightning.cache.store import FeatureStore
 from hybrid_lightning.drift.reference_batch import batches_on_device, own_random_state
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
-from hybrid_lightning.lightning_private import data_fetcher, write_count
+from hybrid_lightning.lightning_private import data_fetcher
 from hybrid_lightning.network.batch import CACHED, CACHED_INDEX
 from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.short_circuit import is_inside, parts_of
 from hybrid_lightning.resume.replay import position
 from hybrid_lightning.trainer import FitCallback
 from hybrid_lightning.unfreezing.freezing import module_modes
@@ -44,56 +44,63 @@ _GIB = 2**30
 class FrozenFeatureCache(FitCallback):
     """Computes what frozen parts make of the training and validation samples once, and serves it in every epoch.
 
-    It works in a `HybridTask`, for each part, or chain of parts, that is frozen as a whole and reads entries which are
-    the same in every epoch: no random transforms, no augmentation of batches. Their batches then hold features in place
-    of what only these parts read, which is neither loaded nor decoded. Order, random numbers and exact resume are those
-    of a fit without it; features agree with those of a live forward, which is verified on two batches, to 1e-5 of the
+    It works in a `HybridTask`, for each part, or chain of parts, that is frozen and reads entries which are the same in
+    every epoch: no random transforms, no augmentation of batches. Their batches then hold features in place of what
+    only these parts read, which is neither loaded nor decoded. Order, random numbers and exact resume are those of a
+    fit without it; features agree with those of a live forward, which is verified on two batches, to 1e-5 of the
     largest in float32. When a part unfreezes, its samples are read again, from the very next batch on.
 
-    Works with a plain `DataLoader` over any dataset that is read by index; all others, other strategies than one device
-    and ``ddp``, validate, test and predict, and modules that are no `HybridTask`, stay untouched. Callbacks of your own
-    that read the raw entries of training batches need ``false``.
+    A part of which the upper stages train is run from its deepest frozen stage on: from the epoch after an unfreezing
+    on, what this stage returns is served, and nothing before it is run. A part stays live if something else of what
+    comes before is read later (a skip connection, the mask of the input), if it is compiled, or if its features would
+    neither fit into memory nor into a quarter of the free disk; then an earlier stage is taken whose output is smaller.
+
+    Works with a plain `DataLoader` over any dataset that is read by index, on one device, under ``ddp``, and, for parts
+    that are frozen as a whole, under ``fsdp2``; all else, validate, test and predict, and modules that are no
+    `HybridTask`, stay untouched. Callbacks of your own that read the raw entries of training batches need ``false``.
 
     Nothing is logged; a line says what is served, or why nothing is.
 
     Args:
         mode: ``auto`` decides once, on the first rank, from counts and a first timing, whether that saves time; a
             restart follows. True caches whatever can be, False nothing.
-        memory: GiB of features that each process keeps in memory; more are files in the folder of the run, which are
-            removed when the fit ends.
+        memory: GiB of features that each process keeps in memory; more are files in the folder of the run, shared by
+            the processes of a machine and removed when the fit ends.
 
     Raises:
         ConfigError: On a value that is none of these; at the start of a fit, if it stands before `GradualUnfreezing`.
     """
 
-    state_form: ClassVar[dict[Any, Any]] = {"decided": {str: bool}, "serving": [str], "sizes": {str: int}}
+    state_form: ClassVar[dict[Any, Any]] = {
+        "decided": {str: bool},
+        "boundaries": ({str: str}, type(None)),
+        "serving": [str],
+        "sizes": {str: int},
+    }
 
     def __init__(self, mode: bool | str = "auto", memory: float = 2.0) -> None:
         super().__init__()
         with at("FrozenFeatureCache"):
             check_number(memory, "memory", low=0)
-            self.configure(check_choice(mode, "mode", MODES))
+            self.mode = check_choice(mode, "mode", MODES)
         self.memory = memory
         self.forget()
 
     def configure(self, mode: bool | str) -> None:
         """Sets whether it caches; takes effect with the next epoch."""
-        self.mode = mode
+        self.mode = self._choices.mode = mode
 
     def forget(self) -> None:
         """Forgets what was served and decided in an earlier fit."""
         self.serving: list[str] = []
-        """The parts whose features are served now."""
-        self._decided: dict[str, bool] = {}
+        """The parts, and the places within parts (``image/layer3``), whose outputs are served now."""
+        self._choices = Choices(self.mode, self.memory * _GIB, self._report)
         self._sizes: dict[str, int] = {}  # split → size of the batches in which features are computed
         self._saved: list[str] | None = None  # what was served when a checkpoint was saved
         self._splits: list[Split] = []
         self._served: dict[str, ServedDataset] = {}
         self._store: FeatureStore | None = None
-        self._tensors: list[Tensor] = []  # weights and buffers that the served features depend on
-        self._watched: list[Tensor] = []  # one of each of their groups
-        self._written: list[tuple[int, int]] = []
-        self._weights = ""  # hash of them
+        self._watched = WatchedTensors([])  # weights and buffers that the served features depend on
         self._keys: list[str] = []  # of what is served, in the store
         self._seen: Any = None
         self._samples: dict[str, str] = {}
@@ -113,25 +120,35 @@ class FrozenFeatureCache(FitCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """What has been decided, what is served, and in which batches it was computed."""
-        return {"decided": self._decided, "serving": self.serving, "sizes": self._sizes}
+        made = self._choices
+        return {"decided": made.decided, "boundaries": made.boundaries, "serving": self.serving, "sizes": self._sizes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Follows the decisions of an earlier process."""
-        self._decided = dict(state_dict["decided"])
+        self._choices.decided = dict(state_dict["decided"])
+        # not in checkpoints of an earlier version
+        self._choices.boundaries = dict(state_dict.get("boundaries") or {})
         self._sizes = {split: max(1, size) for split, size in state_dict["sizes"].items()}
         self._saved = list(state_dict["serving"])
 
     # Starting
 
+    def offer(self, network: HybridNetwork, features: Mapping[str, Tensor]) -> None:
+        """Takes features that were computed before the first epoch: part → `(N, ...)` of all training samples."""
+        for name, tensor in features.items():
+            fingerprint = part_fingerprint(network, name)
+            self._choices.offered[fingerprint] = tensor
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Serves what is frozen in this epoch; the next iterators of the loaders take it."""
         network = network_of(trainer, pl_module)
         if network is None or self.mode is False:
+            self._choices.offered.clear()
             return
         saved, self._saved = self._saved, None
         # an epoch that goes on is served as it was before
         only = (saved or []) if position(trainer) else None
-        trains = training_parts(trainer)
+        trains = training_parameters(trainer)
         if self._is_unchanged(trainer, trains) and only is None:
             return
         was_served = bool(self.serving)
@@ -142,131 +159,106 @@ class FrozenFeatureCache(FitCallback):
         if was_served or self.serving:
             self._renew_iterator(trainer)
 
-    def _is_unchanged(self, trainer: Trainer, trains: set[str]) -> bool:
+    def _is_unchanged(self, trainer: Trainer, trains: set[nn.Parameter]) -> bool:
         """Whether all is as when it was decided what to serve."""
         is_same = self._seen == (trains, trainer.train_dataloader, trainer.val_dataloaders)
-        if is_same and self._writes() != self._written:
-            # such as by DDP, which sends buffers in every step
-            is_same = digest(self._tensors) == self._weights
-            self._written = self._writes()
+        is_same = is_same and self._watched.have_same_values()
         for split in self._splits if is_same else ():
             # a dataset may depend on the epoch
             is_same = is_same and samples_hash(trainer, split) == self._samples[split.name]
         return trainer.strategy.reduce_boolean_decision(is_same) if trainer.world_size > 1 else is_same
-
-    def _writes(self) -> list[tuple[int, int]]:
-        """Numbers that change when somebody writes to the weights or buffers, or replaces them."""
-        return [(tensor.data_ptr(), write_count(tensor)) for tensor in self._tensors]
 
     def _start(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         network: HybridNetwork,
-        trains: set[str],
+        trains: set[nn.Parameter],
         only: list[str] | None,
     ) -> None:
         unfreezing = unfreezing_of(trainer)
         batch_norm = {} if unfreezing is None else unfreezing.batch_norm
-        modes = module_modes(pl_module, part_of_parameters(self.groups(trainer)), batch_norm)
-        frozen = frozen_parts(network, trains, modes)
-        parts: list[str] = []
-        try:
-            parts = boundary(network, fixed_parts(network, frozen, ()))
-            if only is not None:
-                parts = [name for name in parts if name in only]
-            splits = splits_of(trainer, self._sizes) if parts else []
-            if splits and self._may_pay(trainer, frozen, parts, splits):
-                parts, splits = together(trainer, lambda: cacheable(trainer, pl_module, network, frozen, splits))
-                parts = [name for name in parts if only is None or name in only]
-                self._serve(trainer, pl_module, network, frozen, parts, splits)
-        except CannotCacheError as problem:
-            self._report(f"{', '.join(parts)} stays live: {problem}.")
-            self._decided.update(dict.fromkeys(parts, False))
-            self._stop()
+        with about_to_train(trains):
+            modes = module_modes(pl_module, part_of_parameters(self.groups(trainer)), batch_norm)
+            frozen = frozen_parts(network, trains, modes)
+            partly = partly_frozen(network, trains)
+            attempt = partial(self._attempt, trainer, pl_module, network, frozen, modes, only)
+            failed = attempt(partly)
+            if any(is_inside(place) for place in failed):
+                # the parts that are frozen as a whole may still be served
+                attempt([])
         self._seen = (trains, trainer.train_dataloader, trainer.val_dataloaders)
+        self._choices.offered.clear()
         if self._store is not None:
             self._store.keep_only(self._keys)
 
-    def _may_pay(self, trainer: Trainer, frozen: Sequence[str], parts: Sequence[str], splits: Sequence[Split]) -> bool:
-        """Whether there is something to decide or to serve."""
-        if self.mode is True:
-            return True
-        undecided = [name for name in parts if name not in self._decided]
-        if undecided:
-            ahead = outlook(trainer, frozen, splits)
-            rows = sum(split.rows for split in splits)
-            is_short = ahead.reads < max(FEWEST_READS, 2 * rows / trainer.world_size)
-            if trainer.strategy.broadcast(is_short):
-                # so short a fit is not worth a line either
-                self._decided.update(dict.fromkeys(undecided, False))
-        return any(self._decided.get(name, True) for name in parts)
-
-    def _serve(
+    def _attempt(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         network: HybridNetwork,
         frozen: Sequence[str],
-        parts: list[str],
-        splits: list[Split],
-    ) -> None:
-        parts, names = trainer.strategy.broadcast((parts, [split.name for split in splits]))
-        splits = [split for split in splits if split.name in names]
-        ahead = outlook(trainer, frozen, splits)
-        saved = self._decide(trainer, pl_module, network, parts, splits, ahead)
-        parts = [name for name in parts if self._decided[name]]
-        if not parts:
+        modes: Mapping[nn.Module, bool],
+        only: Collection[str] | None,
+        partly: Sequence[str],
+    ) -> list[str]:
+        """Serves what can be and pays; what could not be, after all."""
+        fixed = fixed_parts(network, frozen, ())
+        parts = within(boundary(network, fixed), only)
+        started = startable_parts(network, partly, fixed, ())
+        if only is not None:
+            started = within(started, parts_of(only))
+        places = [*parts, *started]
+        try:
+            splits = splits_of(trainer, self._sizes) if places else []
+            if not splits:
+                return []
+            scene = Scene(trainer, pl_module, network, splits, run_folder(trainer))
+            may_pay = self._choices.may_pay(scene, parts)
+            started = [name for name in started if self._choices.may_start(scene, name)]
+            if may_pay or started:
+                look = partial(cacheable, trainer, pl_module, network, frozen, started, splits)
+                fixed, started, names = trainer.strategy.broadcast(together(trainer, look))
+                scene = scene._replace(splits=[split for split in splits if split.name in names])
+                places = self._choices.inside(scene, fixed, started, modes, only)
+                with gathered(network):
+                    places += self._choices.whole(scene, fixed, places, only)
+                self._serve(scene, places)
+        except CannotCacheError as problem:
+            return self._fall_back(places, problem)
+        return []
+
+    def _fall_back(self, places: list[str], problem: CannotCacheError) -> list[str]:
+        """Leaves places live, those within parts alone if there are any; returns them."""
+        failed = [place for place in places if is_inside(place)] or places
+        self._report(f"{', '.join(failed)} stays live: {problem}.")
+        self._choices.give_up(failed)
+        self._stop()
+        return failed
+
+    def _serve(self, scene: Scene, places: list[str]) -> None:
+        trainer, pl_module, network, splits, folder = scene
+        if not places:
             return
-        store = self._opened_store(trainer)
-        served = {}
         for split in splits:
             self._samples[split.name] = together(trainer, partial(samples_hash, trainer, split))
-            filling = Filling(trainer, pl_module, network, store, split, parts, self._samples[split.name])
-            served[split.name] = filling.run()
-            self._keys += filling.keys
+        if self._store is None:
+            self._store = opened_store(trainer, folder, self.memory * _GIB, self._samples)
+        served = {}
+        with gathered(network):
+            for split in splits:
+                samples, offered = self._samples[split.name], self._choices.offered
+                filling = Filling(trainer, pl_module, network, self._store, split, places, samples, offered)
+                served[split.name] = filling.run()
+                self._keys += filling.keys
         for split in splits:
             split.serve(served[split.name])
             self._sizes[split.name] = split.size
-        self.serving, self._splits, self._served = parts, splits, served
-        needed = network.wiring.needed((), parts)
-        for name in sorted(needed):
-            self._tensors += part_tensors(network, name).values()
-        self._written, self._weights = self._writes(), digest(self._tensors)
-        self._watched = [group["params"][0] for group in self.groups(trainer) if group["part"] in needed]
+        self.serving, self._splits, self._served = places, list(splits), served
+        self._watched = WatchedTensors(tensors_of(network, places))
         size = sum(dataset.feature_bytes for dataset in served.values())
-        self._report(described(parts, splits, size, ahead, saved))
-
-    def _opened_store(self, trainer: Trainer) -> FeatureStore:
-        if self._store is None:
-            folder = trainer.strategy.broadcast(str(trainer.log_dir or trainer.default_root_dir))
-            # each rank writes files of its own, as a machine may share no disk with the others
-            own = Path(folder) / f"feature_cache_{trainer.global_rank}"
-            self._store = FeatureStore(own, self.memory * _GIB)
-        return self._store
-
-    def _decide(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        network: HybridNetwork,
-        parts: Sequence[str],
-        splits: Sequence[Split],
-        ahead: Outlook,
-    ) -> float | None:
-        """Decides, on the first rank, about parts of which nothing is decided yet; the seconds that it saves."""
-        undecided = [name for name in parts if name not in self._decided]
-        if self.mode is True:
-            self._decided.update(dict.fromkeys(parts, True))
-            return None
-        if not undecided:
-            return None
-        seconds = together(trainer, lambda: measure(trainer, pl_module, network, splits[0], undecided))
-        saved: float = trainer.strategy.broadcast(saving(trainer, ahead, seconds, splits))
-        self._decided.update(dict.fromkeys(undecided, pays(saved)))
-        if not pays(saved):
-            self._report(f"{', '.join(undecided)} stays live: serving features would save {max(saved, 0):.1f} s.")
-        return saved
+        ahead = outlook(trainer, self._watched.tensors, splits)
+        self._report(described(places, splits, size, ahead, self._choices.saved))
 
     def _report(self, line: str) -> None:
         if line not in self._reported:
@@ -290,19 +282,19 @@ class FrozenFeatureCache(FitCallback):
         if not isinstance(network, HybridNetwork) or not isinstance(batch, dict) or CACHED not in batch:
             return
         # most batches end here
-        is_frozen = not any(parameter.requires_grad for parameter in self._watched)
+        is_frozen = not any(tensor.requires_grad for tensor in self._watched.tensors)
         if is_frozen and batch[CACHED].keys() == set(self.serving):
             return
-        trains = training_parts(trainer)
-        thawed = [name for name in self.serving if network.wiring.needed((), [name]) & trains]
+        trains = training_parameters(trainer)
+        thawed = [place for place in self.serving if not trains.isdisjoint(all_tensors(network, place))]
         if thawed:
             for dataset in self._served.values():
                 dataset.retire(thawed)
-            self.serving = [name for name in self.serving if name not in thawed]
+            self.serving = [place for place in self.serving if place not in thawed]
             self._seen = None
             self._reset_validation()
-        for name in [name for name in batch[CACHED] if name not in self.serving]:
-            del batch[CACHED][name]
+        for place in [place for place in batch[CACHED] if place not in self.serving]:
+            del batch[CACHED][place]
         missing = live_keys(network, batch[CACHED]) - set(batch)
         if missing:
             self._add_raw(trainer, pl_module, batch, missing)
@@ -331,7 +323,7 @@ class FrozenFeatureCache(FitCallback):
         for split in self._splits:
             split.restore()
         self.serving, self._splits, self._served = [], [], {}
-        self._tensors, self._watched, self._keys, self._seen = [], [], [], None
+        self._watched, self._keys, self._seen = WatchedTensors([]), [], None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts back the datasets, and removes the files of features."""

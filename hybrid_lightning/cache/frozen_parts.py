@@ -1,34 +1,40 @@
-"""Which parts are fixed functions of the sample, and which of their outputs others read."""
+"""Which parts, or starts of parts, are fixed functions of the sample, and which of their outputs others read."""
 
 from collections.abc import Collection, Mapping
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from hybrid_lightning.network.contracts import ReadsTrainingData
 from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.short_circuit import parts_of
 
 
-def frozen_parts(network: HybridNetwork, trains: Collection[str], modes: Mapping[nn.Module, bool]) -> list[str]:
+def frozen_parts(
+    network: HybridNetwork,
+    trains: Collection[nn.Parameter],
+    modes: Mapping[nn.Module, bool],
+) -> list[str]:
     """The parts whose weights and modes stay as they are, in the order in which they run.
 
     Args:
         network: The network.
-        trains: Parts of which something is about to train.
+        trains: Parameters that train, or are about to.
         modes: Module → whether it is in train mode during training; one that is not named keeps its mode.
     """
-    frozen = []
-    for name in network.wiring.order:
-        is_steady = name not in trains
-        if is_steady and _is_frozen(network, name, modes):
-            frozen.append(name)
-    return frozen
+    return [name for name in network.wiring.order if _is_frozen(network, name, trains, modes)]
 
 
-def _is_frozen(network: HybridNetwork, name: str, modes: Mapping[nn.Module, bool]) -> bool:
+def _is_frozen(
+    network: HybridNetwork,
+    name: str,
+    trains: Collection[nn.Parameter],
+    modes: Mapping[nn.Module, bool],
+) -> bool:
     part = network.options[name]
     module = network.parts[name]
     for parameter in module.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad or parameter in trains:
             return False
     if part.origin == "random":
         if isinstance(module, ReadsTrainingData):
@@ -41,24 +47,53 @@ def _is_frozen(network: HybridNetwork, name: str, modes: Mapping[nn.Module, bool
     return not any(in_train_mode)
 
 
+def partly_frozen(network: HybridNetwork, trains: Collection[nn.Parameter]) -> list[str]:
+    """The parts of which some parameters train and others do not, and whose statistics do not follow the batches."""
+    # the start of a sharded part can only be gathered with the rest of it
+    if isinstance(network, FSDPModule):
+        return []
+    found = []
+    for name in network.wiring.order:
+        part = network.options[name]
+        training = [parameter in trains for parameter in network.parts[name].parameters()]
+        is_between = any(training) and not all(training)
+        # compiled code does not stop at a module within
+        if is_between and not part.compile and part.batch_norm not in ("train", "recalibrate"):
+            found.append(name)
+    return found
+
+
 def fixed_parts(network: HybridNetwork, frozen: Collection[str], varying: Collection[str]) -> list[str]:
     """Of the frozen parts, those that read no `varying` key of the batch and no part that is not fixed itself."""
     fixed: list[str] = []
     for name in network.wiring.order:
-        parts = network.wiring.parts_read(name)
-        keys = keys_of(network, name)
-        parts_are_fixed = set(parts) <= set(fixed)
-        keys_are_fixed = set(keys).isdisjoint(varying)
-        if name in frozen and parts_are_fixed and keys_are_fixed:
+        if name in frozen and _reads_fixed(network, name, fixed, varying):
             fixed.append(name)
     return fixed
 
 
-def boundary(network: HybridNetwork, fixed: Collection[str]) -> list[str]:
-    """Of the fixed parts, those whose output something else reads."""
+def startable_parts(
+    network: HybridNetwork,
+    partly: Collection[str],
+    fixed: Collection[str],
+    varying: Collection[str],
+) -> list[str]:
+    """Of the partly frozen parts, those that read no `varying` key of the batch and no part that is not fixed."""
+    return [name for name in partly if _reads_fixed(network, name, fixed, varying)]
+
+
+def _reads_fixed(network: HybridNetwork, name: str, fixed: Collection[str], varying: Collection[str]) -> bool:
+    parts = network.wiring.parts_read(name)
+    keys = keys_of(network, name)
+    # an input that varies makes the output vary
+    return set(parts) <= set(fixed) and set(keys).isdisjoint(varying)
+
+
+def boundary(network: HybridNetwork, fixed: Collection[str], started: Collection[str] = ()) -> list[str]:
+    """Of the fixed parts, those whose output something else reads; `started` ones are run from within."""
     found = []
     for name in network.wiring.order:
-        others = _readers(network, name) - set(fixed)
+        others = _readers(network, name) - {*fixed, *started}
         is_read = name in network.feeding or len(others) > 0
         if name in fixed and is_read:
             found.append(name)
@@ -83,9 +118,10 @@ def keys_of(network: HybridNetwork, name: str) -> list[str]:
 
 
 def live_keys(network: HybridNetwork, cached: Collection[str]) -> set[str]:
-    """The keys of the batch that are still read if these parts are cached."""
-    needed = network.wiring.needed(cached)
-    running = needed - set(cached)
+    """The keys of the batch that are still read if these parts, or the starts of parts, are cached."""
+    parts = parts_of(cached)
+    needed = network.wiring.needed(parts)
+    running = needed - parts
     return _keys_of_all(network, running)
 
 

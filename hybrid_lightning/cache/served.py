@@ -2,14 +2,15 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from hybrid_lightning.data.in_memory import pick
+from hybrid_lightning.data.in_memory import DictDataset, map_tensors
 from hybrid_lightning.network.batch import CACHED, CACHED_INDEX
 
 Collate = Callable[[Any], Any]
@@ -52,6 +53,11 @@ class ServedDataset(Dataset[Any]):
             self._reader, own_collate = smaller
             if own_collate is not None:
                 self._reader_collate = own_collate
+        if type(self._reader) is DictDataset:
+            self._rest = self._reader.entries
+        self.serves_from_memory = self._rest is not None
+        """Whether no batch needs anything of the original dataset."""
+        self.workers: tuple[int, float] = (0, 0)  # of the loader that it stands in, and their timeout
         # copies share it, so that the one which a running iterator reads follows
         self._retired: set[str] = set()
 
@@ -95,28 +101,51 @@ class ServedDataset(Dataset[Any]):
             whole = read(self._raw, drawn, self.original_collate)
             batch = dict(whole)
         elif self._rest is not None:
-            batch = pick(self._rest, rows)
+            batch = {key: map_tensors(partial(rows_from, rows), entry) for key, entry in self._rest.items()}
         else:
             whole = read(self._reader, drawn, self._reader_collate)
             batch = {key: entry for key, entry in whole.items() if key not in self._left_out}
         served = {}
         for name, features in self._features.items():
             if name not in self._retired:
-                served[name] = features[rows]
+                served[name] = features.index_select(0, rows)
         batch[CACHED] = served
         batch[CACHED_INDEX] = rows
         return batch
 
 
+def exchange(loader: DataLoader[Any], dataset: Any, collate: Collate) -> None:
+    """Puts a dataset and its collation into a loader, whose next iterator takes them.
+
+    What is served from memory needs no worker processes, which would only send it; they come back with the original.
+    """
+    before: Any = loader.dataset
+    if isinstance(before, ServedDataset):
+        loader.num_workers, loader.timeout = before.workers
+    # a loader forbids the plain way
+    object.__setattr__(loader, "dataset", dataset)
+    loader.collate_fn = collate
+    if isinstance(dataset, ServedDataset):
+        dataset.workers = loader.num_workers, loader.timeout
+        if dataset.serves_from_memory:
+            loader.num_workers, loader.timeout = 0, 0
+
+
 def rows_of(indices: Sequence[Any], count: int) -> Tensor | None:
     """Indices as int64 `(B,)` from 0 on; None if they are not whole numbers."""
-    numbers = []
-    for index in indices:
-        if not isinstance(index, int | np.integer):
-            return None
-        numbers.append(int(index))
+    kinds = set(map(type, indices))
+    if not all(issubclass(kind, int | np.integer) for kind in kinds):
+        return None
+    numbers = [int(index) for index in indices]
     rows = torch.tensor(numbers, dtype=torch.long)
-    return torch.where(rows < 0, rows + count, rows)
+    if numbers and min(numbers) < 0:
+        rows = torch.where(rows < 0, rows + count, rows)
+    return rows
+
+
+def rows_from(rows: Tensor, tensor: Tensor) -> Tensor:
+    """Rows `(B,)` of a tensor; several times as fast as indexing by them."""
+    return tensor.index_select(0, rows)
 
 
 def read(dataset: Any, drawn: Any, collate: Collate) -> Any:

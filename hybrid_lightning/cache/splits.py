@@ -1,21 +1,22 @@
 """The training and validation samples of a fit: which of their entries are the same each time, and passes over them."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from hybrid_lightning.cache.fingerprints import digest, random_state
-from hybrid_lightning.cache.frozen_parts import boundary, fixed_parts
-from hybrid_lightning.cache.served import Collate, ServedDataset, read
+from hybrid_lightning.cache.fingerprints import digest, random_state, same_values
+from hybrid_lightning.cache.frozen_parts import fixed_parts, startable_parts
+from hybrid_lightning.cache.ranks import has_whole_parts
+from hybrid_lightning.cache.served import Collate, ServedDataset, exchange, read
 from hybrid_lightning.data.in_memory import as_batch
 from hybrid_lightning.drift.reference_batch import (
     as_validation,
@@ -43,6 +44,7 @@ class Split:
     loader: DataLoader[Any]
     is_training: bool
     size: int
+    hashed: tuple[Any, str] | None = None  # raw samples, and their hash
 
     @property
     def dataset(self) -> Any:
@@ -75,9 +77,7 @@ class Split:
             self._exchange(self.dataset, self.collate)
 
     def _exchange(self, dataset: Any, collate: Collate) -> None:
-        # a loader forbids the plain way
-        object.__setattr__(self.loader, "dataset", dataset)
-        self.loader.collate_fn = collate
+        exchange(self.loader, dataset, collate)
         # persistent workers hold the former dataset
         CombinedLoader(self.loader).reset()
 
@@ -87,17 +87,16 @@ class Split:
 
     def spread_rows(self, count: int) -> list[int]:
         """Some rows from all over the dataset, always the same."""
-        count = min(count, self.rows)
-        places = torch.linspace(0, self.rows - 1, count)
+        places = torch.linspace(0, self.rows - 1, min(count, self.rows))
         return [int(place) for place in places.round().tolist()]
 
 
 def network_of(trainer: Trainer, pl_module: LightningModule) -> HybridNetwork | None:
-    """The network of a task of ours, under a strategy that leaves its weights whole; None for anything else."""
+    """The network of a task of ours, whose weights are whole or can be made so; None for anything else."""
     network = getattr(pl_module, "network", None)
-    is_whole = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
     has_groups = len(trainer.optimizers) == 1
-    return network if isinstance(network, HybridNetwork) and is_whole and has_groups else None
+    is_known = isinstance(network, HybridNetwork) and has_whole_parts(trainer.strategy, network)
+    return network if is_known and has_groups else None
 
 
 def splits_of(trainer: Trainer, sizes: Mapping[str, int]) -> list[Split]:
@@ -138,9 +137,11 @@ def _is_readable(loader: Any) -> bool:
 def samples_hash(trainer: Trainer, split: Split) -> str:
     """A hash of a few raw samples and of their number."""
     with own_random_state(trainer):
-        rows = split.spread_rows(2)
-        samples = split.read(rows)
-        return digest(split.rows, samples)
+        samples = split.read(split.spread_rows(2))
+    # to compare is several times as fast as to hash, and most often nothing has changed since the last epoch
+    if split.hashed is None or not same_values(split.hashed[0], samples):
+        split.hashed = copy.deepcopy(samples), digest(split.rows, samples)
+    return split.hashed[1]
 
 
 def varying_keys(trainer: Trainer, pl_module: LightningModule, split: Split) -> set[str]:
@@ -181,10 +182,10 @@ def _changed_at_random(trainer: Trainer, pl_module: LightningModule, batch: Mapp
     moved = move_data_to_device(converted, device)
     raw = {key: digest(entry) for key, entry in moved.items()}
     with own_random_state(trainer):
-        before = _all_random_state(device)
-        once = _as_the_module_gets_it(trainer, pl_module, dict(moved))
-        after = _all_random_state(device)
-        twice = _as_the_module_gets_it(trainer, pl_module, dict(moved))
+        before = all_random_state(device)
+        once = as_the_module_gets_it(trainer, pl_module, dict(moved))
+        after = all_random_state(device)
+        twice = as_the_module_gets_it(trainer, pl_module, dict(moved))
     changed = _differing(once, twice)
     if after == before:
         return changed
@@ -196,13 +197,13 @@ def _changed_at_random(trainer: Trainer, pl_module: LightningModule, batch: Mapp
     return changed
 
 
-def _as_the_module_gets_it(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
+def as_the_module_gets_it(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
     """A batch after the hooks of batches, on the device."""
-    batches = batches_on_device(trainer, pl_module, [batch])
-    return next(batches)
+    return next(batches_on_device(trainer, pl_module, [batch]))
 
 
-def _all_random_state(device: torch.device) -> str:
+def all_random_state(device: torch.device) -> str:
+    """A hash of the states of the global generators of the CPU and of a device."""
     of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return random_state() + digest(of_device)
 
@@ -216,28 +217,38 @@ def _same_tensors(one: Any, other: Any) -> bool:
     return all(_same_tensors(one[key], other[key]) for key in one)
 
 
+class Cacheable(NamedTuple):
+    """What of training samples can be kept, and the names of the splits for which the same can."""
+
+    fixed: list[str]  # parts
+    started: list[str]  # parts of which the start can
+    splits: list[str]
+
+
 def cacheable(
     trainer: Trainer,
     pl_module: LightningModule,
     network: HybridNetwork,
     frozen: Sequence[str],
+    partly: Sequence[str],
     splits: Sequence[Split],
-) -> tuple[list[str], list[Split]]:
-    """The frozen parts whose features of training samples can be kept, and the splits for which all of them can."""
-    found: dict[str, list[str]] = {}
+) -> Cacheable:
+    """Which of the frozen and partly frozen parts read what is the same each time."""
+    found: dict[str, tuple[list[str], list[str]]] = {}
     for split in splits:
         try:
             varying = varying_keys(trainer, pl_module, split)
             fixed = fixed_parts(network, frozen, varying)
-            found[split.name] = boundary(network, fixed)
+            found[split.name] = fixed, startable_parts(network, partly, fixed, varying)
         except CannotCacheError:
             if split.is_training:
                 raise
-            found[split.name] = []
-    parts = found["train"]
-    if not parts:
+            found[split.name] = [], []
+    fixed, started = found["train"]
+    if not fixed and not started:
         raise CannotCacheError("what it reads changes at random from epoch to epoch")
-    return parts, [split for split in splits if found[split.name] == parts]
+    same = [name for name, of_split in found.items() if of_split == found["train"]]
+    return Cacheable(fixed, started, same)
 
 
 @contextmanager
@@ -260,7 +271,7 @@ def outputs_of(
     parts: Sequence[str],
 ) -> Outputs:
     """What a cache keeps of a raw batch, on the CPU; to be called within `computing`."""
-    moved = _as_the_module_gets_it(trainer, pl_module, batch)
+    moved = as_the_module_gets_it(trainer, pl_module, batch)
     found = network.kept_outputs(moved, parts)
     return {name: tensor.detach().cpu() for name, tensor in found.items()}
 
@@ -299,52 +310,3 @@ def fill(
         for rows, batch in zip(own, batches, strict=True):
             outputs = outputs_of(trainer, pl_module, network, batch, parts) if parts else {}
             write(rows, batch, outputs)
-
-
-def largest_difference(
-    trainer: Trainer,
-    pl_module: LightningModule,
-    network: HybridNetwork,
-    split: Split,
-    features: Outputs,
-) -> tuple[float, float]:
-    """The largest relative difference of features to a live forward, of one full and one ragged batch; what may be."""
-    parts = list(features)
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(split.rows, generator=generator)
-    ragged = max(1, split.size // 4 - 1)
-    largest = 0.0
-    allowed = 0.0
-    with computing(trainer, network, split):
-        for rows in (order[: split.size], order[-ragged:]):
-            batch = split.read(rows.tolist())
-            live = outputs_of(trainer, pl_module, network, batch, parts)
-            for name, tensor in live.items():
-                kept = features[name][rows]
-                gap = relative_difference(kept, tensor)
-                largest = max(largest, gap)
-                allowed = max(allowed, tolerance(tensor.dtype))
-    return largest, allowed
-
-
-def relative_difference(kept: Tensor, live: Tensor) -> float:
-    """The largest difference relative to the largest value; infinite where one is not a number and the other is."""
-    kept = kept.double()
-    live = live.double()
-    if not torch.equal(kept.isfinite(), live.isfinite()):
-        return float("inf")
-    if not live.numel():
-        return 0.0
-    kept = kept.nan_to_num(0, 0, 0)
-    live = live.nan_to_num(0, 0, 0)
-    difference = kept - live
-    gap = float(difference.abs().amax())
-    size = float(live.abs().amax())
-    return gap / size if size else gap
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """The relative difference that may come from batches of other sizes."""
-    is_half = dtype in (torch.float16, torch.bfloat16)
-    # of a sum in 16 bits that is rounded otherwise the last two bits may differ
-    return 4 * torch.finfo(dtype).eps if is_half else 1e-5

@@ -60,8 +60,7 @@ def build(parsed: Parsed) -> Setup:
         problem = f"{config.name!r} is not the name of one folder below runs/. Choose one without slashes."
         raise ConfigError(problem, "name")
     check_number(config.trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches", low=1)
-    if command == "predict" and config.output is not None:
-        check_output(config.output)
+    _check_output(command, config)
     _seed(config)
     continued = _continued_run(config) if command == "fit" and config.resume else None
     # the saved config repeats the whole run, so that it does not name the checkpoint of an interrupted one
@@ -79,6 +78,17 @@ def build(parsed: Parsed) -> Setup:
     except (ValueError, TypeError, OSError) as error:
         raise cause_of(error) or ConfigError(explained(str(error))) from error
     return setup
+
+
+def _check_output(command: str, config: Namespace) -> None:
+    """Refuses a table that could not be written in the end, and names that of a command without ``--output``."""
+    row = COMMANDS[command]
+    if not row.formats:
+        return
+    if config.output is None and row.output is not None:
+        config.output = str(runs_folder(config) / row.output)
+    if config.output is not None:
+        check_output(config.output, row.formats)
 
 
 def _seed(config: Namespace) -> None:

@@ -11,6 +11,8 @@ class Command(NamedTuple):
     path: str  # file of this folder and the function in it
     description: str
     has_setup: bool = True  # whether the function takes a Setup, and flags; else the words of the command line
+    formats: tuple[str, ...] = ()  # of the table that --output names
+    output: str | None = None  # the table's name in the folder of the runs, where that is known without --output
 
     def function(self) -> Callable[..., Any]:
         """The function; imports its file, and with it Lightning."""
@@ -23,10 +25,19 @@ COMMANDS = {
     "fit": Command("training.fit", "Trains a model, and writes config, metrics and checkpoints to a run folder."),
     "validate": Command("training.validate", "Measures a checkpoint on the validation data."),
     "test": Command("training.test", "Measures a checkpoint on the test data."),
-    "predict": Command("predictions.predict", "Writes a table with the predictions of a checkpoint."),
+    "predict": Command(
+        "predictions.predict", "Writes a table with the predictions of a checkpoint.", formats=(".csv", ".parquet")
+    ),
     "plan": Command("preparation.plan", "Prints what would train when and at which rate; trains nothing."),
-    "probe": Command("probe.probe", "Prints what each part knows about the target before any training."),
-    "embed": Command("embed.embed", "Writes the features of each part for every row of the data."),
+    "probe": Command(
+        "probe.probe",
+        "Prints what each part knows about the target before any training.",
+        formats=(".csv",),
+        output="probe.csv",
+    ),
+    "embed": Command(
+        "embed.embed", "Writes the features of each part for every row of the data.", formats=(".npz", ".parquet")
+    ),
     "check": Command("preparation.check", "Reads all files of the data, and lists what is wrong with them."),
     "prefetch": Command("preparation.prefetch", "Fetches pretrained weights, for machines without a network."),
     "export": Command("export.export", "Writes the plain network of a checkpoint for other programs."),

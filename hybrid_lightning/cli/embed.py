@@ -9,11 +9,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from hybrid_lightning.cli.building import Setup
-from hybrid_lightning.cli.probe import prepared_on_device
-from hybrid_lightning.cli.tables import WIDE_FORMATS, Columns, as_array, check_output, write_table
-from hybrid_lightning.data.loaders import plain_samples
+from hybrid_lightning.cli.probe import given, prepared_on_device, training_features
+from hybrid_lightning.cli.tables import Columns, as_array, write_table
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.tasks.features import SplitFeatures, batches_of, collect_features
+from hybrid_lightning.tasks.features import SplitFeatures, collect_features, reading
 
 
 def embed(setup: Setup, output: str, ckpt_path: str | None = None) -> None:
@@ -30,13 +29,12 @@ def embed(setup: Setup, output: str, ckpt_path: str | None = None) -> None:
         ckpt_path: Checkpoint whose weights are used: best, last (of the newest run of this name) or a path; null takes
             the weights with which training would start.
     """
-    check_output(output, WIDE_FORMATS)
     data = setup.data
     network, training = prepared_on_device(setup, ckpt_path)
-    device = setup.trainer.strategy.root_device
-    splits = {"train": collect_features(network, batches_of(data, plain_samples(data, training), device))}
+    splits = {"train": training_features(setup, network, training)}
     for split, loader in evaluation_splits(data):
-        splits[split] = collect_features(network, batches_of(data, loader, device))
+        with reading(setup.trainer):
+            splits[split] = collect_features(network, given(setup, loader))
     columns = joined(splits)
     write_table(columns, output)
     widths = [f"{name} {columns[name].shape[1]:,}" for name in network.feeding]
@@ -46,10 +44,11 @@ def embed(setup: Setup, output: str, ckpt_path: str | None = None) -> None:
 
 def evaluation_splits(data: LightningDataModule) -> Iterator[tuple[str, Any]]:
     """The validation and the test split, as far as a DataModule has them, with a loader of each."""
-    for split, method, stage in (("val", "val_dataloader", "fit"), ("test", "test_dataloader", "test")):
+    for split, method in (("val", "val_dataloader"), ("test", "test_dataloader")):
         if not is_overridden(method, data, LightningDataModule):
             continue
-        data.setup(stage)
+        if split == "test":  # the other one is ready since the training samples were read
+            data.setup("test")
         datasets = getattr(data, "datasets", {})  # of a manifest, whose loader of a split without rows is an error
         if split in datasets and not len(datasets[split]):
             continue

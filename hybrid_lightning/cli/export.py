@@ -41,7 +41,8 @@ def export(
         ckpt_path: best, last (of the newest run of this name) or a path.
     """
     model = setup.model
-    loader = build_from_data(model, setup.data, load=False)
+    loader = build_from_data(setup, load=False)
+    model.built().float()  # whatever the precision of the fit
     assert ckpt_path is not None  # the command needs one
     load_checkpoint(model, ckpt_path)
     export_network(model.built(), next(iter(loader)), output, format)

@@ -3,12 +3,12 @@
 import math
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
-
 from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.data.loaders import first_batch, number_of_batches
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.lightning_private import attach
 from hybrid_lightning.tasks import HybridTask
+from hybrid_lightning.tasks.building import in_given_precision
 from hybrid_lightning.tasks.checkpoint import read_checkpoint, refuse_other_model
 from hybrid_lightning.trainer import length_of
 
@@ -16,7 +16,7 @@ from hybrid_lightning.trainer import length_of
 def plan(setup: Setup) -> None:
     """Prints what would train when and at which rate; the data decide sizes and moments."""
     model, trainer = setup.model, setup.trainer
-    loader = build_from_data(model, setup.data)
+    loader = build_from_data(setup)
     limit = trainer.limit_train_batches
     batches = number_of_batches(loader) / trainer.world_size
     if isinstance(limit, int):  # a count of batches; a float is a share of them
@@ -45,7 +45,7 @@ def prefetch(setup: Setup) -> None:
     fetch = getattr(setup.data, "prefetch", list)
     for line in fetch():
         print(line)
-    build_from_data(setup.model, setup.data)
+    build_from_data(setup)
     for name, part in setup.model.built().options.items():
         if part.weights is not None:
             print(f"{name}: the weights of {part.module!r} are here")
@@ -59,10 +59,14 @@ def load_checkpoint(model: HybridTask, path: str) -> None:
     model.load_state_dict(state)
 
 
-def build_from_data(model: HybridTask, data: LightningDataModule, load: bool = True) -> Any:
+def build_from_data(setup: Setup, load: bool = True) -> Any:
     """Builds a task's network from two training samples of its data; returns the loader of these data."""
+    data = setup.data
     data.prepare_data()
     data.setup("fit")
     loader = data.train_dataloader()
-    model.build_for(data, lambda: first_batch(loader), load)
+    # not before: under a Trainer a manifest checks its files
+    attach(setup.trainer, setup.model, data)
+    setup.model.build_for(setup.trainer, lambda: first_batch(loader), load)
+    in_given_precision(setup.trainer, setup.model.built())
     return loader

@@ -1,28 +1,29 @@
 """``probe``: what each part knows about the target before any training, by closed-form fits on its features."""
 
 import time
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from hybrid_lightning.cli.building import Setup, runs_folder
+from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.cli.preparation import build_from_data, load_checkpoint
-from hybrid_lightning.cli.tables import check_output, write_table
-from hybrid_lightning.data.loaders import first_batch, plain_samples
+from hybrid_lightning.cli.tables import write_table
+from hybrid_lightning.data.loaders import first_batch
+from hybrid_lightning.drift.reference_batch import batches_on_device
 from hybrid_lightning.errors import format_table
 from hybrid_lightning.network.batch import first_samples
 from hybrid_lightning.network.builder import build
 from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.tasks.building import building, example_as_given, in_given_precision
 from hybrid_lightning.tasks.features import (
     MOST_FOR_STATISTICS,
     MOST_SAMPLES,
     SplitFeatures,
-    batches_of,
     collect_features,
     settle_statistics,
+    training_samples,
 )
 from hybrid_lightning.tasks.probing import Probe, fit_voters, probe_features
 
@@ -33,7 +34,9 @@ def probe(setup: Setup, ckpt_path: str | None = None, output: str | None = None)
     """Prints a table of the parts: how well a closed-form fit on a part's features predicts the target.
 
     The fit is a ridge regression on standardized features of the training rows; its score is of rows that it has not
-    seen (leave-one-out, or groups of ``data.split_by`` left out). Validation and test rows are not read.
+    seen (leave-one-out, or groups of ``data.split_by`` left out): plain accuracy, of several labels its mean over them,
+    or R², whatever the classes' shares; ``class_weights`` weigh the rows in the fit alone. Validation and test rows are
+    not read.
 
     Args:
         setup: The model and its data.
@@ -41,13 +44,11 @@ def probe(setup: Setup, ckpt_path: str | None = None, output: str | None = None)
             probes the weights with which training would start.
         output: The table as a file; null: probe.csv in the folder of the runs.
     """
-    path = runs_folder(setup.options) / "probe.csv" if output is None else Path(output)
-    check_output(str(path), (".csv",))
+    assert output is not None  # `build` has named it
     model, data = setup.model, setup.data
     started = time.perf_counter()
     network, loader = prepared_on_device(setup, ckpt_path)
-    device = setup.trainer.strategy.root_device
-    features = collect_features(network, batches_of(data, plain_samples(data, loader), device))
+    features = training_features(setup, network, loader)
     read = time.perf_counter()
     groups = getattr(data, "train_groups", None)
     found = probe_features(model.objective, features, groups)
@@ -58,12 +59,12 @@ def probe(setup: Setup, ckpt_path: str | None = None, output: str | None = None)
         if row["part"] in twins:
             row["random_weights"], row["random_weights_error"] = twins[row["part"]]
     end = time.perf_counter()
-    write_table({column: [row[column] for row in rows] for column in COLUMNS}, path)
+    write_table({column: [row[column] for row in rows] for column in COLUMNS}, output)
     how = "groups left out" if groups is not None else "leave-one-out"
     print(_table(rows, found.blend.name, how))
     count = len(next(iter(features.parts.values())))
     seconds = f"features {read - started:.1f} s, fits {fitted - read:.1f} s, with random weights {end - fitted:.1f} s"
-    print(f"{count:,} training rows; {seconds}\nprobe: {path}")
+    print(f"{count:,} training rows; {seconds}\nprobe: {output}")
 
 
 def prepared_on_device(setup: Setup, ckpt_path: str | None) -> tuple[HybridNetwork, Any]:
@@ -71,7 +72,7 @@ def prepared_on_device(setup: Setup, ckpt_path: str | None) -> tuple[HybridNetwo
 
     Its weights are those of a checkpoint, or those at which training would start.
     """
-    loader = build_from_data(setup.model, setup.data, load=ckpt_path is None)
+    loader = build_from_data(setup, load=ckpt_path is None)
     if ckpt_path is not None:
         load_checkpoint(setup.model, ckpt_path)
     device = setup.trainer.strategy.root_device
@@ -87,11 +88,23 @@ def _begin(
     origins: Collection[str],
 ) -> None:
     """Prepares parts that read training data, and statistics of parts of these origins."""
-    data, device = setup.data, setup.trainer.strategy.root_device
-    some = plain_samples(data, loader, MOST_SAMPLES)
-    network.prepare(lambda: batches_of(data, some, device))
-    few = plain_samples(data, loader, MOST_FOR_STATISTICS)
-    settle_statistics(network, lambda: batches_of(data, few, device), origins)
+    with training_samples(setup.trainer, lambda: loader, MOST_SAMPLES) as some:
+        network.prepare(lambda: given(setup, some))
+    with training_samples(setup.trainer, lambda: loader, MOST_FOR_STATISTICS) as few:
+        settle_statistics(network, lambda: given(setup, few), origins)
+
+
+def given(setup: Setup, loader: Any) -> Iterator[Any]:
+    """Batches as the Trainer gives them to the module; they may lack a target."""
+    return batches_on_device(setup.trainer, setup.model, loader, checked=False)
+
+
+def training_features(
+    setup: Setup, network: HybridNetwork, loader: Any, parts: Collection[str] | None = None
+) -> SplitFeatures:
+    """The features of all training samples, see `collect_features`."""
+    with training_samples(setup.trainer, lambda: loader) as samples:
+        return collect_features(network, given(setup, samples), parts)
 
 
 def _rows(network: HybridNetwork, features: SplitFeatures, found: Probe) -> list[dict[str, Any]]:
@@ -125,18 +138,22 @@ def _random_scores(setup: Setup, loader: Any, features: SplitFeatures) -> dict[s
             parts.append(name)
     if not parts:
         return {}
-    device = setup.trainer.strategy.root_device
+    trainer = setup.trainer
     with torch.random.fork_rng(devices=[]):
-        twin = build(
-            model.parts,
-            model.objective.outputs,
-            first_samples(first_batch(loader)),
-            fusion=model.fusion,
-            load=False,
-            inferred=getattr(data, "inferred_arguments", None),
-        ).to(device)
+        with building(trainer, model.all_options.values()):
+            example = example_as_given(trainer, model, lambda: first_batch(loader))
+            twin = build(
+                model.parts,
+                model.objective.outputs,
+                first_samples(example),
+                fusion=model.fusion,
+                load=False,
+                inferred=getattr(data, "inferred_arguments", None),
+            )
+        in_given_precision(trainer, twin)
+        twin.to(trainer.strategy.root_device)
         _begin(twin, setup, loader, ("pretrained", "untrained", "random"))
-        random = collect_features(twin, batches_of(data, plain_samples(data, loader), device), parts)
+        random = training_features(setup, twin, loader, parts)
     voters = fit_voters(model.objective, random, getattr(data, "train_groups", None))
     return {name: (voter.score.value, voter.score.error) for name, voter in voters.items()}
 

@@ -12,10 +12,6 @@ from torch import Tensor
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.files import whole_file, write_csv
 
-FORMATS = (".csv", ".parquet")
-"""Of tables with a number or a text per cell."""
-WIDE_FORMATS = (".npz", ".parquet")
-"""Of tables with many numbers in a cell."""
 Columns = dict[str, Any]  # name → a value per row: an array `(rows,)` or `(rows, numbers)`, or a list
 
 
@@ -28,7 +24,7 @@ def as_array(values: Any) -> Any:
     return values.numpy()
 
 
-def check_output(path: str, formats: Collection[str] = FORMATS) -> None:
+def check_output(path: str, formats: Collection[str]) -> None:
     """Raises `ConfigError` unless a table can be written under this name."""
     place = Path(path)
     if place.suffix not in formats:

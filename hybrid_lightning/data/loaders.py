@@ -20,6 +20,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from hybrid_lightning.data.first_samples import FirstSamples
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import loaders_to_read, wrapped_samplers
@@ -27,7 +28,7 @@ from hybrid_lightning.lightning_private import loaders_to_read, wrapped_samplers
 _MOST_WORKERS = 8  # more worker processes than this seldom help one device
 
 
-def example_batch(trainer: pl.Trainer) -> Mapping[str, Any]:
+def example_batch(trainer: pl.Trainer) -> Any:
     """A batch of the data that the Trainer is about to read; torch's random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         return first_batch(loaders_to_read(trainer))
@@ -42,7 +43,7 @@ def require_dict(batch: Any) -> None:
         )
 
 
-def first_batch(loaders: Any) -> Mapping[str, Any]:
+def first_batch(loaders: Any) -> Any:
     """Two collated samples of a map-style dataset, or the first batch of anything else."""
     loader = _first_loader(loaders)
     is_batched = isinstance(loader, DataLoader) and loader.batch_sampler is not None
@@ -52,8 +53,7 @@ def first_batch(loaders: Any) -> Mapping[str, Any]:
         batch = next(iter(loader), None)
         if batch is None:
             raise ConfigError("the loader is empty.", "data")
-    require_dict(batch)
-    return batch  # type: ignore[no-any-return]
+    return batch
 
 
 def _first_loader(loaders: Any) -> Any:
@@ -79,18 +79,20 @@ def plain_samples(data: Any, loaders: Any, most: int | None = None) -> Any:
         data: The DataModule or None. Its ``plain_train_dataset``, if it has one, gives samples without random
             transforms; without it those of the training loader are read as they come.
         loaders: What ``train_dataloader`` returns.
-        most: The most samples that are read; None reads all.
+        most: The most samples that are read; None reads all. Of data that are not read by index, such as a stream, the
+            first ones are taken, see `FirstSamples`.
 
     Raises:
-        ConfigError: If the samples cannot be read by index.
+        ConfigError: If all samples are asked for, and they cannot be read by index.
     """
     loader = _first_loader(loaders)
     size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or size is None:
+        if most is not None:
+            return FirstSamples(loader, most)
         raise ConfigError(
-            "closed-form fits, and parts that read training data before the first step, need one DataLoader with a "
-            "batch size and a dataset that is read by index. Give such a loader, or leave out these parts and 'start: "
-            "probe'.",
+            "closed-form fits and 'embed' read all training samples once, by index, and a stream may never end. Give "
+            "one DataLoader with a batch size and a dataset that has a length, or leave out 'start: probe'.",
             "data",
         )
     dataset: Any = getattr(data, "plain_train_dataset", None)

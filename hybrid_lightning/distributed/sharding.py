@@ -164,6 +164,11 @@ def whole(value: Any) -> Any:
     return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
+def set_full(tensor: Tensor, value: Tensor) -> None:
+    """Overwrites a tensor, sharded or not, with full values, which are the same on all ranks."""
+    tensor.copy_(sharded_like(value, tensor, "value") if isinstance(tensor, DTensor) else value)
+
+
 def sharded_like(value: Tensor, like: Tensor, name: str) -> Tensor:
     """A full (or otherwise sharded) tensor, the same on all ranks, sharded as another one of its shape is."""
     # raises `ConfigError`, with the tensor's name, if the shapes differ

@@ -84,11 +84,17 @@ def first_of(loaders: Any) -> Any:
     return loaders
 
 
-def batches_on_device(trainer: Trainer, pl_module: LightningModule, loader: Iterable[Any]) -> Iterator[Any]:
-    """Batches as the module gets them: after the hooks of batches, on the device."""
+def batches_on_device(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    loader: Iterable[Any],
+    checked: bool = True,
+    device: torch.device | None = None,
+) -> Iterator[Any]:
+    """Batches as the module gets them: after the hooks of batches, on the device; None is the Trainer's."""
     for batch in loader:
         converted = trainer.precision_plugin.convert_input(batch)
-        yield trainer.strategy.batch_to_device(before_transfer(pl_module, converted))
+        yield trainer.strategy.batch_to_device(before_transfer(pl_module, converted, checked), device)
 
 
 @contextmanager

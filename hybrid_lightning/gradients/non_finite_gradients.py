@@ -30,7 +30,8 @@ _REMEDIES = (
 class _Step(MeasuredStep):
     """The sum of a step's norms, and what a message needs if the sum is not finite."""
 
-    place: str  # step, epoch, batch and machine
+    place: tuple[int, int, int]  # step, epoch and batch
+    machine: str
     parts: Sequence[str]
     norms: Callable[[], Tensor]  # norm of each part's gradients, and further rows; computed only for a message
     batches: list[Any]
@@ -111,10 +112,10 @@ class NonFiniteGradients(SkippingCallback):
         scaled = has_scaler(trainer)
         if scaled:  # the scaler skips a step because of an observer's gradients, too
             total = total + gradients.observers()
-        batch = f"epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx}"
+        place = trainer.global_step, trainer.current_epoch, trainer.fit_loop.batch_idx
         machine = f"precision {trainer.precision}, rank {trainer.global_rank}"
-        place = f"step {trainer.global_step} ({batch}), {machine}"
-        step = _Step(LaterOnHost(total.view(1)), scaled, place, rows.parts, norms, list(self._batches), self._ids)
+        on_host = LaterOnHost(total.view(1))
+        step = _Step(on_host, scaled, place, machine, rows.parts, norms, list(self._batches), self._ids)
         self._batches.clear()
         self._ids = []
         return step
@@ -145,7 +146,9 @@ def _message(step: _Step) -> str:
     """Where the gradients were not finite, the samples of the step, and which inputs were to blame."""
     norms = step.norms().tolist()
     bad = [part for part, norm in zip(step.parts, norms, strict=False) if not math.isfinite(norm)]
-    lines = [f"gradients: {step.place}: not finite in {listing(bad, 6)}."]
+    number, epoch, batch = step.place
+    place = f"step {number} (epoch {epoch}, batch {batch}), {step.machine}"
+    lines = [f"gradients: {place}: not finite in {listing(bad, 6)}."]
     ids: list[Any] = []
     for of_batch in step.ids:
         ids += of_batch.tolist() if isinstance(of_batch, Tensor) else of_batch

@@ -1,8 +1,7 @@
 """Gradient norms per parameter, part and stage, and clipping that reuses them. No host-device synchronization."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from hybrid_lightning.distributed.sharding import any_sharded, own_share, own_shares
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.unfreezing.timeline import label
+from hybrid_lightning.unfreezing.timeline import Group, label
 
 _SMALLEST_WEIGHTS = 1e-3
 """ε of AGC: the norm that smaller weights are taken to have, so that what starts at zero can learn."""
@@ -64,31 +63,58 @@ def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
+class MeasuredGroups:
+    """The groups whose gradients are measured, for as long as no others train: `training` of all `groups`."""
+
+    def __init__(self, groups: Sequence[Group], training: Sequence[Group]) -> None:
+        # nothing depends on an observer, which is neither measured nor clipped
+        self.observers = [group["params"] for group in groups if group.get("observer")]
+        self.training = [group["params"] for group in training if not group.get("observer")]
+        trains = {id(group) for group in training}
+        self._names: list[tuple[str, str, bool]] = []
+        for group in groups:
+            if not group.get("observer"):
+                self._names.append((group["part"], label(group), id(group) in trains))
+        self._tables: dict[tuple[torch.device, tuple[int, ...]], NormTable] = {}
+
+    def rows(self, counts: Sequence[int], device: torch.device) -> "NormTable":
+        """The table of norms, in which frozen parts have rows too; `counts` of parameters are those of `training`."""
+        key = (device, tuple(counts))
+        if key not in self._tables:
+            left = iter(counts)
+            sizes = [(part, stage, next(left) if trains else 0) for part, stage, trains in self._names]
+            self._tables[key] = norm_table(tuple(sizes), device)
+        return self._tables[key]
+
+
 class GradientPass:
     """The gradients of one optimizer step: measured once, then clipped, with the norms kept up to date."""
 
-    def __init__(self, param_groups: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, measured: MeasuredGroups) -> None:
         self.parameters: list[nn.Parameter] = []  # those that have a gradient
-        self._observers: list[nn.Parameter] = []
-        sizes: list[tuple[str, str, int]] = []
-        for group in param_groups:  # nothing depends on an observer, which is neither measured nor clipped
-            own = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if group.get("observer"):
-                self._observers += own
-            else:
-                self.parameters += own
-                sizes.append((group["part"], label(group), len(own)))
+        self._groups = measured
+        counts = []
+        for parameters in measured.training:
+            own = [parameter for parameter in parameters if parameter.grad is not None]
+            self.parameters += own
+            counts.append(len(own))
         self.norms = gradient_norms(self.parameters)
         """Norm of each of their gradients as it is now, `(number of parameters,)`."""
         self.before = self.norms  # norms before anything was clipped
         self.skipped = False  # whether the step will not be made; nothing is clipped then
         self.complete = False
         """Whether the global limit has acted through this pass, so that `norms` are what the optimizer gets."""
-        self.rows = norm_table(tuple(sizes), self.norms.device)
+        self.rows = measured.rows(counts, self.norms.device)
+
+    def _observers(self) -> list[nn.Parameter]:
+        found = []
+        for parameters in self._groups.observers:
+            found += [parameter for parameter in parameters if parameter.grad is not None]
+        return found
 
     def observers(self) -> Tensor:
         """Sum of the norms of the observers' gradients, a scalar: a gradient scaler also checks these."""
-        return gradient_norms(self._observers).sum()
+        return gradient_norms(self._observers()).sum()
 
     def norms_of(self, part: str | None) -> Tensor:
         """Norms of one part's gradients as they are now, `(parameters of the part,)`; None: of all."""
@@ -140,7 +166,7 @@ class GradientPass:
     def skip(self) -> None:
         """Removes all gradients: the optimizer's step will change nothing, neither weights nor its own state."""
         self.skipped = True
-        for parameter in (*self.parameters, *self._observers):
+        for parameter in (*self.parameters, *self._observers()):
             parameter.grad = None
 
     def _of(self, part: str | None) -> list[nn.Parameter]:

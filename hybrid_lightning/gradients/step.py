@@ -6,12 +6,15 @@ from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.gradients.norms import GradientPass
+from hybrid_lightning.gradients.norms import GradientPass, MeasuredGroups
+from hybrid_lightning.optim.training_groups import TrainingGroups, training_groups
 from hybrid_lightning.trainer import named_groups
 
 _PASSES: WeakKeyDictionary[Optimizer, tuple[int, GradientPass]] = WeakKeyDictionary()
 """Optimizer → its last step and that step's pass. Beside the optimizer, because a foreign module, its Trainer and the
 callbacks have no object of ours in common."""
+_MEASURED: WeakKeyDictionary[TrainingGroups, MeasuredGroups] = WeakKeyDictionary()
+"""What is known of groups that have been checked."""
 
 
 def shared_pass(trainer: Trainer, user: str) -> GradientPass:
@@ -19,10 +22,15 @@ def shared_pass(trainer: Trainer, user: str) -> GradientPass:
     # to be called from ``on_before_optimizer_step`` on, where gradients are unscaled and not yet clipped
     made = made_pass(trainer, trainer.global_step)
     if made is None:
-        groups = named_groups(trainer, user)
-        refuse_scaled_gradients(trainer, user)
-        made = GradientPass(groups)
-        _PASSES[trainer.optimizers[0]] = trainer.global_step, made
+        optimizer = trainer.optimizers[0]
+        training = training_groups(optimizer)
+        measured = _MEASURED.get(training)
+        if measured is None:
+            measured = MeasuredGroups(named_groups(trainer, user), training.groups)
+            refuse_scaled_gradients(trainer, user)
+            _MEASURED[training] = measured
+        made = GradientPass(measured)
+        _PASSES[optimizer] = trainer.global_step, made
     return made
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from hybrid_lightning.distributed.sharding import set_full
 from hybrid_lightning.errors import check_choice
 from hybrid_lightning.network.fusion import Features, checked_rate
 from hybrid_lightning.network.missing import Presence
@@ -142,7 +143,7 @@ class BlendFusion(nn.Module):
         set_linear(self.joint, LinearVote(torch.cat(scaled_weights), joint_bias))
         shares = torch.tensor(list(weights))
         self.used.copy_((shares > 0).long())
-        self.scores.copy_(torch.where(shares > 0, shares, 1.0).log())
+        set_full(self.scores, torch.where(shares > 0, shares, 1.0).log())
 
 
 class ScaledHead(nn.Module):

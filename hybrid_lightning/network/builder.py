@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.importing import parameters_of
 from hybrid_lightning.network.batch import Batch, sizes_of, tensors_in
+from hybrid_lightning.network.calling import run_module
 from hybrid_lightning.network.channels import Normalize, find_scale, refuse_wrong_channels, require_channels
 from hybrid_lightning.network.contracts import takes_presence
 from hybrid_lightning.network.fusion import PartHeads
-from hybrid_lightning.network.hybrid_network import HybridNetwork, run_module
+from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.libraries import auto_config, family_of, published_scale, timm_stages
 from hybrid_lightning.network.making import PartMaker
 from hybrid_lightning.network.missing import presence

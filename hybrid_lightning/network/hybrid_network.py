@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,12 +10,22 @@ from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, at
 from hybrid_lightning.network.batch import CACHED, Batch, tensors_in
+from hybrid_lightning.network.calling import run_module, scaled
 from hybrid_lightning.network.channels import Normalize
 from hybrid_lightning.network.contracts import ReadsTrainingData, modality_dropout, takes_presence
-from hybrid_lightning.network.missing import Presence, drop_at_random, encode_present, everybody, presence, take
+from hybrid_lightning.network.missing import (
+    Presence,
+    drop_at_random,
+    encode_present,
+    everybody,
+    never_absent,
+    presence,
+    take,
+)
 from hybrid_lightning.network.outputs import mask_of, pooled
 from hybrid_lightning.network.part import Part, place_of
 from hybrid_lightning.network.record import NetworkRecord
+from hybrid_lightning.network.short_circuit import ShortCircuit, is_inside, part_of, parts_of
 from hybrid_lightning.network.untrainable import refuse_untrainable_parts
 from hybrid_lightning.network.wiring import Wiring
 from hybrid_lightning.optim.groups import named_param_groups
@@ -67,6 +78,8 @@ class HybridNetwork(nn.Module):
                 self.scales[name] = Normalize(**of_part.scale)
         self.weight_reports: dict[str, str] = {}
         """Part → what was loaded into it from a file."""
+        self.short_circuits: dict[str, ShortCircuit] = {}
+        """Place within a part → how to run the part from there on, for what a cache keeps of it."""
         self._compiled: dict[str, Callable[..., Any]] = {}
         refuse_untrainable_parts(self.options, self.parts, self.wiring)
         # finds impossible stages before an optimizer is made
@@ -83,7 +96,8 @@ class HybridNetwork(nn.Module):
         Parts under `CACHED` in the batch are not run, here and in all other methods; see `kept_outputs`.
         """
         present = self._sampled_presence(batch)
-        return self._join(self._features(batch, present), present)
+        _, features = self._run(batch, present)
+        return self._join(features, present)
 
     def forward_parts(
         self, batch: Batch, contributions: bool = False, cached: Mapping[str, Tensor] | None = None
@@ -94,7 +108,7 @@ class HybridNetwork(nn.Module):
         `cached` see `features`.
         """
         present = self._sampled_presence(batch)
-        features = self._features(batch, present, cached)
+        _, features = self._run(batch, present, cached)
         joint = self._join(features, present)
         without = self._without(features, present) if contributions else {}
         return Outputs(joint, self._alone(features, present), without)
@@ -109,16 +123,30 @@ class HybridNetwork(nn.Module):
 
         Args:
             batch: As for `forward`; keys that only cached parts read may be left out.
-            cached: Part → its output for this batch. Neither it nor a part that it alone reads is run. None takes what
-                the batch has under `CACHED`.
+            cached: Part → its output for this batch. Neither it nor a part that it alone reads is run. A key of
+                `short_circuits` → the output there. None takes what the batch has under `CACHED`.
             parts: Those whose features are wanted; None takes all.
         """
-        return self._features(batch, self.presence(batch), cached, parts)
+        _, features = self._run(batch, self.presence(batch), cached, parts)
+        return features
 
     def kept_outputs(self, batch: Batch, parts: Collection[str]) -> dict[str, Tensor]:
-        """What a cache keeps of these parts: features of those that feed the fusion or the head, else outputs."""
-        outputs, features = self._run(batch, self.presence(batch), None, parts)
-        return {name: features.get(name, outputs[name]) for name in parts}
+        """What a cache keeps of these parts: features of those that feed the fusion or the head, else outputs.
+
+        For a key of `short_circuits` it is the output of the module at that place.
+        """
+        whole = [name for name in parts if not is_inside(name)]
+        outputs, features = self._run(batch, self.presence(batch), None, whole)
+        kept = {name: features.get(name, outputs[name]) for name in whole}
+        return kept | {place: self._activation(place, batch) for place in parts if is_inside(place)}
+
+    def _activation(self, place: str, batch: Batch) -> Tensor:
+        """The output of the module at a place `(B, ...)`; zeros for samples without the part."""
+        name = part_of(place)
+        module = self.parts[name]
+        inputs, mask = self._inputs(name, batch)
+        capture = partial(self.short_circuits[place].capture, module, scale=self._scale(name))
+        return capture(inputs) if mask is None else encode_present(capture, module, inputs, mask)
 
     def unprepared(self) -> list[str]:
         """The parts that have yet to take something from training data, in the order in which they run."""
@@ -144,18 +172,17 @@ class HybridNetwork(nn.Module):
 
     def inputs_of(self, name: str, batch: Batch) -> list[Any]:
         """What a part is called with, of the samples that have it."""
-        present = self.presence(batch)
-        outputs: dict[str, Tensor] = {}
-        before = self.wiring.needed((), [name]) - {name}
-        for other in self.wiring.order:
-            if other in before:
-                inputs = self.wiring.inputs(other, batch, outputs)
-                outputs[other] = self._encode(other, inputs, self._mask(other, present))
-        inputs = self.wiring.inputs(name, batch, outputs)
-        mask = self._mask(name, present)
+        inputs, mask = self._inputs(name, batch)
         if mask is not None:
             inputs = [take(value, mask) for value in inputs]
-        return scaled(inputs, self.scales[name]) if name in self.scales else inputs
+        scale = self._scale(name)
+        return inputs if scale is None else scaled(inputs, scale)
+
+    def _inputs(self, name: str, batch: Batch) -> tuple[list[Any], Tensor | None]:
+        """What a part reads, and in which samples it has work (None: all)."""
+        present = self.presence(batch)
+        outputs, _ = self._run(batch, present, None, self.wiring.parts_read(name))
+        return self.wiring.inputs(name, batch, outputs), self._mask(name, present)
 
     def presence(self, batch: Batch) -> Presence:
         """Which parts are there in which samples; refused if one is absent that the model has never been without."""
@@ -164,18 +191,9 @@ class HybridNetwork(nn.Module):
             if name in found and name not in self.record.absent:
                 # a mask that is True everywhere is harmless
                 if not bool(found[name].all()):
-                    raise self._never_absent(name)
+                    raise never_absent(name, is_alone=len(self.feeding) == 1)
                 del found[name]
         return found
-
-    def _never_absent(self, name: str) -> ConfigError:
-        reason = (
-            "was trained without such samples. Train it with them, or with model.fusion.args.modality_dropout, such as "
-            "0.2."
-        )
-        if len(self.feeding) == 1:
-            reason = "has no other part. Remove these samples, or add a part that reads something else."
-        return ConfigError(f"data: some samples have nothing that part {name!r} reads, and the model {reason}")
 
     def _sampled_presence(self, batch: Batch) -> Presence:
         """The presence of the parts, while training after modality dropout."""
@@ -186,30 +204,31 @@ class HybridNetwork(nn.Module):
                 return drop_at_random(present, self.feeding, rate, next(tensors_in(batch.values())))
         return present
 
-    def _features(
+    def _run(
         self,
         batch: Batch,
         present: Presence,
         cached: Mapping[str, Tensor] | None = None,
         parts: Collection[str] | None = None,
-    ) -> dict[str, Tensor]:
-        return self._run(batch, present, cached, parts)[1]
-
-    def _run(
-        self, batch: Batch, present: Presence, cached: Mapping[str, Tensor] | None, parts: Collection[str] | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The outputs of the parts that had to run or are cached, and the features of those that feed."""
-        outputs = dict(batch.get(CACHED, {}) if cached is None else cached)
+        given = batch.get(CACHED, {}) if cached is None else cached
+        outputs = {key: tensor for key, tensor in given.items() if not is_inside(key)}
+        started = {part_of(key): key for key in given if is_inside(key)}
         features: dict[str, Tensor] = {}
-        needed = self.wiring.needed(outputs, parts)
+        needed = self.wiring.needed(parts_of(given), parts)
         for name in self.wiring.order:
             if name not in needed:
                 continue
-            if name in outputs:
+            if name in outputs or name in started:
                 # for the mask alone; what a cached part reads need not be there
                 inputs = [batch[key] for key in self.wiring.reads[name] if key in batch]
             else:
                 inputs = self.wiring.inputs(name, batch, outputs)
+            if name in started:
+                place = started[name]
+                outputs[name] = self._encode(name, [given[place]], self._mask(name, present), place)
+            elif name not in outputs:
                 outputs[name] = self._encode(name, inputs, self._mask(name, present))
             if name in self.feeding:
                 features[name] = pooled(outputs[name], self.record.parts[name].pool or "mean", mask_of(inputs))
@@ -227,19 +246,24 @@ class HybridNetwork(nn.Module):
         anywhere = torch.stack(needed).any(0)
         return anywhere if own is None else own & anywhere
 
-    def _encode(self, name: str, inputs: list[Any], mask: Tensor | None) -> Tensor:
-        """The output of a part `(B, ...)`; zeros where the mask is False."""
+    def _encode(self, name: str, inputs: list[Any], mask: Tensor | None, place: str | None = None) -> Tensor:
+        """The output of a part `(B, ...)`, run from a place on if it is given; zeros where the mask is False."""
         if mask is None:
-            return self._call(name, inputs)
-        return encode_present(lambda some: self._call(name, some), self.parts[name], inputs, mask)
+            return self._call(name, inputs, place)
+        return encode_present(lambda some: self._call(name, some, place), self.parts[name], inputs, mask)
 
-    def _call(self, name: str, inputs: list[Any]) -> Tensor:
-        scale = None
-        if name in self.scales:
-            scale = self.scales[name]
-        returned = run_module(self._callable(name), inputs, scale)
+    def _call(self, name: str, inputs: list[Any], place: str | None) -> Tensor:
+        if place is None:
+            returned = run_module(self._callable(name), inputs, self._scale(name))
+        else:
+            returned = self.short_circuits[place].run(self.parts[name], inputs[0])
         key = self.record.parts[name].output
         return returned if key is None else returned[key]  # type: ignore[no-any-return]
+
+    def _scale(self, name: str) -> nn.Module | None:
+        if name in self.scales:
+            return self.scales[name]
+        return None
 
     def _join(self, features: Mapping[str, Tensor], present: Presence) -> Tensor:
         """The outputs `(B, outputs)` from the features of the parts."""
@@ -250,8 +274,7 @@ class HybridNetwork(nn.Module):
             head_input = fuse(features, masks) if masks else fuse(features)
         else:
             (head_input,) = features.values()
-        output: Tensor = self._callable("head")(head_input)
-        return output
+        return self._callable("head")(head_input)  # type: ignore[no-any-return]
 
     def _alone(self, features: Mapping[str, Tensor], present: Presence) -> dict[str, tuple[Tensor, Tensor | None]]:
         if "part_heads" not in self.parts:
@@ -267,8 +290,7 @@ class HybridNetwork(nn.Module):
             return {}
         found = {}
         for name in self.feeding:
-            nobody = ~everybody(features[name])
-            found[name] = self._join(features, {**present, name: nobody})
+            found[name] = self._join(features, {**present, name: ~everybody(features[name])})
         return found
 
     def compile_parts(self) -> None:
@@ -322,17 +344,3 @@ class HybridNetwork(nn.Module):
         del self.parts["part_heads"], self.options["part_heads"]
         left = {name: of_part for name, of_part in self.record.parts.items() if name != "part_heads"}
         self.record = dataclasses.replace(self.record, parts=left)
-
-
-def run_module(module: Callable[..., Any], inputs: list[Any], scale: nn.Module | None) -> Any:
-    """What a part's module returns: a lone dict is passed as keyword arguments, and images on the part's own scale."""
-    if scale is not None:
-        inputs = scaled(inputs, scale)
-    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
-        return module(**inputs[0])
-    return module(*inputs)
-
-
-def scaled(inputs: list[Any], scale: nn.Module) -> list[Any]:
-    """The inputs of a part with its images, the first of them, on the part's own scale."""
-    return [scale(inputs[0]), *inputs[1:]] if isinstance(inputs[0], Tensor) else inputs

@@ -11,6 +11,7 @@ from hybrid_lightning.errors import ConfigError, at, reason
 from hybrid_lightning.importing import cache_hint, check_arguments, trusted
 from hybrid_lightning.network.adapters import add_adapter
 from hybrid_lightning.network.channels import adapt_channels
+from hybrid_lightning.network.image_layout import prefer_channels_last
 from hybrid_lightning.network.libraries import complete_arguments, refuse_other_ways, without_classifier, without_hub
 from hybrid_lightning.network.part import Part, refuse_compile_options
 from hybrid_lightning.network.registry import forbid_fetching, refuse_hidden_weights, resolve, switch_weights
@@ -56,6 +57,7 @@ class PartMaker:
         if part.adapter:
             with at("adapter"):
                 add_adapter(module, part.adapter)
+        prefer_channels_last(module)
         return module, report
 
     def _create(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.unfreezing.freezing import has_statistics
 
 PREFIX = "present/"
@@ -31,6 +32,16 @@ def presence(
                 found[name] = found[name] & mask if name in found else mask
         before.add(name)
     return found
+
+
+def never_absent(name: str, is_alone: bool) -> ConfigError:
+    """The error for samples without a part that the model has always had; `is_alone` if it is the only part."""
+    reason = (
+        "was trained without such samples. Train it with them, or with model.fusion.args.modality_dropout, such as 0.2."
+    )
+    if is_alone:
+        reason = "has no other part. Remove these samples, or add a part that reads something else."
+    return ConfigError(f"data: some samples have nothing that part {name!r} reads, and the model {reason}")
 
 
 def everybody(like: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Rates of named groups: one shape or one torch scheduler for all, and a warm-up from each group's own unfreezing."""
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -51,9 +50,13 @@ class GroupLR(LRScheduler):
         """Turns durations into steps; raises `ConfigError` if the length does not allow it."""
         self._warm_up_steps = self.warm_up.steps(length, f"{self.place}.warm_up")
 
-    def _rate(self, own: float, start: int) -> float:
-        """The rate now of a group whose configured rate is `own` and whose clock counts from the step `start`."""
+    def _factor(self, start: int) -> float:
+        """The factor now on the rates of all groups whose clocks count from the step `start`."""
         raise NotImplementedError
+
+    def _rate(self, own: float, factor: float) -> float:
+        """The rate now of a group whose configured rate is `own`."""
+        return own * factor
 
     def bind(self, length: FitLength) -> None:
         """Sets the length of the fit and brings every group's rate up to date."""
@@ -69,19 +72,22 @@ class GroupLR(LRScheduler):
                 "bind(length) before the first step.",
                 self.place,
             )
-        with warnings.catch_warnings():
-            # a gradient scaler may skip the first step, which counts nevertheless
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            super().step()
+        # not torch's, which warns if a gradient scaler skips the first step, which counts nevertheless
+        self._step_count += 1
+        self.last_epoch += 1
+        self._write()
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Each group's rate at the current step."""
         rates = []
+        factors: dict[int, float] = {}
         for own, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True):
             start = group.get("unfrozen_at", 0)
             # a frozen group's clock stands at 0; a record from a longer fit must not make it negative
             start = self.last_epoch if start is None else min(start, self.last_epoch)
-            rates.append(self._rate(float(own), start))
+            if start not in factors:
+                factors[start] = self._factor(start)
+            rates.append(self._rate(float(own), factors[start]))
         return rates
 
     def _write(self) -> None:
@@ -140,8 +146,8 @@ class GroupRates(GroupLR):
         self._total_steps = length.total_steps or 1
         super()._measure(length)
 
-    def _rate(self, own: float, start: int) -> float:
-        return own * multiplier(self.shape, self.last_epoch - start, self._total_steps - start, self._warm_up_steps)
+    def _factor(self, start: int) -> float:
+        return multiplier(self.shape, self.last_epoch - start, self._total_steps - start, self._warm_up_steps)
 
 
 class GroupScheduler(GroupLR):
@@ -244,9 +250,12 @@ class GroupScheduler(GroupLR):
         self._write_momentum()
         return super().get_lr()
 
-    def _rate(self, own: float, start: int) -> float:
+    def _factor(self, start: int) -> float:
+        return rise(self.last_epoch - start, self._warm_up_steps)
+
+    def _rate(self, own: float, factor: float) -> float:
         lr: float = self._course.group["lr"]
-        return own / self.base_lr * lr * rise(self.last_epoch - start, self._warm_up_steps)
+        return own / self.base_lr * lr * factor
 
     def _write_momentum(self) -> None:
         """Copies a momentum (or first beta) that the torch scheduler cycles to every group."""

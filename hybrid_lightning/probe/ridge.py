@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST_DIRECTIONS = 4096
+"""Of the features, at most: the time of a decomposition goes with its cube, 22 s on one core for so many."""
 _ROWS = 8192  # at a time, where a whole `(N, R)` temporary would be as large as the features
 _NEGLIGIBLE = 1e-12  # of the largest eigenvalue; below, directions are rounding error
 _ROUNDING = {torch.float64: 1e-14}  # of the largest value of a feature, by dtype; 1e-6 of others, as for float32
@@ -24,7 +26,7 @@ class PrincipalScores:
 
     mean: Tensor  # (F,), of the features, weighted
     scale: Tensor  # (F,), their standard deviations; infinite for constant features, which so become 0
-    directions: Tensor  # (F, R), orthonormal
+    directions: Tensor  # (F, R), orthonormal unless features were mixed
     scores: Tensor  # (N, R), the standardized features along the directions
     variances: Tensor  # (R,), weighted sums of squared scores: the eigenvalues
     weights: Tensor  # (N,), of the rows, with the mean 1
@@ -36,7 +38,10 @@ class PrincipalScores:
 
 
 def principal_scores(features: Tensor, weights: Tensor) -> PrincipalScores:
-    """Decomposes features `(N, F)` whose rows have weights `(N,)`; holds about two copies of them in float64."""
+    """Decomposes features `(N, F)` whose rows have weights `(N,)`; holds about two copies of them in float64.
+
+    Where rows and features are both more than `MOST_DIRECTIONS`, it decomposes so many random mixtures of the features.
+    """
     rows = features.to(torch.float64, copy=True)
     total = weights.sum()
     mean = weights @ rows / total
@@ -49,9 +54,29 @@ def principal_scores(features: Tensor, weights: Tensor) -> PrincipalScores:
     is_constant = scale <= rounding * largest
     scale[is_constant] = torch.inf
     rows /= scale
+    is_mixed = min(rows.shape) > MOST_DIRECTIONS
+    if is_mixed:
+        mixture, sign = _mixtures(rows.shape[1])
+        mixture, sign = mixture.to(rows.device), sign.to(rows.device)
+        rows *= sign
+        mixed = rows.new_zeros(len(rows), MOST_DIRECTIONS)
+        rows = mixed.index_add_(1, mixture, rows)
     variances, directions = _eigenvectors(rows, weights)
     scores = rows @ directions
+    if is_mixed:
+        directions = sign[:, None] * directions[mixture]
     return PrincipalScores(mean, scale, directions, scores, variances, weights)
+
+
+def _mixtures(features: int) -> tuple[Tensor, Tensor]:
+    """For each feature the mixture that it goes into and its sign there, `(F,)` each, always drawn alike.
+
+    A sketch by counts (Charikar, Chen and Farach-Colton 2004, doi:10.1016/S0304-3975(03)00400-6), of equal shares.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mixture = torch.randperm(features, generator=generator) % MOST_DIRECTIONS
+    sign = 2.0 * torch.randint(2, (features,), generator=generator, dtype=torch.float64) - 1
+    return mixture, sign
 
 
 def _eigenvectors(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

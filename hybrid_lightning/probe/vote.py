@@ -8,13 +8,23 @@ from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError, at, check_number, listing
 from hybrid_lightning.probe.calibration import Link, class_link, label_link
-from hybrid_lightning.probe.ridge import HeldOut, coefficients, leave_folds_out, leave_one_out, principal_scores
+from hybrid_lightning.probe.ridge import (
+    MOST_DIRECTIONS,
+    HeldOut,
+    coefficients,
+    leave_folds_out,
+    leave_one_out,
+    principal_scores,
+)
 from hybrid_lightning.probe.targets import Kind, encode, relative_weights, standardize
 
 STRENGTHS = tuple(10.0 ** (step / 2) for step in range(8, -13, -1))
 """Strengths of the ridge that are tried, 10,000 to a millionth, two per decade; the strongest first: it wins ties."""
 _TIE = 1e-9  # of the loss per row, in nats or in variances of the target
 _FOLDS = 10  # of groups, at most
+_SECONDS = 25.0  # for a decomposition of the largest size, on one core
+_PRODUCTS = 25e9  # of float64, that one core multiplies and adds up in a second
+_NOTICEABLE = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,10 @@ def fit_vote(
     strength, the factor and the offsets are those of all rows. Computed in float64, where the features are; memory:
     two copies of the features in float64, with groups three.
 
+    The time goes with the cube of the smaller of rows and features. Where both are more than 4,096, the fit takes so
+    many mixtures of the standardized features: each feature is in one of them, with a random sign, always the same.
+    What is held out is exact for that fit. A line says so, or how long it will take if that is more than some seconds.
+
     Args:
         features: `(N, F)`, finite; at least two rows. Constant ones count for nothing.
         target: Classes `(N,)`, integers from 0 to ``outputs - 1``, of which some may be absent; labels `(N, K)` of 0
@@ -86,6 +100,7 @@ def fit_vote(
     goal = encode(target, kind, outputs).to(features.device)
     folds = None if groups is None else _folds(groups.to(features.device), len(features))
     _check_left_out(weights, folds)
+    _announce(features, 1 if folds is None else 1 + len(torch.unique(folds)))
     middle, unit = goal.new_zeros(1), goal.new_ones(1)
     if kind == "values":
         goal, middle, unit = standardize(goal, weights)
@@ -101,6 +116,24 @@ def fit_vote(
         strength=strength,
         held_out=(link(raw) * unit + middle).to(dtype),
     )
+
+
+def _announce(features: Tensor, decompositions: int) -> None:
+    """Prints a line if the fit to features `(N, F)` takes long, or is one to mixtures of them."""
+    rows, columns = features.shape
+    size = min(rows, columns, MOST_DIRECTIONS)
+    is_mixed = min(rows, columns) > MOST_DIRECTIONS
+    width = size if is_mixed else columns
+    # the Gram matrix and the scores are a product each
+    products = 2 * rows * width * size
+    seconds = decompositions * _SECONDS * (size / MOST_DIRECTIONS) ** 3 + products / _PRODUCTS
+    lines = []
+    if is_mixed:
+        lines.append(f"the features are mixed at random into {size:,}, because an exact fit would take too long")
+    if seconds > _NOTICEABLE:
+        lines.append(f"about {seconds:.0f} s on one core")
+    if lines:
+        print(f"closed form on {rows:,} rows x {columns:,} features: {'; '.join(lines)}", flush=True)
 
 
 def _choose(held_out: HeldOut, unit: float, calibrate: Callable[[Tensor], Link]) -> tuple[float, Tensor, Link]:

@@ -28,12 +28,13 @@ class ReplayedLoader:
         self._loaders = []
         for number, loader in enumerate(loaders):
             self._loaders.append(SeededLoader(loader, seed, trainer.global_rank, str(number), wrapped_samplers))
+        self._length: int | None = None
         # a loader that is there twice could not be given two samplers at a time
         is_distinct = len(set(map(id, loaders))) == len(loaders)
         self._can_skip = is_distinct and all(loader.can_skip(self._cycled) for loader in self._loaders)
 
     def __len__(self) -> int:
-        return len(self.combined)
+        return len(self.combined) if self._length is None else self._length
 
     def reset(self) -> None:
         """Shuts the workers down."""
@@ -48,9 +49,19 @@ class ReplayedLoader:
         for loader in self._loaders:
             loader.start(epoch, skipped, self._cycled)
         seed_cpu(hashed(self._seed, "iterators", epoch))
-        with self._exchanged():
-            iterator = iter(self.combined)
+        iterator = self._from_memory()
+        if iterator is None:
+            with self._exchanged():
+                iterator = iter(self.combined)
         return self._batches(iterator, epoch, skipped, first)
+
+    def _from_memory(self) -> Iterator[Any] | None:
+        """What a lone loader of a dataset in memory gives, which several layers of loaders would only pass on."""
+        alone = self._loaders[0]
+        batches = alone.from_memory() if self.combined.iterables is alone.loader else None
+        # a combination has no length before it has an iterator
+        self._length = None if batches is None else len(alone.loader)
+        return None if batches is None else ((batch, index, 0) for index, batch in enumerate(batches))
 
     def _batches(self, iterator: Iterator[Any], epoch: int, number: int, first: int) -> Iterator[Any]:
         """Batches from `first` on, of an iterator whose next one is `number`."""

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, Subset, get_worker_info
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    IterDataPipe,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    get_worker_info,
+)
 
 
 def hashed(*words: object) -> int:
@@ -47,6 +56,10 @@ class SeededSampler:
         self.sampler, self._seed, self._name = sampler, seed, name
         self._generators = [(generator, generator.initial_seed()) for generator in generators]
         self._epoch, self._pass, self._skip = 0, 0, 0
+        # these draw from the global state when a pass begins, and then from generators of their own or not at all
+        inner = sampler.sampler if type(sampler) is BatchSampler else None
+        uses_global = getattr(inner, "generator", None) is torch.default_generator
+        self._draws_once = type(inner) in (RandomSampler, SequentialSampler) and not uses_global
 
     def start(self, epoch: int, passes: int = 0, skip: int = 0) -> None:
         """Sets where the next pass starts, after whole passes of this epoch and the first batches of the next one."""
@@ -63,7 +76,8 @@ class SeededSampler:
         seed_cpu(hashed(self._seed, "order", place))
         indices = iter(self.sampler)
         for number in count():
-            seed_cpu(hashed(self._seed, "order", place, number))
+            if number == 0 or not self._draws_once:
+                seed_cpu(hashed(self._seed, "order", place, number))
             try:
                 drawn = next(indices)
             except StopIteration:
@@ -200,6 +214,14 @@ class SeededLoader:
             if cycled and position:  # only then the sampler has to have a length
                 passes, skip = divmod(position, len(self.sampler))
             self.sampler.start(epoch, passes, skip)
+
+    def from_memory(self) -> Iterator[Any] | None:
+        """The batches of the next pass, if the dataset collates them itself and says that it `serves_from_memory`."""
+        loader = self.loader
+        if self.sampler is None or loader.pin_memory or not getattr(loader.dataset, "serves_from_memory", False):
+            return None
+        dataset = seeded(loader.dataset, self._seed, self._rank)
+        return map(dataset.__getitems__, self.sampler)
 
     @contextmanager
     def exchanged(self) -> Iterator[None]:

@@ -108,8 +108,7 @@ class HybridTask(NetworkModule):
             if start == "probe" and objective.closed_form is None:
                 name = type(objective).__name__
                 raise ConfigError(f"{name} has no closed form. Write 'start: default'.", "start")
-        kind = objective.closed_form
-        parsed, parsed_fusion = parse_network(parts, fusion, pretrained, untrained, start, kind)
+        parsed, parsed_fusion = parse_network(parts, fusion, pretrained, untrained, start, objective.closed_form)
         super().__init__(settings, parsed, parsed_fusion, objective)
         self.explain = False
         """Whether `predict_step` also gives what each part contributes."""
@@ -145,7 +144,8 @@ class HybridTask(NetworkModule):
         self._train_loss.add(loss)
         weight = self.settings.part_weight or 1.0  # heads that only observe train themselves, at full weight
         for of_part, present in alone.values():
-            loss = loss + weight * self._loss_alone(of_part, present, batch["target"])
+            of_head = self._loss_alone(of_part, present, batch["target"])
+            loss = loss + (of_head if weight == 1 else weight * of_head)
         return loss
 
     def _loss_alone(self, outputs: Tensor, present: Tensor | None, target: Tensor) -> Tensor:

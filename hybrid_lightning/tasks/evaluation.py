@@ -86,7 +86,8 @@ class RunningLoss:
 
     def add(self, loss: Tensor) -> None:
         """Adds the loss of a batch."""
-        self._sum = loss.detach() if self._sum is None else self._sum + loss.detach()
+        value = loss.detach()
+        self._sum = value if self._sum is None else self._sum + value
         self._count += 1
 
     def take(self) -> Tensor | None:

@@ -1,13 +1,15 @@
 """What the parts of a network make of many samples: the features that a closed-form fit, or another program, reads."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
+from hybrid_lightning.data.loaders import plain_samples
+from hybrid_lightning.drift.reference_batch import as_validation, own_random_state
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.unfreezing.freezing import apply_modes, dry_run, has_statistics, reestimate_statistics
@@ -94,10 +96,17 @@ def _has_seen_nothing(norm: nn.Module) -> bool:
     return batches is not None and int(batches) == 0
 
 
-def batches_of(data: LightningDataModule, loader: DataLoader[Any], device: torch.device) -> Iterator[Any]:
-    """Batches after the hooks of a DataModule, on the device, outside of a Trainer's loops."""
-    # as in a validation: a DataModule without a Trainer, or one that does not train, augments nothing
-    for batch in loader:
-        before = data.on_before_batch_transfer(batch, 0)
-        moved = data.transfer_batch_to_device(before, device, 0)
-        yield data.on_after_batch_transfer(moved, 0)
+@contextmanager
+def training_samples(trainer: Trainer, loaders: Callable[[], Any], most: int | None = None) -> Iterator[Any]:
+    """A loader of training samples, see `plain_samples`, and what is to hold while they are read by a network."""
+    with own_random_state(trainer):
+        loader = plain_samples(trainer.datamodule, loaders(), most)  # type: ignore[attr-defined]
+        with reading(trainer):
+            yield loader
+
+
+@contextmanager
+def reading(trainer: Trainer) -> Iterator[None]:
+    """A network reads samples as in a validation of the Trainer, and leaves no trace in its random numbers."""
+    with own_random_state(trainer), as_validation(trainer), trainer.precision_plugin.forward_context():
+        yield

@@ -92,7 +92,8 @@ class StartTensors:
         """Loads what fits of each part, and reports it, a line per part; the rest keeps its fresh weights.
 
         Parts that read training data are taken whole, and only where they were made alike, or not at all: quantiles of
-        one geometry mean nothing in another, and a part that counts as prepared never reads its own data.
+        one geometry mean nothing in another, and a part that counts as prepared never reads its own data. What reads a
+        random part that stays fresh is not taken either.
 
         Raises `ConfigError` if too little fits, not all of a pretrained part, or adapters of the file would be lost.
         """
@@ -105,8 +106,12 @@ class StartTensors:
             reason = self._refusal(name, network, fit)
             if reason:
                 refused[name] = reason
-                fit = Fit(missing=list(network.parts[name].state_dict()))
+                fit = _nothing_of(network, name)
             fits[name] = fit
+        for name, part in _readers_of_fresh_random_parts(network, fits).items():
+            if name in fits and name not in refused:
+                refused[name] = f"in the file it was trained on other random features than those of {part!r} here."
+                fits[name] = _nothing_of(network, name)
         with at(_PLACE):
             self._check_parts(network, fits, refused)
             share = covered_share(network, fits)
@@ -180,6 +185,30 @@ class StartTensors:
             theirs = self.parts.get("fusion", {})
         is_same = all(name in theirs and theirs[name].equal(tensor.cpu()) for name, tensor in own.items())
         return self.objective if own and is_same else {}
+
+
+def _nothing_of(network: HybridNetwork, name: str) -> Fit:
+    return Fit(missing=list(network.parts[name].state_dict()))
+
+
+def _readers_of_fresh_random_parts(network: HybridNetwork, fits: Mapping[str, Fit]) -> dict[str, str]:
+    """What reads a random part that is not that of the file → this part, which will never become it by training."""
+    readers = {}
+    for name in network.wiring.order:
+        if network.options[name].origin != "random":
+            continue
+        fit = fits.get(name)
+        # a fusion has fresh weights for a part that is new, where a head would take it for another one
+        if fit is None and "fusion" in network.parts:
+            continue
+        if fit is not None and not fit.missing and not fit.other:
+            continue
+        for other in network.wiring.order:
+            if name in network.wiring.parts_read(other):
+                readers[other] = name
+        if name in network.feeding:
+            readers |= {"fusion": name, "head": name}
+    return readers
 
 
 def _reasons(name: str, fit: Fit, refused: Mapping[str, str]) -> str:

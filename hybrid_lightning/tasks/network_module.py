@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
@@ -22,8 +23,10 @@ from hybrid_lightning.network.part import Part
 from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.optim.factory import make_optimizer, make_scheduler
 from hybrid_lightning.optim.lr_schedules import GroupRates
+from hybrid_lightning.optim.training_groups import step_what_trains
 from hybrid_lightning.resume.own_files import rebuild_paths
 from hybrid_lightning.tasks import changed_config
+from hybrid_lightning.tasks.building import building, example_as_given, in_given_precision
 from hybrid_lightning.tasks.checkpoint import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
@@ -158,12 +161,15 @@ class NetworkModule(BatchCheckingModule, ABC):
             if "fusion" in self._record.parts and "part_heads" not in self._record.parts:
                 self._give_up_part_heads()
 
-    def build_for(self, data: Any, example: Callable[[], Batch], load: bool = True) -> None:
-        """Builds the network of `rebuild_as`, or else along an example batch of a DataModule."""
-        if self._record is not None:
-            self.rebuild(self._record)
-        else:
-            self.build(example(), load, getattr(data, "inferred_arguments", None))
+    def build_for(self, trainer: Trainer, read: Callable[[], Any], load: bool = True) -> None:
+        """Builds the network of `rebuild_as`, or else along the batch that `read` returns, in a Trainer's precision."""
+        with building(trainer, self.all_options.values()):
+            if self._record is not None:
+                self.rebuild(self._record)
+            else:
+                data = getattr(trainer, "datamodule", None)
+                example = example_as_given(trainer, self, read)
+                self.build(example, load, getattr(data, "inferred_arguments", None))
 
     def built(self) -> HybridNetwork:
         """The network; `ConfigError` if it has not been built yet."""
@@ -186,13 +192,14 @@ class NetworkModule(BatchCheckingModule, ABC):
         """Builds what is not built yet; a fit may take class weights or a scale from its training data."""
         self._restored_settings = None  # of a checkpoint with which an earlier fit failed
         if self.network is None:
-            data = getattr(self.trainer, "datamodule", None)
-            self.build_for(data, lambda: example_batch(self.trainer), self.reads_weights)
+            self.build_for(self.trainer, lambda: example_batch(self.trainer), self.reads_weights)
         network = self.built()
+        in_given_precision(self.trainer, network)
         groups = self.param_groups()  # before sharding, which replaces the parameters
         shard_if_asked(self.trainer.strategy, network, groups)
-        # so that fully_shard gathers the parameters for this method, too; without sharding nothing changes
-        register_fsdp_forward_method(network, "forward_parts")
+        # so that fully_shard gathers the parameters for these methods, too; without sharding nothing changes
+        for method in ("forward_parts", "features", "inputs_of", "kept_outputs"):
+            register_fsdp_forward_method(network, method)
         give_options(self._own_callbacks, self.all_options, groups)
         network.compile_parts()
         if self.trainer.state.fn == "fit":
@@ -223,6 +230,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         """The optimizer and its scheduler, as Lightning takes them; `fused` where torch has such a form."""
         settings = self.settings
         optimizer = make_optimizer(settings.optimizer, self.param_groups(), fused=fused, trust=self._trust)
+        step_what_trains(optimizer)
         if settings.scheduler:
             scheduler = make_scheduler(settings.scheduler, optimizer, self._trust, settings.lr)
         else:

@@ -1,27 +1,22 @@
 """Where training begins: parts that read training data are prepared, and heads may begin at a closed-form solution."""
 
 import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import nn
-from torch.utils.data import DataLoader
 
-from hybrid_lightning.data.loaders import plain_samples
+from hybrid_lightning.cache.frozen_feature_cache import FrozenFeatureCache
+from hybrid_lightning.data.first_samples import FirstSamples
 from hybrid_lightning.data.preflight import first_rank_first
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
-from hybrid_lightning.drift.reference_batch import (
-    as_validation,
-    batches_on_device,
-    evaluation_loaders,
-    first_of,
-    own_random_state,
-)
+from hybrid_lightning.distributed.sharding import any_sharded, reshard
+from hybrid_lightning.drift.reference_batch import batches_on_device, evaluation_loaders, first_of
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.lightning_private import loaders_to_read, save_now, set_average
 from hybrid_lightning.network.blend import BlendFusion, ScaledHead
@@ -33,7 +28,9 @@ from hybrid_lightning.tasks.features import (
     MOST_SAMPLES,
     SplitFeatures,
     collect_features,
+    reading,
     settle_statistics,
+    training_samples,
     unsettled,
 )
 from hybrid_lightning.tasks.objective import Objective
@@ -78,11 +75,14 @@ def prepare_parts(trainer: Trainer, task: Any) -> None:
         return
     with samples_of_fit(trainer, MOST_SAMPLES) as loader:
         network.prepare(lambda: batches_on_device(trainer, task, loader))
+    reshard(network)
     for name in names:
-        _share(trainer, network.parts[name])  # random transforms may have given each rank other samples
+        _share(trainer, network.parts[name])  # streams and random transforms may have given each rank other samples
     if trainer.is_global_zero:
-        count = len(loader.sampler)  # type: ignore[arg-type]
-        print(f"{listing(names)}: prepared with {count:,} training samples")
+        if isinstance(loader, FirstSamples):
+            print(f"{listing(names)}: prepared with the first {loader.count:,} training samples")
+        else:
+            print(f"{listing(names)}: prepared with {len(loader.sampler):,} training samples")
 
 
 def settle(trainer: Trainer, task: Any, origins: Collection[str]) -> None:
@@ -91,32 +91,37 @@ def settle(trainer: Trainer, task: Any, origins: Collection[str]) -> None:
     if unsettled(network, origins):
         with samples_of_fit(trainer, MOST_FOR_STATISTICS) as loader:
             settle_statistics(network, lambda: batches_on_device(trainer, task, loader), origins)
+        reshard(network)
 
 
-@contextmanager
-def samples_of_fit(trainer: Trainer, most: int | None = None) -> Iterator[DataLoader[Any]]:
-    """A loader of training samples, see `plain_samples`, and what is to hold while they are read by the network."""
-    with own_random_state(trainer):
-        loader: DataLoader[Any] = plain_samples(trainer.datamodule, loaders_to_read(trainer), most)  # type: ignore[attr-defined]
-        with as_validation(trainer), trainer.precision_plugin.forward_context():
-            yield loader
+def samples_of_fit(trainer: Trainer, most: int | None = None) -> AbstractContextManager[Any]:
+    """See `training_samples`."""
+    return training_samples(trainer, lambda: loaders_to_read(trainer), most)
 
 
 def start_at_probe(trainer: Trainer, task: Any) -> None:
     """Sets heads and blend to their closed-form solution on all training samples."""
-    if isinstance(trainer.strategy, FSDP2Strategy):
-        raise ConfigError("'probe' cannot set the heads of a sharded model. Use the strategy ddp.", "model.start")
     network: HybridNetwork = task.built()
     data = trainer.datamodule  # type: ignore[attr-defined]
     with samples_of_fit(trainer) as loader:
         features = collect_features(network, batches_on_device(trainer, task, loader))
+    reshard(network)
+    solutions = []
 
     def solve() -> None:
         found = probe_features(task.objective, features, getattr(data, "train_groups", None))
-        set_start(network, task.objective, features, found)
+        solutions.append(solution_of(task.objective, found))
         print(described(found))
 
     first_rank_first(trainer, solve)
+    solution: Any = trainer.strategy.broadcast(solutions[0] if solutions else None)
+    if isinstance(trainer.strategy, FSDP2Strategy):
+        # each rank sets its local shards, and must not see other samples, as random transforms may give it
+        features = trainer.strategy.broadcast(features)
+    set_start(network, features, solution)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, FrozenFeatureCache):
+            callback.offer(network, features.parts)
     for name in ("fusion", "head", "part_heads"):
         if name in network.parts:
             _share(trainer, network.parts[name])
@@ -133,13 +138,14 @@ def validate_start(trainer: Trainer, task: Any) -> None:
     loader = first_of(evaluation_loaders(trainer))
     if not loader:
         return  # there are no validation rows
-    with own_random_state(trainer), as_validation(trainer), dry_run(task), trainer.precision_plugin.forward_context():
+    with reading(trainer), dry_run(task):
         most = first_of(trainer.num_val_batches)
         count = None if math.isinf(most) else int(most)
         batches = islice(batches_on_device(trainer, task, loader), count)
         for index, batch in enumerate(batches):
             task.validation_step(batch, index)
         values, _ = task.evaluator.compute("val")
+    reshard(task)
     log_values(trainer, {f"val/{name}": value for name, value in values.items()})
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
@@ -149,28 +155,37 @@ def validate_start(trainer: Trainer, task: Any) -> None:
 
 
 def _share(trainer: Trainer, module: nn.Module) -> None:
-    """Gives all ranks the first one's values."""
+    """Gives all ranks the first one's values; sharded ones stay as they are."""
     if trainer.world_size > 1:
         for tensor in [*module.parameters(), *module.buffers()]:
-            torch.distributed.broadcast(tensor.detach(), 0)
+            if not any_sharded([tensor]):
+                torch.distributed.broadcast(tensor.detach(), 0)
 
 
-def set_start(
-    network: HybridNetwork,
-    objective: Objective,
-    features: SplitFeatures,
-    found: Probe,
-) -> None:
-    """Sets the heads of a network, and its blend, to closed-form solutions."""
+class Solution(NamedTuple):
+    """Where a network begins."""
+
+    votes: dict[str, LinearVote]  # voter → its vote, in the units of the network's outputs
+    weights: dict[str, float]  # voter → its share of the blend
+
+
+def solution_of(objective: Objective, found: Probe) -> Solution:
+    """The votes of a probe, and their weights."""
     votes = {}
     for name, voter in found.voters.items():
         votes[name] = objective.in_outputs(LinearVote(voter.vote.weight, voter.vote.bias))
+    return Solution(votes, found.weights)
+
+
+def set_start(network: HybridNetwork, features: SplitFeatures, solution: Solution) -> None:
+    """Sets the heads of a network, and its blend, to closed-form solutions; on all ranks if they are sharded."""
+    votes = solution.votes
     on_device = {name: tensor.to(_device(network)) for name, tensor in features.parts.items()}
     present = {name: mask.to(_device(network)) for name, mask in features.present.items()}
     if "fusion" in network.parts:
         fusion = network.parts["fusion"]
         assert isinstance(fusion, BlendFusion)
-        weights = [found.weights[name] for name in [*features.parts, TOGETHER]]
+        weights = [solution.weights[name] for name in [*features.parts, TOGETHER]]
         fusion.start_at(on_device, present, votes, votes[TOGETHER], weights)
         if "part_heads" in network.parts:
             heads = network.parts["part_heads"]

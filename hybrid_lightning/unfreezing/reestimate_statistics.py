@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.errors import ConfigError, check_keys, check_number
+from hybrid_lightning.lightning_private import before_transfer
 from hybrid_lightning.trainer import FitCallback
 from hybrid_lightning.unfreezing.freezing import apply_modes, has_statistics, module_modes, reestimate_statistics
 from hybrid_lightning.unfreezing.timeline import part_of_parameters
@@ -87,15 +88,16 @@ class ReestimateStatistics(FitCallback):
                 pl_module(batch)
 
         with torch.random.fork_rng():  # dropout and transforms must not move the random numbers of the fit
-            reestimate_statistics(norms, self._read(trainer), forward)
+            reestimate_statistics(norms, self._read(trainer, pl_module), forward)
         if trainer.world_size > 1:  # random transforms may have given each rank other samples
             for norm in norms:
                 for buffer in norm.buffers():
                     torch.distributed.broadcast(buffer, 0)
 
-    def _read(self, trainer: Trainer) -> Iterator[Any]:
+    def _read(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
         for batch in islice(readable(trainer), self.batches):
-            yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            converted = trainer.precision_plugin.convert_input(batch)
+            yield trainer.strategy.batch_to_device(before_transfer(pl_module, converted))
 
 
 def readable(trainer: Trainer) -> DataLoader[Any]:

@@ -2,7 +2,8 @@
 
 ``start_up`` is the median of ``python -m hybrid_lightning --help``, divided by that of an interpreter that does nothing
 (``python -c pass``), in turn in one run; ``start_up_seconds`` is the former itself, and ``start_up_version`` and
-``start_up_without_arguments`` the seconds of the two other answers.
+``start_up_without_arguments`` the seconds of the two other answers. ``start_up_plan`` is the median of ``plan`` of a
+config, divided by that of an interpreter that imports Lightning's command line (``import lightning.pytorch.cli``).
 """
 
 import argparse
@@ -15,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = {"": ["--help"], "_version": ["--version"], "_without_arguments": []}
+PLAN = ["-m", "hybrid_lightning", "plan", "--config"]
+IMPORTS = ["-c", "import lightning.pytorch.cli"]
 
 
 def seconds(words: list[str]) -> float:
@@ -28,9 +31,12 @@ def seconds(words: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
-    times: dict[str, list[float]] = {name: [] for name in ("nothing", *ANSWERS)}
-    for _ in range(rounds):
+    parser.add_argument("--config", default="configs/quickstart.yaml")
+    options = parser.parse_args()
+    times: dict[str, list[float]] = {name: [] for name in ("nothing", "imports", "plan", *ANSWERS)}
+    for _ in range(options.rounds):
+        times["imports"].append(seconds(IMPORTS))
+        times["plan"].append(seconds([*PLAN, options.config]))
         times["nothing"].append(seconds(["-c", "pass"]))
         for name, words in ANSWERS.items():
             times[name].append(seconds(["-m", "hybrid_lightning", *words]))
@@ -39,6 +45,8 @@ def main() -> None:
     print(f"RESULT start_up_seconds {median['']:.3f} s")
     for name in ("_version", "_without_arguments"):
         print(f"RESULT start_up{name} {median[name]:.3f} s")
+    print(f"RESULT start_up_plan {median['plan'] / median['imports']:.2f} ratio")
+    print(f"RESULT start_up_plan_seconds {median['plan']:.3f} s")
 
 
 if __name__ == "__main__":

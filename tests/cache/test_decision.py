@@ -3,7 +3,7 @@ import pytest
 
 from hybrid_lightning.cache.decision import Outlook, Seconds, outlook, pays, saving
 from hybrid_lightning.cache.splits import Split
-from tests.cache.fits import fit, in_memory, task
+from tests.cache.fits import fit, task
 
 
 def looks(unfreeze, **options):
@@ -16,7 +16,8 @@ def looks(unfreeze, **options):
                 Split("train", trainer.train_dataloader, True, 8),
                 Split("val", trainer.val_dataloaders, False, 8),
             ]
-            found.append(outlook(trainer, ["old"], splits))
+            tensors = list(pl_module.network.parts["old"].parameters())
+            found.append(outlook(trainer, tensors, splits))
 
     fit(task(unfreeze, cache=False), callbacks=[Look()], **options)
     return found
@@ -33,12 +34,9 @@ def test_the_outlook_counts_what_is_read_until_the_part_trains():
 
 
 def test_the_fill_counts_against_what_is_saved():
-    class Trainer:
-        world_size = 1
-
-    splits = [Split("train", in_memory(), True, 8)]
     seconds = Seconds(live=0.1, served=0.01)
-    assert saving(Trainer(), Outlook(1, 30), seconds, splits) < 0
-    assert saving(Trainer(), Outlook(3, 90), seconds, splits) == pytest.approx(90 * 0.09 - 3)
+    assert saving(Outlook(1, 30), seconds, 30) < 0
+    assert saving(Outlook(3, 90), seconds, 30) == pytest.approx(90 * 0.09 - 3)
+    assert saving(Outlook(3, 90), seconds, 0) == pytest.approx(90 * 0.09), "if all is there before"
     assert pays(2.0)
     assert not pays(0.1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_lightning.cache.fingerprints import digest, part_fingerprint, random_state
+from hybrid_lightning.cache.fingerprints import digest, part_fingerprint, random_state, same_values
 from hybrid_lightning.network.builder import build
 from hybrid_lightning.network.part import parse_parts
 
@@ -33,6 +33,19 @@ def test_a_digest_tells_values_shapes_types_and_containers_apart():
     assert len(set(digests)) == len(DIFFERENT)
     assert digests == [digest(value) for value in DIFFERENT]
     assert digest(X.t().contiguous().t()) == digest(X), "the layout in memory does not count"
+
+
+def test_values_are_the_same_if_their_digests_are():
+    for number, one in enumerate(DIFFERENT):
+        for other_number, other in enumerate(DIFFERENT):
+            assert same_values(one, other) == (number == other_number)
+    changed = {"image": X.clone(), "id": ["a", "b"]}
+    kept = {"image": X.clone(), "id": ["a", "b"]}
+    assert same_values(changed, kept)
+    changed["image"][1, 2] += 1
+    assert not same_values(changed, kept)
+    nan = torch.tensor([float("nan")])
+    assert same_values(nan, nan.clone())
 
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand(()), np.random.rand, random.random])

@@ -306,11 +306,11 @@ def test_a_short_fit_is_not_even_looked_at(lines):
 
 
 def test_auto_follows_the_timing_and_says_so(lines, monkeypatch):
-    monkeypatch.setattr("hybrid_lightning.cache.frozen_feature_cache.FEWEST_READS", 0)
+    monkeypatch.setattr("hybrid_lightning.cache.choices.FEWEST_READS", 0)
     fit(task())
     [line] = lines()
     assert line.startswith("cache: old stays live: serving features would save")
-    monkeypatch.setattr("hybrid_lightning.cache.frozen_feature_cache.pays", lambda saved: True)
+    monkeypatch.setattr("hybrid_lightning.cache.choices.pays", lambda saved: True)
     assert "cached/old" in fit(task()).keys[0]
     assert "saves about" in lines()[1]
 
@@ -427,9 +427,26 @@ def test_features_are_given_up_when_their_part_trains():
     assert found == [["side", "side", "stem", "stem"], ["stem", "stem"], ["stem", "stem"]]
 
 
+def test_one_parameter_that_somebody_lets_train_gets_its_gradient_from_the_next_batch_on():
+    class Thaw(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            bias = pl_module.network.parts["old"].first.bias
+            moved.append(bias.grad is not None)
+            bias.requires_grad_(batch_idx >= 1)
+
+    moved = []
+    assert "cached/old" in fit(task(cache=True), callbacks=[Thaw()], max_epochs=1).keys[0]
+    assert moved == [False, False, True, True]
+
+
 def test_a_checkpoint_at_the_end_still_says_what_was_served():
     found = fit(task(cache=True), max_steps=6)
-    assert found.cache.state_dict() == {"decided": {"old": True}, "serving": ["old"], "sizes": {"train": 8, "val": 8}}
+    assert found.cache.state_dict() == {
+        "decided": {"old": True},
+        "boundaries": {},
+        "serving": ["old"],
+        "sizes": {"train": 8, "val": 8},
+    }
 
 
 def test_data_that_depend_on_the_epoch_are_noticed():

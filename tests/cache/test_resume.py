@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.cache.resuming import PLATEAU, differences
+from tests.cache.stages import SIX, top_down
 from tests.processes import succeed_on
 
 pytestmark = [
@@ -40,9 +41,19 @@ def test_one_process(loader: str, unfreeze: Any, options: dict[str, Any], tmp_pa
     assert not problems
 
 
-@pytest.mark.parametrize("loader", ["memory", "files"])
+@pytest.mark.parametrize("steps", [3, 4])
+def test_one_process_with_a_boundary_that_moves(steps: int, tmp_path: Path) -> None:
+    schedule = top_down(*SIX[:3], start=3, every=steps, unit="steps")
+    number, problems = differences(tmp_path, "stages", schedule, every=3, max_epochs=5)
+    assert number >= 5
+    assert not problems
+
+
+@pytest.mark.parametrize("loader", ["memory", "files", "stages", "sharded"])
 def test_two_ranks(loader: str, tmp_path: Path) -> None:
-    options = json.dumps({"unfreeze": "3 steps", "every": 2})
+    # of two ranks an epoch has two steps
+    unfreeze: Any = top_down(*SIX[:2], start=2, every=3, unit="steps") if loader == "stages" else "3 steps"
+    options = json.dumps({"unfreeze": unfreeze, "every": 2})
     succeed_on(2, "-m", "tests.cache.resuming", str(tmp_path), loader, options, cwd=tmp_path)
     for rank in range(2):
         result = json.loads((tmp_path / f"{rank}.json").read_text())

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Subset
 from hybrid_lightning.cache.served import ServedDataset
 from hybrid_lightning.cache.splits import Split
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
-from hybrid_lightning.resume.seeded_loaders import Drawn, SeededDataset, seeded
+from hybrid_lightning.resume.seeded_loaders import Drawn, SeededDataset, SeededLoader, seeded
 from tests.cache.fits import Files, entries, files, in_memory
 
 FEATURES = {"tower": torch.arange(30.0)[:, None]}
@@ -51,6 +51,19 @@ def test_a_dataset_that_can_leave_keys_out_does_not_read_them():
     batch = served(inner, as_batch).__getitems__([0])
     assert torch.equal(batch["new"], entries(40)["new"][[10]])
     assert read[-1] == {"new", "target"}
+
+
+def test_workers_stay_where_a_batch_needs_the_files():
+    loader = files(shuffle=False, num_workers=1)
+    original = loader.dataset
+    split = Split("train", loader, True, 8)
+    split.serve(served(original))
+    assert loader.num_workers == 1
+    rest = {key: entries()[key] for key in ("new", "target")}
+    split.serve(served(original, rest=rest))
+    assert loader.num_workers == 0
+    split.restore()
+    assert loader.num_workers == 1
 
 
 def test_with_the_rest_in_memory_nothing_is_read():
@@ -104,10 +117,30 @@ def test_a_loader_serves_in_its_own_order_until_the_original_is_put_back(workers
     before = list(loader)
     split = Split("train", loader, True, 8)
     split.serve(served(original, as_batch))
+    split.serve(loader.dataset)
     assert split.dataset is original
+    assert loader.num_workers == 0, "what is in memory needs none"
     assert_batch(next(iter(loader)), list(range(8)))
     assert isinstance(loader, DataLoader)
     split.restore()
     split.restore()
     assert loader.dataset is original
+    assert loader.num_workers == workers
     assert torch.equal(next(iter(loader))["old"], before[0]["old"])
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+def test_what_is_in_memory_is_read_as_torchs_loader_would_read_it(skip):
+    loader = in_memory()
+    one = SeededLoader(loader, 5, 0, "0")
+    assert one.from_memory() is None, "not before it is served"
+    Split("train", loader, True, 8).serve(served(loader.dataset, as_batch))
+    passes = []
+    for number in range(2):
+        one.start(epoch=3, position=skip, cycled=False)
+        with one.exchanged():
+            by_torch = iter(loader)
+        passes.append(list(by_torch if number else one.from_memory()))
+    assert len(passes[0]) == 4 - skip
+    for ours, theirs in zip(*passes, strict=True):
+        assert_batch(ours, theirs["cached_index"].tolist())

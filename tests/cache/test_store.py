@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,24 +51,30 @@ def test_the_budget_is_for_all_tensors_together(folder):
 
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[7] ^= 1
     path.write_bytes(content)
 
 
+def describe(path: Path, text: str) -> None:
+    path.write_bytes(path.read_bytes()[:ABOUT] + text.ljust(512).encode())
+
+
 def of_another_shape(path: Path) -> None:
-    about = path.with_suffix(".json")
-    about.write_text(json.dumps({**json.loads(about.read_text()), "shape": [5, 2]}))
+    about = json.loads(path.read_bytes()[ABOUT:])
+    describe(path, json.dumps({**about, "shape": [5, 2]}))
 
 
+ABOUT = 5 * 3 * 4  # bytes of values, before their description
 DAMAGES = {
     "flipped": flip,
     "cut": lambda path: os.truncate(path, 10),
+    "without its end": lambda path: os.truncate(path, ABOUT + 500),
     "empty": lambda path: os.truncate(path, 0),
     "longer": lambda path: os.truncate(path, 1000),
-    "undescribed": lambda path: path.with_suffix(".json").unlink(),
-    "described by nonsense": lambda path: path.with_suffix(".json").write_text('["x"]'),
+    "undescribed": lambda path: describe(path, ""),
+    "described by nonsense": lambda path: describe(path, '["x"]'),
     "of another shape": of_another_shape,
-    "of no type": lambda path: path.with_suffix(".json").write_text('{"shape": [5, 3], "dtype": "nn", "checksum": ""}'),
+    "of no type": lambda path: describe(path, '{"shape": [5, 3], "dtype": "nn", "checksum": ""}'),
 }
 
 
@@ -110,6 +117,60 @@ def test_two_runs_may_fill_in_the_same_features_at_a_time(folder):
     again = filled(stores[1], "b")
     stores[0].keep_only(())
     assert torch.equal(FeatureStore(folder, 0).find("b", 5), again), "the folder is not empty"
+
+
+def test_what_no_process_uses_any_more_is_removed_and_what_one_uses_is_not(folder):
+    folder.mkdir()
+    for name in ("killed.features", "killed.features.1-2.part"):
+        (folder / name).write_bytes(b"x")
+    store = FeatureStore(folder, 0)
+    assert [path.name for path in folder.iterdir()] == ["killed.features"], "it may be whole, and of use"
+    other = FeatureStore(folder, 0)
+    filling = other.allocate("filling", (5, 3), torch.float32)
+    used = filled(other, "used")
+    filled(store, "own")
+    FeatureStore(folder, 0)
+    store.keep_only(())
+    assert sorted(path.name.split(".")[0] for path in folder.iterdir()) == ["filling", "used"]
+    other.keep("filling", filling)
+    assert torch.equal(FeatureStore(folder, 0).find("used", 5), used)
+    other.keep_only(())
+    assert not folder.exists()
+
+
+def test_processes_that_share_files_write_to_the_same_memory_and_one_describes_it(folder):
+    first = FeatureStore(folder, 0, "together")
+    second = FeatureStore(folder, 0, "together", writes=False)
+    tensors = [store.allocate("a", (4, 2), torch.float32) for store in (first, second)]
+    tensors[0][:2] = 1
+    tensors[1][2:] = 2
+    assert torch.equal(*tensors)
+    for store, tensor in zip((first, second), tensors, strict=True):
+        store.keep("a", tensor)
+    assert len(list(folder.iterdir())) == 1
+    later = FeatureStore(folder, 0, writes=False)
+    assert torch.equal(later.find("a", 4), tensors[0])
+    second.keep_only(())
+    later.keep_only(())
+    assert folder.exists()
+    first.keep_only(())
+    assert not folder.exists()
+
+
+def test_a_folder_that_was_removed_while_it_was_filled_in_is_no_error(folder):
+    store = FeatureStore(folder, 0)
+    tensor = store.allocate("a", (5, 3), torch.float32)
+    shutil.rmtree(folder)
+    store.keep("a", tensor.fill_(3))
+    assert torch.equal(store.find("a", 5), torch.full((5, 3), 3.0))
+    assert FeatureStore(folder, 0).find("a", 5) is None
+
+
+def test_features_without_rows_or_values_are_kept(folder):
+    for budget in (0, 1e6):
+        store = FeatureStore(folder, budget)
+        store.keep("a", store.allocate("a", (5, 0), torch.float32))
+        assert store.find("a", 5).shape == (5, 0)
 
 
 def test_a_full_disk_is_an_error_before_anything_is_written(folder, monkeypatch):

@@ -25,6 +25,20 @@ def test_help_and_version_import_neither_torch_nor_lightning():
     assert done.stdout == f"{overview()}\n" * 3 + f"hybrid_lightning {hybrid_lightning.__version__}\n"
 
 
+def test_plan_probe_and_embed_import_no_library_that_the_config_does_not_need(folder):
+    write(CONFIG)
+    code = (
+        "import sys\n"
+        "from hybrid_lightning.cli import main\n"
+        "for words in (['plan'], ['probe'], ['embed', '--output', 'x.npz']):\n"
+        "    assert main([*words, '--config', 'small.yaml']) == 0\n"
+        # not pandas and pyarrow, which scikit-learn's data sets import
+        "libraries = {'torchvision', 'timm', 'peft', 'kornia', 'sktime', 'tensorboard'}\n"
+        "assert not libraries & sys.modules.keys(), libraries & sys.modules.keys()\n"
+    )
+    succeed("-c", code, cwd=folder)
+
+
 @pytest.mark.parametrize(("words", "code"), [([], 2), (["--help"], 0), (["-h"], 0), (["--version"], 0)])
 def test_only_a_missing_command_is_an_error(words, code, capsys):
     assert main(words) == code

@@ -142,7 +142,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(folder, capsy
     suffix = "csv" if command == "probe" else "npz"
     Path("file").write_text("")
     Path(f"folder.{suffix}").mkdir()
-    assert small.command(command, "--output", output.format(suffix)) == 2
+    # before anything is made: the model could not be
+    config = small.changed({"init.num_classes": 1})
+    assert small.command(command, "--output", output.format(suffix), config=config) == 2
     error = capsys.readouterr().err
     assert "error: output:" in error
     assert "Traceback" not in error

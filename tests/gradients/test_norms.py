@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_lightning.gradients.norms import GradientPass, gradient_norms
+from hybrid_lightning.gradients.norms import GradientPass, MeasuredGroups, gradient_norms
 
 
 def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -19,8 +19,12 @@ def copies(originals: list[nn.Parameter]) -> list[nn.Parameter]:
     return made
 
 
+def gradient_pass(groups) -> GradientPass:
+    return GradientPass(MeasuredGroups(groups, groups))
+
+
 def one_part(own: list[nn.Parameter]) -> GradientPass:
-    return GradientPass([{"name": "image", "part": "image", "params": own}])
+    return gradient_pass([{"name": "image", "part": "image", "params": own}])
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 5.0, 1e6])
@@ -68,7 +72,7 @@ def test_a_norm_that_is_not_finite_stays_within_its_part_and_the_total():
     image, table = parameters((3,), (2,))
     image.grad[1] = float("inf")
     groups = [{"name": name, "part": name, "params": [own]} for name, own in (("image", image), ("table", table))]
-    gradients = GradientPass(groups)
+    gradients = gradient_pass(groups)
     assert gradients.rows.combine(gradients.norms).isfinite().tolist() == [False, True, False]
 
 
@@ -81,7 +85,7 @@ def test_parts_combine_the_norms_of_all_their_groups():
         {"name": "table", "part": "table", "params": [frozen]},
         {"name": "image.layer2/no_decay", "part": "image", "params": [c]},
     ]
-    gradients = GradientPass(groups)
+    gradients = gradient_pass(groups)
     ours = dict(zip(gradients.rows.names, gradients.rows.combine(gradients.norms), strict=True))
     image = torch.cat([a.grad.flatten(), c.grad.flatten()]).norm()
     total = nn.utils.clip_grad_norm_([a, b, c], 1e9)
@@ -90,6 +94,20 @@ def test_parts_combine_the_norms_of_all_their_groups():
     assert ours.keys() == expected.keys()
     for part, norm in expected.items():
         torch.testing.assert_close(ours[part], norm)
+
+
+def test_groups_that_do_not_train_have_rows_and_are_not_measured():
+    a, b, frozen = parameters((3, 4), (5,), (7,))
+    groups = [
+        {"name": "image", "part": "image", "params": [frozen]},
+        {"name": "head", "part": "head", "params": [a]},
+        {"name": "part_heads", "part": "part_heads", "params": [b], "observer": True},
+    ]
+    gradients = GradientPass(MeasuredGroups(groups, groups[1:]))
+    assert gradients.rows.names == ("image", "head", "total")
+    head = a.grad.norm()
+    torch.testing.assert_close(gradients.rows.combine(gradients.norms), torch.stack([torch.tensor(0.0), head, head]))
+    torch.testing.assert_close(gradients.observers(), b.grad.norm())
 
 
 def test_no_gradients_at_all_have_norm_zero():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hybrid_lightning.probe import ridge
 from hybrid_lightning.probe.ridge import coefficients, leave_folds_out, leave_one_out, principal_scores
 from tests.probe.brute_force import refit, refits
 
@@ -105,3 +106,33 @@ def test_features_are_not_changed():
     before = x.clone()
     principal_scores(x, torch.ones(10, dtype=torch.float64))
     assert torch.equal(x, before)
+
+
+def test_what_is_held_out_of_mixed_features_equals_a_refit_on_the_mixtures(monkeypatch):
+    monkeypatch.setattr(ridge, "MOST_DIRECTIONS", 8)
+    x, goal, weights = problem(30, 20, weighted=True)
+    spectrum = principal_scores(x, weights)
+    assert spectrum.scores.shape == (30, 8)
+    standardized = (x - spectrum.mean) / spectrum.scale
+    torch.testing.assert_close(standardized @ spectrum.directions, spectrum.scores)
+    found = leave_one_out(spectrum, goal)(0.7)
+    for row in range(3):
+        others = torch.arange(30) != row
+        own = (spectrum.scores[others], goal[others], weights[others])
+        weight, bias = refit(*own, 0.7, torch.ones(8, dtype=torch.float64))
+        torch.testing.assert_close(found[row], spectrum.scores[row] @ weight + bias)
+
+
+@pytest.mark.parametrize("shape", [(30, 8), (8, 30)])
+def test_features_are_mixed_only_if_rows_and_features_are_too_many(shape, monkeypatch):
+    x, _, weights = problem(*shape, weighted=True)
+    expected = principal_scores(x, weights).directions
+    monkeypatch.setattr(ridge, "MOST_DIRECTIONS", 8)
+    assert torch.equal(principal_scores(x, weights).directions, expected)
+
+
+def test_each_mixture_has_as_many_features_as_another(monkeypatch):
+    monkeypatch.setattr(ridge, "MOST_DIRECTIONS", 8)
+    mixture, sign = ridge._mixtures(20)
+    assert sorted(mixture.bincount().tolist()) == [2, 2, 2, 2, 3, 3, 3, 3]
+    assert set(sign.tolist()) == {-1.0, 1.0}

@@ -4,6 +4,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.probe import ridge
+from hybrid_lightning.probe import vote as votes
 from hybrid_lightning.probe.vote import STRENGTHS, Vote, _folds, fit_vote
 from tests.probe.brute_force import refits
 
@@ -188,6 +190,33 @@ def test_features_of_low_precision_give_a_float32_vote():
     vote = fit_vote(x.bfloat16(), target, "classes", outputs=3)
     assert vote.weight.dtype == vote.held_out.dtype == torch.float32
     assert (vote.held_out.argmax(1) == target).float().mean() > 0.7
+
+
+def test_a_fit_that_would_take_too_long_is_one_to_mixtures_and_says_so(monkeypatch, capsys):
+    for module in (ridge, votes):
+        monkeypatch.setattr(module, "MOST_DIRECTIONS", 16)
+    x, target = clusters(rows=240, features=40)
+    found = fit_vote(x[:120], target[:120], "classes", outputs=3)
+    assert "120 rows x 40 features: the features are mixed at random into 16" in capsys.readouterr().out
+    assert found.weight.shape == (40, 3)
+    for outputs, goal in ((found.held_out, target[:120]), (found(x[120:]), target[120:])):
+        assert (outputs.argmax(1) == goal).float().mean() > 0.9
+    again = fit_vote(x[:120], target[:120], "classes", outputs=3)
+    assert torch.equal(again.weight, found.weight)
+
+
+def test_a_fit_tells_how_long_it_takes_only_if_that_is_long(monkeypatch, capsys):
+    x, target = clusters(rows=40)
+    fit_vote(x, target, "classes", outputs=3)
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(votes, "_SECONDS", 1e12)
+    fit_vote(x, target, "classes", outputs=3)
+    alone = capsys.readouterr().out
+    assert "closed form on 40 rows x 6 features: about " in alone
+    # one more decomposition for each fold
+    fit_vote(x, target, "classes", outputs=3, groups=torch.arange(40) % 4)
+    grouped = capsys.readouterr().out
+    assert float(grouped.split()[-5]) == pytest.approx(5 * float(alone.split()[-5]), rel=0.01)
 
 
 def wrong(**changes: object) -> Vote:

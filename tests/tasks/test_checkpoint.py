@@ -331,7 +331,7 @@ def test_a_file_that_states_no_outputs_is_rebuilt_from_its_record(checkpoint):
     del content["hybrid_lightning"]["outputs"]
     model = classifier()
     model.rebuild_as(content["hybrid_lightning"])
-    model.build_for(None, lambda: pytest.fail("no example is needed"))
+    model.build_for(trainer(), lambda: pytest.fail("no example is needed"))
     assert model.built().outputs == 3
 
 

@@ -193,6 +193,34 @@ def test_random_features_of_other_options_stay_fresh(length, args, reason, with_
     assert "x: 2 of 2 tensors" in report
 
 
+def test_what_was_trained_on_other_random_features_stays_fresh(with_waves):
+    start = str(with_waves)
+    model = classifier(parts=small_parts(args={"features": 168, "pool": ["mean"]}), init_from=start)
+    model.build({"x": table(), "waves": table(features=40)})
+    report = model.network.weight_reports["init_from"]
+    reason = "fresh, because in the file it was trained on other random features than those of 'waves' here"
+    assert f"  fusion: {reason}" in report
+    assert f"  head: {reason}" in report
+    saved = weights(with_waves)
+    for name, tensor in model.network.parts["head"].named_parameters():
+        assert not torch.equal(tensor, saved[f"network.parts.head.{name}"])
+
+
+def test_a_head_is_not_taken_for_a_random_part_that_the_file_lacks(tmp_path):
+    series = {"y": table(features=40), "z": table(features=40), "target": torch.arange(27) % 3}
+    first = trainer()
+    first.fit(classifier(parts={"y": WAVES}), loader(series))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    start = {"path": str(tmp_path / "a.ckpt")}
+    with pytest.raises(ConfigError, match=r"head.*trained on other random features.*'z' here"):
+        classifier(parts={"z": WAVES}, init_from=start).build(series)
+    taken = classifier(parts={"z": WAVES}, init_from={**start, "parts": {"z": "y"}})
+    taken.build(series)
+    saved = weights(tmp_path / "a.ckpt")
+    for name, tensor in taken.network.parts["head"].state_dict().items():
+        assert torch.equal(tensor, saved[f"network.parts.head.{name}"])
+
+
 def test_random_features_of_a_file_without_options_stay_fresh(with_waves, tmp_path):
     torch.save(weights(with_waves), tmp_path / "plain.pt")
     part, report = started(tmp_path / "plain.pt")

@@ -77,6 +77,20 @@ def test_class_weights_are_weights_of_rows():
     assert balanced.row_weights(torch.tensor([0, 0, 0, 1])).tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
 
 
+def test_balanced_class_weights_reach_the_fits_and_the_blend():
+    generator = torch.Generator().manual_seed(0)
+    rare = (torch.arange(60) % 6 == 0).long()
+    parts = {name: rare[:, None] + torch.randn(60, 3, generator=generator) for name in ("one", "two")}
+    own = features(parts=parts, target=rare)
+    plain, balanced, listed = (
+        probe_features(objective_of(2, weights), own) for weights in (None, "balanced", [60 / 50 / 2, 60 / 10 / 2])
+    )
+    for name, voter in balanced.voters.items():
+        torch.testing.assert_close(voter.held_out, listed.voters[name].held_out)
+        assert voter.held_out.argmax(1).sum() > plain.voters[name].held_out.argmax(1).sum()
+    assert balanced.weights == pytest.approx(listed.weights, abs=1e-3)
+
+
 def test_without_a_closed_form_or_a_target_there_is_no_fit():
     with pytest.raises(ConfigError, match="Contrast has no closed form"):
         probe_features(Contrast(3), features())

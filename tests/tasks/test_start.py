@@ -1,6 +1,7 @@
 """``start: probe``: training begins at a closed-form solution, which is validated before the first step."""
 
 import csv
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, SubsetRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 from hybrid_lightning import HybridClassifier, HybridRegressor
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
@@ -197,14 +198,19 @@ def test_the_random_numbers_of_a_fit_are_those_of_one_without_preparation(tmp_pa
     assert torch.equal(*weights)
 
 
-def test_two_ranks_begin_where_one_process_does(tmp_path):
-    succeed_on(2, "-m", "tests.tasks.start_worker", "2", str(tmp_path))
-    begin(1, tmp_path / "alone.pt")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_begin_where_one_process_does(strategy, tmp_path):
+    outputs = succeed_on(2, "-m", "tests.tasks.start_worker", strategy, str(tmp_path))
+    assert "".join(outputs).count("closed-form solution") == 1
+    begin("auto", tmp_path / "alone.pt")
     alone, first, second = (torch.load(tmp_path / name) for name in ("alone.pt", "0.pt", "1.pt"))
     for name, tensor in first["state"].items():
         assert torch.equal(tensor, second["state"][name]), name
         assert torch.equal(tensor, alone["state"][name]), name
     assert first["metrics"] == second["metrics"] == pytest.approx(alone["metrics"], abs=1e-6)
+    for rank in (0, 1):  # the fit that goes on from the start
+        later, continued = (torch.load(tmp_path / f"{rank}{name}.later") for name in ("", "-continued"))
+        assert all(torch.equal(tensor, continued["state"][name]) for name, tensor in later["state"].items())
 
 
 def test_a_fit_continued_from_its_start_is_the_fit_that_went_on(tmp_path):
@@ -278,6 +284,47 @@ def test_the_fusion_gets_the_kind_of_the_objective_by_any_name():
         assert model.fusion.args["kind"] == "values"
     with pytest.raises(ConfigError, match="kind: unknown value 'valeus'"):
         BlendFusion({"a": 2}, 2, "valeus")
+
+
+class Stream(IterableDataset):
+    """Samples without an end."""
+
+    def __iter__(self) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            yield {"series": torch.randn(16, generator=generator), "target": torch.tensor(1)}
+
+
+def of_stream() -> HybridClassifier:
+    parts = {"series": {"module": "RandomConvolutions", "args": {"features": 168}}}
+    return classifier(start="default", num_classes=2, parts=parts)
+
+
+def test_parts_are_prepared_with_the_first_samples_of_a_stream(capsys):
+    model = of_stream()
+    small.trainer(max_steps=1).fit(model, DataLoader(Stream(), 30))
+    assert "'series': prepared with the first 2,070 training samples" in capsys.readouterr().out
+    first = [sample["series"] for sample in islice(Stream(), 2070)]
+    alone = RandomConvolutions([16], features=168, seed=model.network.parts["series"].seed)
+    alone.prepare([[torch.stack(first)]])
+    assert torch.equal(model.network.parts["series"].biases, alone.biases)
+
+
+def test_a_continued_fit_prepares_nothing_from_a_stream(tmp_path, capsys):
+    model, run = of_stream(), small.trainer(max_steps=1)
+    run.fit(model, DataLoader(Stream(), 30))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    capsys.readouterr()
+    again = of_stream()
+    small.trainer(max_steps=2).fit(again, DataLoader(Stream(), 30), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert "prepared" not in capsys.readouterr().out
+    assert torch.equal(model.network.parts["series"].biases, again.network.parts["series"].biases)
+
+
+def test_a_closed_form_start_is_refused_for_a_stream():
+    parts = {"series": {"module": "torch.nn.Identity"}}
+    with pytest.raises(ConfigError, match=r"^data: closed-form fits .* a stream may never end\. .*'start: probe'"):
+        small.trainer(max_steps=1).fit(classifier(num_classes=2, parts=parts), DataLoader(Stream(), 30))
 
 
 def test_features_that_cannot_be_fitted_are_told_by_their_part(tmp_path):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hybrid_lightning.distributed.sharding import set_full
 from hybrid_lightning.errors import ConfigError
 
 
@@ -62,8 +63,8 @@ class LinearVote(NamedTuple):
 def set_linear(linear: nn.Module, vote: LinearVote) -> None:
     """Makes a linear layer compute a vote."""
     assert isinstance(linear, nn.Linear)
-    linear.weight.copy_(vote.weight.T)
-    linear.bias.copy_(vote.bias)
+    set_full(linear.weight, vote.weight.T)
+    set_full(linear.bias, vote.bias)
 
 
 class LinearHead(nn.Module):

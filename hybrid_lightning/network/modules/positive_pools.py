@@ -1,4 +1,4 @@
-"""What becomes of a convolution at a bias: how often, how far and where it is above it."""
+"""What becomes of a convolution at a bias: how often, how far, where and how long it is above it."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -37,7 +37,10 @@ def pool_positives(
         elif pool == "index":
             values = _mean_index(above, times, counted) / length
         else:
-            values = _longest_stretch(above) / length
+            # where zeros pad a series, most biases and the activations there are exactly 0
+            reached = torch.empty_like(above)
+            torch.ge(activations, biases, out=reached)
+            values = _longest_stretch(reached) / length
         pooled.append(values)
     return torch.stack(pooled)
 

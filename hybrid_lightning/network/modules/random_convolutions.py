@@ -1,9 +1,7 @@
 """Features of series by convolutions that are never trained."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,30 +10,24 @@ from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, check_choice, check_number, listing
 from hybrid_lightning.network.modules.positive_pools import POOLS, pool_positives
-from hybrid_lightning.network.modules.random_rows import drawn_seed
+from hybrid_lightning.network.modules.random_kernels import (
+    KERNELS,
+    PER_BLOCK,
+    TAPS,
+    Block,
+    convolve,
+    draw_channels,
+    kernel_weights,
+    make_blocks,
+)
+from hybrid_lightning.network.modules.random_rows import RandomRows, drawn_seed, inputs_by_name
 
-_TAPS = 9
-_KERNELS = 84  # ways to choose three of nine taps
-_PER_BLOCK = _KERNELS // 2
-_MOST_DILATIONS = 32
-_MOST_CHANNELS = 9  # that one kernel sums over
 _GOLDEN_RATIO = (math.sqrt(5) + 1) / 2
 _MOST_KEPT = 1024  # training samples for the quantiles; each kernel at each dilation reads one of them
 _MOST_KEPT_VALUES = 2**24  # numbers in all samples that are kept, 64 MiB
 # Comparisons at a time: on a CPU few enough for its caches, and many enough to make up for the calls.
 _COMPARISONS_ON_CPU = 2**20
 _COMPARISONS_ELSEWHERE = 2**27  # 512 MiB for each intermediate result
-
-
-@dataclass(frozen=True)
-class _Block:
-    """The kernels of one dilation that treat the ends of the series alike."""
-
-    difference: bool  # of neighboring samples, in place of the series
-    dilation: int
-    padded: bool  # by zeros, so that there is an activation at every position
-    kernels: slice  # half of the 84
-    thresholds: int  # biases of each kernel
 
 
 class RandomConvolutions(nn.Module):
@@ -60,9 +52,11 @@ class RandomConvolutions(nn.Module):
             - ``share``: the share of positions where it is above the bias, 0 to 1 (MiniRocket);
             - ``mean``: how far it is above the bias at these positions, on average, in the unit of the series;
             - ``index``: where these positions are, on average, 0 to 1, in units of `length`;
-            - ``stretch``: the longest time that it stays above the bias, 0 to 1, in units of `length`.
+            - ``stretch``: the longest time that it does not fall below the bias, 0 to 1, in units of `length`. Equality
+              counts, so that it tells how long a series is that zeros pad, where most biases are 0, too.
 
-            All four, with `difference`, are MultiRocket. A convolution that is never above its bias gives 0.
+            All four, with `difference`, are MultiRocket. A convolution that is never above its bias has a share, a mean
+            and an index of 0.
         difference: Whether half of the features come from the differences of neighboring samples.
         seed: Of all that is drawn: the channels, and the training sample behind each bias. None follows the seed of the
             run.
@@ -97,15 +91,15 @@ class RandomConvolutions(nn.Module):
         self.seed = drawn_seed(seed)
         self.difference = difference
         views = [False, True] if difference else [False]
-        per_kernel = max(1, features // (_KERNELS * len(pool) * len(views)))
-        self._blocks: list[_Block] = []
+        per_kernel = max(1, features // (KERNELS * len(pool) * len(views)))
+        self._blocks: list[Block] = []
         for view in views:
             # differences are one shorter
-            self._blocks += _blocks(self.length - view, per_kernel, view)
-        rows = len(self._blocks) * _PER_BLOCK
-        biases = per_kernel * _KERNELS * len(views)
+            self._blocks += make_blocks(self.length - view, per_kernel, view)
+        rows = len(self._blocks) * PER_BLOCK
+        biases = per_kernel * KERNELS * len(views)
         generator = torch.Generator().manual_seed(self.seed)
-        self.register_buffer("channels", _draw_channels(rows, self.in_channels, generator))
+        self.register_buffer("channels", draw_channels(rows, self.in_channels, generator))
         self.register_buffer("biases", torch.zeros(biases))
         self.register_buffer("prepared", torch.zeros((), dtype=torch.int64))
 
@@ -157,7 +151,7 @@ class RandomConvolutions(nn.Module):
             for weight, sample in zip(weights, chosen, strict=True):
                 own, own_real = (entry[sample].unsqueeze(0) for entry in views[block.difference])
                 # over all real positions, as in the paper, also where forward leaves out the ends
-                activations, counted = _convolve(own, own_real, weight.unsqueeze(0), block.dilation, padded=True)
+                activations, counted = convolve(own, own_real, weight.unsqueeze(0), block.dilation, padded=True)
                 # multiples of the golden ratio, modulo 1, spread evenly, however many there are
                 order = torch.arange(count + 1, count + block.thresholds + 1, dtype=torch.float64)
                 count += block.thresholds
@@ -198,50 +192,45 @@ class RandomConvolutions(nn.Module):
             views[True] = series.diff(dim=2).where(real.unsqueeze(1), 0), real
         return views
 
-    def _weighted_blocks(self) -> Iterator[tuple[_Block, Tensor, Tensor]]:
+    def _weighted_blocks(self) -> Iterator[tuple[Block, Tensor, Tensor]]:
         """Each block with its weights `(kernels, 9 C)` and biases `(kernels, thresholds)`."""
-        kernels = _kernels().to(self.biases.device, self._dtype())
+        kernels = kernel_weights().to(self.biases.device, self._dtype())
         row = 0
         bias = 0
         for block in self._blocks:
-            channels = self.channels[row : row + _PER_BLOCK]
-            row += _PER_BLOCK
+            channels = self.channels[row : row + PER_BLOCK]
+            row += PER_BLOCK
             weights = channels.unsqueeze(2) * kernels[block.kernels].unsqueeze(1)
-            count = _PER_BLOCK * block.thresholds
+            count = PER_BLOCK * block.thresholds
             biases = self.biases[bias : bias + count].to(self._dtype())
             bias += count
             yield block, weights.flatten(1), biases.view(-1, block.thresholds)
 
-    def _pooled(self, series: Tensor, real: Tensor, block: _Block, weights: Tensor, biases: Tensor) -> Tensor:
+    def _pooled(self, series: Tensor, real: Tensor, block: Block, weights: Tensor, biases: Tensor) -> Tensor:
         """The features `(B, pools x kernels x thresholds)` of one block."""
-        if not block.padded and series.shape[2] <= (_TAPS - 1) * block.dilation:
+        if not block.padded and series.shape[2] <= (TAPS - 1) * block.dilation:
             return series.new_zeros(len(series), len(self.pool) * biases.numel())
-        activations, counted = _convolve(series, real, weights, block.dilation, block.padded)
+        activations, counted = convolve(series, real, weights, block.dilation, block.padded)
         pooled = pool_positives(activations, counted, biases, self.pool, self.length)
         return pooled.movedim(-1, 0).flatten(1)
 
     def _draw_samples(self, batches: Iterable[list[Any]], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Series `(N, C, L)` and where they count `(N, L)`, of samples that are drawn from all."""
-        most = max(1, min(_MOST_KEPT, _MOST_KEPT_VALUES // (self.in_channels * self.length)))
-        kept: list[tuple[float, Tensor, Tensor]] = []
+        affordable = _MOST_KEPT_VALUES // (self.in_channels * self.length)
+        sample = RandomRows(max(1, min(_MOST_KEPT, affordable)), generator, dtype=torch.float32)
         for inputs in batches:
-            given = inputs[0]
-            series, real = self._read(**given) if isinstance(given, Mapping) else self._read(*inputs)
-            # the samples with the smallest of these are a draw from all, whatever the batches
-            draws = torch.rand(len(series), generator=generator).tolist()
-            for draw, own, own_real in zip(draws, series, real, strict=True):
-                # a copy, so that the rest of the batch is not kept
-                if own_real.any():
-                    kept.append((draw, own.clone(), own_real))
-            kept.sort(key=lambda sample: sample[0])
-            del kept[most:]
+            entries = inputs_by_name(inputs, ("values", "mask"))
+            series, real = self._read(**entries)
+            # where a sample counts is one more channel of it
+            rows = torch.cat([series, real.unsqueeze(1)], dim=1)
+            sample.add(rows[real.any(1)])
+        kept = sample.rows()
         if not kept:
             raise ConfigError("no training sample has a finite value at a real position. Look at the data.", "values")
-        longest = max(len(own_real) for _, _, own_real in kept)
-        padded = [functional.pad(own, (0, longest - own.shape[1])) for _, own, _ in kept]
-        padded_real = [functional.pad(own, (0, longest - len(own))) for _, _, own in kept]
-        device = self.biases.device
-        return torch.stack(padded).to(device), torch.stack(padded_real).to(device)
+        longest = max(row.shape[1] for row in kept)
+        padded = [functional.pad(row, (0, longest - row.shape[1])) for row in kept]
+        rows = torch.stack(padded).to(self.biases.device)
+        return rows[:, :-1], rows[:, -1].bool()
 
 
 def _sizes(in_shape: Sequence[int], layout: str, length: int | None) -> tuple[int, int]:
@@ -252,9 +241,9 @@ def _sizes(in_shape: Sequence[int], layout: str, length: int | None) -> tuple[in
     channels, positions = sizes if len(sizes) == 2 else (1, sizes[0])
     check_number(channels, "in_shape", 1)
     if length is not None:
-        check_number(length, "length", _TAPS + 1)
+        check_number(length, "length", TAPS + 1)
         return channels, length
-    if positions <= _TAPS:
+    if positions <= TAPS:
         other = "channels" if layout == "steps" else "steps"
         raise ConfigError(
             f"{positions} positions are fewer than 10. Pad the series, with a mask; or write 'layout: {other}' if the "
@@ -272,41 +261,6 @@ def _check_arguments(features: int, pool: Sequence[str]) -> None:
         check_choice(name, "pool", POOLS, "pool")
 
 
-def _blocks(length: int, per_kernel: int, difference: bool) -> list[_Block]:
-    """All kernels at all dilations, such that each has `per_kernel` biases, for series `(..., length)`."""
-    steps = min(per_kernel, _MOST_DILATIONS)
-    largest = math.log2((length - 1) / (_TAPS - 1))
-    thresholds: dict[int, int] = {}
-    for index in range(per_kernel):
-        exponent = largest * (index % steps) / max(steps - 1, 1)
-        # exponents are spread evenly, so small dilations come several times
-        dilation = int(2**exponent)
-        thresholds[dilation] = thresholds.get(dilation, 0) + 1
-    blocks = []
-    for index, (dilation, count) in enumerate(sorted(thresholds.items())):
-        # every other kernel is padded, the others at the next dilation
-        for first, padded in ((index % 2, True), (1 - index % 2, False)):
-            kernels = slice(first, None, 2)
-            blocks.append(_Block(difference, dilation, padded, kernels, count))
-    return blocks
-
-
-def _kernels() -> Tensor:
-    """`(84, 9)`: weight 2 at three taps, in all ways, and -1 at the others."""
-    chosen = torch.tensor(list(combinations(range(_TAPS), 3)))
-    return torch.full((len(chosen), _TAPS), -1.0).scatter(1, chosen, 2.0)
-
-
-def _draw_channels(rows: int, channels: int, generator: torch.Generator) -> Tensor:
-    """Which channels each of the rows sums over, 0 or 1 `(rows, channels)`; small numbers of them are more likely."""
-    most = min(channels, _MOST_CHANNELS)
-    exponents = torch.rand(rows, 1, generator=generator) * math.log2(most + 1)
-    counts = (2**exponents).long().clamp(max=most)
-    order = torch.rand(rows, channels, generator=generator).argsort(1)
-    # not bool, which gloo does not send
-    return (order.argsort(1) < counts).to(torch.uint8)
-
-
 def _chunks(series: Tensor, real: Tensor, biases: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
     """As many samples as are compared with all biases `(kernels, thresholds)` at a time, and where they count."""
     # a program that is traced for any number of samples cannot cut them
@@ -315,34 +269,6 @@ def _chunks(series: Tensor, real: Tensor, biases: Tensor) -> Iterable[tuple[Tens
     most = _COMPARISONS_ON_CPU if series.device.type == "cpu" else _COMPARISONS_ELSEWHERE
     size = max(1, most // (biases.numel() * series.shape[2]))
     return zip(torch.split(series, size), torch.split(real, size), strict=True)
-
-
-def _convolve(series: Tensor, real: Tensor, weights: Tensor, dilation: int, padded: bool) -> tuple[Tensor, Tensor]:
-    """Activations `(kernels, B, positions)`, -inf where they do not count, and bool `(B, positions)`, where they do.
-
-    `series` is `(B, C, L)`, `real` `(B, L)`, `weights` `(kernels, 9 C)`.
-    """
-    span = (_TAPS - 1) * dilation + 1
-    if padded:
-        series = functional.pad(series, (span // 2, span // 2))
-        counted = real
-    else:
-        counted = _whole(real, dilation)
-    taps = series.unfold(2, span, 1)[..., ::dilation].permute(1, 3, 0, 2)
-    # one more row of weight 1 makes -inf of what does not count, in the same product
-    columns = torch.cat([taps.flatten(0, 1), series.new_zeros(1, *counted.shape).masked_fill(~counted, -math.inf)])
-    weights = functional.pad(weights, (0, 1), value=1.0)
-    activations = weights @ columns.flatten(1)
-    return activations.view(len(weights), *counted.shape), counted
-
-
-def _whole(real: Tensor, dilation: int) -> Tensor:
-    """Where all taps of a kernel lie on what is real `(B, L)`, `(B, positions)`."""
-    positions = real.shape[1] - (_TAPS - 1) * dilation
-    whole = real[:, :positions]
-    for tap in range(1, _TAPS):
-        whole = whole & real[:, tap * dilation : tap * dilation + positions]
-    return whole
 
 
 def _quantiles(values: Tensor, levels: Tensor) -> Tensor:

@@ -240,7 +240,8 @@ class RandomConvolutions2d(nn.Module):
             ConfigError: If there is no image, or a pixel is not finite.
         """
         # another stream of random numbers than that of the filters
-        sample = RandomRows(IMAGES, self.seed + 1, KEPT_VALUES)
+        choice = torch.Generator().manual_seed(self.seed + 1)
+        sample = RandomRows(IMAGES, choice, KEPT_VALUES)
         for inputs in batches:
             images = inputs_by_name(inputs, ("images",))["images"]
             self._check_images(images)

@@ -106,7 +106,8 @@ class RandomFourierFeatures(nn.Module):
         """
         moments = _Moments(self.in_features)
         # another stream of random numbers than that of the directions
-        sample = RandomRows(SAMPLE, self.seed + 1)
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        sample = RandomRows(SAMPLE, generator)
         for inputs in batches:
             entries = inputs_by_name(inputs, ("numeric", "categorical"))
             rows = self._checked(**entries)

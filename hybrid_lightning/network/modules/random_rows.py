@@ -14,20 +14,28 @@ def drawn_seed(seed: int | None) -> int:
 class RandomRows:
     """A uniform random sample, of a bounded size, of rows that come in batches of any size.
 
-    Each row draws a number, and the rows with the smallest numbers stay. So the sample depends on the seed and on the
-    order of the rows, not on how they are cut into batches.
+    Each row draws a number, and the rows with the smallest numbers stay. So the sample depends on the generator and on
+    the order of the rows, not on how they are cut into batches.
 
     Args:
         count: Rows to keep at most.
-        seed: Seed of the choice.
+        generator: Of the choice.
         values: Numbers in all kept rows together, at most, if all were as large as the largest; one row is kept in any
             case. None is no limit.
+        dtype: Of the numbers that rows draw; another one chooses other rows.
     """
 
-    def __init__(self, count: int, seed: int, values: int | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        generator: torch.Generator,
+        values: int | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
         self.count = count
         self.values = values
-        self._generator = torch.Generator().manual_seed(seed)
+        self.dtype = dtype
+        self._generator = generator
         self._kept: list[tuple[float, Tensor]] = []
 
     def add(self, rows: Tensor) -> None:
@@ -38,7 +46,7 @@ class RandomRows:
             size = max(1, rows[0].numel())
             affordable = max(1, self.values // size)
             self.count = min(self.count, affordable)
-        draws = torch.rand(len(rows), dtype=torch.float64, generator=self._generator)
+        draws = torch.rand(len(rows), dtype=self.dtype, generator=self._generator)
         limit = 1.0
         if len(self._kept) >= self.count:
             limit, _ = self._kept[-1]

@@ -52,14 +52,14 @@ def by_hand(module: RandomConvolutions, series: torch.Tensor) -> list[list[float
 
 
 def pools(above: torch.Tensor, length: int) -> list[float]:
+    longest = run = 0
+    for one in (above >= 0).tolist():
+        run = run + 1 if one else 0
+        longest = max(longest, run)
     positive = above > 0
     where = positive.nonzero()[:, 0].float()
     if not len(where):
-        return [0.0] * 4
-    longest = run = 0
-    for one in positive.tolist():
-        run = run + 1 if one else 0
-        longest = max(longest, run)
+        return [0.0, 0.0, 0.0, longest / length]
     share = positive.float().mean().item()
     return [share, above[positive].mean().item(), (where.mean().item() + 1) / length, longest / length]
 

@@ -4,7 +4,7 @@ from hybrid_lightning.network.modules.random_rows import RandomRows, inputs_by_n
 
 
 def kept(rows, count, chunk, seed=0, values=None):
-    sample = RandomRows(count, seed, values)
+    sample = RandomRows(count, torch.Generator().manual_seed(seed), values)
     for part in rows.split(chunk):
         sample.add(part)
     return torch.stack(sample.rows())
@@ -27,7 +27,7 @@ def test_every_row_is_as_likely_as_another():
 
 def test_fewer_rows_than_wanted_all_stay():
     assert sorted(kept(torch.arange(7), 10, 3).tolist()) == list(range(7))
-    assert RandomRows(10, 0).rows() == []
+    assert RandomRows(10, torch.Generator()).rows() == []
 
 
 def test_large_rows_are_fewer_and_at_least_one_stays():
@@ -37,7 +37,7 @@ def test_large_rows_are_fewer_and_at_least_one_stays():
 
 def test_kept_rows_do_not_share_memory_with_their_batch():
     batch = torch.zeros(4, 2)
-    sample = RandomRows(4, 0)
+    sample = RandomRows(4, torch.Generator())
     sample.add(batch)
     batch.fill_(1)
     assert torch.stack(sample.rows()).sum() == 0

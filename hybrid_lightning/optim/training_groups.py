@@ -1,0 +1,102 @@
+"""Optimizer steps that cost nothing for what is frozen: the groups that train are found once and stepped together."""
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.optim import LBFGS, Adam, AdamW, Optimizer
+
+Group = dict[str, Any]
+
+
+class TrainingGroups:
+    """The param groups of an optimizer in which something trains or has a gradient, in their order.
+
+    It is out of date once a parameter of another group trains.
+    """
+
+    def __init__(self, every: list[Group]) -> None:
+        self._every = every
+        self._count = len(every)
+        self.groups: list[Group] = []
+        self._frozen: list[nn.Parameter] = []
+        for group in every:
+            parameters = group["params"]
+            if any(parameter.requires_grad or parameter.grad is not None for parameter in parameters):
+                self.groups.append(group)
+            else:
+                self._frozen += parameters
+
+    def is_current(self, every: list[Group]) -> bool:
+        """Whether the groups that the optimizer has now are these, and those that were frozen still are."""
+        # restoring a state replaces the list
+        if every is not self._every or len(every) != self._count:
+            return False
+        return not any(parameter.requires_grad for parameter in self._frozen)
+
+
+_FOUND: WeakKeyDictionary[Optimizer, TrainingGroups] = WeakKeyDictionary()
+
+
+def training_groups(optimizer: Optimizer) -> TrainingGroups:
+    """The groups of an optimizer that train now: the same object for as long as no other group does."""
+    found = _FOUND.get(optimizer)
+    if found is None or not found.is_current(optimizer.param_groups):
+        found = TrainingGroups(optimizer.param_groups)
+        _FOUND[optimizer] = found
+    return found
+
+
+def step_what_trains(optimizer: Optimizer) -> None:
+    """Makes an optimizer of torch step the groups that train alone, Adam and AdamW those of equal options at once.
+
+    Weights and state become what they would be, bit by bit. Hooks of the step see the groups as they are stepped.
+    """
+    # what another one does with its groups is unknown, and LBFGS calls its closure several times
+    if type(optimizer).__module__.startswith("torch.optim") and not isinstance(optimizer, LBFGS):
+        optimizer.step = MethodType(_step, optimizer)  # type: ignore[method-assign]
+        optimizer.zero_grad = MethodType(_zero_grad, optimizer)  # type: ignore[method-assign]
+
+
+def _step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+    loss = None
+    if closure is not None:
+        # first, because it has to see all groups
+        with torch.enable_grad():
+            loss = closure()
+    every = optimizer.param_groups
+    stepped = training_groups(optimizer).groups
+    # states are made in the order of the groups; SGD cannot step parameters with and without one together
+    have_states = all(group["params"][0] in optimizer.state for group in stepped)
+    if have_states and type(optimizer) in (Adam, AdamW):
+        stepped = _merged(stepped, optimizer.defaults)
+    optimizer.param_groups = stepped
+    try:
+        type(optimizer).step(optimizer)
+    finally:
+        optimizer.param_groups = every
+    return loss
+
+
+def _merged(groups: list[Group], options: dict[str, Any]) -> list[Group]:
+    """One group for all that have the same `options`, such as the rate and the decay of this step."""
+    merged: dict[tuple[Any, ...], Group] = {}
+    for group in groups:
+        values = tuple([group[name] for name in options])
+        if values in merged:
+            merged[values]["params"] += group["params"]
+        else:
+            merged[values] = {**group, "params": [*group["params"]]}
+    return list(merged.values())
+
+
+def _zero_grad(optimizer: Optimizer, set_to_none: bool = True) -> None:
+    if not set_to_none:
+        type(optimizer).zero_grad(optimizer, set_to_none=False)
+        return
+    for group in training_groups(optimizer).groups:
+        for parameter in group["params"]:
+            parameter.grad = None

@@ -1,0 +1,141 @@
+import pytest
+import torch
+from torch import nn
+
+from hybrid_lightning.optim.groups import named_param_groups
+from hybrid_lightning.optim.training_groups import step_what_trains, training_groups
+
+OPTIMIZERS = ["AdamW", "AdamW fused", "AdamW foreach", "Adam", "SGD", "SGD fused", "NAdam", "RMSprop", "Adagrad"]
+
+
+def network():
+    torch.manual_seed(0)
+    parts = {name: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)) for name in ("tower", "other", "third")}
+    return nn.ModuleDict(parts)
+
+
+def groups_of(module, **options):
+    return named_param_groups(module, {name: name for name in module}, lr=0.1, **options)
+
+
+def loss_of(module):
+    x = torch.linspace(-1, 1, 12).view(4, 3)
+    return sum(part(x).square().mean() for part in module.values())
+
+
+def trained(name, patched, steps=4):
+    module = network()
+    module["tower"].requires_grad_(False)
+    name, _, option = name.partition(" ")
+    options = {"SGD": {"momentum": 0.9}}.get(name, {}) | ({option: True} if option else {})
+    optimizer = getattr(torch.optim, name)(groups_of(module), lr=0.1, **options)
+    if patched:
+        step_what_trains(optimizer)
+    for step in range(steps):
+        if step == 2:
+            module["tower"].requires_grad_(True)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_of(module)
+            loss.backward()
+            return loss
+
+        loss = optimizer.step(closure)
+    return module, optimizer, loss
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_and_state_are_those_of_the_plain_optimizer_bit_by_bit(name):
+    plain, patched = trained(name, patched=False), trained(name, patched=True)
+    assert torch.equal(plain[2], patched[2])
+    for one, other in zip(plain[0].parameters(), patched[0].parameters(), strict=True):
+        assert torch.equal(one, other)
+    before, after = plain[1].state_dict(), patched[1].state_dict()
+    assert before["param_groups"] == after["param_groups"]
+    assert list(before["state"]) == list(after["state"])
+    for key, state in before["state"].items():
+        for word, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(after["state"][key][word]))
+
+
+def test_groups_of_equal_options_are_stepped_at_once_and_frozen_ones_not_at_all():
+    module = network()
+    module["tower"].requires_grad_(False)
+    optimizer = torch.optim.AdamW(groups_of(module), lr=0.1)
+    stepped = []
+    optimizer.register_step_pre_hook(
+        lambda opt, args, kwargs: stepped.append([len(g["params"]) for g in opt.param_groups])
+    )
+    step_what_trains(optimizer)
+    every = optimizer.param_groups
+    loss_of(module).backward()
+    optimizer.step()
+    optimizer.step()
+    assert stepped == [[2, 2, 2, 2], [4, 4]], "other and third, with decay and without, once they have states"
+    optimizer.param_groups[-1]["lr"] *= 2
+    optimizer.step()
+    assert stepped[-1] == [4, 2, 2]
+    assert optimizer.param_groups is every
+
+
+def test_a_closure_sees_all_groups_and_an_error_in_a_step_leaves_them():
+    module = network()
+    module["tower"].requires_grad_(False)
+    optimizer = torch.optim.SGD(groups_of(module), lr=0.1)
+    step_what_trains(optimizer)
+    seen = []
+    optimizer.step(lambda: seen.append(len(optimizer.param_groups)))
+    assert seen == [6]
+    optimizer.register_step_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step()
+    assert len(optimizer.param_groups) == 6
+
+
+def test_they_are_found_anew_when_something_unfreezes_or_a_state_is_restored():
+    module = network()
+    module["tower"].requires_grad_(False)
+    optimizer = torch.optim.SGD(groups_of(module), lr=0.1)
+    found = training_groups(optimizer)
+    assert [group["part"] for group in found.groups] == ["other", "other", "third", "third"]
+    assert training_groups(optimizer) is found
+    module["tower"][2].bias.requires_grad_(True)
+    assert training_groups(optimizer).groups[0]["name"] == "tower/no_decay"
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert training_groups(optimizer).groups[0] is optimizer.param_groups[1]
+
+
+def test_gradients_are_cleared_also_of_what_has_been_frozen_since():
+    module = network()
+    optimizer = torch.optim.SGD(groups_of(module), lr=0.1)
+    step_what_trains(optimizer)
+    loss_of(module).backward()
+    module["other"].requires_grad_(False)
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in module.parameters())
+    loss_of(module).backward()
+    optimizer.zero_grad(set_to_none=False)
+    assert not module["third"][0].weight.grad.any()
+
+
+def test_an_optimizer_of_somebody_else_and_lbfgs_stay_as_they_are():
+    class Own(torch.optim.SGD):
+        pass
+
+    for kind in (Own, torch.optim.LBFGS):
+        optimizer = kind([nn.Parameter(torch.ones(1))], lr=0.1)
+        step_what_trains(optimizer)
+        assert "step" not in vars(optimizer)
+
+
+def test_a_single_parameter_in_the_middle_of_a_frozen_group_is_stepped_once_it_trains():
+    module = network().requires_grad_(False)
+    optimizer = torch.optim.SGD([{"params": list(module.parameters()), "name": "all"}], lr=0.1)
+    step_what_trains(optimizer)
+    assert training_groups(optimizer).groups == []
+    middle = module["other"][0].bias.requires_grad_(True)
+    before = middle.detach().clone()
+    loss_of(module).backward()
+    optimizer.step()
+    assert not torch.equal(middle, before)
