@@ -16,6 +16,10 @@ RENAMED = {
 """Former name of an option or of a choice → its name now, for messages and for older checkpoints."""
 
 
+_CONTROLS = {chr(number) for number in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""Characters that move the cursor, ring, or turn the direction of a text around."""
+
+
 class ConfigError(ValueError):
     """A setting is wrong; the message says where, what was given, what is possible and what to do.
 
@@ -114,6 +118,8 @@ def check_number(value: Any, place: str, low: float, high: float | None = None, 
 
 def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], right: Iterable[str] = ()) -> str:
     """Rows as an aligned text table with a header."""
+    # a line end in a cell would make another row
+    rows = [{name: printable(cell).replace("\n", "\\n") for name, cell in row.items()} for row in rows]
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
 
     def line(row: Mapping[str, str]) -> str:
@@ -124,8 +130,25 @@ def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], righ
     return "\n".join([line({column: column for column in columns}), rule, *map(line, rows)])
 
 
+@contextmanager
+def writing(path: object, remedy: str) -> Iterator[None]:
+    """Turns an OSError that is raised inside into a `ConfigError` with the path, the cause and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror or error}. {remedy}") from error
+
+
+def printable(text: str) -> str:
+    """A text whose control characters, which could steer a terminal, are written as escapes; lines stay lines."""
+    shown = [
+        character if character in "\n\t" or character not in _CONTROLS else repr(character)[1:-1] for character in text
+    ]
+    return "".join(shown)
+
+
 def shortened(message: str) -> str:
-    """The first ten lines of a message, each of bounded length."""
-    kept = [line.rstrip()[:1000] for line in message.strip().splitlines() if line.strip()]
+    """The first ten lines of a message, each of bounded length, without control characters."""
+    kept = [line.rstrip()[:1000] for line in printable(message).strip().split("\n") if line.strip()]
     more = [f"... ({len(kept) - 10} more lines)"] if len(kept) > 10 else []
     return "\n".join(kept[:10] + more)

@@ -3,11 +3,28 @@
 import csv
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".part"  # what a file's name ends with while it is being written
+
+
+def is_regular_file(path: str | Path) -> bool:
+    """Whether a file is there that ends: no folder, pipe, socket or device; False for a name that no file can have."""
+    try:
+        return stat.S_ISREG(Path(path).stat().st_mode)
+    except (OSError, ValueError):  # such as a name of more than 255 letters, or one with a zero byte
+        return False
+
+
+def exists(path: str | Path) -> bool:
+    """Whether something is there; False for a name that no file can have."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -17,7 +34,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     # the block nothing is left.
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
         with temporary.open("r+b") as file:

@@ -86,6 +86,12 @@ def restart_within_validation(trainer: Trainer) -> None:
     trainer.fit_loop.epoch_loop.val_loop._restart_stage = ValidationStage.RESTARTED_MID_EVALUATION
 
 
+def is_restoring(trainer: Trainer) -> bool:
+    """Whether a checkpoint has been read, and not all of it has been restored."""
+    # what fails then fails because of the file (2.6 forgets it at the end of restoring alone)
+    return bool(trainer._checkpoint_connector._loaded_checkpoint)
+
+
 # Data
 
 

@@ -1,6 +1,19 @@
 import pytest
 
-from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number, listing, reason, unknown
+from hybrid_lightning.errors import (
+    ConfigError,
+    at,
+    check_choice,
+    check_keys,
+    check_number,
+    format_table,
+    listing,
+    printable,
+    reason,
+    shortened,
+    unknown,
+    writing,
+)
 
 
 def test_an_unknown_name_is_reported_with_place_the_closest_and_all_possible_ones():
@@ -65,3 +78,30 @@ def test_the_reason_of_another_error_is_one_sentence_of_whole_words():
     long = reason(ValueError("some words " * 60))
     assert len(long) <= 302
     assert long.endswith(" words …")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[2Jb", "a\\x1b[2Jb"),
+        ("ring\x07", "ring\\x07"),
+        ("back\rover", "back\\rover"),
+        ("turned \u202e around", "turned \\u202e around"),
+        ("\x9b1m", "\\x9b1m"),
+        ("Größe, 大きさ\n\tnext line", "Größe, 大きさ\n\tnext line"),
+    ],
+)
+def test_what_could_steer_a_terminal_is_printed_as_an_escape(text, shown):
+    assert printable(text) == shown
+    assert shortened(text).splitlines() == [line.rstrip() for line in shown.split("\n")]
+
+
+def test_a_cell_with_a_line_end_stays_in_its_row():
+    table = format_table([{"name": "a\nb\x1b"}], ["name"])
+    assert table.splitlines()[-1] == "a\\nb\\x1b"
+
+
+def test_a_failed_write_says_where_why_and_what_to_do():
+    message = r"^'a/b' cannot be written: No space left on device\. Make room\.$"
+    with pytest.raises(ConfigError, match=message), writing("a/b", "Make room."):
+        raise OSError(28, "No space left on device")

@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from hybrid_lightning.files import TEMPORARY, remove_leftovers, whole_file
+from hybrid_lightning.files import TEMPORARY, exists, is_regular_file, remove_leftovers, whole_file
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path):
@@ -20,6 +22,17 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
         write_half(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_what_ends_is_a_regular_file(tmp_path):
+    (tmp_path / "a").touch()
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    regular = {name: is_regular_file(tmp_path / name) for name in ("a", "link", "zero", "pipe", "gone", ".", "x" * 300)}
+    assert [name for name, found in regular.items() if found] == ["a", "link"]
+    there = {name: exists(tmp_path / name) for name in ("a", "pipe", "gone", "x" * 300, "a\0b")}
+    assert [name for name, found in there.items() if found] == ["a", "pipe"]
 
 
 def write_half(path):

@@ -31,6 +31,7 @@ KNOW_LIGHTNING = {
     *("unfreezing.gradual_unfreezing", "unfreezing.reestimate_statistics"),
     *(
         "resume.exact_resume",
+        "resume.saved_fit",
         "resume.replay",
         "resume.last_checkpoint",
         "resume.atomic_checkpoint_io",
@@ -38,7 +39,7 @@ KNOW_LIGHTNING = {
     ),
     *("gradients.step", "gradients.gradient_clipping", "gradients.gradient_norm_monitor"),
     *("cache.frozen_feature_cache", "cache.filling", "cache.splits", "cache.decision"),
-    *("cache.boundaries", "cache.choices", "cache.ranks", "cache.verification"),
+    *("cache.boundaries", "cache.choices", "cache.fingerprints", "cache.ranks", "cache.verification"),
     *("gradients.skipping", "gradients.non_finite_gradients", "gradients.spike_guard"),
 }
 """The files that import Lightning, beside those of whole rooms."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, model_parallel
@@ -35,6 +36,7 @@ from hybrid_lightning.lightning_private import (
     forget_restart,
     hands_out_iterator,
     is_local,
+    is_restoring,
     loaders_to_read,
     log_train_step,
     logged_steps,
@@ -600,3 +602,22 @@ def test_write_count_changes_with_each_write_to_a_tensor():
     assert write_count(tensor) != before
     with torch.inference_mode():
         assert write_count(torch.zeros(2)) == 0
+
+
+def test_is_restoring_until_all_of_a_checkpoint_is_restored(tmp_path):
+    class Asked(pl.Callback):
+        def __init__(self):
+            self.answers = []
+
+        def on_load_checkpoint(self, run, *_: Any):
+            self.answers.append(is_restoring(run))
+
+        def on_train_start(self, run, *_: Any):
+            self.answers.append(is_restoring(run))
+
+    run = trainer(max_epochs=1)
+    run.fit(module := BoringModel())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    asked = Asked()
+    trainer(max_epochs=2, callbacks=[asked]).fit(module, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert asked.answers == [True, False]

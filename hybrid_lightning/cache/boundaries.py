@@ -209,11 +209,29 @@ def check_boundary(
         with computing(trainer, network, split):
             inputs = _inputs(trainer, pl_module, network, split, name, size)
             gap, allowed = _gap(trainer, network, place, inputs, in_modes)
-        if gap > allowed:
-            raise CannotCacheError(
-                f"run from {place} on it differs from a live forward by {gap:.2g} of the largest value, more than "
-                f"{allowed:.2g}, as what follows reads something else, too"
-            )
+            if gap > allowed:
+                raise CannotCacheError(
+                    f"run from {place} on it differs from a live forward by {gap:.2g} of the largest value, more than "
+                    f"{allowed:.2g}, as what follows reads something else, too"
+                )
+            if in_modes is own:
+                _check_backward(network, place, inputs)
+
+
+def _check_backward(network: HybridNetwork, place: str, inputs: list[Any]) -> None:
+    """`CannotCacheError` if a backward pass runs the start again, as one of checkpointed activations does."""
+    module, cut = network.parts[part_of(place)], network.short_circuits[place]
+    kept = cut.capture(module, inputs)
+    with torch.enable_grad():
+        returned = tensors_in_tree(cut.run(module, kept))
+    outputs = [tensor for tensor in returned if tensor.requires_grad]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    ones = [torch.ones_like(tensor) for tensor in outputs]
+    # not `backward`, which would add to gradients and tell other ranks
+    found = torch.autograd.grad(outputs, trained, ones, allow_unused=True) if outputs else ()
+    for gradient in found:
+        if gradient is not None and not gradient.isfinite().all():
+            raise CannotCacheError(f"run from {place} on it has no finite gradients, as activations are checkpointed")
 
 
 def _gap(

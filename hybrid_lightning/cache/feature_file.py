@@ -4,7 +4,6 @@ A mapped file is locked for as long as its tensor lives, in any process, so that
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -18,6 +17,11 @@ import torch
 from torch import Tensor
 
 from hybrid_lightning.cache.fingerprints import bytes_of
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where a file that is mapped cannot be deleted anyway
+    fcntl = None  # type: ignore[assignment]
 
 _ABOUT = 512  # bytes at the end of a file
 _BLOCK = 2**24  # bytes
@@ -87,8 +91,9 @@ def remove_unused(folder: Path, pattern: str) -> None:
     for path in folder.glob(pattern):
         # in use, gone by now, or on a disk that knows no locks
         with contextlib.suppress(OSError), path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def _mapped(
@@ -102,7 +107,8 @@ def _mapped(
         return torch.zeros(tuple(shape), dtype=dtype)
     with contextlib.suppress(OSError):
         # what is mapped keeps the file open, and with it the lock
-        fcntl.flock(file, fcntl.LOCK_SH)
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_SH)
     values = mmap.mmap(file.fileno(), count * dtype.itemsize, access=access)
     flat = torch.frombuffer(values, dtype=dtype, count=count)
     return flat.view(tuple(shape))

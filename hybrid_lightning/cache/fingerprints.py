@@ -70,7 +70,9 @@ def own_tensors(network: HybridNetwork, place: str) -> dict[str, Tensor]:
     found: dict[str, Tensor] = dict(module.named_parameters())
     found.update(module.named_buffers())
     if is_inside(place):
-        found = {own: found[own] for own in network.short_circuits[place].tensors}
+        names = network.short_circuits[place].tensors
+        # somebody may have given a tensor another name since, such as by pruning it
+        found = {own: found[own] for own in names if own in found}
     if name in network.scales:
         scale = network.scales[name]
         for own, buffer in scale.named_buffers():
@@ -115,25 +117,26 @@ def part_fingerprint(network: HybridNetwork, place: str) -> str:
 
 
 class WatchedTensors:
-    """Weights and buffers of which is noticed when somebody changes them, or replaces their memory."""
+    """Weights and buffers of which is noticed when somebody changes them, or puts others in their place."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
-        self._written = self._writes()
+        self._written = _writes(tensors)
         self._digest = digest(tensors)
 
-    def have_same_values(self) -> bool:
-        """Whether they hold what they held when they were given."""
-        written = self._writes()
+    def have_same_values(self, tensors: list[Tensor]) -> bool:
+        """Whether those that a module has now hold what was given."""
+        written = _writes(tensors)
         if written == self._written:
             return True
         # such as by DDP, which sends buffers in every step
         self._written = written
-        return digest(self.tensors) == self._digest
+        return digest(tensors) == self._digest
 
-    def _writes(self) -> list[tuple[int, int]]:
-        """Numbers that another write changes."""
-        return [(tensor.data_ptr(), write_count(tensor)) for tensor in own_shares(self.tensors)]
+
+def _writes(tensors: list[Tensor]) -> list[tuple[int, int]]:
+    """Numbers that another write changes."""
+    return [(tensor.data_ptr(), write_count(tensor)) for tensor in own_shares(tensors)]
 
 
 def random_state() -> str:

@@ -149,7 +149,7 @@ class FrozenFeatureCache(FitCallback):
         # an epoch that goes on is served as it was before
         only = (saved or []) if position(trainer) else None
         trains = training_parameters(trainer)
-        if self._is_unchanged(trainer, trains) and only is None:
+        if self._is_unchanged(trainer, network, trains) and only is None:
             return
         was_served = bool(self.serving)
         self._stop()
@@ -159,10 +159,10 @@ class FrozenFeatureCache(FitCallback):
         if was_served or self.serving:
             self._renew_iterator(trainer)
 
-    def _is_unchanged(self, trainer: Trainer, trains: set[nn.Parameter]) -> bool:
+    def _is_unchanged(self, trainer: Trainer, network: HybridNetwork, trains: set[nn.Parameter]) -> bool:
         """Whether all is as when it was decided what to serve."""
         is_same = self._seen == (trains, trainer.train_dataloader, trainer.val_dataloaders)
-        is_same = is_same and self._watched.have_same_values()
+        is_same = is_same and self._watched.have_same_values(tensors_of(network, self.serving))
         for split in self._splits if is_same else ():
             # a dataset may depend on the epoch
             is_same = is_same and samples_hash(trainer, split) == self._samples[split.name]

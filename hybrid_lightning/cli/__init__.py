@@ -1,5 +1,6 @@
 """The command line: ``main``. Lightning is imported only when a command runs."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -54,10 +55,21 @@ def _run(words: list[str]) -> int:
                 run_with_setup(words)
             else:
                 command.function()(words[1:])
+            sys.stdout.flush()  # so that a closed pipe is told here
     except (ConfigError, MisconfigurationException) as error:
         if os.environ.get("HYBRID_LIGHTNING_TRACEBACK"):
             raise
         print(f"error: {shortened(str(error))}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # nothing more can be printed, not even at the end of the process
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(
+            "error: standard output was closed by its reader, so the command has ended. What a fit has saved is whole: "
+            "go on with --resume auto, and write the output to a file.",
+            file=sys.stderr,
+        )
         return 2
     except SIGTERMException as error:
         return int(error.code or 0)

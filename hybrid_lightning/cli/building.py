@@ -18,6 +18,7 @@ from hybrid_lightning.cli.metrics_table import RunLogger
 from hybrid_lightning.cli.parser import Parsed, parse
 from hybrid_lightning.cli.parser_errors import cause_of, explained
 from hybrid_lightning.cli.run_folder import Run, RunConfig, newest_checkpoint, run_to_continue
+from hybrid_lightning.cli.same_on_ranks import SameOnRanks
 from hybrid_lightning.cli.tables import check_output
 from hybrid_lightning.errors import ConfigError, check_number
 from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
@@ -50,13 +51,17 @@ def run_with_setup(words: Sequence[str]) -> None:
     arguments = {name: setup.options[name] for name in flags}
     if "ckpt_path" in arguments:
         arguments["ckpt_path"] = setup.checkpoint
-    function(setup, **arguments)
+    try:
+        function(setup, **arguments)
+    finally:
+        if setup.continued and setup.continued.lock:
+            setup.continued.lock.release()
 
 
 def build(parsed: Parsed) -> Setup:
     """Makes what a command works with; what could be wrong without model and data is checked before."""
     command, config, parser = parsed
-    if config.name in ("", ".", "..") or Path(config.name).name != config.name:
+    if config.name in ("", ".", "..") or Path(config.name).name != config.name or not config.name.isprintable():
         problem = f"{config.name!r} is not the name of one folder below runs/. Choose one without slashes."
         raise ConfigError(problem, "name")
     check_number(config.trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches", low=1)
@@ -75,8 +80,12 @@ def build(parsed: Parsed) -> Setup:
         setup = Setup(options.model, options.data, trainer, options, checkpoint, continued)
         if saved is not None:
             _follow_checkpoint(command, setup, saved)
-    except (ValueError, TypeError, OSError) as error:
-        raise cause_of(error) or ConfigError(explained(str(error))) from error
+    except BaseException as error:
+        if continued and continued.lock:
+            continued.lock.release()
+        if isinstance(error, ValueError | TypeError | OSError):
+            raise cause_of(error) or ConfigError(explained(str(error))) from error
+        raise
     return setup
 
 
@@ -191,6 +200,9 @@ def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None) -> 
     has_checkpoint_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
     if not has_checkpoint_io:
         plugins.append(AtomicCheckpointIO())
+    if parsed.command == "fit":
+        # the first of all, because others wait for the other ranks
+        callbacks.insert(0, SameOnRanks(vars(parsed.config.clone().as_flat())))
     has_folder = parsed.command in _WITH_RUN_FOLDER
     if has_folder and not settings["fast_dev_run"]:
         callbacks.append(RunConfig(parsed.parser.dump(parsed.config, skip_none=False)))
@@ -210,9 +222,9 @@ def _as_list(value: Any) -> list[Any]:
 
 def _make_loggers(config: Namespace, given: Any, continued: Run | None) -> list[Logger]:
     """The table ``runs/<name>/<version>/metrics.csv``, and beside it the loggers of the config."""
-    runs, version, step = runs_folder(config), None, 0
+    runs, version, step, rows = runs_folder(config), None, 0, 0
     if continued:
-        runs, version, step = continued.folder.parent, continued.folder.name, continued.step
+        runs, version, step, rows = continued.folder.parent, continued.folder.name, continued.step, continued.rows
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -222,7 +234,7 @@ def _make_loggers(config: Namespace, given: Any, continued: Run | None) -> list[
             "trainer.default_root_dir",
         ) from error
     # the first logger: Lightning puts checkpoints into its folder
-    table = RunLogger(runs.parent, runs.name, version, first_step=step)
+    table = RunLogger(runs.parent, runs.name, version, first_step=step, kept=rows)
     if isinstance(given, Logger | list):
         return [table, *_as_list(given)]
     if not find_spec("tensorboard"):

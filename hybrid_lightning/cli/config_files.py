@@ -2,18 +2,22 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from hybrid_lightning.errors import ConfigError, at, check_keys
+from hybrid_lightning.errors import ConfigError, at, check_keys, reason
+from hybrid_lightning.files import exists, is_regular_file
 from hybrid_lightning.gradients import clipping_rule
 from hybrid_lightning.optim.factory import torch_classes
 from hybrid_lightning.tasks.losses import LOSSES
 from hybrid_lightning.unfreezing import schedule
+
+_MOST_NODES = 100_000  # values of a config with its aliases written out
+_LARGEST = 16 * 2**20  # bytes
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,19 +40,48 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(text: str) -> Any:
-    """The content of a YAML text."""
-    return yaml.load(text, _Loader)
+    """The content of a YAML text; whatever is wrong with it is a `YAMLError`."""
+    try:
+        _check_size(yaml.compose(text, _Loader))
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except Exception as error:  # PyYAML raises any for a date, number or flag that is none
+        raise yaml.YAMLError(f"it holds a value that cannot be read: {reason(error)}") from None
+
+
+def _check_size(root: yaml.Node | None) -> None:
+    """Raises `YAMLError` if aliases would make a text much larger than it is, or endless."""
+    sizes: dict[int, int] = {}  # of a node with all below it, by its identity; 0 while it is counted
+
+    def size_of(node: yaml.Node | None) -> int:
+        if not isinstance(node, yaml.CollectionNode):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            children = node.value if isinstance(node, yaml.SequenceNode) else chain.from_iterable(node.value)
+            sizes[id(node)] = 1 + sum(map(size_of, children))
+        if not sizes[id(node)]:
+            raise yaml.YAMLError("an alias stands within what it names")
+        return sizes[id(node)]
+
+    if size_of(root) > _MOST_NODES:
+        raise yaml.YAMLError(f"with its aliases it holds more than {_MOST_NODES} values")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """One YAML file as a dict; relative paths of weights that exist beside the file become absolute."""
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"--config: there is no file {str(path)!r}.")
+    if not is_regular_file(path):
+        raise ConfigError(f"--config: there is no file {str(path)[:300]!r}.")
+    if path.stat().st_size > _LARGEST:
+        raise ConfigError(f"--config: {str(path)!r} is larger than {_LARGEST >> 20} MiB; it is not a config.")
     try:
         config = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config: {str(path)!r} is not valid YAML: {error}") from None
+        raise ConfigError(f"--config: {str(path)!r} is not valid YAML: {str(error)[:500]}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"--config: {str(path)!r} holds no keys and values at its top level.")
     _anchor_weights(config, path.resolve().parent)
@@ -67,7 +100,7 @@ def _anchor(owner: Any, key: str, folder: Path) -> None:
     given = owner.get(key) if isinstance(owner, dict) else None
     if isinstance(given, dict):
         _anchor(given, "path", folder)
-    elif isinstance(given, str) and given != "pretrained" and (folder / given).exists():
+    elif isinstance(given, str) and given != "pretrained" and exists(folder / given):
         owner[key] = str(folder / given)
 
 

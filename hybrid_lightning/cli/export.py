@@ -21,6 +21,7 @@ from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.missing import PREFIX
 from hybrid_lightning.weights.loading import ADAPTED, MERGE, parts_of
 from hybrid_lightning.weights.safe_files import read_file, save_weights
+from hybrid_lightning.weights.tensor_values import is_plain, unfit
 
 FORMATS = {"torch_export": ".pt2", "safetensors": ".safetensors"}
 Batch = dict[str, Any]
@@ -160,6 +161,12 @@ def export_part(words: Sequence[str]) -> None:
     if options.part not in by_part:
         raise unknown("--part", "part", options.part, by_part)
     found = by_part[options.part]
+    for name, tensor in found.items():
+        # a tensor may claim more values than the file has
+        like = torch.zeros((), dtype=tensor.dtype)
+        problem = unfit(name, tensor, like) if is_plain(tensor) else "is not a plain tensor"
+        if problem:
+            raise ConfigError(f"{options.ckpt_path!r} is damaged: {name} {problem}. Use another one.", "--ckpt_path")
     if any(ADAPTED in name for name in found):
         raise ConfigError(f"{options.part!r} of {options.ckpt_path!r} cannot be loaded as it is.{MERGE}", "--part")
     try:

@@ -10,9 +10,12 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from hybrid_lightning.errors import writing
 from hybrid_lightning.files import remove_leftovers, write_csv
 
 Row = dict[str, str]  # column → text of its cell
+GO_ON = "What was saved before is whole. Make room or mend the cause, and go on with --resume auto."
+"""What to do after a fit could not write a file."""
 
 
 class RunLogger(CSVLogger):
@@ -25,6 +28,7 @@ class RunLogger(CSVLogger):
         first_step: Optimizer step from which on the run will log; later rows, of a process that got further than its
             last checkpoint, are dropped. At 0 the run starts from scratch: a table with rows is renamed to
             ``metrics.old_<number>.csv``.
+        kept: Number of rows that are kept whatever their step, because the checkpoint came after them.
     """
 
     def __init__(
@@ -33,9 +37,12 @@ class RunLogger(CSVLogger):
         name: str,
         version: str | None = None,
         first_step: int = 0,
+        kept: int = 0,
     ) -> None:
         super().__init__(save_dir, name=name, version=version)
         self.first_step = first_step
+        self.kept = kept
+        self._written = 0  # rows in the file
         self._is_open = False
         self._columns: list[str] = []
         self._rows: list[Row] = []  # those that are logged, but not in the file yet
@@ -50,7 +57,8 @@ class RunLogger(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """This logger, with its table open; a Trainer reads it at the start of a run."""
-        self._open()
+        with writing(self.path, GO_ON):
+            self._open()
         return self
 
     def _open(self) -> None:
@@ -63,7 +71,8 @@ class RunLogger(CSVLogger):
         remove_leftovers(folder)
         remove_leftovers(folder / "checkpoints")
         found = read_rows(self.path)
-        rows = [row for row in found if int(row["step"]) < self.first_step]
+        rows = found[: self.kept] + [row for row in found[self.kept :] if int(row["step"]) < self.first_step]
+        self._written = len(rows)
         if rows:
             self._columns = list(rows[0])
             self._rewrite(rows)
@@ -98,17 +107,22 @@ class RunLogger(CSVLogger):
     @rank_zero_only
     def save(self) -> None:
         """Appends the new rows; rewrites the table, in one step, if they have new columns."""
+        with writing(self.path, GO_ON):
+            self._save()
+
+    def _save(self) -> None:
         self._open()
+        if self._written and not self.path.is_file():
+            raise FileNotFoundError("it has been removed since its last row was written")
         rows = []
         for row in self._rows:
-            # the same row again: of a step that was saved, or a validation that is repeated after a restart
-            is_repeated = any(row.items() <= old.items() for old in self._at_last_step)
-            if not is_repeated:
+            if not self._is_repeated(row):
                 self._note(row)
                 rows.append(row)
         self._rows = []
         if not rows:
             return
+        self._written += len(rows)
         columns = set(self._columns).union(*rows)
         if len(columns) > len(self._columns):
             self._columns = sorted(columns)
@@ -116,6 +130,14 @@ class RunLogger(CSVLogger):
         else:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns).writerows(rows)
+
+    def rows(self) -> int:
+        """How many rows the table has, those that are not written yet included; 0 on other ranks than the first."""
+        return self._written + sum(not self._is_repeated(row) for row in self._rows)
+
+    def _is_repeated(self, row: Row) -> bool:
+        """Whether it is of a step that was saved, or of a validation that is repeated after a restart."""
+        return any(row.items() <= old.items() for old in self._at_last_step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

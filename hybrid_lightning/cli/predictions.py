@@ -14,8 +14,12 @@ from torch import Tensor
 
 from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.cli.tables import Columns, as_array, write_table
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.cli.training import restoring
+from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.tasks import HybridTask
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell begins with that a spreadsheet computes."""
 
 
 def predict(
@@ -23,6 +27,7 @@ def predict(
     ckpt_path: str | None = None,
     output: str | None = None,
     row_numbers: bool = False,
+    quote_formulas: bool = False,
 ) -> None:
     """Writes a table of predictions in the order of the data.
 
@@ -31,17 +36,23 @@ def predict(
         ckpt_path: best, last (of the newest run of this name) or a path.
         output: The table to write, .csv or .parquet (extra 'data'); null: predictions.csv in the run's folder.
         row_numbers: Whether the table also has the samples' row numbers if the data name them by ids.
+        quote_formulas: Whether ids, classes and names of columns that a spreadsheet would take for a formula, because
+            they begin with =, +, - or @, get a ' before them.
     """
     model, trainer = setup.model, setup.trainer
     model.explain = True  # adds what each part contributes
     collected = CollectPredictions()
     trainer.callbacks.append(collected)  # type: ignore[attr-defined]
-    trainer.predict(model, datamodule=setup.data, return_predictions=False, ckpt_path=ckpt_path, weights_only=True)
+    with restoring(trainer, ckpt_path):
+        trainer.predict(model, datamodule=setup.data, return_predictions=False, ckpt_path=ckpt_path, weights_only=True)
     predicted = collected.gathered()
+    if predicted is not None:
+        refuse_not_finite(predicted)
     folder = trainer.log_dir or "."  # a collective call: the answer is broadcast
     if predicted is not None:
         path = Path(folder) / "predictions.csv" if output is None else Path(output)
-        write_table(prediction_table(predicted, model, setup.data, row_numbers), path)
+        table = prediction_table(predicted, model, setup.data, row_numbers)
+        write_table(quoted(table) if quote_formulas else table, path)
         print(f"predictions: {path}")
 
 
@@ -143,6 +154,34 @@ def joined(batches: Sequence[Predicted]) -> Predicted:
     for part in all_contributions[0]:
         contributions[part] = torch.cat([of_batch[part] for of_batch in all_contributions])[order]
     return Predicted(places[is_first], torch.cat(all_predictions)[order], rows, contributions)
+
+
+def refuse_not_finite(predicted: Predicted) -> None:
+    """Raises `ConfigError` with a count of the samples whose predictions or contributions are nan or infinite."""
+    is_bad = torch.zeros(len(predicted.places), dtype=torch.bool)
+    for values in (predicted.predictions, *predicted.contributions.values()):
+        is_bad |= ~values.flatten(1).isfinite().all(1) if values.ndim > 1 else ~values.isfinite()
+    if is_bad.any():
+        rows = predicted.places if predicted.rows is None else predicted.rows
+        shown = listing(map(str, rows[is_bad].tolist()), 5)
+        raise ConfigError(
+            f"predict: {int(is_bad.sum())} of {len(is_bad)} samples (rows {shown}) have predictions that are not "
+            f"finite, so no table was written. Look at their inputs, and at the scale of the weights."
+        )
+
+
+def quoted(table: Columns) -> Columns:
+    """A table in which no name and no text begins as a formula of a spreadsheet does."""
+    found: Columns = {}
+    for name, values in table.items():
+        if not isinstance(values, np.ndarray) or values.dtype.kind in "OU":
+            values = [_quoted(value) for value in values]
+        found[_quoted(name)] = values
+    return found
+
+
+def _quoted(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def prediction_table(

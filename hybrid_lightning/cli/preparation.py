@@ -30,12 +30,13 @@ def plan(setup: Setup) -> None:
 
 
 def check(setup: Setup) -> None:
-    """Checks the data, and reads each file as a whole; the model is not built."""
+    """Checks the data, and whether the model can learn them; reads each file as a whole. The model is not built."""
     check_data = getattr(setup.data, "check", None)
     if not callable(check_data):
         raise ConfigError(f"check: {type(setup.data).__name__} has no checks; ManifestDataModule has.")
     setup.data.prepare_data()
     check_data(decode=True)
+    setup.model.check_data(setup.data)
     print("check: nothing is wrong")
 
 
@@ -64,6 +65,7 @@ def build_from_data(setup: Setup, load: bool = True) -> Any:
     data = setup.data
     data.prepare_data()
     data.setup("fit")
+    setup.model.check_data(data)
     loader = data.train_dataloader()
     # not before: under a Trainer a manifest checks its files
     attach(setup.trainer, setup.model, data)

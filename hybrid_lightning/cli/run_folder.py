@@ -1,7 +1,7 @@
 """The folders of runs, ``runs/<name>/version_<number>``: which one to continue, and from which checkpoint."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,23 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.cli.metrics_table import GO_ON, RunLogger
+from hybrid_lightning.cli.run_lock import RunLock
+from hybrid_lightning.errors import ConfigError, printable, writing
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY
 from hybrid_lightning.weights.safe_files import peek, verify
 from hybrid_lightning.weights.sharded_files import OLD
 
 _FINISHED = "finished.yaml"
+_ROWS = "metrics_rows"
 _VERSION = r"version_(\d+)"
-say = rank_zero_only(print)
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Prints a line on the first rank alone."""
+    print(printable(text))
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class Run:
     folder: Path  # its folder
     checkpoint: Path | None = None  # the checkpoint to continue from; None starts from scratch in the folder
     step: int = 0  # optimizer steps that the checkpoint has seen
+    rows: int = field(default=0, compare=False)  # of metrics.csv at the moment of the checkpoint
+    lock: RunLock | None = field(default=None, compare=False)  # that this process holds on the folder
     finished: bool = False  # whether the run ended as it was meant to, so that nothing is left to do
 
 
@@ -56,16 +66,27 @@ def run_to_continue(resume: str, runs: Path, limits: dict[str, Any]) -> Run | No
     if folder is None:
         say(f"resume: there is no run below {str(runs)!r} yet; starting from scratch")
         return None
+    lock = RunLock(folder)
+    try:
+        return _found(folder, limits, lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _found(folder: Path, limits: dict[str, Any], lock: RunLock) -> Run:
+    """The run of a folder that this process holds, and where it stands."""
     finished = folder / _FINISHED
     if finished.is_file() and yaml.safe_load(finished.read_text(encoding="utf-8")) == limits:
-        return Run(folder, finished=True)
+        return Run(folder, finished=True, lock=lock)
     found = last_whole_checkpoint(folder / "checkpoints")
     if found is None:
         say(f"resume: {folder} ended before its first checkpoint; starting from scratch in it")
-        return Run(folder)
+        return Run(folder, lock=lock)
     checkpoint, step = found
     say(f"resume: {folder} continues from {checkpoint.name}, step {step}")
-    return Run(folder, checkpoint, step)
+    rows = peek(checkpoint, "resume").get(_ROWS)
+    return Run(folder, checkpoint, step, rows if isinstance(rows, int) else 0, lock)
 
 
 def _newest_fit(runs: Path) -> Path | None:
@@ -122,7 +143,7 @@ def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
 
 def mark_finished(folder: Path, limits: dict[str, Any]) -> None:
     """Notes in a run's folder that its fit has ended at these limits."""
-    with whole_file(folder / _FINISHED) as temporary:
+    with writing(folder / _FINISHED, GO_ON), whole_file(folder / _FINISHED) as temporary:
         temporary.write_text(yaml.safe_dump(limits), encoding="utf-8")
 
 
@@ -138,9 +159,15 @@ class RunConfig(Callback):
         folder = Path(trainer.log_dir or ".")  # a collective call: the answer is broadcast
         if self._is_written or not trainer.is_global_zero:
             return
-        if stage == "fit" and trainer.checkpoint_callbacks:
-            # the sign of a fit, by which run_to_continue finds it
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / "config.yaml") as temporary:
-            temporary.write_text(self.text, encoding="utf-8")
+        with writing(folder / "config.yaml", GO_ON):
+            if stage == "fit" and trainer.checkpoint_callbacks:
+                # the sign of a fit, by which run_to_continue finds it
+                (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            with whole_file(folder / "config.yaml") as temporary:
+                temporary.write_text(self.text, encoding="utf-8")
         self._is_written = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes how many rows the table has: a validation within an accumulation window has the step that is next."""
+        if isinstance(trainer.logger, RunLogger):
+            checkpoint[_ROWS] = trainer.logger.rows()

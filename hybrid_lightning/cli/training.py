@@ -1,11 +1,18 @@
 """The commands that Lightning's Trainer runs: ``fit``, ``validate`` and ``test``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hybrid_lightning.cli.building import Setup, limits
+from hybrid_lightning.cli.metrics_table import RunLogger
 from hybrid_lightning.cli.run_folder import mark_finished, say
+from hybrid_lightning.cli.run_lock import RunLock, is_first_rank
+from hybrid_lightning.errors import ConfigError, reason
+from hybrid_lightning.lightning_private import is_restoring
 
 
 def fit(setup: Setup, ckpt_path: str | None = None) -> None:
@@ -20,7 +27,8 @@ def fit(setup: Setup, ckpt_path: str | None = None) -> None:
         say(f"finished: {continued.folder} has ended; raise max_epochs, max_steps or max_time to train on")
         return
     # weights_only: plain data alone, so that a file cannot run code
-    trainer.fit(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
+    with owned(setup), restoring(trainer, ckpt_path):
+        trainer.fit(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
     if setup.options.test_after_fit:
         _test_after_fit(setup, setup.options.test_after_fit)
     folder = trainer.log_dir  # a collective call: the answer is broadcast
@@ -28,6 +36,35 @@ def fit(setup: Setup, ckpt_path: str | None = None) -> None:
         if trainer.logger:
             mark_finished(Path(folder), limits(setup.options))
         print(f"results: {folder}")
+
+
+@contextmanager
+def owned(setup: Setup) -> Iterator[None]:
+    """Holds the folder of a new run while it is open; that of a continued one is held already."""
+    table = setup.trainer.logger
+    if setup.continued or not isinstance(table, RunLogger) or not is_first_rank():
+        yield
+        return
+    lock = RunLock(Path(table.log_dir))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def restoring(trainer: Trainer, path: str | None) -> Iterator[None]:
+    """Turns whatever is raised while a checkpoint is restored into a `ConfigError`: it is the file that is wrong."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if path is None or not is_restoring(trainer):
+            raise
+        raise ConfigError(
+            f"{path!r} cannot be restored: {reason(error)} Use another checkpoint of the run.", "--ckpt_path"
+        ) from error
 
 
 def _test_after_fit(setup: Setup, which: str) -> None:
@@ -48,7 +85,8 @@ def validate(setup: Setup, ckpt_path: str | None = None) -> None:
         setup: What to measure.
         ckpt_path: best, last (of the newest run of this name) or a path.
     """
-    setup.trainer.validate(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
+    with restoring(setup.trainer, ckpt_path):
+        setup.trainer.validate(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
 
 
 def test(setup: Setup, ckpt_path: str | None = None) -> None:  # noqa: PT028  a command
@@ -58,4 +96,5 @@ def test(setup: Setup, ckpt_path: str | None = None) -> None:  # noqa: PT028  a 
         setup: What to measure.
         ckpt_path: best, last (of the newest run of this name) or a path.
     """
-    setup.trainer.test(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
+    with restoring(setup.trainer, ckpt_path):
+        setup.trainer.test(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)

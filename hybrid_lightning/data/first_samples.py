@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.errors import ConfigError
 
@@ -22,10 +22,9 @@ class FirstSamples:
             # with a generator of its own, so that making an iterator draws nothing from the fit's
             self.loader = DataLoader(
                 loader.dataset,
-                loader.batch_size,
+                **_order(loader),
                 collate_fn=loader.collate_fn,
                 num_workers=loader.num_workers,
-                drop_last=loader.drop_last,
                 worker_init_fn=loader.worker_init_fn,
                 multiprocessing_context=loader.multiprocessing_context,
                 generator=torch.Generator().manual_seed(0),
@@ -48,6 +47,16 @@ class FirstSamples:
             yield batch
             if self.count >= self.most:
                 return
+
+
+def _order(loader: DataLoader[Any]) -> dict[str, Any]:
+    """The arguments of a loader that say which samples make a batch."""
+    if loader.batch_size is not None:
+        return {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    if loader.batch_sampler is not None:
+        return {"batch_sampler": loader.batch_sampler}
+    is_stream = isinstance(loader.dataset, IterableDataset)
+    return {"batch_size": None, "sampler": None if is_stream else loader.sampler}
 
 
 def _samples_in(batch: Any) -> int:

@@ -31,7 +31,7 @@ from hybrid_lightning.data.prepared import (
 )
 from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of, make_loader
 from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule, groups_of
-from hybrid_lightning.data.table import Array, Table
+from hybrid_lightning.data.table import Array, Table, checked_path
 from hybrid_lightning.data.target import FittedTarget, Target
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
 
@@ -47,7 +47,7 @@ class ManifestDataModule(pl.LightningDataModule):
     checkpoints with the names of the classes. A fit writes ``split.csv`` (id, row, split) into the run's folder.
 
     Args:
-        path: The manifest: ``.csv`` (commas), ``.tsv`` or ``.parquet``.
+        path: The manifest: ``.csv`` (commas), ``.tsv``, ``.parquet``, ``.json``, ``.jsonl``; or ``.xlsx`` with pandas.
         inputs: Batch key → kind of input with its column or columns, and options: ``photo: {image: file, size: 64}``.
         target: Column to predict; a list of columns (several numbers, or labels of 0 and 1); or ``{column: ...,
             kind: binary | multiclass | multilabel | regression, classes: [...]}``. Without kind: text, booleans and
@@ -103,11 +103,11 @@ class ManifestDataModule(pl.LightningDataModule):
         check_choice(sampling, "data.sampling", ("shuffle", "balanced"), "sampling")
         self.batch_size, self.workers, self.sampling = batch_size, workers, sampling
         self.split_rule = SplitRule(split_column, fold, fractions, stratify, split_by, split_seed)
-        self.path, self.root, self.id = path, root, id
+        self.path, self.root, self.id = checked_path(path), root, id
         self.predict_path, self.statistics, self.checks = predict_path, statistics, checks
         with at("data.target"):
             self.target = None if target is None else Target(target)
-        self.inputs = parse_inputs(inputs)
+        self.inputs = parse_inputs(inputs, self.target.columns if self.target else ())
         self.augment = make_augmentation(augment, list(self.inputs))
         self._forget()
 
@@ -202,7 +202,7 @@ class ManifestDataModule(pl.LightningDataModule):
         shapes = {key: known["shape"] for key, known in saved.get("inputs", {}).items()}
         target = self._target.values if has_target and self._target else None
         samples = Samples(entries, table, saved.get("incomplete", ()), target, shapes)
-        report_unseen(entries, table)
+        report_unseen(entries, table, refuse=not has_target)
         return samples
 
     def _unbound_inputs(self, table: Table) -> dict[str, Input]:

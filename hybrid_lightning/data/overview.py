@@ -8,12 +8,15 @@ import numpy as np
 from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.inputs.text import TextInput
 from hybrid_lightning.data.preflight_files import FileFindings
+from hybrid_lightning.data.repeated_files import repeated_files
+from hybrid_lightning.data.spelling import alike
 from hybrid_lightning.data.splits import SPLITS, TRAIN, groups_of
 from hybrid_lightning.data.table import Array, Table, rows_of
 from hybrid_lightning.data.target import FittedTarget
-from hybrid_lightning.errors import format_table
+from hybrid_lightning.errors import format_table, listing
 
 _MOST_LABELS = 12
+_MOST_LINE_ENDS = 5  # in a cell
 _INPUTS = ("input", "stored", "in a batch")
 
 Line = list[str]  # A line of the table of splits: what is counted, and its text for each split
@@ -32,8 +35,10 @@ class ManifestToCheck:
     joined: bool  # whether samples are joined with others, and so need equal shapes
 
 
-def overview(manifest: ManifestToCheck, split: Array, findings: Mapping[str, FileFindings]) -> str:
-    """Two aligned tables, of the splits and of the inputs, and a line for each warning."""
+def overview(
+    manifest: ManifestToCheck, split: Array, findings: Mapping[str, FileFindings], decode: bool = False
+) -> str:
+    """Two aligned tables, of the splits and of the inputs, and a line for each warning; `decode`: files were read."""
     rows = [np.flatnonzero(split == code) for code in range(len(SPLITS))]
     lines = _sizes(manifest, rows)
     lines += _targets(manifest.target, split, rows)
@@ -42,8 +47,16 @@ def overview(manifest: ManifestToCheck, split: Array, findings: Mapping[str, Fil
     splits = [dict(zip(header, line, strict=True)) for line in lines]
     inputs = [_shapes(manifest, key, findings.get(key)) for key in manifest.entries]
     warnings = _warnings(manifest, rows[TRAIN])
+    warnings += _spellings(manifest)
+    warnings += _long_cells(manifest.table)
+    for found in findings.values():
+        warnings += _remarks(found)
+        if decode:
+            labels = None if manifest.target is None else manifest.target.labels
+            warnings += repeated_files(found.entry, found.rows, split, labels)
     # numbers are aligned at their last digit
-    return "\n".join([format_table(splits, header, right=SPLITS), "", format_table(inputs, _INPUTS), *warnings])
+    told = [f"warning: {line}" for line in warnings]
+    return "\n".join([format_table(splits, header, right=SPLITS), "", format_table(inputs, _INPUTS), *told])
 
 
 def _sizes(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
@@ -124,13 +137,60 @@ def _warnings(manifest: ManifestToCheck, training: Array) -> list[str]:
             only = _only_value(manifest.table, column, training)
             if only is not None:
                 lines.append(
-                    f"warning: {entry.where}: column {column!r} holds nothing but {only!r} in the training rows; "
+                    f"{entry.where}: column {column!r} holds nothing but {only!r} in the training rows; "
                     f"it tells nothing"
                 )
     if manifest.id is not None:
         empty = np.flatnonzero(manifest.table.empty(manifest.id))
         if len(empty):
-            lines.append(f"warning: data.id: column {manifest.id!r} is empty in {rows_of(empty)}")
+            lines.append(f"data.id: column {manifest.id!r} is empty in {rows_of(empty)}")
+    return lines
+
+
+def _spellings(manifest: ManifestToCheck) -> list[str]:
+    """A line for each column with names that differ by letter case, blanks or zeros alone."""
+    columns: dict[str, str] = {}
+    if manifest.group_column is not None:
+        columns[manifest.group_column] = "data.split_by"
+    if manifest.id is not None:
+        columns.setdefault(manifest.id, "data.id")
+    for entry in manifest.entries.values():
+        for column in entry.text_columns if entry.in_memory else ():
+            columns.setdefault(column, entry.where)
+    lines = []
+    for column, place in columns.items():
+        names = manifest.table.names(column).unique().drop_null()
+        same = alike(names.to_pylist())
+        if same:
+            taken = "are taken for one" if place == "data.split_by" else "count as different ones; write them alike"
+            more = f", and {len(same) - 1} more such" if len(same) > 1 else ""
+            lines.append(f"{place}: column {column!r} holds {listing(same[0], 4)}{more}, which {taken}")
+    return lines
+
+
+def _long_cells(table: Table) -> list[str]:
+    """A line for each column with many line ends in a cell, as a quote that is closed late takes in other rows."""
+    import pyarrow.compute as compute
+
+    lines = []
+    for column in table.untyped:
+        counts = compute.fill_null(compute.count_substring(table.texts(column), "\n"), 0)
+        most = compute.max(counts).as_py()
+        if most > _MOST_LINE_ENDS:
+            row = compute.index(counts, most).as_py()
+            lines.append(
+                f"{table.place}: column {column!r} has a cell with {most} line ends, in row {row}. If these are rows "
+                f"of their own, a quote is missing"
+            )
+    return lines
+
+
+def _remarks(found: FileFindings) -> list[str]:
+    """A line for each thing that is odd about files of an input."""
+    lines = []
+    for remark, rows in found.remarks.items():
+        example = f"row {rows[0]}, {found.entry.cell(rows[0])!r}"
+        lines.append(f"{found.entry.where}: {len(rows)} of {len(found.rows)} files {remark}; the first is {example}")
     return lines
 
 

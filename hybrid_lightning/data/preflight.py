@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from hybrid_lightning.data.inputs.base import shortened_cell
 from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.overview import ManifestToCheck, overview
 from hybrid_lightning.data.preflight_files import FileFindings, Problem, check_files
@@ -60,7 +61,7 @@ def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool, bar: b
     problems.sort()
     lines = _lines_of_files(manifest, problems)
     if manifest.split is not None and manifest.id is not None:
-        repeated = _repeated_ids(manifest.table.texts(manifest.id), manifest.split)
+        repeated = _repeated_ids(manifest.table.names(manifest.id), manifest.split)
         problems += _problems_of_ids(repeated)
         lines += _lines_of_ids(manifest.id, repeated, manifest.split)
     name = manifest.table.path.name.removesuffix(".gz").rpartition(".")[0]
@@ -74,7 +75,7 @@ def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool, bar: b
         raise ConfigError("\n".join(lines))
     path.unlink(missing_ok=True)  # the list of an earlier check would mislead
     if manifest.split is not None:
-        print(overview(manifest, manifest.split, findings))
+        print(overview(manifest, manifest.split, findings, decode))
 
 
 def _check_all_files(manifest: ManifestToCheck, decode: bool, bar: bool) -> dict[str, FileFindings]:
@@ -124,7 +125,7 @@ def _lines_of_files(manifest: ManifestToCheck, problems: list[Problem]) -> list[
         return []
     table = manifest.table
     lines = [f"{table.place}: {len(problems)} files of {str(table.path)!r} cannot be used:"]
-    lines += [f"  row {one.row}, {one.key}, {one.cell!r}: {one.reason}" for one in problems[:_SHOWN]]
+    lines += [f"  row {one.row}, {one.key}, {shortened_cell(one.cell)}: {one.reason}" for one in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         lines.append(f"  and {len(problems) - _SHOWN} more")
     return lines

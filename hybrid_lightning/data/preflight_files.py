@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from hybrid_lightning.data.inputs.audio import AudioInput
+from hybrid_lightning.data.inputs.base import shortened_cell
 from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.inputs.images import ImageInput
 from hybrid_lightning.data.inputs.numpy_files import is_numpy
@@ -44,6 +45,7 @@ class Found(NamedTuple):
     value: Shape = ()  # in a batch; empty unless the file was read
     joined: Shape = ()  # what has to be the same in all samples of a batch; empty if nothing has
     reason: str = ""  # why the file cannot be used; empty if it can
+    remarks: tuple[str, ...] = ()  # what is odd about it, if the file was read
 
 
 class Extent:
@@ -69,20 +71,24 @@ class Extent:
 class FileFindings:
     """What was found about the files of one input."""
 
-    def __init__(self, entry: FileInput, rows: int) -> None:
+    def __init__(self, entry: FileInput, rows: Array, total: int) -> None:
         self.entry = entry
+        self.rows = rows  # that have a file
         self.problems: list[Problem] = []
+        self.remarks: dict[str, list[int]] = {}  # what is odd → rows of such files
         self.stored, self.values = Extent(), Extent()
         """Shapes as files state them, and of what a sample adds to a batch; the latter empty unless files were read."""
         self._numbers: dict[Shape, int] = {}
         # Of the shape that has to be the same in a batch; -1 where it is not known. Numbers take little memory.
-        self._number_of_row = np.full(rows, -1, dtype=np.int32)
+        self._number_of_row = np.full(total, -1, dtype=np.int32)
 
     def add(self, row: int, found: Found) -> None:
         """Takes in what was found in the file of a row."""
         if found.reason:
             self.refuse(row, found.reason)
             return
+        for remark in found.remarks:
+            self.remarks.setdefault(remark, []).append(row)
         self.stored.add(found.stored)
         self.values.add(found.value)
         if found.joined:
@@ -131,7 +137,7 @@ def check_files(
     """Checks files of an input, with several threads and in bounded memory."""
     if isinstance(entry, SeriesInput):
         entry.standardize = False  # it has not been fitted
-    findings = FileFindings(entry, total)
+    findings = FileFindings(entry, rows, total)
     check = partial(inspect, entry, decode=decode)
     failed = []
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -163,15 +169,19 @@ def inspect(entry: FileInput, row: int, decode: bool, training: bool = False) ->
     try:
         stored = entry.peek(row)
         value = entry.read(row, training) if decode else None
+        remarks: tuple[str, ...] = ()
+        if value is not None:
+            with entry.file_of(row) as path:
+                remarks = tuple(entry.remarks(path, value))
     except ConfigError as error:
         return Found(reason=_reason(entry, row, error))
     if value is None:
         return Found(stored, joined=_joined(entry, row, stored))
     if isinstance(value, Tensor):
         shape = tuple(value.shape)
-        return Found(stored, shape, shape)
+        return Found(stored, shape, shape, remarks=remarks)
     shape = tuple(next(iter(value.values())).shape)
-    return Found(stored, shape, shape[1:])  # steps are padded
+    return Found(stored, shape, shape[1:], remarks=remarks)  # steps are padded
 
 
 def _reason(entry: FileInput, row: int, error: ConfigError) -> str:
@@ -179,7 +189,7 @@ def _reason(entry: FileInput, row: int, error: ConfigError) -> str:
     text = str(error)
     if f"row {row}: " not in text:
         raise error
-    start = f"row {row}: {entry.cell(row)!r}: "
+    start = f"row {row}: {shortened_cell(entry.cell(row))}: "
     return text.partition(start)[2] or text
 
 

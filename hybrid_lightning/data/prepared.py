@@ -10,9 +10,12 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from hybrid_lightning.data.inputs.base import Input
+from hybrid_lightning.data.inputs.text import words_of
 from hybrid_lightning.data.samples import Samples
+from hybrid_lightning.data.saved_state import check_state, check_statistics
+from hybrid_lightning.data.spelling import positions
 from hybrid_lightning.data.splits import SPLITS
-from hybrid_lightning.data.table import Array, Table, positions
+from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.data.target import FittedTarget
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.files import write_csv
@@ -42,6 +45,8 @@ def check_version(state: State) -> State:
             f"the checkpoint's statistics have format {state.get('version')}; this program reads {STATE_VERSION}. "
             f"Install a newer hybrid_lightning."
         )
+    with at("the checkpoint's statistics"):
+        check_state(state)
     return dict(state)
 
 
@@ -66,6 +71,7 @@ def fit_inputs(entries: Mapping[str, Input], table: Table, rows: Array, saved: S
     for key, entry in entries.items():
         known = saved.get("inputs", {}).get(key)
         if known is not None and known["columns"] == entry.columns:
+            check_statistics(entry, known["statistics"])
             entry.statistics = known["statistics"]  # a fit that goes on keeps its scales
             continue
         if saved and (refuse or not len(rows)):
@@ -111,12 +117,39 @@ def digest(split: Array) -> str:
     return hashlib.blake2b(split.tobytes(), digest_size=16).hexdigest()
 
 
-def report_unseen(entries: Mapping[str, Input], table: Table) -> None:
-    """Reports each column with categories that no training row has."""
+def _refuse_unknown_words(entries: Mapping[str, Input], table: Table) -> None:
+    """Raises `ConfigError` if a column of several texts has no word that was trained on, as in another language."""
+    for entry in entries.values():
+        words = entry.statistics.get("words")
+        if words is None:
+            continue
+        known = set(words)
+        texts = table.texts(entry.columns[0]).drop_null()
+        has_known = any(not known.isdisjoint(words_of(text.as_py())) for text in texts)  # stops at the first
+        if len(texts) > 1 and not has_known:
+            raise ConfigError(
+                f"no cell of column {entry.columns[0]!r} of {str(table.path)!r} has a word that was trained on; the "
+                f"first is {texts[0].as_py()[:60]!r}. Is it the right column, in the right encoding and language?",
+                entry.where,
+            )
+
+
+def report_unseen(entries: Mapping[str, Input], table: Table, refuse: bool) -> None:
+    """Reports each column with categories that no training row has; `refuse`: raises an error if nothing is known."""
+    if refuse:
+        _refuse_unknown_words(entries, table)
     for entry in entries.values():
         for column, known in entry.statistics.get("categories", {}).items():
-            texts = table.texts(column).drop_null()
+            texts = table.names(column).drop_null()
             unknown = np.flatnonzero(positions(texts, known) < 0)
+            if refuse and len(unknown) == len(texts) > 1:
+                found = texts.unique().to_pylist()
+                raise ConfigError(
+                    f"no cell of column {column!r} of {str(table.path)!r} holds a category that was trained on: it "
+                    f"holds {listing(found, 5)}, and known are {listing(known, 5)}. Write them as in the training "
+                    f"table; or leave the cells empty, if they are all new.",
+                    entry.where,
+                )
             if len(unknown):
                 rank_zero_info(
                     f"{entry.where}: {len(unknown)} cells of {column!r} hold categories that no training row has, "

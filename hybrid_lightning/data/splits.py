@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_lightning.data.table import Array, Table, positions, rows_of
+from hybrid_lightning.data.spelling import key_of, positions
+from hybrid_lightning.data.table import Array, Table, rows_of
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing
 
 SPLITS = ("train", "val", "test")  # names of the splits; a row's split is the position in this list, int8
@@ -85,7 +86,7 @@ def split_from_column(table: Table, column: str) -> Array:
     """The split of each row, `(rows,)`, from a column that holds ``train``, ``val`` and ``test`` and nothing else."""
     with at("data.split_column"):
         table.require(column)
-        texts = table.texts(column)
+        texts = table.names(column)
         codes = positions(texts, SPLITS)
         wrong = np.flatnonzero(codes < 0)
         if len(wrong):
@@ -118,11 +119,16 @@ def refuse_shared(split: Array, table: Table, groups: Array, group_column: str |
 
 
 def groups_of(table: Table, column: str) -> Array:
-    """Number of each row's value, `(rows,)`, in order of their first rows."""
+    """Number of each row's value, `(rows,)`, in order of their first rows; other spellings of a value are the value."""
     with at("data.split_by"):
         advice = ", so nobody knows what these rows belong to. Give each a value, such as one of its own."
         table.require_filled(column, advice)
-        return np.array(table.texts(column).dictionary_encode().indices, dtype=np.int64)
+        encoded = table.names(column).dictionary_encode()
+        number_of_key: dict[str, int] = {}
+        keys = map(key_of, encoded.dictionary.to_pylist())
+        numbers = [number_of_key.setdefault(key, len(number_of_key)) for key in keys]
+        numbers_of_rows: Array = np.array(numbers, dtype=np.int64)[np.asarray(encoded.indices)]
+        return numbers_of_rows
 
 
 def places_of(rows: Array, split: Array) -> str:

@@ -1,12 +1,14 @@
 """A manifest: a table with a row per sample, read from CSV or Parquet and kept as Arrow columns."""
 
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hybrid_lightning.data.table_files import read_arrow
 from hybrid_lightning.errors import ConfigError, at, listing, unknown
 
 if TYPE_CHECKING:
@@ -14,16 +16,23 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-_PARQUET = (".parquet", ".pq")
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_DECORATION = re.compile(r"[,\s%€$£¥'’_]|\b(EUR|USD|GBP|CHF)\b", re.IGNORECASE)
 _LONG = 1 << 30  # bytes from which a column's text gets offsets of 64 bits; Arrow's short ones end at 2 GiB
 
 
 class Table:
     """The rows of a manifest. Rows are counted from 0, without the header of a CSV file."""
 
-    def __init__(self, arrow: "pyarrow.Table", path: str | Path = "table", place: str = "data.path") -> None:
+    def __init__(
+        self,
+        arrow: "pyarrow.Table",
+        path: str | Path = "table",
+        place: str = "data.path",
+        untyped: Collection[str] = (),
+    ) -> None:
         self.arrow, self.path, self.place = arrow, Path(path), place
+        self.untyped = untyped  # columns of text that may mean numbers, because the file has no types
         self.columns: list[str] = list(arrow.column_names)  # names of the columns
         twice = [name for name, count in Counter(self.columns).items() if count > 1]
         if twice:
@@ -34,27 +43,38 @@ class Table:
 
     @classmethod
     def read(cls, path: str | Path, place: str = "data.path", texts: Collection[str] = ()) -> "Table":
-        """Reads a ``.parquet`` file, a ``.tsv`` file, or CSV with commas; the latter two in UTF-8, also as ``.gz``.
+        """Reads CSV with commas or ``.tsv``, in UTF-8, also as ``.gz``; Parquet; JSON; Excel through pandas.
 
         In CSV an empty cell is one without text, or with one of the words for it that pandas and R write: NA, N/A, NaN,
         NULL and the like. A category of that name needs Parquet.
         """
         with at(place):
-            return cls(_read_arrow(Path(path), texts), path, place)
+            arrow, untyped = read_arrow(Path(checked_path(path)), texts)
+            return cls(arrow, path, place, untyped)
 
     def __len__(self) -> int:
         return int(self.arrow.num_rows)
 
     def require(self, column: str, place: str = "") -> None:
         """Raises `ConfigError` if there is no such column."""
-        if column not in self.columns:
-            raise unknown(place, f"column of {str(self.path)!r}", str(column), self.columns)
+        if column in self.columns:
+            return
+        error = unknown(place, f"column of {str(self.path)!r}", str(column), self.columns)
+        if any(re.match(_NUMBER, name) for name in self.columns):
+            error.args = (f"{error.args[0]} The first line of a table has to name its columns; here it holds numbers.",)
+        raise error
 
     def texts(self, column: str) -> "pyarrow.Array":
         """A column as text, where ``array[row].as_py()`` is a str, or None for an empty cell; blank text is empty."""
         if column not in self._texts:
             self._texts[column] = self._as_text(column)
         return self._texts[column]
+
+    def names(self, column: str) -> "pyarrow.Array":
+        """A column as text that names things: without blanks at its ends, and with composed letters (NFC)."""
+        import pyarrow.compute as compute
+
+        return compute.utf8_trim_whitespace(compute.utf8_normalize(self.texts(column), form="NFC"))
 
     def _as_text(self, column: str) -> "pyarrow.Array":
         import pyarrow
@@ -119,9 +139,12 @@ class Table:
         rows = np.flatnonzero(wrong)
         if len(rows):
             cell = self.texts(column)[int(rows[0])].as_py()
+            advice = "Correct them, or read the column as categorical."
+            if is_written_number(cell):
+                advice = "Write them as plain numbers, with a point, and without thousands separators, % or currency."
             raise ConfigError(
                 f"column {column!r} of {str(self.path)!r} holds {cell!r} in row {rows[0]}, which is not a finite "
-                f"number ({len(rows)} such cells). Correct them, or read the column as categorical.",
+                f"number ({len(rows)} such cells). {advice}",
                 place,
             )
 
@@ -132,13 +155,25 @@ def _is_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def positions(texts: "pyarrow.Array", names: Sequence[str]) -> Array:
-    """The place of each text in a list of names, int64; -1 for others and for empty cells."""
-    import pyarrow
-    import pyarrow.compute as compute
+def checked_path(path: Any) -> Any:
+    """The path of a table; `ConfigError` for anything else, such as the table itself."""
+    if not isinstance(path, str | Path):
+        raise ConfigError(
+            f"a {type(path).__name__} is not the path of a table. Write it to a file, such as with "
+            f"to_parquet('samples.parquet'), and give that path.",
+            "data.path",
+        )
+    return path
 
-    found = compute.index_in(texts, value_set=pyarrow.array(names, type=texts.type))
-    return np.array(found.fill_null(-1), dtype=np.int64)
+
+def is_plain_number(text: str) -> bool:
+    """Whether a text is a number as a program reads it."""
+    return re.match(_NUMBER, text.strip()) is not None
+
+
+def is_written_number(text: str) -> bool:
+    """Whether a text is a number but for commas, blanks, a percent sign or a currency."""
+    return not is_plain_number(text) and is_plain_number(_DECORATION.sub("", text))
 
 
 def rows_of(rows: Iterable[Any], limit: int = 5) -> str:
@@ -147,63 +182,3 @@ def rows_of(rows: Iterable[Any], limit: int = 5) -> str:
     shown = ", ".join(map(str, rows[:limit]))
     more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
     return f"{'row' if len(rows) == 1 else 'rows'} {shown}{more}"
-
-
-def _read_arrow(path: Path, texts: Collection[str]) -> "pyarrow.Table":
-    try:
-        import pyarrow
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "tables are read with pyarrow, which is missing. Install it with: pip install 'hybrid_lightning[data]'"
-        ) from None
-    if not path.is_file():
-        raise ConfigError(f"there is no file {str(path)!r} (looked up from {str(Path.cwd())!r}).")
-    is_parquet = path.suffix in _PARQUET
-    try:
-        arrow = _read_parquet(path) if is_parquet else _read_csv(path, texts)
-        names = arrow.column_names  # which decodes them
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
-            raise _not_utf8(path, "a name or cell") from None
-        raise ConfigError(f"{str(path)!r} cannot be read: {str(error)[:300]}") from error
-    _check_separator(names, path)
-    for field in arrow.schema:
-        # Arrow's reader of CSV keeps text that it cannot decode as bytes
-        if pyarrow.types.is_binary(field.type) and not is_parquet:
-            raise _not_utf8(path, f"column {field.name!r}")
-    return arrow
-
-
-def _read_parquet(path: Path) -> "pyarrow.Table":
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path)
-
-
-def _read_csv(path: Path, texts: Collection[str]) -> "pyarrow.Table":
-    import pyarrow
-    from pyarrow import csv
-
-    separator = "\t" if ".tsv" in path.suffixes else ","
-    types = dict.fromkeys(texts, pyarrow.string())
-    return csv.read_csv(
-        path,
-        parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types=types, strings_can_be_null=True),
-    )
-
-
-def _check_separator(names: list[str], path: Path) -> None:
-    """Raises `ConfigError` if a table of one column is one that was split at the wrong character."""
-    if len(names) != 1:
-        return
-    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (",", "commas")):
-        if separator in names[0]:
-            raise ConfigError(
-                f"{str(path)!r} seems to be separated by {name}, as its header is {names[0][:100]!r}. "
-                f"Write it with commas, or with tabs as .tsv."
-            )
-
-
-def _not_utf8(path: Path, what: str) -> ConfigError:
-    return ConfigError(f"{str(path)!r} is not in UTF-8: {what} cannot be read. Save the file as UTF-8.")

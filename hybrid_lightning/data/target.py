@@ -1,5 +1,6 @@
 """The target of a manifest: what kind it is, its classes, and its tensor."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybrid_lightning.data.rounding import as_float32
+from hybrid_lightning.data.spelling import alike, positions
 from hybrid_lightning.data.splits import SPLITS, TEST, TRAIN, VAL, combinations_of, quantile_bins
-from hybrid_lightning.data.table import Array, Table, positions, rows_of
+from hybrid_lightning.data.table import Array, Table, is_plain_number, is_written_number, rows_of
 from hybrid_lightning.errors import ConfigError, check_choice, check_keys, listing
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 KINDS = ("binary", "multiclass", "multilabel", "regression")
 _MOST_CODES = 20  # distinct whole numbers up to which a column may mean classes; with more it is a quantity
 _SEPARATOR = ";"
+_DATE = r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?)?"
 _MOST_SHOWN = 5
 
 
@@ -94,8 +98,8 @@ class Target:
 
     @property
     def text_columns(self) -> list[str]:
-        """Columns to read as text, so that a class 007 keeps its name."""
-        return self.columns if self.names or self.kind in ("binary", "multiclass") else []
+        """Columns to read as text, so that a class 007 or True keeps its name."""
+        return self.columns if len(self.columns) == 1 and self.kind != "regression" else []
 
     def fit(self, table: Table, saved: Mapping[str, Any] | None = None) -> FittedTarget:
         """Reads the target of all rows, and finds the kind and the names that the config leaves open."""
@@ -106,8 +110,11 @@ class Target:
         kind = self.kind or saved.get("kind") or self._inferred_kind(table)
         if kind == "regression" or len(self.columns) > 1:
             return FittedTarget(self.columns, kind, self.columns, self._numbers(table, kind))
-        labels, rows = _labels(table.texts(self.columns[0]), kind)
-        names = self.names or saved.get("names") or in_order(labels.unique().to_pylist())
+        labels, rows = _labels(table.names(self.columns[0]), kind)
+        names = self.names or saved.get("names")
+        if not names:
+            names = in_order(labels.unique().to_pylist())
+            _refuse_alike(self.columns[0], names)
         if kind != "multilabel" and (len(names) < 2 or (kind == "binary" and len(names) > 2)):
             wanted = "exactly two" if kind == "binary" else "at least two"
             raise ConfigError(
@@ -150,7 +157,10 @@ class Target:
                     f"a column of labels holds 0 and 1; {column!r} holds {numbers[wrong[0]]:g} in row "
                     f"{wrong[0]} ({len(wrong)} such cells)."
                 )
-            tensors.append(torch.from_numpy(numbers).float())
+            try:
+                tensors.append(torch.from_numpy(as_float32(numbers)))
+            except ValueError as error:
+                raise ConfigError(f"column {column!r} cannot be learned: {error}.") from None
         return tensors[0] if len(tensors) == 1 else torch.stack(tensors, dim=1)
 
 
@@ -174,24 +184,34 @@ def _labels(texts: "pyarrow.Array", kind: str) -> "tuple[pyarrow.Array, Array]":
     return labels.filter(filled), np.array(rows, dtype=np.int64)
 
 
+def _refuse_alike(column: str, names: Sequence[str]) -> None:
+    """Raises `ConfigError` if classes are spellings of one class."""
+    same = alike(names)
+    if same:
+        raise ConfigError(
+            f"column {column!r} holds {listing(same[0])}, which seem to be one class in several spellings. Write them "
+            f"alike, or list all classes under data.target.classes."
+        )
+
+
 def inferred_kind(table: Table, column: str) -> str:
     """What a column without empty cells means.
 
-    Text and booleans are classes, binary if there are two. Whole numbers are classes if they are 0, 1, ..., at most
-    `_MOST_CODES` of them and none left out; more distinct ones are a quantity, as are numbers with decimals.
+    Text and booleans are classes, binary if there are two; so are codes such as 007. Whole numbers are classes if they
+    are 0, 1, ..., at most `_MOST_CODES` of them and none left out; more distinct ones are a quantity, as are numbers
+    with decimals.
     """
-    from pyarrow import types
-
-    values = table.values(column)
-    distinct = len(values.unique())
     what_to_write = f"Say which with target: {{column: {column}, kind: regression}}, or kind: multiclass."
-    if types.is_temporal(values.type):
+    meaning = _meaning(table, column, what_to_write)
+    if meaning == "dates":
         raise ConfigError(f"column {column!r} holds dates, which are not a target. Write them as numbers.")
-    if types.is_floating(values.type) or types.is_decimal(values.type):
+    is_text = meaning == "names"
+    distinct = len(table.names(column).unique() if is_text else np.unique(table.numbers(column)))
+    if meaning == "real":
         if distinct <= 2 and np.isin(table.numbers(column), (0, 1)).all():
             raise ConfigError(f"column {column!r} holds 0.0 and 1.0: two classes, or a quantity? {what_to_write}")
         return "regression"
-    if types.is_integer(values.type):
+    if meaning == "whole":
         if distinct > _MOST_CODES:
             return "regression"
         found = np.unique(table.numbers(column)).astype(np.int64)
@@ -201,6 +221,53 @@ def inferred_kind(table: Table, column: str) -> str:
                 f"column {column!r} holds the {distinct} whole numbers {shown}: classes, or a quantity? {what_to_write}"
             )
     return "binary" if distinct == 2 else "multiclass"
+
+
+def _meaning(table: Table, column: str, what_to_write: str) -> str:
+    """``real`` or ``whole`` numbers, ``dates`` or ``names``: by the type of a column, or the text of an untyped one."""
+    from pyarrow import types
+
+    kind = table.values(column).type
+    if types.is_floating(kind) or types.is_decimal(kind):
+        return "real"
+    if types.is_integer(kind):
+        return "whole"
+    if types.is_temporal(kind):
+        return "dates"
+    texts = table.names(column).unique().to_pylist()
+    if column not in table.untyped or not all(map(is_plain_number, texts)):
+        _refuse_doubtful(column, texts, what_to_write)
+        are_dates = all(re.fullmatch(_DATE, text) for text in texts)
+        return "dates" if are_dates else "names"
+    if not all(text.lstrip("+-").isdecimal() for text in texts):
+        return "real"
+    return "names" if any(map(_is_code, texts)) else "whole"
+
+
+def _is_code(text: str) -> bool:
+    """Whether a whole number is written with zeros that say nothing of its size, as 007."""
+    return len(text) > 1 and text[0] == "0"
+
+
+def _refuse_doubtful(column: str, texts: Sequence[str], what_to_write: str) -> None:
+    """Raises `ConfigError` for texts that may be numbers, or several labels."""
+    written = [text for text in texts if is_written_number(text)]
+    plain = [text for text in texts if is_plain_number(text)]
+    numbers = len(written) + len(plain)
+    if numbers > len(texts) / 2 and (written or len(texts) > _MOST_CODES):
+        others = written or [text for text in texts if not is_plain_number(text)]
+        if others:
+            raise ConfigError(
+                f"{numbers} of the {len(texts)} different values of column {column!r} are numbers, but for what stands "
+                f"in such as {listing(others, 3)}: classes, or a quantity? For a quantity write plain numbers, without "
+                f"commas, blanks, % and currencies. {what_to_write}"
+            )
+    several = [text for text in texts if _SEPARATOR in text]
+    if several:
+        raise ConfigError(
+            f"column {column!r} holds {listing(several, 3)}: several labels in a cell, or classes? Say which with "
+            f"target: {{column: {column}, kind: multilabel}}, or kind: multiclass."
+        )
 
 
 def in_order(names: Sequence[str]) -> list[str]:

@@ -12,6 +12,14 @@ from hybrid_lightning.importing import import_extra
 _CONFIGS = {"lora": "LoraConfig", "dora": "LoraConfig", "loha": "LoHaConfig", "lokr": "LoKrConfig", "ia3": "IA3Config"}
 KINDS = tuple(_CONFIGS)
 """LoRA (arXiv 2106.09685), DoRA (2402.09353), LoHa (2108.06098), LoKr (2212.10650) and (IA)³ (2205.05638)."""
+_ARGUMENTS = (
+    *("r", "alpha", "lora_alpha", "lora_dropout", "rank_dropout", "module_dropout", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "layers_to_transform"),
+    *("layers_pattern", "fan_in_fan_out", "bias", "lora_bias", "use_rslora", "use_dora", "use_effective_conv2d"),
+    *("init_lora_weights", "init_ia3_weights", "init_weights", "decompose_both", "decompose_factor"),
+    "rank_dropout_scale",
+)
+"""Arguments of peft's configs that are numbers, and names of layers."""
 _READ_WEIGHTS_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
@@ -31,10 +39,8 @@ class AdapterSpec:
         check_keys([options["kind"]], KINDS, kind="kind")
         args = dict(options)
         chosen = args.pop("kind")
-        for key in args:
-            # the name of a module that peft would import, also from a checkpoint
-            if str(key).startswith("megatron"):
-                raise ConfigError("layers of Megatron cannot be adapted here. Remove it.", str(key))
+        # others name modules to import and models to fetch, also from a checkpoint
+        check_keys(args, _ARGUMENTS, kind="argument")
         return cls(chosen, args)
 
 

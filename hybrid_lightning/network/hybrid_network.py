@@ -258,7 +258,11 @@ class HybridNetwork(nn.Module):
         else:
             returned = self.short_circuits[place].run(self.parts[name], inputs[0])
         key = self.record.parts[name].output
-        return returned if key is None else returned[key]  # type: ignore[no-any-return]
+        try:
+            return returned if key is None else returned[key]  # type: ignore[no-any-return]
+        except (TypeError, LookupError) as error:
+            what = f"{type(returned).__name__} that the part returns has no output {key!r}"
+            raise ConfigError(f"the {what}. Use another checkpoint.", place_of(name)) from error
 
     def _scale(self, name: str) -> nn.Module | None:
         if name in self.scales:

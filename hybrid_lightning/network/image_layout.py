@@ -5,6 +5,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 _PACKAGES = ("hybrid_lightning", "timm", "torchvision")
 """Their modules take images in any layout; a module of a user may call `view` on what a convolution returns."""
@@ -37,11 +38,13 @@ def _to_channels_last(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any,
     first = inputs[0] if inputs else None
     if not isinstance(first, Tensor) or first.ndim != 4:
         return None
-    is_short = first.element_size() == 2 or torch.is_autocast_enabled(first.device.type)
-    if first.device.type != "cpu" and not is_short:
+    kind = first.device.type
+    # torch refuses the question for tensors without values, which have no layout to be fast in
+    is_short = kind != "meta" and (first.element_size() == 2 or torch.is_autocast_enabled(kind))
+    if kind != "cpu" and not is_short:
         return None
     return (first.contiguous(memory_format=torch.channels_last), *inputs[1:])
 
 
 def _to_rows(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-    return output.contiguous() if isinstance(output, Tensor) else output
+    return pytree.tree_map_only(Tensor, Tensor.contiguous, output)

@@ -157,7 +157,11 @@ def _architecture(config: Mapping[str, Any]) -> Any:
     known = _transformers().CONFIG_MAPPING
     if kind not in known:
         raise unknown("config.model_type", "architecture", kind, sorted(known))
-    return _transformers().AutoConfig.for_model(kind, **options)
+    default = known[kind]()
+    own = {*default.to_dict(), *default.attribute_map}
+    # what the architecture does not know may steer how the library loads a model
+    kept = {key: value for key, value in options.items() if key in own}
+    return _transformers().AutoConfig.for_model(kind, **kept)
 
 
 def plain_config(config: Any) -> Any:

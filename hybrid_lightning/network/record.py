@@ -1,5 +1,6 @@
 """What a dry run finds out about a network: with the options of its parts, all that a rebuild needs."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -74,7 +75,16 @@ def _fits(field_name: str, value: Any) -> bool:
         return False
     if field_name == "stages":
         return bool(value) and all(map(_are_texts, value.values()))
-    return field_name != "scale" or set(value) == {"mean", "std"}
+    return field_name != "scale" or _is_scale(value)
+
+
+def _is_scale(value: Mapping[str, Any]) -> bool:
+    """Whether there are as many deviations above 0 as means, all finite."""
+    mean, std = value.get("mean"), value.get("std")
+    if set(value) != {"mean", "std"} or not isinstance(mean, list) or not isinstance(std, list):
+        return False
+    are_numbers = all(isinstance(number, int | float) and math.isfinite(number) for number in [*mean, *std])
+    return are_numbers and len(mean) == len(std) > 0 and min(std) > 0
 
 
 def _dict(value: Any, place: str) -> Mapping[str, Any]:

@@ -13,6 +13,16 @@ from hybrid_lightning.optim.shapes import SHAPES, multiplier, rise
 from hybrid_lightning.optim.torch_course import TorchCourse
 
 Clock = Literal["step", "epoch", "validation"]
+_SEEN = ("mode", "best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+"""What `ReduceLROnPlateau` has seen."""
+_PLATEAU_FORM: dict[Any, Any] = {
+    "mode": frozenset({"min", "max"}),
+    "best": float,
+    **dict.fromkeys(("num_bad_epochs", "cooldown_counter", "last_epoch"), int),
+    **dict.fromkeys(("lr", "base_lr"), float),
+    "measured_after": range(-1, 2**63),
+    str: (),
+}
 _WITH_OWN_RISE = ("one_cycle", "slanted_triangular")
 
 
@@ -25,6 +35,13 @@ class GroupLR(LRScheduler):
     """
 
     place: ClassVar[str]  # config path named in errors
+    state_form: ClassVar[dict[Any, Any]] = {
+        "last_epoch": int,
+        "clock": (type(None), frozenset({"step", "epoch", "validation"})),  # older checkpoints have none
+        "plateau": (type(None), _PLATEAU_FORM),
+        str: (),
+    }
+    """What a checkpoint has to hold of it, see `FitCallback.state_form`."""
 
     def __init__(self, optimizer: Optimizer, warm_up: str, length: FitLength | None) -> None:
         self.optimizer = optimizer  # torch's constructor, which sets it too, already computes rates
@@ -299,9 +316,6 @@ class GroupScheduler(GroupLR):
                 for name in _SEEN:
                     setattr(self.scheduler, name, saved[name])
         super().load_state_dict(state_dict)
-
-
-_SEEN = ("mode", "best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
 def _base_lr(optimizer: Optimizer) -> float:

@@ -15,7 +15,7 @@ Group = dict[str, Any]
 class TrainingGroups:
     """The param groups of an optimizer in which something trains or has a gradient, in their order.
 
-    It is out of date once a parameter of another group trains.
+    It is out of date once a parameter of another group does.
     """
 
     def __init__(self, every: list[Group]) -> None:
@@ -35,7 +35,7 @@ class TrainingGroups:
         # restoring a state replaces the list
         if every is not self._every or len(every) != self._count:
             return False
-        return not any(parameter.requires_grad for parameter in self._frozen)
+        return not any(parameter.requires_grad or parameter.grad is not None for parameter in self._frozen)
 
 
 _FOUND: WeakKeyDictionary[Optimizer, TrainingGroups] = WeakKeyDictionary()
@@ -85,12 +85,17 @@ def _merged(groups: list[Group], options: dict[str, Any]) -> list[Group]:
     """One group for all that have the same `options`, such as the rate and the decay of this step."""
     merged: dict[tuple[Any, ...], Group] = {}
     for group in groups:
-        values = tuple([group[name] for name in options])
+        values = tuple([_hashable(group[name]) for name in options])
         if values in merged:
             merged[values]["params"] += group["params"]
         else:
             merged[values] = {**group, "params": [*group["params"]]}
     return list(merged.values())
+
+
+def _hashable(value: Any) -> Any:
+    """An option's value; a list, as YAML has it and older versions of torch keep it, as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _zero_grad(optimizer: Optimizer, set_to_none: bool = True) -> None:

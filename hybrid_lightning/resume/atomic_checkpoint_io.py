@@ -1,14 +1,21 @@
 """Writing checkpoints so that each is whole at every moment, and refusing one that is not as it was written."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from hybrid_lightning.errors import ConfigError, reason
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.lightning_private import is_local
-from hybrid_lightning.weights.safe_files import verify
+from hybrid_lightning.resume.saved_fit import refuse_damaged_head
+from hybrid_lightning.weights.safe_files import peek, verify
+
+_FULL = 2**20  # bytes that are free on a disk that counts as full
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -24,11 +31,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or not is_local(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with whole_file(path) as temporary:
-            torch.save(checkpoint, temporary)
+        try:
+            with whole_file(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:
+            cause = _cause(error, Path(path))
+            raise ConfigError(f"{str(path)!r} cannot be written: {cause}. {_whole(Path(path))}") from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Reads a checkpoint, unmapped, because the optimizer keeps its tensors; arguments as in the base class."""
         if is_local(path):
             verify(path, "--ckpt_path")
-        return super().load_checkpoint(path, *args, **kwargs)
+        checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        refuse_damaged_head(checkpoint)
+        return checkpoint
+
+
+def _cause(error: Exception, path: Path) -> str:
+    """Why a file could not be written; torch's writer does not say that a disk is full."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    is_full = path.parent.is_dir() and shutil.disk_usage(path.parent).free < _FULL
+    return os.strerror(errno.ENOSPC) if is_full else reason(error).rstrip(".")
+
+
+def _whole(path: Path) -> str:
+    """What can be continued after a checkpoint could not be written, and how."""
+    try:
+        step = peek(path).get("global_step")
+    except ConfigError:  # there is none
+        return "Nothing was saved under this name before. Make room or mend the cause, and start again."
+    return f"The file of step {step} is whole. Make room or mend the cause, and go on with --resume auto."

@@ -25,20 +25,11 @@ from hybrid_lightning.lightning_private import (
     validation_fetcher,
     validation_is_due,
 )
-from hybrid_lightning.resume.loop_counters import SavedPoint, first_damaged, settle
-from hybrid_lightning.resume.own_files import damaged
+from hybrid_lightning.resume.loop_counters import SavedPoint, settle
 from hybrid_lightning.resume.replay import ReplayedLoader, epoch_of, position, seed_device
+from hybrid_lightning.resume.saved_fit import KEY, refuse_damaged_fit
 from hybrid_lightning.resume.seeded_loaders import hashed
 from hybrid_lightning.trainer import FitCallback, window_is_open
-
-KEY = "exact_resume"
-_FORM = {
-    "seed": int,
-    "logged_steps": int,
-    "validated": int,
-    "metrics": {str: Tensor},
-    "window": (type(None), {str: {str: Tensor}}),
-}
 
 
 class ExactResume(FitCallback):
@@ -91,7 +82,7 @@ class ExactResume(FitCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the saved counters in order, before Lightning reads them."""
         if self.enabled and trainer.state.fn == "fit" and "loops" in checkpoint:
-            refuse_damaged_counters(trainer, checkpoint)
+            refuse_damaged_fit(trainer, checkpoint)
             self._saved = checkpoint.get(KEY) or {}
             self._point = settle(checkpoint["loops"]["fit_loop"])
 
@@ -262,15 +253,6 @@ class ExactResume(FitCallback):
         }
 
 
-def refuse_damaged_counters(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Raises `ConfigError` if counters of a saved fit, or entries of `ExactResume`, are missing or of another type."""
-    path = first_damaged(checkpoint["loops"], {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
-    if path is None and checkpoint.get(KEY):
-        path = first_damaged(checkpoint[KEY], _FORM, KEY)
-    if path is not None:
-        raise damaged(f"{path!r} is missing or of another type.")
-
-
 def chosen_seed(saved: int | None, epoch: int) -> int:
     """The seed of ``seed_everything``; else that of the checkpoint; else one drawn from torch's random state."""
     seed = int(os.environ.get("PL_GLOBAL_SEED") or (torch.randint(2**31, ()) if saved is None else saved))
@@ -324,14 +306,18 @@ def open_window(trainer: Trainer, module: LightningModule) -> dict[str, dict[str
 
 def restore_window(trainer: Trainer, module: LightningModule, window: dict[str, dict[str, Tensor]]) -> None:
     """Puts back what `open_window` saved."""
-    rank = trainer.global_rank
     gradients, buffers = window.get("gradients", {}), window.get("buffers", {})
+
+    def own(of_ranks: Tensor) -> Tensor:
+        # with another number of ranks each takes the mean, which is what they will average to
+        return of_ranks[trainer.global_rank] if len(of_ranks) == trainer.world_size else of_ranks.double().mean(0)
+
     for name, parameter in module.named_parameters():
         if name in gradients:
-            gradient = gradients[name][rank].to(parameter.device, parameter.dtype)
+            gradient = own(gradients[name]).to(parameter.device, parameter.dtype)
             parameter.grad = gradient.contiguous()  # compiled optimizers trust that its values do not overlap
     for name, buffer in module.named_buffers():
         if name in buffers:
-            buffer.copy_(buffers[name][rank])
+            buffer.copy_(own(buffers[name]))
     if isinstance(trainer.strategy.model, DistributedDataParallel):
         trainer.strategy.model.require_forward_param_sync = False  # it copies no buffers within a window

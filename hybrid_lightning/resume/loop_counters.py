@@ -8,6 +8,8 @@ brought to one of two plain points: between two epochs, or after a whole number 
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 COUNTERS = ("ready", "started", "processed", "completed")
 
 
@@ -22,6 +24,14 @@ class SavedPoint:
 
 def first_damaged(saved: Any, form: Any, path: str) -> str | None:
     """Path of the first entry that is not of its form; see `FitCallback.state_form`."""
+    if isinstance(form, range):
+        # a range looks for anything but a whole number one by one
+        return None if type(saved) is int and saved in form else path
+    if isinstance(form, frozenset):
+        return None if type(saved) in (int, str) and saved in form else path
+    if isinstance(form, Tensor):
+        fits = isinstance(saved, Tensor) and saved.shape == form.shape and saved.dtype.is_complex == form.is_complex()
+        return None if fits else path
     if isinstance(form, tuple):
         fits = any(first_damaged(saved, one, path) is None for one in form)
         return None if fits else path
@@ -30,9 +40,13 @@ def first_damaged(saved: Any, form: Any, path: str) -> str | None:
     if isinstance(form, list):
         return _first_in_list(saved, form, path) if isinstance(saved, list) else path
     kind = form if isinstance(form, type) else type(form)
-    # a number that happens to be whole may have been saved as one
-    fits = isinstance(saved, int | float if kind is float else kind)
-    return None if fits else path
+    if kind is int:
+        # all are counts; a step that was decided may be 0
+        return None if isinstance(saved, int) and saved >= 0 else path
+    if kind is float:
+        # a number that happens to be whole may have been saved as one; nan compares with nothing
+        return None if isinstance(saved, int | float) and saved == saved else path
+    return None if isinstance(saved, kind) else path
 
 
 def _first_in_dict(saved: dict[Any, Any], form: dict[Any, Any], path: str) -> str | None:
@@ -56,6 +70,19 @@ def _first_in_list(saved: list[Any], form: list[Any], path: str) -> str | None:
         found = first_damaged(entry, of_entry, f"{path}[{index}]")
         if found is not None:
             return found
+    return None
+
+
+def first_contradiction(loops: dict[str, Any]) -> str | None:
+    """Path of the first counter of a fit loop that is ahead of one that moves before it, or beyond its total."""
+    for name in ("epoch_progress", "epoch_loop.batch_progress"):
+        total, current = loops[name]["total"], loops[name]["current"]
+        for kind, counts in (("total", total), ("current", current)):
+            in_order = [counts[counter] for counter in COUNTERS]
+            if in_order != sorted(in_order, reverse=True):
+                return f"{name}.{kind}"
+        if any(current[counter] > total[counter] for counter in COUNTERS):
+            return f"{name}.current"
     return None
 
 

@@ -10,7 +10,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import LBFGS, Adafactor, Adagrad, Optimizer
 
 from hybrid_lightning.distributed.sharding import own_share
-from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.errors import ConfigError, listing, reason
+from hybrid_lightning.importing import parameters_of
+from hybrid_lightning.weights.tensor_values import FLOATS, is_plain, value_range
 
 _NEVER_NEGATIVE = {
     "acc_delta",
@@ -24,8 +26,8 @@ _NEVER_NEGATIVE = {
     "variance",
 }
 """Entries of torch's optimizers that count, or sum up squares."""
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Types that a state may be converted between; torch has no arithmetic for shorter ones."""
+_CHOSEN = ("maximize", "amsgrad", "nesterov", "centered")
+"""Options that decide in which direction, and with which memory, an optimizer goes."""
 _REMEDY = "Continue from another checkpoint of the run, or start a new fit from its weights with model.init_from."
 FreshState = Mapping[str, Any] | None
 """What an optimizer holds for a parameter after its first step; None if that is not known."""
@@ -61,16 +63,30 @@ def damaged(problem: str) -> ConfigError:
 
 
 def first_problem(
-    checkpoint: Mapping[str, Any], optimizer: Optimizer, names: Mapping[int, str], make: Make
+    checkpoint: Mapping[str, Any],
+    optimizer: Optimizer,
+    names: Mapping[int, str],
+    make: Make,
+    stated: Mapping[str, Any],
 ) -> str | None:
     """What is wrong with the optimizer state of a checkpoint, as a sentence; None if it can be restored."""
+    # `stated` are the arguments of the optimizer in the settings of the checkpoint
+    defaults = {name: parameter.default for name, parameter in parameters_of(type(optimizer)).items()}
+    said = {**defaults, **stated}.get
     (saved,) = checkpoint["optimizer_states"]
     fresh: dict[Any, FreshState] = {}  # parameters of one kind share it, because a step of a new optimizer takes time
     for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         for option, value in saved_group.items():
             problem = _option_problem(value, group.get(option)) if option != "params" else None
+            if option == "unfrozen_at" and value is not None and not (type(value) is int and value >= 0):
+                problem = f"is {value!r}, not a step"
+            if not problem and option in _CHOSEN and value not in (group.get(option), said(option)):
+                problem = f"is {value!r}, which neither the config nor the settings of the checkpoint say"
             if problem:
                 return f"{option!r} of the group {group['name']!r} {problem}."
+        problem = _refusal(saved_group, group, type(optimizer))
+        if problem:
+            return f"torch refuses the options of the group {group['name']!r}: {problem}"
         for parameter, index in zip(group["params"], saved_group["params"], strict=True):
             state = saved["state"].get(index)
             if not state:  # it has not been trained yet
@@ -84,10 +100,24 @@ def first_problem(
     return None
 
 
+def _refusal(saved_group: Mapping[str, Any], group: Mapping[str, Any], kind: type[Optimizer]) -> str:
+    """What torch says of the options of a group, such as ``Invalid beta parameter``; it looks only when it begins."""
+    if not kind.__module__.startswith("torch.optim."):
+        return ""
+    options = {name: value for name, value in saved_group.items() if name in parameters_of(kind)}
+    try:
+        kind(**{**options, "params": group["params"][:1]})
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        return reason(error)
+    return ""
+
+
 def _option_problem(value: Any, own: Any) -> str | None:
     """What is wrong with an option of a group, in comparison with the one of today."""
     if isinstance(value, Tensor):
         return None if isinstance(own, Tensor) else "is a tensor"
+    if isinstance(value, int | float) and not math.isfinite(value):
+        return f"is {value}"
     if own is None or (value is None and isinstance(own, int)):  # a step that has not come, a choice left to torch
         return None
     if isinstance(own, list | tuple) and isinstance(value, list | tuple):
@@ -161,31 +191,23 @@ def _tensor_problem(key: Any, value: Tensor, parameter: Tensor, fresh: FreshStat
         like = parameter
     if value.shape != like.shape and not (key == "step" and value.ndim == 0):
         return f"has shape {tuple(value.shape)}, not {tuple(like.shape)}"
-    if value.dtype != like.dtype and not (value.dtype in _FLOATS and like.dtype in _FLOATS):
+    if value.dtype != like.dtype and not (value.dtype in FLOATS and like.dtype in FLOATS):
         return f"holds {value.dtype}, not {like.dtype}"
     return None
 
 
 def _is_plain(value: Tensor, parameter: Tensor) -> bool:
-    """Whether a tensor's values lie in memory of its own, all of them, as compiled code takes for granted."""
+    """Whether a tensor is plain, or sharded as its parameter is, with a plain local shard."""
     if isinstance(value, DTensor) and isinstance(parameter, DTensor):
         same_place = (value.placements, value.device_mesh) == (parameter.placements, parameter.device_mesh)
         if value.shape == parameter.shape and same_place and own_share(value).shape != own_share(parameter).shape:
             return False
         value = own_share(value)
-    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
-        return False
-    if value.is_meta or value.is_nested or value.is_quantized:
-        return False
-    end = (value.storage_offset() + value.numel()) * value.element_size()
-    return end <= value.untyped_storage().nbytes()
+    return is_plain(value)
 
 
 def _wrong_values(value: Tensor, never_negative: bool) -> str | None:
-    value = own_share(value.detach())
-    if value.dtype not in _FLOATS or not value.numel():
-        return None
-    low, high = (float(bound) for bound in torch.aminmax(value))
+    low, high = value_range(own_share(value))
     if not (math.isfinite(low) and math.isfinite(high)):
         return "holds values that are not finite"
     return "holds negative values" if never_negative and low < 0 else None

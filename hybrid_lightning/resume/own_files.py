@@ -25,7 +25,7 @@ _OF_EARLY_STOPPING = {
     "wait_count": int,
     "stopped_epoch": int,
     "patience": int,
-    "best_score": Tensor,
+    "best_score": torch.zeros(()),
     "stopping_reason": (type(None), int),  # older versions of Lightning have none
 }
 """What the state of `EarlyStopping` has to hold, see `FitCallback.state_form`."""

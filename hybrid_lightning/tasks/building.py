@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hybrid_lightning.data.loaders import require_dict
 from hybrid_lightning.drift.reference_batch import as_validation, batches_on_device, own_random_state
+from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.batch import Batch
 from hybrid_lightning.network.part import Part
 
@@ -36,7 +37,7 @@ def building(trainer: Trainer, parts: Iterable[Part]) -> Iterator[None]:
         torch.set_default_dtype(working)
         for part in parts:
             if isinstance(part.module, nn.Module):
-                part.module.to(working)
+                _convert(part.module, working)
     try:
         # the Trainer moves what has been built to its device
         with _CPU:
@@ -49,18 +50,34 @@ def in_given_precision(trainer: Trainer, network: nn.Module) -> None:
     """Puts a network into the Trainer's precision, as it will do itself, but before a checkpoint is loaded."""
     dtype = given_dtype(trainer)
     if dtype != torch.float32:
-        network.to(dtype)
+        _convert(network, dtype)
+
+
+def _convert(module: nn.Module, dtype: torch.dtype) -> None:
+    # `to` would make real numbers of complex ones
+    if dtype == torch.float64:
+        module.double()
+    else:
+        module.to(dtype)
 
 
 def example_as_given(trainer: Trainer, module: LightningModule, read: Callable[[], Any]) -> Batch:
-    """A batch that `read` returns, after the hooks of batches, on the CPU; for use within `building`."""
+    """A batch that `read` returns, after the hooks of batches, on the CPU; for use within `building`.
+
+    Hooks that need the network, or a GPU, cannot run yet; then the batch is as it was read.
+    """
     dtype = given_dtype(trainer)
     # other commands than a fit have their own stage, on which hooks may depend
     is_fit = trainer.state.fn in (None, "fit")
     with own_random_state(trainer):
         raw = read()
         with as_validation(trainer) if is_fit else nullcontext():
-            batch = next(batches_on_device(trainer, module, [raw], checked=False, device=_CPU))
+            try:
+                batch = next(batches_on_device(trainer, module, [raw], checked=False, device=_CPU))
+            except ConfigError:
+                raise
+            except Exception:  # a fault of a hook shows itself with the first batch
+                batch = trainer.precision_plugin.convert_input(raw)
     require_dict(batch)
     example: Mapping[str, Any] = apply_to_collection(batch, Tensor, _in_working_precision, dtype)
     return example

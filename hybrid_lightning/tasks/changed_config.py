@@ -11,15 +11,14 @@ from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_choice, listing
 from hybrid_lightning.importing import ClassSpec
 from hybrid_lightning.optim.lr_schedules import GroupLR
-from hybrid_lightning.resume.exact_resume import refuse_damaged_counters
 from hybrid_lightning.resume.optimizer_states import Make, damaged, first_problem, require_groups
+from hybrid_lightning.resume.saved_fit import refuse_damaged_fit
 from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, other_tensors
+from hybrid_lightning.weights.tensor_values import refuse_unfit
 
 ON_GROUP_CHANGE = ("error", "weights_only", "match")
-_OF_TODAY = (
-    *("params", "name", "part", "stage", "origin", "observer", "fixed"),
-    *("lr_factor", "initial_lr", "weight_decay"),
-)
+_DESCRIBING = ("part", "stage", "origin", "observer", "fixed")
+_OF_TODAY = ("params", "name", *_DESCRIBING, "lr_factor", "initial_lr", "weight_decay")
 """Entries of an optimizer's group that follow the config of today, not the checkpoint."""
 Groups = Mapping[str, list[str]]
 """Group name → names of its parameters."""
@@ -42,6 +41,7 @@ def adapt_checkpoint(
     model's ``state_dict``, `today` what the task would add to a checkpoint now, with today's optimizer.
     """
     check_choice(on_group_change, "on_group_change", ON_GROUP_CHANGE)
+    refuse_unfit(checkpoint["state_dict"], own, "the checkpoint", "--ckpt_path")
     saved = checkpoint.get(CHECKPOINT_KEY, today)
     settings = all_settings(saved)
     groups, saved_groups = today["groups"], saved["groups"]
@@ -59,11 +59,16 @@ def adapt_checkpoint(
     # from here on the fit goes on from the checkpoint's step
     require_groups(checkpoint, saved_groups)
     end_at(checkpoint, trainer)
+    fresh = optimizer.state_dict()["param_groups"]
     if changes or list(groups.items()) != list(saved_groups.items()):
-        fresh = optimizer.state_dict()["param_groups"]
         kept = match_optimizer(checkpoint, fresh, groups, saved_groups, keep=optimizers[0] == optimizers[1])
         if changes:
             lines.append(f"The optimizer state of {kept} parameters is kept.")
+    of_today = {group["name"]: group for group in fresh}
+    for group in checkpoint["optimizer_states"][0]["param_groups"]:
+        # a file does not say which part a group belongs to
+        own = of_today[group["name"]]
+        group.update({key: own[key] for key in _DESCRIBING if key in own})
     return settings, lines
 
 
@@ -241,6 +246,8 @@ def match_optimizer(
     for key, callback in checkpoint.get("callbacks", {}).items():
         if key.startswith("GradualUnfreezing"):
             callback.pop("best", None)  # whole weights of the other model
+        if "statistics" in callback:
+            callback["statistics"] = None
     return len(states)
 
 
@@ -251,11 +258,16 @@ def _fits(state: Mapping[str, Any], weight: Tensor) -> bool:
 
 
 def refuse_damaged_state(
-    checkpoint: Checkpoint, optimizer: Optimizer, network: nn.Module, make: Make, trainer: pl.Trainer
+    checkpoint: Checkpoint,
+    settings: Settings,
+    optimizer: Optimizer,
+    network: nn.Module,
+    make: Make,
+    trainer: pl.Trainer,
 ) -> None:
     """Raises `ConfigError` on all ranks if the optimizer state does not fit its parameters on one of them."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    problem = first_problem(checkpoint, optimizer, names, make)
+    problem = first_problem(checkpoint, optimizer, names, make, settings["optimizer"]["init_args"])
     if trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
         raise damaged(problem or "another rank reports it.")
 
@@ -275,9 +287,7 @@ def finished(trainer: pl.Trainer) -> str | None:
 
 def end_at(checkpoint: Checkpoint, trainer: pl.Trainer) -> None:
     """Lets a fit that is past its end come to `finished`, where Lightning would raise."""
-    if "loops" not in checkpoint:
-        return
-    refuse_damaged_counters(trainer, checkpoint)
+    refuse_damaged_fit(trainer, checkpoint)
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     last = trainer.max_epochs
     if last is not None and 0 <= last < progress["completed"]:

@@ -6,11 +6,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from hybrid_lightning.errors import RENAMED, ConfigError, at, check_keys, listing
+from hybrid_lightning.errors import RENAMED, ConfigError, at, check_keys, listing, reason
 from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.tasks.init_from import OBJECTIVE
 from hybrid_lightning.weights.safe_files import peek, read_file
+from hybrid_lightning.weights.tensor_values import refuse_unfit
 
 CHECKPOINT_KEY = "hybrid_lightning"
 CHECKPOINT_VERSION = 4
@@ -124,6 +125,7 @@ def _with_new_keys(options: Any) -> Any:
 
 def refuse_other_model(own: Tensors, saved: Tensors, place: str = "--ckpt_path") -> None:
     """Raises `ConfigError` if the names or shapes of a model's tensors differ from those of a checkpoint."""
+    refuse_unfit(saved, own, "the checkpoint", place)
     sentences = other_tensors(own, saved)
     if sentences:
         raise ConfigError(
@@ -192,8 +194,8 @@ def rebuilt(
         model.load_state_dict(state)
     except ConfigError:
         raise
-    except (TypeError, AttributeError, KeyError, ValueError) as error:
-        raise ConfigError(f"the settings in {str(path)!r} are damaged: {error}", "checkpoint_path") from error
+    except Exception as error:  # what a file says reaches constructors of torch and others
+        raise ConfigError(f"the settings in {str(path)!r} are damaged: {reason(error)}", "checkpoint_path") from error
     return model  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybrid_lightning.data.loaders import training_targets
-from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_number, listing
 from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.losses import make_loss, parse_loss
 from hybrid_lightning.tasks.metrics import SplitMetrics, classification_metrics
@@ -156,6 +156,23 @@ class ClassificationObjective(Objective):
             raise ConfigError(
                 f"labels run from {low} to {high}, but the model allows 0 to {top}. "
                 f"Correct the labels or model.num_classes ({self.num_classes})."
+            )
+
+    def check_kind(self, kind: str, names: Sequence[str]) -> None:
+        """Raises `ConfigError` for numbers, for labels where classes are learned, and for another count of classes."""
+        wanted = f"target: {{column: ..., kind: {self.kind}}}"
+        if kind == "regression":
+            raise ConfigError(
+                f"{listing(names)} is a quantity, and HybridClassifier learns classes. For classes write {wanted}; for "
+                f"a quantity take HybridRegressor."
+            )
+        if (kind == "multilabel") != (self.kind == "multilabel"):
+            raise ConfigError(f"it is {kind}, and model.kind is {self.kind}. Write {wanted}, or model.kind: {kind}.")
+        if len(names) != self.num_classes:
+            what = "labels" if kind == "multilabel" else "classes"
+            raise ConfigError(
+                f"it has {len(names)} {what}, {listing(names, 6)}, and model.num_classes is {self.num_classes}. Write "
+                f"num_classes: {len(names)}, or correct the target."
             )
 
     # Class weights

@@ -148,6 +148,7 @@ class StartTensors:
     ) -> None:
         path = self.source.path
         for name, fit in fits.items():
+            fit.refuse_unfit(path)
             if fit.loses_adapters:
                 raise ConfigError(f"part {name!r} is not adapted here as in {path!r}.{MERGE}")
             if network.options[name].weights is not None and (fit.missing or fit.other):

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from hybrid_lightning.data.loaders import example_batch
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
-from hybrid_lightning.errors import ConfigError, at, listing
+from hybrid_lightning.errors import ConfigError, at, listing, printable
 from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.lightning_private import BatchCheckingModule
 from hybrid_lightning.network.batch import Batch, first_samples
@@ -25,6 +25,7 @@ from hybrid_lightning.optim.factory import make_optimizer, make_scheduler
 from hybrid_lightning.optim.lr_schedules import GroupRates
 from hybrid_lightning.optim.training_groups import step_what_trains
 from hybrid_lightning.resume.own_files import rebuild_paths
+from hybrid_lightning.resume.saved_fit import refuse_damaged_schedulers, refuse_damaged_tensors
 from hybrid_lightning.tasks import changed_config
 from hybrid_lightning.tasks.building import building, example_as_given, in_given_precision
 from hybrid_lightning.tasks.checkpoint import (
@@ -161,6 +162,13 @@ class NetworkModule(BatchCheckingModule, ABC):
             if "fusion" in self._record.parts and "part_heads" not in self._record.parts:
                 self._give_up_part_heads()
 
+    def check_data(self, data: Any) -> None:
+        """Raises `ConfigError` if a DataModule that says what its target is has one that this task cannot learn."""
+        kind = getattr(data, "target_kind", None)
+        if kind is not None and self.objective.reads_target:
+            with at("data.target"):
+                self.objective.check_kind(kind, data.target_names)
+
     def build_for(self, trainer: Trainer, read: Callable[[], Any], load: bool = True) -> None:
         """Builds the network of `rebuild_as`, or else along the batch that `read` returns, in a Trainer's precision."""
         with building(trainer, self.all_options.values()):
@@ -191,6 +199,7 @@ class NetworkModule(BatchCheckingModule, ABC):
     def configure_model(self) -> None:
         """Builds what is not built yet; a fit may take class weights or a scale from its training data."""
         self._restored_settings = None  # of a checkpoint with which an earlier fit failed
+        self.check_data(getattr(self.trainer, "datamodule", None))
         if self.network is None:
             self.build_for(self.trainer, lambda: example_batch(self.trainer), self.reads_weights)
         network = self.built()
@@ -260,7 +269,7 @@ class NetworkModule(BatchCheckingModule, ABC):
     def _print(self, *lines: str) -> None:
         """Prints lines on the first rank alone."""
         if lines and self.trainer.is_global_zero:
-            print(*lines, sep="\n")
+            print(*map(printable, lines), sep="\n")
 
     # Checkpoints
 
@@ -323,7 +332,12 @@ class NetworkModule(BatchCheckingModule, ABC):
             checkpoint, self.state_dict(), self._saved(), optimizer, self.on_group_change, self.trainer
         )
         if self._restored_settings is not None and isinstance(optimizer, torch.optim.Optimizer):
-            changed_config.refuse_damaged_state(checkpoint, optimizer, self.built(), self._optimizer_over, self.trainer)
+            changed_config.refuse_damaged_state(
+                checkpoint, self._restored_settings, optimizer, self.built(), self._optimizer_over, self.trainer
+            )
+            if isinstance(made, Mapping) and "lr_scheduler" in made:
+                refuse_damaged_schedulers(checkpoint, made["lr_scheduler"]["scheduler"])
+            refuse_damaged_tensors(self.trainer, checkpoint)
         self._print(*lines)
 
     def _optimizer_over(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -59,6 +59,13 @@ class Objective(nn.Module, ABC):
     def check_target(self, target: Tensor) -> None:
         """Raises `ConfigError` if targets `(B, ...)` have a wrong shape or range."""
 
+    def check_kind(self, kind: str, names: Sequence[str]) -> None:
+        """Raises `ConfigError` if a target of the data is of another kind, or has other classes or columns, than this.
+
+        `kind` is ``binary``, ``multiclass``, ``multilabel`` or ``regression``; `names` are those of its classes, labels
+        or columns.
+        """
+
     def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Predictions `(N,)` or `(N, outputs)` as columns of a table: name → a tensor or list of a value per sample."""
         if predictions.ndim == 1:

@@ -1,6 +1,6 @@
 """Regression with a hybrid network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import lightning.pytorch as pl
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybrid_lightning.data.loaders import training_targets
-from hybrid_lightning.errors import ConfigError, at, check_choice
+from hybrid_lightning.errors import ConfigError, at, check_choice, listing
 from hybrid_lightning.network.modules.mlp import LinearVote
 from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
@@ -122,6 +122,17 @@ class RegressionObjective(Objective):
             raise ConfigError(f"the shape is {tuple(target.shape)}; num_outputs {self.outputs} needs {expected}.")
         if not bool(target.isfinite().all()):
             raise ConfigError("some values are not finite. Remove or correct these rows.")
+
+    def check_kind(self, kind: str, names: Sequence[str]) -> None:
+        """Raises `ConfigError` for classes or labels, and for another count of columns."""
+        if kind != "regression":
+            raise ConfigError(
+                f"it is {kind}, with {listing(names, 6)}, and HybridRegressor learns numbers. For numbers write "
+                f"target: {{column: ..., kind: regression}}; for classes take HybridClassifier, with num_classes: "
+                f"{len(names)}."
+            )
+        if len(names) != self.outputs:
+            raise ConfigError(f"it has {len(names)} columns, and model.num_outputs is {self.outputs}. Make them equal.")
 
     # The scale of the targets
 

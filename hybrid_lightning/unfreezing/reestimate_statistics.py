@@ -30,7 +30,7 @@ class ReestimateStatistics(FitCallback):
         ConfigError: At the start of a fit, on an unknown part, or if the training data cannot be read by index.
     """
 
-    state_form: ClassVar[dict[Any, Any]] = {"estimated_at": int}
+    state_form: ClassVar[dict[Any, Any]] = {"estimated_at": range(-1, 2**63)}
 
     def __init__(self, parts: Collection[str] | None = None, batches: int = 50) -> None:
         super().__init__()

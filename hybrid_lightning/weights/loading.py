@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing, unknown
 from hybrid_lightning.weights.safe_files import check_digest, read_file
+from hybrid_lightning.weights.tensor_values import unfit
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.", "model.", "network.", "encoder.", "net.")
@@ -167,6 +168,7 @@ class Fit:
     # name → shape in the file and in the module
     other: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     resized: list[str] = field(default_factory=list)  # names of positional embeddings that were resized
+    unfit: list[str] = field(default_factory=list)  # names and what is wrong with their values in the file
     share: float = 0.0  # share of the module's values that were found, in [0, 1]
 
     @classmethod
@@ -196,14 +198,20 @@ class Fit:
     def _take(self, name: str, tensor: Tensor, wanted: Tensor) -> None:
         """Sorts a tensor in by its shape, in comparison with the one that the module has."""
         if is_lazy(wanted) or tensor.shape == wanted.shape:
-            self.found[name] = tensor
+            self._keep(name, tensor, wanted)
             return
         resized = resized_positions(name, tensor, wanted)
         if resized is None:
             self.other[name] = (tuple(tensor.shape), tuple(wanted.shape))
         else:
-            self.found[name] = resized
+            self._keep(name, resized, wanted)
             self.resized.append(name)
+
+    def _keep(self, name: str, tensor: Tensor, wanted: Tensor) -> None:
+        self.found[name] = tensor
+        problem = unfit(name, tensor, wanted)
+        if problem:
+            self.unfit.append(f"{name} {problem}")
 
     @property
     def loses_adapters(self) -> bool:
@@ -225,8 +233,14 @@ class Fit:
         total = len(self.found) + len(self.missing) + len(self.other)
         return " ".join([f"{len(self.found)} of {total} tensors, {self.share:.1%} of the values.", *self.sentences()])
 
+    def refuse_unfit(self, path: str) -> None:
+        """Raises `ConfigError` if the file, of this path, holds values that the module cannot take."""
+        if self.unfit:
+            raise ConfigError(f"{path!r} is damaged: {listing(self.unfit, 4)}. Fetch it again, or use another one.")
+
     def require(self, source: WeightSource, module: nn.Module) -> None:
-        """Raises `ConfigError` if less was found than the source says, or nothing."""
+        """Raises `ConfigError` if less was found than the source says, or nothing, or what cannot be used."""
+        self.refuse_unfit(source.path)
         is_complete = not self.missing and not self.other
         if self.found and (is_complete or self.share >= source.coverage):
             return

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import pickletools
 import zipfile
 import zlib
@@ -16,10 +17,14 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from hybrid_lightning.errors import ConfigError, at, listing, reason
-from hybrid_lightning.files import whole_file
+from hybrid_lightning.files import exists, is_regular_file, whole_file
 from hybrid_lightning.weights.sharded_files import REST, read_folder
 
 _CHUNK = 2**20  # bytes
+_METADATA = "__metadata__"
+_DIGEST = "hybrid_lightning_sha256"
+_MOST_GROWTH = 20  # of a file when it is unpacked; torch does not compress at all
+_HARMLESS = 2**28  # bytes that may be unpacked of any file
 
 
 def read_file(
@@ -32,8 +37,8 @@ def read_file(
     """The plain content of a ``.safetensors`` file, of one written by `torch.save`, or of a sharded checkpoint."""
     # mapped: False for tensors that are kept. A file that another machine replaces on a shared file system is gone
     # under its map, which ends the process.
-    path = Path(path)
     with at(place):
+        path = _located(path)
         verify(path)
         content = _content(path, mapped, without=without, mesh=mesh)
     return {key: value for key, value in content.items() if key not in without}
@@ -43,8 +48,17 @@ def peek(path: str | Path, place: str = "") -> dict[str, Any]:
     """The content as of `read_file`, for its plain values: tensors are not read, and those of a folder are left out."""
     # checksums of tensors are not verified, because that reads all of the file
     with at(place):
+        path = _located(path)
         verify(path, tensors=False)
-        return _content(Path(path), mapped=True, tensors=False)
+        return _content(path, mapped=True, tensors=False)
+
+
+def _located(path: str | Path) -> Path:
+    """The path of a file or of a sharded checkpoint; `ConfigError` if it is neither."""
+    path = Path(path)
+    if not is_regular_file(path) and not is_regular_file(path / REST):
+        raise ConfigError(f"there is no file {str(path)[:300]!r} (looked up from {str(Path.cwd())!r}).")
+    return path
 
 
 def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
@@ -57,6 +71,9 @@ def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
         return
     try:
         with zipfile.ZipFile(path) as archive:
+            unpacked = sum(record.file_size for record in archive.infolist())
+            if unpacked > max(_MOST_GROWTH * path.stat().st_size, _HARMLESS):
+                raise zipfile.BadZipFile(f"its {path.stat().st_size} bytes would unpack to {unpacked}")
             for record in archive.infolist():
                 is_wanted = tensors or record.filename.endswith(".pkl")
                 if is_wanted and record.CRC != 0:  # 0: under torch.serialization.set_crc32_options(False)
@@ -73,12 +90,11 @@ def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
 def _content(path: Path, mapped: bool, **folder_options: Any) -> dict[str, Any]:
     """All content of a file, or what the options of `read_folder` say of a folder."""
     is_folder = (path / REST).is_file()
-    if not path.is_file() and not is_folder:
-        raise ConfigError(f"there is no file {str(path)!r} (looked up from {str(Path.cwd())!r}).")
     try:
         if is_folder:
             return read_folder(path, **folder_options)
         if _is_safetensors(path):
+            _verify_safetensors(path)
             return dict(load_file(path))
         content = _loaded(path, mapped)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -90,6 +106,30 @@ def _content(path: Path, mapped: bool, **folder_options: Any) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ConfigError(f"{str(path)!r} holds a {type(content).__name__}, not named tensors.")
     return dict(content)
+
+
+def _verify_safetensors(path: Path) -> None:
+    """Raises ValueError if a name stands twice in a file, or it is one of ours and no longer as it was written."""
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        entries: list[tuple[str, Any]] = json.loads(header, object_pairs_hook=list)
+        names = [name for name, _ in entries]
+        if len(set(names)) < len(names):
+            raise ValueError("a name stands in it twice.")
+        wanted = dict(dict(entries).get(_METADATA) or []).get(_DIGEST)
+        if wanted is None:
+            return
+        tensors = [(name, dict(entry)) for name, entry in entries if name != _METADATA]
+        digest = _digest_of(dict(tensors))
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != wanted:
+        raise ValueError("its values are not those that were written. Fetch it again from its source.")
+
+
+def _digest_of(header: Mapping[str, Any]) -> Any:
+    """A digest that begins with the names, types and places of the tensors of a safetensors file."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode())
 
 
 def _loaded(path: Path, mapped: bool) -> Any:
@@ -150,7 +190,7 @@ def _refused(path: Path, what: str) -> ConfigError:
 
 def check_digest(path: str | Path, wanted: str | None, place: str = "") -> None:
     """Raises `ConfigError` unless a file has this SHA-256 digest (hexadecimal, ``sha256:`` before it or not)."""
-    if wanted is None or not Path(path).exists():
+    if wanted is None or not exists(path):
         return
     if not Path(path).is_file():
         raise ConfigError(f"{str(path)!r} is a folder, which has no digest. Give a file, or leave it out.", place)
@@ -196,10 +236,18 @@ def _names_in(stream: io.BytesIO) -> Iterator[str]:
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Writes tensors as safetensors; the file appears whole or not at all."""
+    """Writes tensors as safetensors, with a digest that `read_file` compares; it appears whole or not at all."""
     own = {}
     for name, tensor in tensors.items():
         # safetensors refuses tensors that share memory, such as tied ones
         own[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(save(own))
+    content = save(own)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    digest = _digest_of(header)
+    digest.update(memoryview(content)[start:])
+    text = json.dumps({_METADATA: {"format": "pt", _DIGEST: digest.hexdigest()}, **header}).encode()
+    text += b" " * (-len(text) % 8)  # the values have to be aligned
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(content)[start:])

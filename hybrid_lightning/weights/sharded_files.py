@@ -1,8 +1,10 @@
 """Sharded checkpoints: a folder to which each rank writes its local shards, read without running code from a file."""
 
+import io
 import pickle
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -59,8 +61,29 @@ class _Reader(FileSystemReader):
             metadata = _Unpickler(file).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"a {type(metadata).__name__} is not the record of a checkpoint")
+        for record in (metadata.storage_data or {}).values():
+            name = str(record.relative_path)
+            if Path(name).name != name:
+                raise pickle.UnpicklingError(f"{name!r} is not a file of this folder")
+            _verify_record(Path(self.path) / name, record.offset, record.length)
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
+
+
+def _verify_record(path: Path, start: int, length: int) -> None:
+    """Raises OSError unless a tensor in a file of shards, an archive of `torch.save`, matches its checksums."""
+    if not path.is_file():
+        raise OSError(f"a shard is missing or damaged: there is no file {path.name!r}")
+    with path.open("rb") as file:
+        file.seek(start)
+        content = io.BytesIO(file.read(length))
+    try:
+        with zipfile.ZipFile(content) as archive:
+            found = archive.testzip()
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise OSError(f"a shard in {path.name!r} is damaged: {error}") from None
+    if found is not None:
+        raise OSError(f"a shard in {path.name!r} is damaged: its checksum is another.")
 
 
 def write_folder(content: dict[str, Any], folder: Path) -> None:

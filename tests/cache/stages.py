@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from hybrid_lightning import HybridClassifier
@@ -49,6 +50,15 @@ class Early(Backbone):
         for stage in others:
             x = stage(x)
         return x.mean((2, 3))
+
+
+class Checkpointed(Backbone):
+    """In training its activations are computed once more in the backward pass, all together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return checkpoint(super().forward, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return super().forward(x)
 
 
 class Wide(nn.Sequential):

@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from hybrid_lightning import ConfigError, FrozenFeatureCache, GradualUnfreezing, HybridClassifier
@@ -402,6 +403,18 @@ def test_weights_that_somebody_changes_are_noticed_at_the_next_epoch():
     found = [fit(task(cache=cache), callbacks=[Change()]) for cache in (False, True)]
     assert_equal_fits(*found)
     assert "cached/old" in found[1].keys[-1]
+
+
+@pytest.mark.parametrize("unfreeze", ["never", {"stages": {"second": "0 steps", "*": "never"}}])
+def test_weights_that_somebody_prunes_are_noticed_at_the_next_epoch(unfreeze):
+    class Prune(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            prune.l1_unstructured(pl_module.network.parts["old"].first, "weight", amount=0.3)
+
+    found = [fit(task(unfreeze, cache=cache), callbacks=[Prune()]) for cache in (False, True)]
+    assert_equal_fits(*found)
+    place = "cached/old" if unfreeze == "never" else "cached/old/first"
+    assert place in found[1].keys[-1]
 
 
 def test_writes_that_change_nothing_are_no_reason_to_start_again():

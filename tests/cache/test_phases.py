@@ -8,7 +8,20 @@ from torch import nn
 from hybrid_lightning.cache.decision import may_be_kept
 from hybrid_lightning.cache.filling import Filling
 from tests.cache.fits import assert_equal_fits, fit
-from tests.cache.stages import SIX, Backbone, Early, Gate, Stage, Tokens, Unet, Wide, samples, task, top_down
+from tests.cache.stages import (
+    SIX,
+    Backbone,
+    Checkpointed,
+    Early,
+    Gate,
+    Stage,
+    Tokens,
+    Unet,
+    Wide,
+    samples,
+    task,
+    top_down,
+)
 
 STEPS = 3  # per epoch
 TWO = top_down(*SIX[:2])
@@ -232,3 +245,9 @@ def test_a_restart_follows_a_decision_without_a_timing(monkeypatch):
     monkeypatch.setattr("hybrid_lightning.cache.choices.measure", None)
     again = fit(task(unfreeze=schedule), samples, path="crash.ckpt")
     assert served(again) == ["image/stages.4"]
+
+
+def test_a_part_whose_backward_pass_runs_its_start_again_stays_live(lines):
+    _, cached = both(Checkpointed, epochs=3, unfreeze=TWO)
+    assert served(cached) == ["image", "", ""]
+    assert "activations are checkpointed" in lines()[1]

@@ -1,11 +1,14 @@
+import importlib.util
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from hybrid_lightning.cache import feature_file
 from hybrid_lightning.cache.store import FeatureStore
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
@@ -192,3 +195,14 @@ def test_what_is_forgotten_is_gone_from_memory_and_disk(folder):
     store.keep_only(())
     assert store.find("a", 5) is None
     assert not folder.exists()
+
+
+def test_files_work_without_locks_which_not_every_system_has(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    spec = importlib.util.spec_from_file_location("without_locks", feature_file.__file__)
+    own = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(own)
+    tensor = own.create(folder / "new", (2, 3), torch.float32).fill_(4)
+    own.finish(tensor, folder / "new", folder / "whole")
+    own.remove_unused(folder, "*")
+    assert torch.equal(own.read(folder / "whole", 2, is_checked=True), torch.full((2, 3), 4.0))

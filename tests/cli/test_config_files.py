@@ -1,8 +1,14 @@
+import os
+from pathlib import Path
+
 import pytest
 import yaml
 
 from hybrid_lightning.cli.config_files import merge, merged_arguments, read_config
 from hybrid_lightning.errors import ConfigError
+
+LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'ha'] * 9)}]\n" for n in range(27)).encode()
+"""Each line holds the one before nine times."""
 
 
 @pytest.mark.parametrize(
@@ -69,12 +75,31 @@ def test_a_config_without_parts_is_read_as_it_is(config, tmp_path):
         (b"", "holds no keys and values"),
         (b"\xff\xfe\x00", "is not valid YAML"),
         (b"!!python/object/apply:os.system ['true']", "is not valid YAML"),
+        (b"a: 2020-02-30", "is not valid YAML"),
+        (b"a: " + b"9" * 5000, "is not valid YAML"),
+        (b"a: !!bool perhaps", "is not valid YAML"),
+        (b"a: " + b"[" * 50_000, "is not valid YAML: it is nested too deeply"),
+        (b"a: &a [*a]", "is not valid YAML: an alias stands within what it names"),
+        (LAUGHS, "is not valid YAML: with its aliases it holds more than 100000 values"),
+        (b"a" * (2**24 + 1), "is larger than 16 MiB"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused(content, message, tmp_path):
     (tmp_path / "c.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=rf"^--config: '.*c\.yaml' {message}"):
         read_config(tmp_path / "c.yaml")
+
+
+def test_what_is_no_file_is_never_opened(folder):
+    os.mkfifo("pipe.yaml")
+    for name in ("pipe.yaml", "/dev/zero", "x" * 300 + ".yaml", "."):
+        with pytest.raises(ConfigError, match=r"^--config: there is no file"):
+            read_config(name)
+
+
+def test_aliases_and_merge_keys_within_bounds_are_read(folder):
+    Path("c.yaml").write_text("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n")
+    assert read_config("c.yaml") == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
 
 
 @pytest.mark.parametrize("arguments", [["--config", "no.yaml"], ["--config=no.yaml"], ["-c", "no.yaml"], ["--config"]])

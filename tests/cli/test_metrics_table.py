@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from hybrid_lightning.cli.metrics_table import RunLogger
+from hybrid_lightning.errors import ConfigError
 from tests.small import changed, command
 
 
-def logger(folder, first_step: int = 0) -> RunLogger:
-    return RunLogger(folder, "run", "version_0", first_step)
+def logger(folder, first_step: int = 0, kept: int = 0) -> RunLogger:
+    return RunLogger(folder, "run", "version_0", first_step, kept)
 
 
 def log(table: RunLogger, step: int, **values: float) -> None:
@@ -99,3 +100,25 @@ def test_all_that_is_logged_of_a_step_before_it_is_saved_is_one_row(step, tmp_pa
         {"a": "1.0", "b": "2.0", "c": "3.0", "epoch": "0", "step": str(step)},
         {"d": "4.0", "step": str(step)},
     ]
+
+
+def test_rows_that_a_checkpoint_came_after_are_kept_whatever_their_step(tmp_path, path):
+    """A validation within an accumulation window is logged with the step that is made next."""
+    first = logger(tmp_path)
+    log(first, 2, a=1)
+    log(first, 3, v=2)
+    assert first.rows() == 2
+    log(first, 3, a=3)
+    again = logger(tmp_path, first_step=3, kept=2)
+    log(again, 3, a=4)
+    assert rows(path) == [{"a": "1", "step": "2"}, {"step": "3", "v": "2"}, {"a": "4", "step": "3"}]
+    assert again.rows() == 3
+
+
+def test_a_table_that_was_removed_is_not_begun_anew(tmp_path, path):
+    table = logger(tmp_path)
+    log(table, 0, a=1)
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"metrics\.csv' cannot be written: it has been removed .* --resume auto"):
+        log(table, 1, a=2)
+    assert not path.exists()

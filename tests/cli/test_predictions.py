@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from hybrid_lightning import ConfigError, HybridClassifier, HybridTask
 from hybrid_lightning.cli import main
-from hybrid_lightning.cli.predictions import CollectPredictions, Predicted, joined
+from hybrid_lightning.cli.predictions import CollectPredictions, Predicted, joined, quoted, refuse_not_finite
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
 from tests.processes import succeed_on
 from tests.small import changed, classifier, regressor, table, trainer, write
@@ -253,3 +253,26 @@ def test_a_shuffled_loader_gives_the_order_of_the_data():
         torch.testing.assert_close(
             collected.gathered().predictions, model.predictions(model.eval()({"x": table(COUNT)}))
         )
+
+
+@pytest.mark.parametrize("of_part", [False, True])
+def test_predictions_that_are_not_finite_are_counted_and_named_by_their_rows(of_part):
+    good, bad = torch.ones(4, 2), torch.tensor([[0.0, 1.0], [torch.nan, 1.0], [0.0, -torch.inf], [1.0, 0.0]])
+    contributions = {"x": bad[:, 0] + bad[:, 1]} if of_part else {}
+    predicted = Predicted(torch.arange(4), good if of_part else bad, torch.arange(10, 14), contributions)
+    refuse_not_finite(predicted._replace(predictions=good, contributions={}))
+    refuse_not_finite(predicted._replace(predictions=torch.arange(4), contributions={}))
+    with pytest.raises(
+        ConfigError, match=r"^predict: 2 of 4 samples \(rows '11', '12'\) have predictions that are not"
+    ):
+        refuse_not_finite(predicted)
+
+
+def test_texts_that_a_spreadsheet_computes_are_quoted_and_numbers_are_not():
+    numbers = torch.tensor([-1.0, 2.0]).numpy()
+    table = {"id": ["=1+1", "a"], "-class": ["@b", "c"], "probability": numbers}
+    found = quoted(table)
+    assert list(found) == ["id", "'-class", "probability"]
+    assert found["id"] == ["'=1+1", "a"]
+    assert found["'-class"] == ["'@b", "c"]
+    assert found["probability"] is numbers

@@ -5,7 +5,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning import ConfigError
-from hybrid_lightning.data.loaders import example_batch, first_batch, number_of_batches
+from hybrid_lightning.data.in_memory import DictDataset
+from hybrid_lightning.data.loaders import example_batch, first_batch, number_of_batches, plain_samples
 from tests.small import classifier, loader, table, trainer
 
 
@@ -69,3 +70,19 @@ def test_the_length_of_any_collection_of_loaders_is_that_of_the_longest():
     assert number_of_batches(range(3)) == 3
     assert number_of_batches({"a": range(3), "b": range(5)}) == 5
     assert number_of_batches(iter([])) == float("inf")
+
+
+class Alternate:
+    """A sampler of batches of a user's own, which leaves the first two samples out."""
+
+    def __iter__(self):
+        return iter([[2, 4, 6], [3, 5, 7]])
+
+
+@pytest.mark.parametrize("given", [{"batch_sampler": Alternate()}, {"batch_size": None, "sampler": Alternate()}])
+def test_the_first_samples_come_in_batches_of_a_user_s_own_sampler(given):
+    numbers = torch.arange(10.0)
+    dataset = DictDataset({"x": numbers}) if "sampler" in given else [{"x": number} for number in numbers]
+    own = {"collate_fn": lambda batch: batch} if "sampler" in given else {}
+    batches = list(plain_samples(None, DataLoader(dataset, **given, **own), most=4))
+    assert [batch["x"].tolist() for batch in batches] == [[2.0, 4.0, 6.0], [3.0, 5.0, 7.0]]

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import yaml
@@ -226,7 +227,9 @@ def test_the_split_does_not_follow_the_seed_of_the_model(folder):
         ({"target": None}, "data.target: a fit needs a column to learn"),
         ({"id": "nme"}, "data.id: unknown column .* Did you mean 'name'"),
         ({"inputs": {"ages": {"numeric": ["agee"]}}}, "data.inputs.ages: unknown column .* Did you mean 'age'"),
-        ({"inputs": {"ages": {"numeric": ["label"]}}}, "column 'label' .* holds 'healthy' in row 0"),
+        ({"inputs": {"ages": {"numeric": ["name", "patient"]}}}, "column 'patient' .* holds 'p0' in row 0"),
+        ({"inputs": {"ages": {"numeric": ["age", "label"]}}}, "data.inputs.ages: column 'label' is the target"),
+        ({"inputs": {"notes": {"text": "label"}}}, "data.inputs.notes: column 'label' is the target"),
         (
             {"inputs": {"dose": {"numeric": ["dose"]}}},
             r"in 12 rows of .* inputs are empty: rows 0, 5, 10, 15, 20 and 7",
@@ -240,6 +243,11 @@ def test_the_split_does_not_follow_the_seed_of_the_model(folder):
 def test_what_does_not_fit_is_told_with_its_place(folder, options, message):
     with pytest.raises(ConfigError, match=message):
         prepared(**options)
+
+
+def test_a_table_in_place_of_its_path_is_told():
+    with pytest.raises(ConfigError, match=r"^data.path: a DataFrame is not the path of a table"):
+        ManifestDataModule(pandas.DataFrame({"a": [1]}), INPUTS)
 
 
 def test_a_split_without_training_rows_is_told(folder):
@@ -258,6 +266,36 @@ def test_without_validation_rows_there_is_no_validation(folder):
         data.test_dataloader()
 
 
+def test_rows_of_a_patient_stay_together_whatever_the_spelling(folder):
+    spellings = ["p{}", "p{} ", "P{}", "p0{}"]
+    rows = [{**row, "patient": spellings[index % 3].format(index // 3)} for index, row in enumerate(cells())]
+    data = prepared(rows=rows, split_by="patient")
+    assert all(len(set(data.split[start : start + 3])) == 1 for start in range(0, 60, 3))
+    split = [{**row, "split": ["train", "val", "test"][index % 3]} for index, row in enumerate(rows)]
+    with pytest.raises(ConfigError, match=r"20 values of 'patient' are in more than one split"):
+        prepared(rows=split, split_by="patient", split_column="split")
+
+
+def test_rows_to_predict_of_which_nothing_is_known_are_refused(folder):
+    text = {"note": {"text": "note"}, "table": {"numeric": ["age"], "categorical": ["site"]}}
+    rows = [{**row, "note": f"word{index % 3} more"} for index, row in enumerate(cells())]
+    state = prepared(rows=rows, inputs=text).state_dict()
+
+    def predict(**changed: str) -> None:
+        data = ManifestDataModule(
+            "rows.csv", text, "label", predict_path=write([{**rows[1], **changed}] * 3, "new.csv")
+        )
+        data.load_state_dict(state)
+        data.setup("predict")
+
+    predict()
+    predict(site="S2", note="Word1")
+    with pytest.raises(ConfigError, match=r"column 'site' of 'new.csv' holds a category that was trained on"):
+        predict(site="elsewhere")
+    with pytest.raises(ConfigError, match=r"column 'note' of 'new.csv' has a word that was trained on"):
+        predict(note="nichts davon")
+
+
 # Sampling
 
 
@@ -273,10 +311,9 @@ def test_balanced_sampling_draws_classes_equally_often(folder):
 
 
 def test_balanced_sampling_needs_classes(folder):
+    rows = [{**row, "site": row["site"] or "none"} for row in cells()]
     with pytest.raises(ConfigError, match="'balanced' needs classes; the target is regression"):
-        prepared(
-            target="age", inputs={"table": INPUTS["table"], "ages": {"numeric": ["age"]}}, sampling="balanced"
-        ).train_dataloader()
+        prepared(target="age", inputs={"table": INPUTS["table"]}, rows=rows, sampling="balanced").train_dataloader()
 
 
 # Commands

@@ -1,6 +1,9 @@
 """What is found before the first step, and by the command check."""
 
 import csv
+import os
+import re
+import shutil
 import sys
 import threading
 from collections import Counter
@@ -148,6 +151,8 @@ def test_cells_without_a_file_are_no_problem(folder, capsys):
 
 def test_a_missing_library_is_not_told_for_each_row(folder, monkeypatch):
     manifest(rows(scan=lambda row: f"{row}.nii"))
+    for row in range(12):
+        Path(f"{row}.nii").touch()
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(ConfigError, match=r"hybrid_lightning\[nifti\]"):
         check({"scan": {"volume": "scan"}})
@@ -354,6 +359,68 @@ def test_many_classes_are_summed_up_and_numbers_shown_by_their_range(folder, cap
     assert sum(int(cells[0]) for name, cells in found.items() if name.startswith(("label", "3 others"))) == 48
     check(target="score")
     assert "score        0 to 11.75" in capsys.readouterr().out
+
+
+# The target and the model
+
+
+@pytest.mark.parametrize("verb", ["check", "fit", "plan"])
+@pytest.mark.parametrize(
+    ("label", "target", "model", "said"),
+    [
+        (["1,100", "850", "2,000"], "label", "HybridRegressor", "data.target: 3 of the 3 different values"),
+        (["cheap", "dear", "fair"], "label", "HybridRegressor", "data.target: it is multiclass, with 'cheap'"),
+        ([0.0, 1.0, 2.0], "label", "HybridClassifier", "data.target: 'label' is a quantity.*kind: multiclass"),
+        (["a;b", "a", "c"], "label", "HybridClassifier", "data.target: column 'label' holds 'a;b'"),
+        (["a", "b"], "label", "HybridClassifier", "it has 2 classes, 'a', 'b', and model.num_classes is 3"),
+        (["a;b", "a", "c"], {"column": "label", "kind": "multilabel"}, "HybridClassifier", "it is multilabel"),
+    ],
+)
+def test_a_target_that_the_model_does_not_learn_is_refused(folder, capsys, verb, label, target, model, said):
+    manifest(rows(label=lambda row: label[row % len(label)], age=lambda row: row))
+    settings = config({"ages": {"numeric": ["age"]}}, target=target)
+    settings["model"]["class_path"] = model
+    if model == "HybridRegressor":
+        del settings["model"]["init_args"]["num_classes"]
+    assert command(verb, config=settings) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+# What is odd
+
+
+def test_odd_files_and_spellings_are_told_by_check(folder, capsys):
+    table = rows(sample=lambda row: f"s{row}", site=lambda row: ["A", "a", "b"][row % 3], note=lambda row: "x")
+    table[4]["note"] = "\n".join(["a line"] * 9)
+    manifest(table)
+    shutil.copy("0.png", "8.png")
+    Image.new("RGB", (12, 10)).save("3.png")
+    check({**PHOTO, "t": {"categorical": ["site"]}, "n": {"text": "note"}}, split_by="sample", id="sample")
+    told = [line.removeprefix("warning: ") for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert told == [
+        "data.inputs.t: column 'site' holds 'A', 'a', which count as different ones; write them alike",
+        "data.path: column 'note' has a cell with 8 line ends, in row 4. If these are rows of their own, a quote is "
+        "missing",
+        "data.inputs.photo: 1 of 12 files hold one value alone; the first is row 3, '3.png'",
+        "data.inputs.photo: 1 files stand in several rows, 1 of them in more than one split, so that a model is tested "
+        "on what it has seen, 1 of them with different labels; such as '0.png', which have equal bytes as '8.png' "
+        "(train: row 0; val: row 8)",
+    ]
+
+
+def test_a_cell_that_names_a_pipe_is_refused_without_waiting(folder):
+    manifest(rows())
+    Path("7.png").unlink()
+    os.mkfifo("7.png")
+    with pytest.raises(ConfigError, match=r"row 7, photo, '7.png': there is no such file in '.'. It is a pipe"):
+        check()
+
+
+def test_a_text_taken_for_files_is_refused_with_a_short_cell(folder):
+    manifest(rows(photo=lambda row: f"{row}.png", note=lambda row: f"{row} words " * 100))
+    with pytest.raises(ConfigError, match=r"there is no such file in '.'. It is a text") as told:
+        check({"x": {"image": "note", "size": 8}})
+    assert len(str(told.value)) < 10_000
 
 
 # Where and when

@@ -43,7 +43,7 @@ def test_a_column_says_the_split():
 
 def test_other_values_of_the_split_column_are_listed():
     rows = table(part=["train", "Test", None, "valid", "test", None])
-    message = r"data.split_column: column 'part' .* holds 'Test', '', 'valid' \(rows 1, 2, 3, 5\). Possible: 'train', "
+    message = r"data.split_column: column 'part' .* holds '', 'valid' \(rows 2, 3, 5\). Possible: 'train', "
     with pytest.raises(ConfigError, match=message):
         split_from_column(rows, "part")
 
@@ -213,3 +213,8 @@ def test_no_python_object_per_row():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4e6
+
+
+def test_other_spellings_of_a_group_are_the_group():
+    rows = table(patient=["p1", " p1", "P1", "7", "7.0", "07", "x"])
+    assert groups_of(rows, "patient").tolist() == [0, 0, 0, 1, 1, 1, 2]

@@ -143,3 +143,55 @@ def test_strata_follow_the_kind():
     assert labels[0] == labels[2] != labels[1]
     numbers = read("y", y=[float(index) for index in range(40)])[0].strata()
     assert numbers.tolist() == [0] * 20 + [1] * 20
+
+
+def untyped(**columns):
+    return Table(pyarrow.table(columns), "rows.csv", untyped=list(columns))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "names"),
+    [
+        (["True", "False"], "binary", ["False", "True"]),
+        (["007", "010", "007"], "binary", ["007", "010"]),
+        (["1", "0", "2"], "multiclass", ["0", "1", "2"]),
+        (["yes ", "no", " yes"], "binary", ["no", "yes"]),
+        (["1.5", "2", "3"], "regression", ["y"]),
+        ([str(number) for number in range(30)], "regression", ["y"]),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_classes_of_a_text_bear_the_names_that_stand_there(column, kind, names):
+    target = Target("y").fit(untyped(y=column))
+    assert (target.kind, target.names) == (kind, names)
+    if kind != "regression":
+        said = Target({"column": "y", "kind": "multiclass"}).fit(untyped(y=column))
+        assert said.names == names
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (["850", "1,100", "2,000"], "3 of the 3 different values .* are numbers.*'1,100'"),
+        (["10 %", "20 %", "x"], "2 of the 3 .*'10 %'"),
+        (["$5", "7 EUR"], "2 of the 2"),
+        ([*map(str, range(30)), "unknown"], "30 of the 31 .*'unknown'"),
+        (["a;b", "a", "b"], "'a;b': several labels in a cell, or classes"),
+        (["2020-01-01", "2020-02-01 10:00"], "holds dates"),
+        (["Yes", "no", "yes"], "'Yes', 'yes', which seem to be one class"),
+        (["7", "07", "x"], "'07', '7', which seem to be one class"),
+    ],
+)
+def test_texts_that_may_not_be_classes_are_asked_about(column, said):
+    with pytest.raises(ConfigError, match=said):
+        Target("y").fit(untyped(y=column))
+
+
+def test_names_of_an_earlier_run_hold_in_other_spellings():
+    saved = {"kind": "binary", "names": ["false", "true"]}
+    assert Target("y").fit(untyped(y=["True", "False"]), saved).values.tolist() == [1, 0]
+
+
+def test_numbers_that_float32_would_make_equal_are_no_target():
+    with pytest.raises(ConfigError, match=r"column 'y' cannot be learned: .* large beside their differences"):
+        Target("y").fit(table(y=1.7e12 + 1000.0 * np.arange(30)))

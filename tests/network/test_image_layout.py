@@ -57,3 +57,26 @@ def test_parts_of_a_network_are_called_so(module):
     model = HybridClassifier(2, parts={"image": {"module": module}}).build({"image": image, "target": torch.arange(2)})
     layouts = seen_by(model.built().parts["image"], image)[1]
     assert set(layouts) == {module != Flat}
+
+
+def test_images_without_values_pass_such_as_to_count_operations():
+    module = ConvExtractor(3, [8])
+    prefer_channels_last(module)
+    assert module.to("meta")(torch.rand(2, 3, 16, 16, device="meta")).shape[:2] == (2, 8)
+
+
+def test_every_tensor_that_is_returned_has_the_usual_layout(monkeypatch):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3)
+
+        def forward(self, image):
+            return {"out": self.layer(image), "others": [self.layer(image)]}
+
+    monkeypatch.setattr(Two, "__module__", "torchvision.models")
+    module = Two()
+    prefer_channels_last(module)
+    found = module(torch.rand(2, 3, 16, 16))
+    assert found["out"].is_contiguous()
+    assert found["others"][0].is_contiguous()

@@ -139,3 +139,31 @@ def test_a_single_parameter_in_the_middle_of_a_frozen_group_is_stepped_once_it_t
     loss_of(module).backward()
     optimizer.step()
     assert not torch.equal(middle, before)
+
+
+def test_a_gradient_that_somebody_gives_to_a_frozen_group_is_used_and_cleared():
+    module = network()
+    module["tower"].requires_grad_(False)
+    optimizer = torch.optim.SGD(groups_of(module), lr=0.1)
+    step_what_trains(optimizer)
+    optimizer.step()
+    weight = module["tower"][0].weight
+    before = weight.clone()
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert not torch.equal(weight, before)
+    optimizer.zero_grad()
+    assert weight.grad is None
+
+
+def test_options_may_be_lists_as_in_yaml():
+    module = network()
+    groups = groups_of(module)
+    for group in groups:
+        group["betas"] = [0.8, 0.9]
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    step_what_trains(optimizer)
+    for _ in range(2):
+        loss_of(module).backward()
+        optimizer.step()
+    assert all(optimizer.state[parameter]["step"] == 2 for parameter in module.parameters())

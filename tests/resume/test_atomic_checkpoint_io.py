@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def test_a_checkpoint_is_written_beside_the_old_one_which_stays_until_it_is_whol
     plugin.save_checkpoint({"step": 1}, path)
     with pytest.raises(ValueError, match="broken"):
         plugin.save_checkpoint({"step": content}, path)
-    assert content.seen == ["last.ckpt", "last.ckpt.part"]
+    assert content.seen == ["last.ckpt", f"last.ckpt.{os.getpid()}.part"]
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     assert plugin.load_checkpoint(path, weights_only=True) == {"step": 1}
 

@@ -63,7 +63,7 @@ def test_a_state_that_does_not_fit_its_parameter_is_refused_by_name(key, value, 
 
 @pytest.mark.parametrize(
     ("name", "option", "key"),
-    [("SGD", {"momentum": 0.9}, "momentum_buffer"), ("AdamW", {"amsgrad": True}, "max_exp_avg_sq")],
+    [("SGD", {"momentum": 0.9}, "momentum_buffer"), ("AdamW", {"capturable": True}, "max_exp_avg_sq")],
 )
 def test_an_option_in_a_file_brings_no_entry_of_another_shape(name, option, key, folder, capsys):
     """Compiled steps write such an entry as if it were as large as the parameter."""
@@ -119,7 +119,10 @@ def with_a_rate_of_many_values(optimizer: dict) -> None:
         ("betas", (0.9, "x"), "'betas' of the group 'stem.*' is a str, not a float"),
         ("betas", 0.9, "is a float, not a tuple"),
         ("amsgrad", {}, "is a dict, not a bool"),
-        ("part", 3, "is a int, not a str"),
+        ("unfrozen_at", -3, "'unfrozen_at' of the group 'stem.*' is -3, not a step"),
+        ("betas", (0.9, NAN), "'betas' of the group 'stem.*' is nan"),
+        ("maximize", True, "'maximize' of the group 'stem.*' is True, which neither the config"),
+        ("betas", (1.5, 0.9), "torch refuses the options of the group 'stem.*': Invalid beta parameter"),
     ],
 )
 def test_an_option_of_another_type_is_refused_by_name(option, value, words, fitted, folder, capsys):
@@ -193,3 +196,15 @@ def test_an_optimizer_that_forgets_its_averages_goes_on_without_them(tmp_path):
         specs = [{"class_path": "SGD", "init_args": {"momentum": momentum}} for momentum in (before, after)]
         path = saved(tmp_path / "x.ckpt", task(optimizer=specs[0]))
         assert fit(task(optimizer=specs[1]), path, max_epochs=3).step == 8
+
+
+def test_the_part_of_a_group_is_that_of_today(fitted, folder):
+    def change(optimizer: dict) -> None:
+        for group in optimizer["param_groups"]:
+            group.update(part="zzz", stage=9, fixed=True)
+
+    assert resume(fitted, change) == 0
+    [path] = Path("runs").rglob("last.ckpt")
+    [optimizer] = torch.load(path, weights_only=True)["optimizer_states"]
+    assert {group["part"] for group in optimizer["param_groups"]} == {"stem", "body", "head"}
+    assert not any(group["fixed"] for group in optimizer["param_groups"])

@@ -261,3 +261,26 @@ def test_the_command_line_reads_a_loss_and_balance(folder):
     model = HybridTask.load_from_checkpoint(next(folder.rglob("version_2/checkpoints/last.ckpt")))
     assert model.saved_settings()["class_weights"] == [1, 2, 3]
     assert model.objective.loss_module.gamma == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "names", "said"),
+    [
+        ({}, "regression", ["price"], "'price' is a quantity.* kind: multiclass.* HybridRegressor"),
+        ({}, "multilabel", ["a", "b", "c"], "it is multilabel, and model.kind is multiclass"),
+        ({"kind": "multilabel"}, "multiclass", ["a", "b", "c"], "it is multiclass, and model.kind is multilabel"),
+        ({}, "multiclass", ["a", "b"], "it has 2 classes, 'a', 'b', and model.num_classes is 3"),
+        ({}, "multiclass", ["a", "b", "c", "d"], "num_classes: 4"),
+        ({"num_classes": 2, "kind": "binary"}, "multiclass", ["a", "b", "c"], "num_classes: 3"),
+        ({"kind": "multilabel"}, "multilabel", ["a"], "it has 1 labels"),
+    ],
+)
+def test_data_of_another_kind_are_refused(options, kind, names, said):
+    with pytest.raises(ConfigError, match=said):
+        classifier(**options).objective.check_kind(kind, names)
+
+
+def test_two_classes_are_learned_by_both_kinds():
+    classifier(num_classes=2).objective.check_kind("binary", ["a", "b"])
+    classifier(num_classes=2, kind="binary").objective.check_kind("multiclass", ["a", "b"])
+    classifier(kind="multilabel").objective.check_kind("multilabel", ["a", "b", "c"])

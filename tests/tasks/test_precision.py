@@ -134,3 +134,34 @@ def test_the_network_is_built_on_the_cpu_wherever_the_trainer_makes_tensors():
     run.strategy.tensor_init_context = lambda *_: torch.device("meta")
     run.fit(model, small.loader({"x": small.table(), **targets()}))
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+class Filter(nn.Module):
+    """A filter in the frequency domain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factors", torch.randn(4, dtype=torch.complex64))
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.fft.ifft(torch.fft.fft(x) * self.factors).real)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("module", [Filter, Filter()])
+def test_complex_buffers_stay_complex(module):
+    model = HybridClassifier(num_classes=3, parts={"x": {"module": module}})
+    small.trainer(precision="64-true").fit(model, small.loader({"x": small.table(), **targets()}))
+    assert model.network.parts["x"].factors.is_complex()
+
+
+def test_a_hook_that_needs_the_network_does_not_keep_it_from_being_built():
+    class Own(HybridClassifier):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            seen.append(len(self.network.parts))
+            return batch
+
+    seen = []
+    data = {"x": small.table(), "target": small.table().argmax(1) % 2}
+    small.trainer().fit(Own(2, parts={"x": {"module": "MLP"}}), small.loader(data))
+    assert set(seen) == {2}

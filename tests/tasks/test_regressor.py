@@ -199,3 +199,12 @@ def test_an_export_prints_the_scale_of_the_outputs(folder, capsys):
     scale = HybridRegressor.load_from_checkpoint(next(folder.rglob("last.ckpt"))).objective.scale
     line = f"outputs are standardized: number = output × {scale.std.tolist()} + {scale.mean.tolist()}\n"
     assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_classes_are_no_numbers(kind):
+    with pytest.raises(ConfigError, match=f"it is {kind}, with '850', '900', and HybridRegressor learns numbers"):
+        regressor().objective.check_kind(kind, ["850", "900"])
+    with pytest.raises(ConfigError, match=r"it has 2 columns, and model.num_outputs is 1"):
+        regressor().objective.check_kind("regression", ["a", "b"])
+    regressor(num_outputs=2).objective.check_kind("regression", ["a", "b"])

@@ -132,6 +132,25 @@ def test_a_file_that_was_compressed_later_is_read(large, tmp_path):
     assert torch.equal(read_file(tmp_path / "x.pt")["weights"], read_file(large)["weights"])
 
 
+def test_a_file_that_unpacks_to_many_times_its_size_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("hybrid_lightning.weights.safe_files._HARMLESS", 1000)
+    path = tmp_path / "a.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    for read in (read_file, peek, verify):
+        with pytest.raises(ConfigError, match=r"is damaged: its \d+ bytes would unpack to 1000000"):
+            read(path)
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    for name in ("pipe.ckpt", "x" * 300, "a\0b", "."):
+        for read in (read_file, peek):
+            with pytest.raises(ConfigError, match="there is no file"):
+                read(tmp_path / name)
+    check_digest("x" * 300, "sha256:00")
+
+
 def test_a_truncated_file_is_refused(tmp_path):
     torch.save({"weight": torch.ones(100)}, tmp_path / "w.pt")
     whole = (tmp_path / "w.pt").read_bytes()
@@ -210,3 +229,25 @@ def test_tied_and_strided_tensors_are_written_as_they_are(tmp_path):
     written = load_file(tmp_path / "new" / "w.safetensors")
     assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
     assert [f.name for f in (tmp_path / "new").iterdir()] == ["w.safetensors"]
+
+
+def test_what_is_written_has_a_digest_that_is_compared(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights({"weight": torch.arange(4.0), "b": torch.ones(3, dtype=torch.int64)}, path)
+    assert load_file(path)["weight"].equal(torch.arange(4.0))
+    whole = path.read_bytes()
+    names = whole.replace(b'"weight"', b'"weighs"')
+    value = bytearray(whole)
+    value[-1] ^= 1
+    for damaged in (names, bytes(value)):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"w\.safetensors' cannot be read: its values are not those that were"):
+            read_file(path)
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path):
+    entry = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = ("{" + f"{entry},{entry}" + "}").encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ConfigError, match="a name stands in it twice"):
+        read_file(tmp_path / "w.safetensors")

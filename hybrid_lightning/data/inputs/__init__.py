@@ -1,7 +1,7 @@
 """The inputs of a manifest: which columns become which entries of a batch."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from hybrid_lightning.data.inputs.audio import AudioInput
@@ -30,8 +30,8 @@ _RESERVED = ("target", "id", "present")
 _EXAMPLE = "{image: path, size: 64}"
 
 
-def parse_inputs(inputs: Any) -> dict[str, Input]:
-    """The inputs of ``data.inputs``, in the order given."""
+def parse_inputs(inputs: Any, targets: Collection[str] = ()) -> dict[str, Input]:
+    """The inputs of ``data.inputs``, in the order given; none may read a column of `targets`."""
     parsed = {}
     with at("data.inputs"):
         if not isinstance(inputs, Mapping) or not inputs:
@@ -39,6 +39,12 @@ def parse_inputs(inputs: Any) -> dict[str, Input]:
         for key, given in inputs.items():
             with at(str(key)):
                 parsed[key] = _parse_input(key, given)
+                answers = [column for column in parsed[key].columns if column in targets]
+                if answers:
+                    raise ConfigError(
+                        f"column {answers[0]!r} is the target, so that the model would be given the answer. Leave it "
+                        f"out of the inputs."
+                    )
     return parsed
 
 

@@ -1,21 +1,25 @@
 """Sound: a file per sample → its waveform, or how much energy its pitches have over time."""
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hybrid_lightning.data.inputs.base import check_count, check_name
 from hybrid_lightning.data.inputs.files import FileInput
-from hybrid_lightning.data.inputs.numpy_files import without_gaps
+from hybrid_lightning.data.inputs.mpeg import with_length
+from hybrid_lightning.data.inputs.numpy_files import refuse_huge, without_gaps
 from hybrid_lightning.data.inputs.signals import log_mel, mel_filters, resample
 from hybrid_lightning.errors import ConfigError, check_choice, check_number
 from hybrid_lightning.importing import import_extra
 
 _HIGHEST_RATE = 1_000_000
+_LOUDEST = 8.0  # decoders go somewhat beyond 1; more is whole numbers in a floating file
 
 
 class AudioInput(FileInput):
@@ -75,9 +79,7 @@ class AudioInput(FileInput):
 
     def _read(self, path: Path, training: bool) -> tuple[Tensor, int]:
         """All channels `(C, L)` of the wanted part, and the file's rate."""
-        import soundfile
-
-        with soundfile.SoundFile(path) as file:
+        with opened(path) as file:
             rate = int(file.samplerate)
             start = 0
             count = int(file.frames)
@@ -86,20 +88,41 @@ class AudioInput(FileInput):
                 room = max(0, count - wanted)
                 start = int(torch.randint(room + 1, ())) if training else room // 2
                 count = min(count, wanted)
-            if start:  # not every format can be read from the middle
+            self._check_size(rate, count, int(file.channels))
+            if start and file.seekable():
                 file.seek(start)
+            elif start:
+                file.read(start, dtype="float32")
             samples = file.read(count, dtype="float32", always_2d=True)
-        if not 1 <= rate <= _HIGHEST_RATE:
-            raise ValueError(f"its rate of {rate} samples per second is not one of 1 to {_HIGHEST_RATE}")
         if not len(samples) or len(samples) < count:  # the header may state more than there is
             raise ValueError(f"it ends after {start + len(samples)} samples of {start + count}")
-        return torch.from_numpy(without_gaps(samples, "refuse").T.copy()), rate
+        samples = without_gaps(samples, "refuse")
+        loudest = np.abs(samples).max()
+        if loudest > _LOUDEST:
+            raise ValueError(f"its values reach {loudest:g}, and a sound's lie from -1 to 1; divide them")
+        return torch.from_numpy(samples.T.copy()), rate
+
+    def _check_size(self, rate: int, count: int, channels: int) -> None:
+        """Raises `ValueError` for a rate that no sound has, or a sound too large, before or after it is resampled."""
+        if not 1 <= rate <= _HIGHEST_RATE:
+            raise ValueError(f"its rate of {rate} samples per second is not one of 1 to {_HIGHEST_RATE}")
+        growth = max(1.0, self.sample_rate / rate)
+        refuse_huge(int(4 * channels * count * growth))
 
     def stated_shape(self, path: Path) -> tuple[int, ...]:
         """Channels and samples."""
-        import soundfile
+        with opened(path) as file:
+            if not file.frames:
+                raise ValueError("it has no samples")
+            return int(file.channels), int(file.frames)
 
-        info = soundfile.info(path)
-        if not info.frames:
-            raise ValueError("it has no samples")
-        return int(info.channels), int(info.frames)
+
+def opened(path: Path) -> Any:
+    """A file of soundfile's; an MP3 that does not state its length is counted, which a guess would cut off."""
+    import soundfile
+
+    if path.suffix.lower() == ".mp3":
+        counted = with_length(path.read_bytes())
+        if counted is not None:
+            return soundfile.SoundFile(io.BytesIO(counted))
+    return soundfile.SoundFile(path)

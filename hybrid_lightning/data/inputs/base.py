@@ -77,7 +77,12 @@ class Input(ABC):
 
     def cell_error(self, row: int, cell: str, reason: object) -> ConfigError:
         """An error about one cell of the manifest."""
-        return ConfigError(f"row {row}: {cell!r}: {str(reason)[:300]}", self.where)
+        return ConfigError(f"row {row}: {shortened_cell(cell)}: {str(reason)[:400]}", self.where)
+
+
+def shortened_cell(cell: str) -> str:
+    """A cell as an error shows it."""
+    return repr(cell) if len(cell) <= 200 else f"{cell[:200]!r} ..."
 
 
 def collate_padded(values: Sequence[Value | None], placeholder: Value, padding: Mapping[str, int]) -> dict[str, Tensor]:

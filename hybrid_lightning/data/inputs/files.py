@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from hybrid_lightning.data.inputs.base import Input, Value, check_count
+from hybrid_lightning.data.inputs.missing_files import why_missing
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.transforms import Step, apply_steps, make_steps
 from hybrid_lightning.errors import ConfigError, at
+from hybrid_lightning.files import is_regular_file
 
 
 class FileInput(Input):
@@ -40,6 +42,10 @@ class FileInput(Input):
     @abstractmethod
     def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The shape that a file states, from its first bytes; any exception is reported as in `load`."""
+
+    def remarks(self, path: Path, value: Value) -> list[str]:
+        """What is odd about a file or does not reach a batch, for the command check; `value` was read of it."""
+        return ["hold one value alone"] if is_constant(value) else []
 
     def read(self, row: int, training: bool) -> Value:
         """The transformed tensor of one row's file."""
@@ -76,16 +82,23 @@ class FileInput(Input):
         """The path of a row's file; an exception in the block becomes an error that names the row and the cell."""
         cell = self.cell(row)
         path = Path(self.folder, cell)
+        if not is_regular_file(path):
+            folder = "" if Path(cell).is_absolute() else f" in {self.folder!r}"
+            reason = f"there is no such file{folder}.{why_missing(self.folder, cell)}"
+            raise self.cell_error(row, cell, reason)
         try:
             with at(self.where):
                 yield path
         except ConfigError:
             raise
         except Exception as error:  # libraries raise any exception on a broken file
-            if path.is_file():
-                raise self.cell_error(row, cell, f"cannot be read: {error or type(error).__name__}") from error
-            folder = "" if Path(cell).is_absolute() else f" in {self.folder!r}"
-            raise self.cell_error(row, cell, f"there is no such file{folder}.") from None
+            raise self.cell_error(row, cell, f"cannot be read: {error or type(error).__name__}") from error
+
+
+def is_constant(value: Value) -> bool:
+    """Whether all numbers are the same, of several."""
+    tensor = value if isinstance(value, Tensor) else value.get("values")
+    return tensor is not None and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
 
 
 def check_size(value: Any, names: Sequence[str]) -> list[int] | None:

@@ -16,13 +16,17 @@ from hybrid_lightning.importing import import_extra
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_ORIENTATION = 0x0112  # the tag of EXIF
+_QUARTER_TURNS = (5, 6, 7, 8)
+_TWELVE_BITS = 4095
+
 
 class ImageInput(FileInput):
     """An image per sample, read with Pillow and turned as its EXIF data say.
 
-    Gray, RGB and palette images with 8 bits are divided by 255, gray ones with 16 bits by 65535; transparency is
-    dropped; floating images (TIFF) have to lie in [0, 1]. Pillow reads color with 16 bits per channel as 8 bits, or
-    refuses it; store it as an array. Resized with Pillow's antialiased bilinear filter.
+    Gray, RGB and palette images with 8 bits are divided by 255, gray ones with 16 bits by 65535; floating images (TIFF)
+    have to lie in [0, 1]. Of several pages or frames the first is read. Pillow reads color with 16 bits per channel as
+    8 bits, or refuses it; store it as an array. Resized with Pillow's antialiased bilinear filter.
 
     Args:
         image: Name of the column of paths.
@@ -32,6 +36,8 @@ class ImageInput(FileInput):
         resize: How other shapes become `size`. ``crop``: scaled until it covers it, and cut at the centre, which keeps
             the aspect; ``pad``: scaled until it fits into it, with black beside it, which loses nothing; ``stretch``:
             scaled to it, which changes the aspect.
+        alpha: What shows through transparent parts: ``white`` or ``black``; ``drop`` shows the colors that a file has
+            there, which no viewer shows.
         train: Transforms of each training sample, a tensor `(C, H, W)`, see `make_steps`.
         eval: Transforms of each sample otherwise.
     """
@@ -43,6 +49,7 @@ class ImageInput(FileInput):
         size: Any = None,
         channels: Any = 3,
         resize: Any = "crop",
+        alpha: Any = "white",
         train: Any = (),
         eval: Any = (),
     ) -> None:
@@ -50,6 +57,7 @@ class ImageInput(FileInput):
         self.size = check_size(size, ("height", "width"))
         self.channels = check_choice(channels, "channels", (1, 3))
         self.resize = check_choice(resize, "resize", ("crop", "pad", "stretch"))
+        self.alpha = check_choice(alpha, "alpha", ("white", "black", "drop"))
         import_extra("PIL.Image", "data", "an image")
 
     def load(self, path: Path, training: bool) -> Tensor:
@@ -82,6 +90,8 @@ class ImageInput(FileInput):
         if image.mode == "F" or image.mode.startswith("I"):
             return _plane(image)
         is_gray = self.channels == 1 or image.mode in ("1", "L", "LA", "La")
+        if self.alpha != "drop" and image.has_transparency_data:
+            image = _on_ground(image, self.alpha)
         mode = "L" if is_gray else "RGB"
         return image if image.mode == mode else image.convert(mode)
 
@@ -118,7 +128,46 @@ class ImageInput(FileInput):
         from PIL import Image
 
         with Image.open(path) as image:
-            return len(image.getbands()), image.height, image.width
+            height, width = image.height, image.width
+            # as Pillow would read all of a PNG, where the base class takes what stands before the pixels
+            turn = Image.Image.getexif(image).get(_ORIENTATION, 1)
+            is_turned = turn in _QUARTER_TURNS and image.format != "TIFF"  # of which the size is turned already
+            return len(image.getbands()), *((width, height) if is_turned else (height, width))
+
+    def remarks(self, path: Path, value: Value) -> list[str]:
+        """What of an image a batch does not show, beside what is odd of any file."""
+        from PIL import Image
+
+        remarks = super().remarks(path, value)
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose others are previews
+                remarks.append("have several pages or frames, of which the first is read")
+            if image.has_transparency_data and not _is_opaque(image.convert("RGBA")):
+                remarks.append(f"have transparent parts (alpha: {self.alpha})")
+            if len(image.getbands()) > 1 and any(";16" in str(tile) for tile in image.tile):
+                remarks.append("store 16 bits per color, of which 8 are read; store them as arrays to keep all")
+            if image.mode.startswith("I") and np.asarray(image).max() <= _TWELVE_BITS:
+                remarks.append(
+                    f"store at most 12 bits in 16, so that they are dark: no value is above {_TWELVE_BITS}/65535"
+                )
+        return remarks
+
+
+def _is_opaque(layers: "Image") -> bool:
+    """Whether nothing shows through an image of mode ``RGBA``."""
+    return bool((np.asarray(layers.getchannel("A")) == 255).all())
+
+
+def _on_ground(image: "Image", color: str) -> "Image":
+    """What a viewer shows of an image with transparent parts; it stays gray if it was."""
+    from PIL import Image
+
+    layers = image.convert("RGBA")
+    if _is_opaque(layers):
+        return image
+    ground = Image.new("RGBA", image.size, color)
+    shown = Image.alpha_composite(ground, layers).convert("RGB")
+    return shown.convert("L") if image.mode in ("1", "L", "LA", "La") else shown
 
 
 def _unit(value: Tensor) -> Tensor:

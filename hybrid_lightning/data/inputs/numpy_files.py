@@ -12,6 +12,7 @@ import numpy as np
 
 from hybrid_lightning.data.inputs.base import check_name
 from hybrid_lightning.data.inputs.files import FileInput
+from hybrid_lightning.data.rounding import wide
 from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import check_choice
 
@@ -29,18 +30,16 @@ class NumpyInput(FileInput):
 
 def is_numpy(path: Path) -> bool:
     """Whether the suffix of a file is one of numpy's."""
-    return path.suffix in (".npy", ".npz")
+    return path.suffix.lower() in (".npy", ".npz")
 
 
 def read_array(path: Path, name: str | None = None) -> Array:
-    """An array as float32, from a file whose first bytes decide on its format."""
+    """An array, float64 where float32 cannot hold its numbers, from a file whose first bytes decide on its format."""
     with _opened(path, name) as (stream, size):
         _check_header(stream, size)
         stream.seek(0)
         array = np.lib.format.read_array(stream, allow_pickle=False)
-    with np.errstate(over="ignore"):  # too large for float32: becomes infinite, and is refused as such
-        converted: Array = array.astype(np.float32, order="C", copy=False)
-    return converted
+    return np.ascontiguousarray(wide(array))
 
 
 def stated_shape(path: Path, name: str | None = None) -> tuple[int, ...]:
@@ -101,18 +100,20 @@ def _check_header(stream: IO[bytes], size: int) -> tuple[int, ...]:
     if dtype.hasobject:
         raise ValueError("it holds Python objects (pickle), which could run code; save an array of numbers instead")
     if dtype.kind not in "biuf":
-        raise ValueError(f"it holds {dtype}, not numbers")
+        is_complex = dtype.kind == "c"
+        advice = "; store real and imaginary part, or magnitude and phase, as channels" if is_complex else ""
+        raise ValueError(f"it holds {dtype}, not numbers{advice}")
     if min(shape, default=1) < 1:
         raise ValueError(f"it is empty: its shape is {shape}")
     stated = math.prod(shape) * dtype.itemsize
     present = size - stream.tell()
     if stated > present:
         raise ValueError(f"it is incomplete: {stated} bytes belong to shape {shape}, and {present} are there")
-    refuse_huge(stated)
+    refuse_huge(math.prod(shape) * wide(np.empty(0, dtype)).itemsize)  # small types grow to float32
     return shape
 
 
 def refuse_huge(size: int) -> None:
-    """Raises `ValueError` if a sample has too many bytes."""
+    """Raises `ValueError` if a sample would have too many bytes."""
     if size > _LARGEST:
         raise ValueError(f"it holds {size / 2**30:.0f} GiB, more than a sample may have ({_LARGEST // 2**30} GiB)")

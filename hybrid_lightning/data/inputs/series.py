@@ -11,12 +11,11 @@ from torch.nn import functional
 
 from hybrid_lightning.data.inputs.base import Value, check_count, check_name, collate_padded
 from hybrid_lightning.data.inputs.numpy_files import NumpyInput, is_numpy, read_array, stated_shape, without_gaps
+from hybrid_lightning.data.inputs.series_text import read_text
+from hybrid_lightning.data.rounding import as_float32
 from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.errors import ConfigError, check_choice
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": None}
-"""Suffix of a text → what separates its fields; None is any run of spaces."""
-_GAPS = {"", "NA", "N/A", "NULL", "null"}
 _MOST_FITTED = 1000
 
 
@@ -28,12 +27,15 @@ class SeriesInput(NumpyInput):
 
     Args:
         series: Name of the column of paths. Text is separated by commas (``.csv``), tabs (``.tsv``) or spaces
-            (``.txt``); a first line that is not numbers is left out, and so are empty lines. NA is an empty field.
+            (``.txt``); empty lines and lines that begin with # are left out. NA is an empty field.
         length: Most steps of a series, of which the first are kept. None keeps all.
         layout: ``steps``: a dict for ``SequenceTransformer``, ``values`` `(B, T, C)` padded with 0 at the end to the
             longest of the batch, and ``mask`` `(B, T)` bool, False there. ``channels``: a tensor for
             ``ResidualConv1d``, `(B, C, length)`, padded with 0 at the end.
         standardize: Whether to standardize.
+        header: Whether the first line of a text names the channels. None decides by the line: words are names, and so
+            are 0, 1, ... above numbers with decimals, as pandas writes them; where they may be values it is an error.
+            Under a header whose first name is empty, a column 0, 1, ... is pandas's index, and left out.
         name: Which array of ``.npz`` files; None if they hold one.
         gaps: What nan, and an empty field of text, becomes: ``refuse`` stops with an error, ``zero`` makes it 0 after
             standardizing, which is the mean.
@@ -48,6 +50,7 @@ class SeriesInput(NumpyInput):
         length: Any = None,
         layout: Any = "steps",
         standardize: Any = True,
+        header: Any = None,
         name: Any = None,
         gaps: Any = "refuse",
         train: Any = (),
@@ -57,6 +60,7 @@ class SeriesInput(NumpyInput):
         self.length = None if length is None else check_count(length, "length")
         self.layout = check_choice(layout, "layout", ("steps", "channels"))
         self.standardize = check_choice(standardize, "standardize", (False, True))
+        self.header = check_choice(header, "header", (None, False, True))
         if self.layout == "channels" and self.length is None:
             raise ConfigError("'layout: channels' needs it; write such as 'length: 512'.", "length")
 
@@ -73,7 +77,7 @@ class SeriesInput(NumpyInput):
         count = mean = squares = np.zeros(())
         for row in rows:
             with self.file_of(row) as path:
-                steps = self._steps(path).astype(np.float64)
+                steps = self._steps(path).astype(np.float64, copy=False)
                 if mean.ndim and mean.shape != steps.shape[1:]:
                     raise ValueError(f"it has {steps.shape[1]} channels, and those before it {len(mean)}")
             known = ~np.isnan(steps)
@@ -90,13 +94,13 @@ class SeriesInput(NumpyInput):
         if not np.all(count):
             raise ConfigError(f"there is a channel without any value in the {len(rows)} training series.", self.where)
         std = np.sqrt(squares / count)
-        varies = std > 1e-9 * np.abs(mean)  # relative: the rounding errors of a constant grow with it
+        varies = std > 1e-12 * np.abs(mean)  # relative: the rounding errors of a constant grow with it
         std = np.where(varies, std, 1.0)
         return {"mean": mean.tolist(), "std": std.tolist()}
 
     def _steps(self, path: Path) -> Array:
-        """`(T, C)` float32 with gaps as nan."""
-        steps = read_array(path, self.name) if is_numpy(path) else read_text(path)
+        """`(T, C)` with gaps as nan, in float64 where float32 would lose something."""
+        steps = read_array(path, self.name) if is_numpy(path) else read_text(path, self.header).steps
         if steps.ndim not in (1, 2):
             raise ValueError(f"its shape {steps.shape} is neither (T,) nor (T, C)")
         without_gaps(steps, self.gaps)  # only to refuse: gaps become 0 after standardizing
@@ -110,8 +114,8 @@ class SeriesInput(NumpyInput):
             std = np.asarray(self.statistics["std"])
             if len(mean) != steps.shape[1]:
                 raise ValueError(f"it has {steps.shape[1]} channels, and the training series have {len(mean)}")
-            steps = ((steps - mean) / std).astype(np.float32)
-        value = torch.from_numpy(without_gaps(steps, "zero"))
+            steps = (steps - mean) / std
+        value = torch.from_numpy(as_float32(without_gaps(steps, "zero")))
         value = value[: self.length]
         if self.layout == "channels":
             assert self.length is not None
@@ -127,6 +131,17 @@ class SeriesInput(NumpyInput):
             return value
         mask = torch.ones(len(value), dtype=torch.bool)
         return {"values": value, "mask": mask}
+
+    def remarks(self, path: Path, value: Value) -> list[str]:
+        """Lines that are left out, beside what is odd of any file."""
+        remarks = super().remarks(path, value)
+        if not is_numpy(path):
+            text = read_text(path, self.header)
+            if text.header:
+                remarks.append(f"begin with a line that is not a step, such as {text.header[:60]!r}")
+            if text.has_index:
+                remarks.append("begin with a column that counts the steps, and is left out")
+        return remarks
 
     def collate(self, values: Sequence[Value | None], placeholder: Value) -> Value:
         """Pads steps to the longest of the batch."""
@@ -156,29 +171,3 @@ def spread(rows: Array, most: int) -> list[int]:
     places = np.linspace(0, len(rows) - 1, count).round()
     chosen: list[int] = np.asarray(rows)[places.astype(int)].tolist()
     return chosen
-
-
-def read_text(path: Path) -> Array:
-    """Lines of numbers as `(T, C)` float32, nan in empty fields; a first line with a word in it is left out."""
-    if path.suffix not in _SEPARATORS:
-        raise ValueError(f"its name ends in none of .npy, .npz, .csv, .tsv and .txt, but in {path.suffix!r}")
-    separator = _SEPARATORS[path.suffix]
-    rows = []
-    for line in path.read_text(encoding="utf-8-sig").split("\n"):
-        if line.strip():
-            fields = [field.strip() for field in line.split(separator)]
-            rows.append(["nan" if field in _GAPS else field for field in fields])
-    if rows and not all(_is_number(field) for field in rows[0]):
-        rows = rows[1:]
-    if not rows:
-        raise ValueError("it holds no numbers")
-    lines = [(separator or " ").join(fields) for fields in rows]
-    return np.loadtxt(lines, np.float32, comments=None, delimiter=separator, ndmin=2)
-
-
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True

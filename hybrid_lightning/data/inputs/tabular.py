@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hybrid_lightning.data.inputs.base import Input
-from hybrid_lightning.data.table import Array, Table, positions
+from hybrid_lightning.data.spelling import positions, without_decimals
+from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.errors import ConfigError, check_choice
 
 
@@ -77,7 +78,7 @@ class NumericInput(ColumnInput):
             shares = values / largest
             std = shares.std()
             means[column] = float(shares.mean() * largest)
-            stds[column] = float(std * largest) if std > 1e-9 else 1.0
+            stds[column] = float(std * largest) if std > 1e-12 else 1.0  # below are rounding errors
         return {"mean": means, "std": stds}
 
     def bind(self, table: Table) -> None:
@@ -105,6 +106,9 @@ class NumericInput(ColumnInput):
 class CategoricalInput(ColumnInput):
     """Columns of categories, numbered from 0 in the order of their text in the training rows: `(B, m)` int64.
 
+    Blanks at the ends do not count, and 7.0 is 7. What no training row has is taken for the one category of which it is
+    another spelling (letter case, leading zeros), if there is one.
+
     Args:
         categorical: Names of the columns.
         one_hot: Whether each becomes as many columns as it has categories, 1 in that of its own: `(B, total)` float32.
@@ -119,7 +123,7 @@ class CategoricalInput(ColumnInput):
         """``categories`` of each column: the texts of these rows, sorted."""
         categories = {}
         for column in self.columns:
-            texts = table.texts(column).take(rows).unique().drop_null()
+            texts = without_decimals(table.names(column).take(rows)).unique().drop_null()
             if not len(texts):
                 raise self.empty_column(column, rows)
             categories[column] = sorted(texts.to_pylist())
@@ -136,7 +140,7 @@ class CategoricalInput(ColumnInput):
 
     def bind(self, table: Table) -> None:
         """Numbers all rows."""
-        codes = [positions(table.texts(column), self.fitted("categories", column)) for column in self.columns]
+        codes = [positions(table.names(column), self.fitted("categories", column)) for column in self.columns]
         self._codes = torch.from_numpy(np.stack(codes, axis=1))
 
     def batch(self, rows: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
 """Texts: cells of the manifest → numbers of words, or of a tokenizer's pieces of words."""
 
 import re
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +16,6 @@ from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.errors import ConfigError, at, reason
 from hybrid_lightning.importing import cache_hint, import_extra
 
-_WORD = re.compile(r"\w+")
 _UNKNOWN = 1
 _FIRST_WORD = 2  # 0 is padding, 1 an unknown word
 
@@ -117,5 +119,15 @@ class TextInput(Input):
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in small letters: runs of letters, digits and underscores."""
-    return _WORD.findall(text.lower())
+    """The words of a text in small letters: runs of letters with their marks, digits and underscores."""
+    composed = unicodedata.normalize("NFC", text.lower())
+    return _word_pattern().findall(composed)
+
+
+@lru_cache(maxsize=1)
+def _word_pattern() -> re.Pattern[str]:
+    """A letter, digit or underscore, and what follows of these and of marks, such as vowel signs."""
+    every = map(chr, range(sys.maxunicode + 1))
+    marks = [letter for letter in every if unicodedata.category(letter)[0] == "M"]
+    joiners = "\u200c\u200d"  # which stand within words of Persian and of Indian scripts
+    return re.compile(rf"\w[\w{''.join(marks)}{joiners}]*")

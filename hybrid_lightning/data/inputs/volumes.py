@@ -19,6 +19,7 @@ from hybrid_lightning.data.inputs.numpy_files import (
     stated_shape,
     without_gaps,
 )
+from hybrid_lightning.data.rounding import as_float32, wide
 from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import check_choice, check_number
 from hybrid_lightning.importing import import_extra
@@ -43,7 +44,7 @@ class ArrayInput(NumpyInput):
     def load(self, path: Path, training: bool) -> Tensor:
         """`(...)`, float32."""
         array = without_gaps(read_array(path, self.name), self.gaps)
-        return torch.from_numpy(np.atleast_1d(array))
+        return torch.from_numpy(as_float32(np.atleast_1d(array)))
 
     def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The array's shape."""
@@ -94,7 +95,8 @@ class VolumeInput(NumpyInput):
         volume = torch.from_numpy(without_gaps(array, self.gaps))
         if volume.ndim == 3:
             volume = volume[None]
-        return scaled(resized(volume, self.size), self.scale)
+        value = scaled(resized(volume, self.size), self.scale)  # in float64 where float32 would lose something
+        return torch.from_numpy(as_float32(value.numpy()))
 
     def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The shape as stored."""
@@ -104,17 +106,24 @@ class VolumeInput(NumpyInput):
 
 
 def _nibabel(path: Path) -> Any:
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError("its name ends in none of .npy, .npz, .nii and .nii.gz")
     return import_extra("nibabel", "nifti", repr(path.name))
 
 
 def _read_nifti(path: Path) -> Array:
-    """`(D, H, W)` or `(C, D, H, W)`."""
+    """`(D, H, W)` or `(C, D, H, W)`, float64 if float32 cannot hold what is stored."""
     nibabel = _nibabel(path)
     image = nibabel.load(path)  # the header alone
-    refuse_huge(4 * math.prod(image.shape))  # as float32
-    data = image.get_fdata(dtype=np.float32, caching="unchanged")
+    stored = image.get_data_dtype()
+    if stored.kind not in "biuf":
+        raise ValueError(
+            f"it holds {stored}, not real numbers; store them as channels, such as magnitude and phase, or red, green "
+            f"and blue"
+        )
+    wanted = wide(np.empty(0, stored)).dtype
+    refuse_huge(wanted.itemsize * math.prod(image.shape))
+    data = image.get_fdata(dtype=wanted, caching="unchanged")
     if data.ndim not in (3, 4):
         raise ValueError(f"its shape {data.shape} is neither (x, y, z) nor (x, y, z, channels)")
     to_ras = nibabel.orientations.io_orientation(image.affine)

@@ -154,3 +154,17 @@ def test_a_missing_library_is_named_with_its_installation(tmp_path, monkeypatch)
     monkeypatch.setitem(__import__("sys").modules, "soundfile", None)
     with pytest.raises(ConfigError, match=r"^data\.inputs\.x: sound needs soundfile: .*\[audio\]"):
         bound(tmp_path, {"file": ["a.wav"]}, audio="file")
+
+
+def test_a_rate_that_would_blow_a_sound_up_is_refused_before_it_is_decoded(tmp_path):
+    write(tmp_path, np.zeros((2_000_000, 1), np.float32), 1)
+    with pytest.raises(ConfigError, match="more than a sample may have"):
+        read(tmp_path, sample_rate=8000)
+
+
+def test_whole_numbers_in_a_floating_file_are_no_sound(tmp_path):
+    write(tmp_path, np.array([[0.0], [32767.0]], np.float32), 16000)
+    with pytest.raises(ConfigError, match="its values reach 32767, and a sound's lie from -1 to 1"):
+        read(tmp_path)
+    write(tmp_path, np.array([[0.0], [1.4]], np.float32), 16000)
+    assert read(tmp_path).max() > 1

@@ -87,14 +87,12 @@ def test_an_image_of_one_pixel_and_a_line_of_them_can_be_resized(tmp_path, resiz
         assert found.max() == 1
 
 
-def test_a_palette_becomes_its_colors_and_transparency_is_dropped(tmp_path):
+def test_a_palette_becomes_its_colors(tmp_path):
     few = (COLOR // 128 * 255).astype(np.uint8)
     expected = channels_first(few).float() / 255
     palette = Image.fromarray(few).quantize(8)
     assert palette.mode == "P"
     assert torch.equal(read(tmp_path, palette), expected)
-    clear = np.concatenate([few, GRAY[..., None]], axis=2)
-    assert torch.equal(read(tmp_path, clear), expected)
     bits = Image.fromarray(GRAY).convert("1")
     assert set(read(tmp_path, bits).unique().tolist()) == {0.0, 1.0}
 
@@ -197,3 +195,79 @@ def test_an_entry_can_be_sent_to_another_process(tmp_path):
     entry = bound(tmp_path, {"file": ["a.png", "a.png"]}, image="file", train=["RandomFlip"])
     sent = pickle.loads(pickle.dumps(entry))
     assert torch.equal(sent.read(1, False), entry.read(1, False))
+
+
+def drawing(mode: str) -> Image.Image:
+    """Black on a ground that is transparent, and black there too."""
+    alpha = np.zeros((6, 9), np.uint8)
+    alpha[2:4, 3:6] = 255
+    if mode in ("RGBA", "LA"):
+        layers = np.dstack([np.zeros((6, 9, len(mode) - 1), np.uint8), alpha])
+        return Image.fromarray(layers, mode)
+    image = Image.fromarray(np.where(alpha == 255, 0, 7).astype(np.uint8), "L")
+    if mode == "P":
+        image.putpalette([0, 0, 0] * 256, "RGB")
+    image.info["transparency"] = 7
+    return image
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P"])
+def test_transparent_parts_show_the_ground_as_in_a_viewer(tmp_path, mode):
+    drawing(mode).save(tmp_path / "a.png", **({"transparency": 7} if mode in ("L", "P") else {}))
+    for channels in (1, 3):
+        for alpha, ground in (("white", 1.0), ("black", 0.0)):
+            entry = bound(tmp_path, {"file": ["a.png"]}, image="file", alpha=alpha, channels=channels)
+            value = entry.read(0, False)
+            sample = entry.collate([value], value)[0]
+            assert sample.shape == (channels, 6, 9)
+            assert sample[:, 0, 0].tolist() == [ground] * channels
+            assert sample[:, 2, 3].tolist() == [0.0] * channels
+    [remark] = entry.remarks(tmp_path / "a.png", value)[-1:]
+    assert remark == "have transparent parts (alpha: black)"
+
+
+def test_without_transparent_parts_alpha_changes_nothing(tmp_path):
+    opaque = np.dstack([COLOR, np.full((6, 9), 255, np.uint8)])
+    assert torch.equal(read(tmp_path, opaque), read(tmp_path, COLOR))
+    hidden = np.dstack([COLOR, GRAY])
+    assert torch.equal(read(tmp_path, hidden, alpha="drop"), read(tmp_path, COLOR))
+    with pytest.raises(ConfigError, match="alpha"):
+        read(tmp_path, COLOR, alpha="green")
+
+
+def deep_color() -> bytes:
+    """A PNG with 16 bits per color, of two pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    pixels = b"\0" + struct.pack(">6H", 1, 2, 3, 40000, 50000, 60000)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def test_what_a_batch_does_not_show_of_an_image_is_remarked(tmp_path):
+    pages = [Image.fromarray(GRAY), Image.fromarray(GRAY)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    Image.fromarray((DEEP // 16).astype(np.uint16)).save(tmp_path / "dark.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "empty.png")
+    Image.fromarray(COLOR).save(tmp_path / "usual.png")
+    (tmp_path / "deep.png").write_bytes(deep_color())
+    names = ["pages.tif", "dark.png", "empty.png", "usual.png", "deep.png"]
+    entry = bound(tmp_path, {"file": names}, image="file")
+    found = [entry.remarks(tmp_path / name, entry.read(row, False)) for row, name in enumerate(names)]
+    assert [len(remarks) for remarks in found] == [1, 1, 1, 0, 1]
+    assert "16 bits per color" in found[4][0]
+    assert "several pages" in found[0][0]
+    assert "12 bits in 16" in found[1][0]
+    assert found[2] == ["hold one value alone"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_the_stated_shape_is_that_of_the_turned_image(tmp_path, suffix):
+    exif = Image.Exif()
+    for turn in (1, 3, 6, 8):
+        exif[0x0112] = turn
+        Image.fromarray(COLOR).save(tmp_path / f"a.{suffix}", exif=exif)
+        entry = bound(tmp_path, {"file": [f"a.{suffix}"]}, image="file")
+        assert entry.peek(0) == tuple(entry.read(0, False).shape)

@@ -171,3 +171,29 @@ def test_an_entry_can_be_sent_to_another_process(files):
     entry = bound(files, {"file": NAMES}, series="file")
     sent = pickle.loads(pickle.dumps(entry))
     assert torch.equal(sent.read(1, False)["values"], entry.read(1, False)["values"])
+
+
+@pytest.mark.parametrize("suffix", ["npy", "csv"])
+def test_time_stamps_are_standardized_before_they_are_rounded(tmp_path, suffix):
+    for row in range(3):
+        steps = 1_700_000_000_000 + 60_000.0 * row + 1000.0 * np.arange(20)
+        if suffix == "npy":
+            np.save(tmp_path / f"{row}.npy", steps)
+        else:
+            np.savetxt(tmp_path / f"{row}.csv", steps, "%.1f")
+    cells = {"file": [f"{row}.{suffix}" for row in range(3)]}
+    values = bound(tmp_path, cells, series="file").read(1, False)["values"]
+    assert len(values.unique()) == 20
+    assert abs(values).max() < 3
+    with pytest.raises(ConfigError, match=r"row 1: .*large beside their differences"):
+        bound(tmp_path, cells, series="file", standardize=False).read(1, False)
+
+
+def test_lines_that_are_left_out_are_remarked(tmp_path):
+    (tmp_path / "a.csv").write_text(",0,1\n0,5.5,6.5\n1,5.6,6.6\n")
+    entry = bound(tmp_path, {"file": ["a.csv"]}, series="file")
+    value = entry.read(0, False)
+    assert value["values"].shape == (2, 2)
+    header, index = entry.remarks(tmp_path / "a.csv", value)
+    assert "',0,1'" in header
+    assert "counts the steps" in index

@@ -171,3 +171,17 @@ def test_a_million_rows_are_ready_within_seconds():
     entry.bind(manifest)
     assert time.process_time() - start < 8  # 1.5 s on two cores at rest
     assert len(entry.batch(torch.arange(rows))["categorical"]) == rows
+
+
+def test_a_category_is_known_under_other_spellings(tmp_path):
+    entry = bound(tmp_path, {"site": ["1", "2", "3", "Bonn", "7.0", "7"]}, categorical="site")
+    assert entry.statistics["categories"]["site"] == ["1", "2", "3", "7", "Bonn"]
+    (tmp_path / "new.csv").write_text("site\n1.0\n 2\n03\nBONN\n7\nelsewhere\n")
+    entry.bind(Table.read(tmp_path / "new.csv", texts=["site"]))
+    assert entry.batch(torch.arange(6))[:, 0].tolist() == [0, 1, 2, 4, 3, -1]
+
+
+def test_numbers_that_vary_by_a_billionth_are_standardized(tmp_path):
+    entry = bound(tmp_path, {"time": [1.7e12 + 100.0 * step for step in range(20)]}, numeric="time")
+    values = entry.batch(torch.arange(20))
+    torch.testing.assert_close(values.std(correction=0), torch.tensor(1.0))

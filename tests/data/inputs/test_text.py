@@ -1,11 +1,13 @@
 import json
 import pickle
+import unicodedata
 
 import pytest
 import tokenizers
 import torch
 import transformers
 
+from hybrid_lightning.data.inputs.text import words_of
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.modules.transformer import SequenceTransformer
 from tests.data.inputs.bound import bound
@@ -152,3 +154,10 @@ def test_a_missing_library_is_named_with_its_installation(tmp_path, monkeypatch)
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"tokenizer: 'bert', unlike 'words', needs transformers: .*\[transformers\]"):
         note(tmp_path, tokenizer="bert")
+
+
+def test_words_keep_their_marks_and_are_composed():
+    assert words_of("यह फिल्म अच्छी है") == ["यह", "फिल्म", "अच्छी", "है"]
+    assert words_of(unicodedata.normalize("NFD", "naïve café")) == ["naïve", "café"]
+    assert words_of("مَدرَسة ❤️ می‌خواهم") == ["مَدرَسة", "می‌خواهم"]
+    assert words_of("don't_x 3") == ["don", "t_x", "3"]

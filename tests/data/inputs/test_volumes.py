@@ -244,3 +244,46 @@ def test_a_missing_library_is_named_with_its_installation(tmp_path, monkeypatch)
     (tmp_path / "a.nii").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"^data\.inputs\.x: 'a\.nii' needs nibabel: .*\[nifti\]"):
         read(tmp_path, "a.nii", "volume")
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "rgb"])
+def test_volumes_of_other_than_real_numbers_are_refused(tmp_path, dtype):
+    colors = np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    voxels = colors if dtype == "rgb" else VOXELS.astype(dtype) * 1j
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(ConfigError, match=r"not real numbers; store them as channels, such as magnitude and phase"):
+        read(tmp_path, "a.nii", "volume")
+    np.save(tmp_path / "a.npy", VOXELS * 1j)
+    with pytest.raises(ConfigError, match="it holds complex64, not numbers; store real and imaginary part"):
+        read(tmp_path, "a.npy", "volume")
+
+
+def test_values_that_are_large_beside_their_spread_are_scaled_before_they_are_rounded(tmp_path):
+    large = 1.7e12 + 1000.0 * np.arange(120).reshape(4, 5, 6)
+    np.save(tmp_path / "a.npy", large)
+    nibabel.save(nibabel.Nifti1Image(large.T, np.eye(4)), tmp_path / "a.nii")
+    for name in ("a.npy", "a.nii"):
+        for scale in ("unit", "standard", [1.7e12, 1.8e12]):
+            assert len(read(tmp_path, name, "volume", scale=scale).unique()) == 120
+        with pytest.raises(ConfigError, match="large beside their differences"):
+            read(tmp_path, name, "volume")
+    with pytest.raises(ConfigError, match="large beside their differences"):
+        read(tmp_path, "a.npy")
+
+
+def test_suffixes_in_capitals_are_the_same_formats(tmp_path):
+    np.save(tmp_path / "a.npy", VOXELS)
+    (tmp_path / "a.npy").rename(tmp_path / "A.NPY")
+    nibabel.save(nibabel.Nifti1Image(VOXELS.T, np.eye(4)), tmp_path / "b.nii")
+    (tmp_path / "b.nii").rename(tmp_path / "B.NII")
+    for name in ("A.NPY", "B.NII"):
+        np.testing.assert_array_equal(read(tmp_path, name, "volume")[0], VOXELS)
+
+
+def test_small_types_count_as_the_numbers_that_they_become(tmp_path, monkeypatch):
+    monkeypatch.setattr("hybrid_lightning.data.inputs.numpy_files._LARGEST", 1000)
+    np.savez_compressed(tmp_path / "a.npz", np.zeros(300, bool))
+    with pytest.raises(ConfigError, match="more than a sample may have"):
+        read(tmp_path, "a.npz")
+    np.savez_compressed(tmp_path / "a.npz", np.zeros(200, bool))
+    assert read(tmp_path, "a.npz").shape == (200,)

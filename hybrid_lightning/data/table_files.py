@@ -1,0 +1,225 @@
+"""Files of tables: CSV, Parquet, JSON and Excel, each read to Arrow columns, or refused with the place that breaks."""
+
+import importlib.util
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybrid_lightning.errors import ConfigError, reason
+from hybrid_lightning.files import exists, is_regular_file
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+_LOOKED_AT = 2**16  # bytes of a text that tell what separates its cells
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BEGINNING = 4096  # bytes that tell what a file is
+_OTHERS = {
+    b"PK": "a zip archive, not a table. Unpack it, and name the file inside.",
+    b"\x1f\x8b": "compressed. Let its name end in .gz.",
+    b"\xff\xfe": "in UTF-16, not in UTF-8. Save the file as UTF-8.",
+    b"\xfe\xff": "in UTF-16, not in UTF-8. Save the file as UTF-8.",
+    b"\xd0\xcf\x11\xe0": "a file of Excel, not CSV. Let its name end in .xls, or save the sheet as CSV in UTF-8.",
+    b"{": "JSON, not CSV. Name it .jsonl, with an object a line.",
+    b"[": "JSON, not CSV. Name it .json.",
+    b"<!": "a web page, not a table. Fetch it again from its source.",
+    b"<html": "a web page, not a table. Fetch it again from its source.",
+    b"<?xml": "XML, not a table. Save it as CSV or Parquet.",
+    b"version https://git-lfs": "a pointer of Git LFS, not a table. Fetch the file itself with: git lfs pull",
+}
+"""What a file that is no CSV begins with → what it is and what to do."""
+_LARGEST_CSV = 4 * 2**30  # bytes, unpacked; a small compressed file can hold any number
+_EXCEL = (".xlsx", ".xls", ".xlsm", ".ods")
+_LARGEST_JSON = 2**30  # bytes; Python's objects take ten times as many
+
+
+def read_arrow(path: Path, texts: Collection[str] = ()) -> "tuple[pyarrow.Table, list[str]]":
+    """The table in a file; and the columns of CSV and Excel that were read as the text that they are, of `texts`."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError(
+            "tables are read with pyarrow, which is missing. Install it with: pip install 'hybrid_lightning[data]'"
+        )
+    if not is_regular_file(path):
+        what = "is not a file that can be read" if exists(path) else "is not there"
+        raise ConfigError(f"there is no file {str(path)[:300]!r} (looked up from {str(Path.cwd())!r}); it {what}.")
+    try:
+        kind = _kind_of(path)
+        if kind in ("csv", "excel"):
+            arrow = _read_csv(path, texts) if kind == "csv" else _read_excel(path, texts)
+        else:
+            arrow = _read_parquet(path) if kind == "parquet" else _read_json(path)
+        names = arrow.column_names  # which decodes them
+    except ConfigError:
+        raise
+    except Exception as error:  # libraries raise any exception on a broken file
+        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
+            raise _not_utf8(path, "a name or cell") from None
+        raise ConfigError(f"{str(path)!r} cannot be read: {reason(error)}") from error
+    if kind == "csv":
+        _check_decoded(arrow, path)
+    if not names:
+        raise ConfigError(f"{str(path)!r} has no columns.")
+    untyped = [name for name in names if name in texts] if kind in ("csv", "excel") else []
+    return arrow, untyped
+
+
+def _kind_of(path: Path) -> str:
+    """What a file is: its first bytes decide, and after them its suffix."""
+    with path.open("rb") as file:
+        start = file.read(_BEGINNING)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    last = suffixes[-1] if suffixes else ""
+    if start[:4] == b"PAR1" or last in (".parquet", ".pq"):
+        return "parquet"
+    if last in _EXCEL:
+        return "excel"
+    if last in (".json", ".jsonl", ".ndjson"):
+        return "json"
+    is_compressed = last in (".gz", ".bz2", ".zst", ".lz4", ".br")
+    for beginning, what in _OTHERS.items():
+        if start.startswith(beginning) and not is_compressed:
+            raise ConfigError(f"{str(path)!r} is {what}")
+    if b"\0" in start and not is_compressed:
+        raise ConfigError(f"{str(path)!r} is not a text, as a table in CSV has to be; it begins with {start[:20]!r}.")
+    return "csv"
+
+
+def _read_parquet(path: Path) -> "pyarrow.Table":
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path)
+
+
+def _read_excel(path: Path, texts: Collection[str]) -> "pyarrow.Table":
+    """The first sheet, through pandas."""
+    import pyarrow
+
+    try:
+        import pandas
+
+        frame = pandas.read_excel(path, dtype=dict.fromkeys(texts, str))
+    except ImportError as error:
+        raise ConfigError(
+            f"{str(path)!r} is an Excel file, which pandas reads ({reason(error)}). Install it with: pip install "
+            f"pandas openpyxl; or save the sheet as CSV in UTF-8."
+        ) from None
+    return pyarrow.Table.from_pandas(frame, preserve_index=False)
+
+
+def _read_json(path: Path) -> "pyarrow.Table":
+    """A list of objects, or an object a line."""
+    import pyarrow
+
+    if path.stat().st_size > _LARGEST_JSON:
+        raise ConfigError(f"{str(path)!r} is larger than 1 GiB. Save it as Parquet.")
+    content = path.read_text(encoding="utf-8-sig")
+    if content.lstrip()[:1] == "[":
+        rows = json.loads(content)
+    else:
+        rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+    wrong = [number for number, row in enumerate(rows) if not isinstance(row, dict)]
+    if wrong or not rows:
+        place = f"row {wrong[0]} is not an object" if wrong else "it holds no rows"
+        raise ConfigError(f"{str(path)!r} is not a table: {place}. Write a list of objects, one per row.")
+    names = dict.fromkeys(name for row in rows for name in row)  # in order of their first row
+    return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _read_csv(path: Path, texts: Collection[str]) -> "pyarrow.Table":
+    import pyarrow
+    from pyarrow import csv
+
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    separator = "\t" if ".tsv" in suffixes else ","
+    with pyarrow.input_stream(str(path), compression="detect") as stream:
+        content = stream.read(_LARGEST_CSV + 1)
+    if len(content) > _LARGEST_CSV:
+        raise ConfigError(f"{str(path)!r} holds more than {_LARGEST_CSV >> 30} GiB of text. Save it as Parquet.")
+    _check_separator(content, separator, path)
+    _check_quotes(content, separator.encode(), path)
+
+    def read(is_threaded: bool) -> "pyarrow.Table":
+        return csv.read_csv(
+            pyarrow.BufferReader(content),
+            read_options=csv.ReadOptions(use_threads=is_threaded),
+            parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(
+                column_types=dict.fromkeys(texts, pyarrow.string()), strings_can_be_null=True
+            ),
+        )
+
+    try:
+        return read(is_threaded=True)
+    except pyarrow.ArrowException:
+        return read(is_threaded=False)  # which fails too, and then names the row
+
+
+def _check_separator(content: bytes, separator: str, path: Path) -> None:
+    """Raises `ConfigError` if the first lines are split evenly by another separator, and not better by this one."""
+    start = content[:_LOOKED_AT].decode("utf-8-sig", errors="replace")
+    lines = [line for line in start.split("\n") if line.strip()]
+    if len(content) > _LOOKED_AT:
+        lines = lines[:-1]  # which may be half a line
+    own_count = _even_count(lines, separator)
+    for other, name in _SEPARATORS.items():
+        if other != separator and _even_count(lines, other) > own_count:
+            decimal = ", decimal=','" if other == ";" else ""
+            raise ConfigError(
+                f"{str(path)!r} seems to be separated by {name}, as its header is {lines[0].strip()[:100]!r}. Write it "
+                f"with commas, or with tabs as .tsv. With pandas: read_csv({path.name!r}, sep={other!r}{decimal})"
+                f".to_csv('new.csv', index=False)."
+            )
+
+
+def _even_count(lines: list[str], separator: str) -> int:
+    """How often a separator stands in each line; 0 if not equally often, -1 if not in the header."""
+    counts = {line.count(separator) for line in lines}
+    if not lines or separator not in lines[0]:
+        return -1
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def _check_quotes(content: bytes, separator: bytes, path: Path) -> None:
+    """Raises `ConfigError` for a quoted cell that is never closed, or that goes on behind its closing quote."""
+    for start, end in _quoted_cells(content, separator):
+        next_byte = content[end + 1 : end + 40].lstrip(b" ")[:1]
+        if end >= 0 and next_byte in (b"", b"\r", b"\n", separator):
+            continue
+        line = content.count(b"\n", 0, start) + 1
+        cell = content[start : start + 60].split(b"\n")[0].decode("utf-8", errors="replace")
+        swallowed = content.count(b"\n", start, end if end >= 0 else len(content))
+        raise ConfigError(
+            f"{str(path)!r} has a cell in line {line} that opens a quote and does not close it properly: {cell!r} "
+            f"({swallowed} line ends stand before the next quote that could close it). Close it, or write quotes "
+            f"within a quoted cell twice."
+        )
+
+
+def _quoted_cells(content: bytes, separator: bytes) -> Iterator[tuple[int, int]]:
+    """Where each quoted cell has its opening and its closing quote; -1 if it has no closing one."""
+    start = content.find(b'"')
+    while start >= 0:
+        before = content[max(0, start - 1) : start]
+        if before not in (b"", separator, b"\n", b"\r") and content[:start] != _BYTE_ORDER_MARK:
+            start = content.find(b'"', start + 1)  # a quote within a plain cell is a letter
+            continue
+        end = content.find(b'"', start + 1)
+        while end >= 0 and content[end + 1 : end + 2] == b'"':  # two stand for one
+            end = content.find(b'"', end + 2)
+        yield start, end
+        start = content.find(b'"', end + 1) if end >= 0 else -1
+
+
+def _check_decoded(arrow: "pyarrow.Table", path: Path) -> None:
+    import pyarrow
+
+    for field in arrow.schema:
+        # Arrow's reader of CSV keeps text that it cannot decode as bytes
+        if pyarrow.types.is_binary(field.type):
+            raise _not_utf8(path, f"column {field.name!r}")
+
+
+def _not_utf8(path: Path, what: str) -> ConfigError:
+    return ConfigError(f"{str(path)!r} is not in UTF-8: {what} cannot be read. Save the file as UTF-8.")

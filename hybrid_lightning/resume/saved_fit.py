@@ -1,0 +1,115 @@
+"""What a checkpoint holds of a fit beside weights and optimizer, compared with what this program would have saved."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.optim.lr_schedules import GroupLR
+from hybrid_lightning.resume.loop_counters import first_contradiction, first_damaged
+from hybrid_lightning.resume.own_files import damaged
+from hybrid_lightning.weights.tensor_values import is_plain, unfit
+
+KEY = "exact_resume"
+_FORM = {
+    "seed": range(2**63),
+    "ranks": int,
+    "logged_steps": int,
+    "validated": range(-1, 2**63),
+    "metrics": {str: torch.zeros(())},
+    "window": (type(None), {str: {str: Tensor}}),
+}
+_HEAD = {"epoch": int, "global_step": int, "pytorch-lightning_version": str, "state_dict": dict}
+_VERSION = re.compile(r"\d+(\.\w+)*")
+
+
+def refuse_damaged_head(checkpoint: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for what Lightning reads of any checkpoint before it asks anybody."""
+    if "state_dict" not in checkpoint:  # not of a Trainer, which will say so
+        return
+    path = first_damaged(dict(checkpoint), _HEAD, "checkpoint")
+    if path is None and not _VERSION.fullmatch(checkpoint["pytorch-lightning_version"]):
+        path = "checkpoint.pytorch-lightning_version"
+    if path is not None:
+        raise _missing(path)
+
+
+def refuse_damaged_fit(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if counters of a saved fit, or entries of `ExactResume`, are missing or impossible."""
+    loops = checkpoint.get("loops")
+    path = first_damaged(loops, {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
+    if path is None and (contradiction := first_contradiction(checkpoint["loops"]["fit_loop"])):
+        path = f"loops.fit_loop.{contradiction}"
+    saved = checkpoint.get(KEY)
+    if path is None and saved:
+        path = first_damaged(saved, _FORM, KEY)
+        if path is None and saved["window"]:
+            path = _first_in_window(trainer, saved)
+    if path is not None:
+        raise _missing(path)
+
+
+def _missing(path: str) -> ConfigError:
+    return damaged(f"{path!r} is missing, of another type or out of its range.")
+
+
+def _first_in_window(trainer: Trainer, saved: Mapping[str, Any]) -> str | None:
+    """Path of the first tensor of an open accumulation window that does not fit the module's."""
+    module: LightningModule = trainer.lightning_module
+    kinds: dict[str, dict[str, Tensor]] = {
+        "gradients": dict(module.named_parameters()),
+        "buffers": dict(module.named_buffers()),
+    }
+    for kind, tensors in saved["window"].items():
+        own = kinds.get(kind, {})
+        for name, tensor in tensors.items():
+            path = f"{KEY}.window.{kind}.{name}"
+            if name not in own or not is_plain(tensor) or tensor.shape != (saved["ranks"], *own[name].shape):
+                return path
+            # a step may yet be skipped because its values are not finite
+            if unfit(name, tensor, own[name], is_finite=False):
+                return path
+    return None
+
+
+def refuse_damaged_schedulers(checkpoint: Mapping[str, Any], scheduler: Any) -> None:
+    """Raises `ConfigError` unless a checkpoint holds the state of one scheduler like today's."""
+    saved: Any = checkpoint.get("lr_schedulers")
+    if isinstance(scheduler, GroupLR):
+        form = scheduler.state_form
+    else:  # torch takes any attribute from a state, methods too
+        form = {**dict.fromkeys(scheduler.state_dict(), object), str: ()}
+    is_one = isinstance(saved, list) and len(saved) == 1
+    path = first_damaged(saved, [form], "lr_schedulers") if is_one else "lr_schedulers"
+    if path is None and isinstance(scheduler, GroupLR):
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+        if saved[0]["last_epoch"] > batches + 1:  # it steps after a batch or more rarely
+            path = "lr_schedulers[0].last_epoch"
+    if path is not None:
+        raise _missing(path)
+
+
+def refuse_damaged_tensors(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if callbacks would put tensors into the module that do not fit it."""
+    own = trainer.lightning_module.state_dict()
+    for path, name, tensor in _named_tensors(checkpoint.get("callbacks") or {}, "callbacks"):
+        if not isinstance(own.get(name), Tensor):
+            continue
+        if tensor.shape != own[name].shape:
+            raise damaged(f"{path!r} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}.")
+        problem = unfit(name, tensor, own[name])
+        if problem:
+            raise damaged(f"{path!r} {problem}.")
+
+
+def _named_tensors(state: Mapping[Any, Any], path: str) -> Iterator[tuple[str, str, Tensor]]:
+    """Path, name and value of the tensors in dicts within dicts."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            yield f"{path}.{name}", name, value
+        elif isinstance(value, Mapping):
+            yield from _named_tensors(value, f"{path}.{name}")

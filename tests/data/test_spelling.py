@@ -1,0 +1,47 @@
+import unicodedata
+
+import pyarrow
+import pytest
+
+from hybrid_lightning.data.spelling import alike, key_of, positions, without_decimals
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("p1", "P1"),
+        ("7", "7.0"),
+        ("007", "7"),
+        ("+7", "7."),
+        ("1.50", "1.5"),
+        ("True", "TRUE"),
+        ("new  york", "New York"),
+        ("café", unicodedata.normalize("NFD", "café")),
+        ("STRASSE", "straße"),
+        ("-0.0", "-0"),
+    ],
+)
+def test_other_spellings_have_one_key(one, other):
+    assert key_of(one) == key_of(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("1", "-1"), ("1.5", "15"), ("10", "1"), ("a1", "a01"), ("0", "00.1")])
+def test_other_things_have_other_keys(one, other):
+    assert key_of(one) != key_of(other)
+
+
+def test_those_that_are_alike_are_found():
+    assert alike(["b", "A", "a", "7", "7.0", "c"]) == [["A", "a"], ["7", "7.0"]]
+    assert alike(["a", "b"]) == []
+
+
+def test_whole_numbers_lose_their_decimals():
+    texts = pyarrow.array(["7.0", "7", "7.5", "v7.0", None, "-1."])
+    assert without_decimals(texts).to_pylist() == ["7", "7", "7.5", "v7.0", None, "-1"]
+
+
+def test_a_place_is_that_of_the_text_or_of_its_only_other_spelling():
+    texts = pyarrow.array(["a", "A", "1.0", None, "other", "B", "b"])
+    assert positions(texts, ["a", "1", "b"]).tolist() == [0, 0, 1, -1, -1, 2, 2]
+    assert positions(texts, ["a", "A", "x"]).tolist() == [0, 1, -1, -1, -1, -1, -1]
+    assert positions(pyarrow.array(["AA", "aA"]), ["aa", "Aa"]).tolist() == [-1, -1], "two could be meant"

@@ -1,0 +1,128 @@
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pandas
+import pytest
+
+from hybrid_lightning.data.table import Table
+from hybrid_lightning.errors import ConfigError
+
+
+def read(content: str | bytes, name: str = "m.csv", **options):
+    Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return Table.read(name, **options)
+
+
+OPEN = ["label,text", *[f"{'yes' if i % 2 else 'no'},some words {i}" for i in range(40)]]
+OPEN[11] = 'no,"he said and never closed it'
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("\n".join(OPEN) + "\n", 12),
+        ("\n".join([*OPEN, 'no,"closed, this time"']) + "\n", 12),
+        ('a,b\n1,"He said "hi" to me"\n', 2),
+        ('\ufeff"a,b\n1,2\n', 1),
+        ('"a","b"\n"1","2"\n3,"4\n', 3),
+    ],
+    ids=["to the end", "to the next quote", "quotes within", "header", "last line"],
+)
+def test_a_quote_that_is_not_closed_is_told_with_its_line(folder, content, line):
+    with pytest.raises(ConfigError, match=rf"^data.path: 'm.csv' has a cell in line {line} that opens a quote"):
+        read(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "cell"),
+    [
+        ('a,b\n1,"x ""y"" z"\n', 'x "y" z'),
+        ('a,b\n1,12" screen\n', '12" screen'),
+        ('a,b\n1,"x, y\nz"\n', "x, y\nz"),
+        ('a,b\r\n1,"x"\r\n', "x"),
+        ('\ufeff"a","b"\n1,"x"', "x"),
+        ('a,b\n1,""""\n', '"'),
+    ],
+)
+def test_quotes_that_are_closed_are_read(folder, content, cell):
+    assert read(content).texts("b").to_pylist() == [cell]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id;dose;label\n0;0,5;a\n1;1,5;a\n", r"separated by semicolons.*sep=';', decimal=','"),
+        ("id;dose, mg;label\n0;0,5;a\n1;1,5;a\n", "separated by semicolons"),
+        ("id\tx\n0\t0,5\n1\t1\n", "separated by tabs"),
+        ('[{"id": 1, "label": "a"}]', "is JSON, not CSV"),
+        ("a,b\n1,é\n".encode("utf-16"), "UTF-16"),
+        (b"PK\x03\x04 and so on", "zip archive"),
+        (gzip.compress(b"a,b\n1,2\n", mtime=0), "is compressed"),
+        ("<!DOCTYPE html>", "web page"),
+        ("version https://git-lfs.github.com/spec/v1\noid 1\n", "pointer of Git LFS"),
+        (bytes(100), "is not a text"),
+        ("a,b\n" + "1,2\n" * 5 + "1,2,3\n", r"Row #7: Expected 2 columns, got 3"),
+    ],
+)
+def test_what_is_no_csv_is_told_as_what_it_is(folder, content, message):
+    with pytest.raises(ConfigError, match=rf"^data.path: 'm.csv' .*{message}"):
+        read(content)
+
+
+def test_labels_with_semicolons_are_no_separator(folder):
+    assert read("id,labels\n1,a;b\n2,b;c\n").columns == ["id", "labels"]
+    assert read("labels\na;b\n").columns == ["labels"]
+
+
+def test_json_is_a_list_of_objects_or_an_object_a_line(folder):
+    rows = [{"id": "007", "x": 1.5}, {"id": "8", "label": "a"}]
+    for table in (read(json.dumps(rows), "m.json"), read("\n".join(map(json.dumps, rows)), "m.jsonl")):
+        assert table.columns == ["id", "x", "label"]
+        assert table.texts("id").to_pylist() == ["007", "8"]
+        assert table.empty("label").tolist() == [True, False]
+    for content in ("[1, 2]", "[]", "{", '"a"'):
+        with pytest.raises(ConfigError, match=r"'m.json' (is not a table|cannot be read)"):
+            read(content, "m.json")
+
+
+def test_excel_is_read_through_pandas(folder, monkeypatch):
+    Path("m.xlsx").write_bytes(b"PK\x03\x04")
+
+    def sheet(path, dtype):
+        assert dtype == {"id": str}
+        return pandas.DataFrame({"id": ["007"], "x": [1]})
+
+    monkeypatch.setattr(pandas, "read_excel", sheet)
+    table = Table.read("m.xlsx", texts=["id"])
+    assert (table.texts("id").to_pylist(), list(table.untyped)) == (["007"], ["id"])
+
+    def missing(path, dtype):
+        raise ImportError("Missing optional dependency 'openpyxl'")
+
+    monkeypatch.setattr(pandas, "read_excel", missing)
+    with pytest.raises(ConfigError, match=r"'m.xlsx' is an Excel file, .*openpyxl.* save the sheet as CSV"):
+        Table.read("m.xlsx")
+
+
+def test_capitals_in_a_suffix_and_first_bytes_count(folder):
+    frame = pandas.DataFrame({"a": [1, 2]})
+    frame.to_parquet("M.PARQUET")
+    frame.to_parquet("m.csv")
+    assert len(Table.read("M.PARQUET")) == len(Table.read("m.csv")) == 2
+    assert read("a\tb\n1\t2\n", "M.TSV").columns == ["a", "b"]
+
+
+def test_what_is_no_regular_file_is_refused_and_never_opened(folder):
+    os.mkfifo("pipe.csv")
+    Path("zero.csv").symlink_to("/dev/zero")
+    Path("sub").mkdir()
+    for name in ("pipe.csv", "zero.csv", "sub", "x" * 300, "a\0b"):
+        with pytest.raises(ConfigError, match=r"data\.path: there is no file"):
+            Table.read(name)
+
+
+def test_a_table_without_a_header_is_told(folder):
+    with pytest.raises(ConfigError, match=r"unknown column .* 'label'.* here it holds numbers"):
+        read("a.png,850,yes\nb.png,900,no\n").require("label")
