@@ -64,14 +64,17 @@ def _first_in_window(trainer: Trainer, saved: Mapping[str, Any]) -> str | None:
         "gradients": dict(module.named_parameters()),
         "buffers": dict(module.named_buffers()),
     }
+    # a step may yet be skipped because its gradients are not finite
+    may_skip = trainer.precision == "16-mixed"
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        may_skip = may_skip or bool(getattr(callback, "skips", False))
     for kind, tensors in saved["window"].items():
         own = kinds.get(kind, {})
         for name, tensor in tensors.items():
             path = f"{KEY}.window.{kind}.{name}"
             if name not in own or not is_plain(tensor) or tensor.shape != (saved["ranks"], *own[name].shape):
                 return path
-            # a step may yet be skipped because its values are not finite
-            if unfit(name, tensor, own[name], is_finite=False):
+            if unfit(name, tensor, own[name], is_finite=not may_skip):
                 return path
     return None
 

@@ -354,7 +354,7 @@ def decimals_of_categories(box: Box) -> None:
     config({"x": {"categorical": ["site"], "one_hot": True}, "size": {"numeric": ["size"]}}, predict_path="new.csv")
     table(site=lambda row: row % 3)
     box.accepted("fit", "--config", "x.yaml")
-    pandas.DataFrame({"site": [1, 2, None, 0]}).assign(size=1).to_csv("new.csv", index=False)
+    pandas.DataFrame({"site": [1.0, 2.0, 0.0]}).assign(size=1).to_csv("new.csv", index=False)
     told = box.accepted("predict", "--config", "x.yaml", "--ckpt_path", "last")
     assert "unknown" not in told.out + told.err
 
