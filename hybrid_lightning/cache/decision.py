@@ -177,5 +177,6 @@ def described(
     """A line on what is served: features of `size` bytes, which save so many seconds if that was measured."""
     rows = " + ".join(f"{split.rows:,}" for split in splits)
     gain = "" if saved is None else f", saves about {saved:.0f} s"
-    times = f"{ahead.epochs:.0f} times"
-    return f"{', '.join(parts)}, {rows} rows, {size / 1e6:.1f} MB: computed once, instead of {times}{gain}"
+    # in a single epoch something else has computed them before
+    instead = f", instead of {ahead.epochs:.0f} times" if ahead.epochs >= 1.5 else ""
+    return f"{', '.join(parts)}, {rows} rows, {size / 1e6:.1f} MB: computed once{instead}{gain}"
