@@ -7,6 +7,12 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".part"  # what a file's name ends with while it is being written
 
@@ -25,6 +31,18 @@ def exists(path: str | Path) -> bool:
         return Path(path).exists()
     except (OSError, ValueError):
         return False
+
+
+def lock(file: IO[Any], shared: bool = False) -> None:
+    """Locks a file for as long as it, or what is mapped of it, is open; others may share a `shared` lock.
+
+    Raises:
+        BlockingIOError: If another process holds it; a shared lock waits instead.
+        OSError: Where there are no locks of files.
+    """
+    if fcntl is None:
+        raise OSError("this system has no locks of files")
+    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

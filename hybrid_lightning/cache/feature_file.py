@@ -17,11 +17,7 @@ import torch
 from torch import Tensor
 
 from hybrid_lightning.cache.fingerprints import bytes_of
-
-try:
-    import fcntl
-except ImportError:  # on Windows, where a file that is mapped cannot be deleted anyway
-    fcntl = None  # type: ignore[assignment]
+from hybrid_lightning.files import lock
 
 _ABOUT = 512  # bytes at the end of a file
 _BLOCK = 2**24  # bytes
@@ -91,9 +87,8 @@ def remove_unused(folder: Path, pattern: str) -> None:
     for path in folder.glob(pattern):
         # in use, gone by now, or on a disk that knows no locks
         with contextlib.suppress(OSError), path.open("r+b") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+            lock(file)
+            path.unlink()
 
 
 def _mapped(
@@ -107,8 +102,7 @@ def _mapped(
         return torch.zeros(tuple(shape), dtype=dtype)
     with contextlib.suppress(OSError):
         # what is mapped keeps the file open, and with it the lock
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_SH)
+        lock(file, shared=True)
     values = mmap.mmap(file.fileno(), count * dtype.itemsize, access=access)
     flat = torch.frombuffer(values, dtype=dtype, count=count)
     return flat.view(tuple(shape))

@@ -98,7 +98,9 @@ class Filling:
         layout = together(trainer, self._layout)
         self._find()
         if self._missing:
-            accepted = trainer.strategy.broadcast(together(trainer, partial(self._accept, layout)))
+            accepted = together(trainer, partial(self._accept, layout))
+            if self._is_shared:
+                accepted = trainer.strategy.broadcast(accepted)
             self._writers_first(partial(self._allocate, layout))
             together(trainer, partial(self._fill, accepted))
             if self._is_shared:

@@ -1,7 +1,6 @@
 """Who owns a run's folder: one process at a time writes into it."""
 
 import contextlib
-import fcntl
 import os
 import re
 import socket
@@ -13,6 +12,7 @@ from typing import IO
 from lightning.pytorch.utilities import rank_zero_only
 
 from hybrid_lightning.errors import ConfigError, writing
+from hybrid_lightning.files import lock
 
 _NAME = ".lock"
 _PATIENCE = 15.0  # seconds in which the data workers of a process that was killed notice it, and let go
@@ -46,7 +46,7 @@ class RunLock:
         with writing(path, "Look what stands in its place."):
             file = path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             with file:
                 file.seek(0)
@@ -59,7 +59,7 @@ class RunLock:
                 f"--resume makes a folder of its own.",
                 "--resume",
             ) from None
-        except OSError:  # a file system without locks
+        except OSError:  # a system, or a disk, without locks
             return file
         if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
             file.close()  # its owner has removed it meanwhile

@@ -17,17 +17,6 @@ BEFORE = 2 + 11  # the example and the sanity check
 CHECKED = 2 + 2 + 8 + 1  # samples of a split that are looked at and compared with a live forward
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def lines(caplog):
-    caplog.set_level("INFO")
-    return lambda: [record.getMessage() for record in caplog.records if record.getMessage().startswith("cache: ")]
-
-
 # Equal to a live fit
 
 

@@ -27,17 +27,6 @@ STEPS = 3  # per epoch
 TWO = top_down(*SIX[:2])
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def lines(caplog):
-    caplog.set_level("INFO")
-    return lambda: [record.getMessage() for record in caplog.records if record.getMessage().startswith("cache: ")]
-
-
 def served(found):
     """What was served in the first batch of each epoch."""
     epochs = []

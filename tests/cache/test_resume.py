@@ -18,11 +18,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("loader", "unfreeze", "options"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hybrid_lightning import files
 from hybrid_lightning.cache import feature_file
 from hybrid_lightning.cache.store import FeatureStore
 
@@ -199,10 +200,12 @@ def test_what_is_forgotten_is_gone_from_memory_and_disk(folder):
 
 def test_files_work_without_locks_which_not_every_system_has(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    spec = importlib.util.spec_from_file_location("without_locks", feature_file.__file__)
-    own = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(own)
-    tensor = own.create(folder / "new", (2, 3), torch.float32).fill_(4)
-    own.finish(tensor, folder / "new", folder / "whole")
-    own.remove_unused(folder, "*")
-    assert torch.equal(own.read(folder / "whole", 2, is_checked=True), torch.full((2, 3), 4.0))
+    spec = importlib.util.spec_from_file_location("without_locks", files.__file__)
+    without = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(without)
+    monkeypatch.setattr(feature_file, "lock", without.lock)
+    tensor = feature_file.create(folder / "new", (2, 3), torch.float32).fill_(4)
+    feature_file.finish(tensor, folder / "new", folder / "whole")
+    feature_file.remove_unused(folder, "*")
+    kept = feature_file.read(folder / "whole", 2, is_checked=True)
+    assert torch.equal(kept, torch.full((2, 3), 4.0))
