@@ -109,25 +109,37 @@ def _as_yaml(value: Any) -> str:
 
 def check_number(value: Any, place: str, low: float, high: float | None = None, above_low: bool = False) -> None:
     """Raises `ConfigError` unless `value` is a finite number of at least `low` (above it: `above_low`)."""
-    numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not numeric or value < low or (above_low and value == low) or (high is not None and value > high):
+    if not _is_number(value) or value < low or (above_low and value == low) or (high is not None and value > high):
         bounds = f"{'above' if above_low else 'at least'} {low}" + (f" and at most {high}" if high is not None else "")
         hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) else ""
         raise ConfigError(f"{value!r} is not a number {bounds}{hint}.", place)
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def format_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], right: Iterable[str] = ()) -> str:
     """Rows as an aligned text table with a header."""
-    # a line end in a cell would make another row
-    rows = [{name: printable(cell).replace("\n", "\\n") for name, cell in row.items()} for row in rows]
-    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
+    rows = [{name: _in_one_line(cell) for name, cell in row.items()} for row in rows]
+    names = {column: _in_one_line(column) for column in columns}
+    widths = {column: max(len(row[column]) for row in (names, *rows)) for column in columns}
 
     def line(row: Mapping[str, str]) -> str:
         cells = [row[c].rjust(widths[c]) if c in right else row[c].ljust(widths[c]) for c in columns]
         return "  ".join(cells).rstrip()
 
     rule = "  ".join("-" * widths[column] for column in columns)
-    return "\n".join([line({column: column for column in columns}), rule, *map(line, rows)])
+    return "\n".join([line(names), rule, *map(line, rows)])
+
+
+def _in_one_line(cell: str) -> str:
+    """A cell without control characters, of which a line end would make another row."""
+    return printable(cell).replace("\n", "\\n")
 
 
 @contextmanager
@@ -145,6 +157,11 @@ def printable(text: str) -> str:
         character if character in "\n\t" or character not in _CONTROLS else repr(character)[1:-1] for character in text
     ]
     return "".join(shown)
+
+
+def has_controls(text: str) -> bool:
+    """Whether a text holds characters that could steer a terminal, line ends included."""
+    return not _CONTROLS.isdisjoint(text)
 
 
 def shortened(message: str) -> str:

@@ -25,6 +25,11 @@ def is_regular_file(path: str | Path) -> bool:
         return False
 
 
+def holds_files_alone(folder: str | Path) -> bool:
+    """Whether what lies in a folder are files and folders: a program that opens a pipe waits for its other end."""
+    return all(is_regular_file(path) or path.is_dir() for path in Path(folder).iterdir())
+
+
 def exists(path: str | Path) -> bool:
     """Whether something is there; False for a name that no file can have."""
     try:
@@ -73,7 +78,7 @@ def write_csv(path: str | Path, names: Iterable[str], rows: Iterable[Sequence[ob
 def remove_leftovers(folder: Path) -> None:
     """Removes the files and folders that killed processes left unfinished in a folder, but not in those below it."""
     for path in list(folder.glob(f"*{TEMPORARY}")):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -122,12 +122,19 @@ def import_path(path: str) -> Any:
 def check_arguments(factory: Callable[..., Any], args: Mapping[str, Any], place: str = "") -> None:
     """Compares argument names with a factory's signature."""
     parameters = parameters_of(factory)
-    names = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-        check_keys(args, names, place, "argument")
+    names = check_names(factory, args, place)
     missing = [name for name in names if parameters[name].default is inspect.Parameter.empty and name not in args]
     if missing:
         raise ConfigError(f"{listing(missing)} must be given. Arguments: {listing(names)}.", place)
+
+
+def check_names(factory: Callable[..., Any], args: Iterable[str], place: str = "") -> list[str]:
+    """The names that a factory's arguments may have; `ConfigError` if one of `args` is none of them."""
+    parameters = parameters_of(factory)
+    names = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        check_keys(args, names, place, "argument")
+    return names
 
 
 def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

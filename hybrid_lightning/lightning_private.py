@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -17,7 +18,10 @@ from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor
+from torch import Tensor, nn
+
+_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+_KNOWN_AUTHORS = ("lightning", __package__)
 
 # Where a fit stands
 
@@ -109,29 +113,59 @@ def attach(trainer: Trainer, module: LightningModule, data: LightningDataModule)
     trainer.strategy.connect(module)
 
 
-def before_transfer(module: LightningModule, batch: Any, checked: bool = True) -> Any:
-    """A batch after ``on_before_batch_transfer`` of the DataModule or the module, whichever has it.
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """The Trainer that a module belongs to; None before the first."""
+    # ``module.trainer`` raises without one, and cannot be asked (2.6)
+    return module._trainer
+
+
+def batch_as_given(
+    trainer: Trainer, module: LightningModule, batch: Any, checked: bool = True, device: torch.device | None = None
+) -> Any:
+    """A batch as a loop gives it to the module: converted, after the hooks of batches, on a device, by default its own.
 
     Of a `BatchCheckingModule` it is also `checked`.
     """
-    # which of the two is called, 2.6 decides in private
+    # whether a hook of the DataModule or of the module is called, 2.6 decides in private
+    converted = trainer.precision_plugin.convert_input(batch)
     if checked:
-        return module._on_before_batch_transfer(batch)
-    return LightningModule._on_before_batch_transfer(module, batch)
+        return trainer.strategy.batch_to_device(module._on_before_batch_transfer(converted), device)
+    on_cpu = LightningModule._on_before_batch_transfer(module, converted)
+    return LightningModule._apply_batch_transfer_handler(module, on_cpu, device or trainer.strategy.root_device)
 
 
 class BatchCheckingModule(LightningModule):
-    """A LightningModule that sees each batch on the CPU once, whoever has the hooks of batches.
+    """A LightningModule that sees each batch once, whoever has the hooks of batches.
 
     Of a DataModule and a module that both have ``on_before_batch_transfer``, 2.6 calls the DataModule's alone.
     """
 
     def check_batch(self, batch: Any) -> None:
-        """Looks at a batch after ``on_before_batch_transfer``, on the CPU; does nothing."""
+        """Looks at a batch on the CPU; if somebody's hooks change it later, then after them, on its device."""
+
+    def has_own_hooks(self, names: tuple[str, ...] = _HOOKS) -> bool:
+        """Whether one of these hooks of batches is somebody's own, not of Lightning or us, and may change anything."""
+        trainer = self._trainer
+        selector = trainer._data_connector._datahook_selector if trainer else None
+        for name in names:
+            owner = selector.get_instance(name) if selector else self
+            author = str(getattr(getattr(owner, name), "__module__", None))
+            if author.partition(".")[0] not in _KNOWN_AUTHORS:
+                return True
+        return False
 
     def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         batch = super()._on_before_batch_transfer(batch, dataloader_idx)
-        self.check_batch(batch)
+        if not self.has_own_hooks(_HOOKS[1:]):
+            self.check_batch(batch)
+        return batch
+
+    def _apply_batch_transfer_handler(
+        self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Any:
+        batch = super()._apply_batch_transfer_handler(batch, device, dataloader_idx)
+        if self.has_own_hooks(_HOOKS[1:]):
+            self.check_batch(batch)
         return batch
 
 
@@ -160,6 +194,27 @@ def save_now(callback: ModelCheckpoint, trainer: Trainer) -> None:
     callback._save_topk_checkpoint(trainer, callback._monitor_candidates(trainer))
 
 
+class RankingCheckpoint(ModelCheckpoint):
+    """A `ModelCheckpoint` that sees the values that it ranks by, and is told of each checkpoint that it has saved.
+
+    2.6 takes the values, and saves, in private.
+    """
+
+    def candidates(self, trainer: Trainer, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Metric → value of this moment, of which ``monitor`` is ranked; may be changed."""
+        return values
+
+    def on_better(self, trainer: Trainer) -> None:
+        """Called after a checkpoint among the best has been saved; does nothing."""
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        return self.candidates(trainer, super()._monitor_candidates(trainer))
+
+    def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        super()._update_best_and_save(current, trainer, monitor_candidates)
+        self.on_better(trainer)
+
+
 def is_local(path: str | Path) -> bool:
     """Whether a path is a place on this machine's file systems, not a URL."""
     # has to be told as Lightning tells it, which writes the others (2.6)
@@ -184,12 +239,19 @@ def write_count(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def average_of(callback: WeightAveraging) -> nn.Module | None:
+    """The module that holds averaged weights; None outside of a fit."""
+    # what is frozen has to stay as it is there, too (2.6 keeps the copy in private)
+    average = callback._average_model
+    return None if average is None else average.module
+
+
 def set_average(callback: WeightAveraging, module: LightningModule) -> None:
     """Lets an average begin at the weights that a module has now."""
-    # it copies the module in ``setup``, before the weights may be set (2.6 keeps the copy in private)
-    average = callback._average_model
+    # it copies the module in ``setup``, before the weights may be set
+    average = average_of(callback)
     if average is not None:
-        average.module.load_state_dict(module.state_dict())
+        average.load_state_dict(module.state_dict())
 
 
 # Strategies

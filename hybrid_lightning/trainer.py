@@ -1,7 +1,8 @@
 """What callbacks share: their base class, and the questions that they ask the Trainer."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -76,12 +77,18 @@ def fit_length(trainer: Trainer) -> FitLength:
     """Length of the running fit in optimizer steps; to be asked from ``on_train_start`` on."""
     # `Trainer.estimated_stepping_batches` is not used, because reading it too early builds the loader before its state
     # has been restored
+    refuse_changing_windows(trainer)
+    return length_of(trainer, trainer.num_training_batches)
+
+
+def refuse_changing_windows(trainer: Trainer) -> None:
+    """Raises `ConfigError` if the number of batches in an optimizer step changes during the fit."""
     if any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):  # type: ignore[attr-defined]
         raise ConfigError(
-            "trainer.callbacks: with GradientAccumulationScheduler the number of steps in an epoch changes, so moments "
-            "and rates would not be where you wrote them. Use trainer.accumulate_grad_batches."
+            "with GradientAccumulationScheduler the number of steps in an epoch changes, so moments and rates would "
+            "not be where you wrote them. Use trainer.accumulate_grad_batches.",
+            "trainer.callbacks",
         )
-    return length_of(trainer, trainer.num_training_batches)
 
 
 def length_of(trainer: Trainer, batches: float) -> FitLength:
@@ -115,3 +122,20 @@ def window_is_open(trainer: Trainer) -> bool:
     if current.ready > current.processed:  # within a batch
         return bool(current.processed % trainer.accumulate_grad_batches)
     return accumulates(trainer)
+
+
+def reduced_metric(trainer: Trainer, name: str) -> float:
+    """The last value of a logged metric: the mean over all ranks, the same number on each. Call it on all ranks."""
+    value = trainer.callback_metrics[name].detach().to(trainer.strategy.root_device)
+    return float(trainer.strategy.broadcast(trainer.strategy.reduce(value, reduce_op="mean")))
+
+
+@contextmanager
+def as_validation(trainer: Trainer) -> Iterator[None]:
+    """Hooks of batches, such as augmentation on the device, depend on the Trainer's stage."""
+    stage = trainer.state.stage
+    trainer.validating = True
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage

@@ -105,3 +105,9 @@ def test_a_failed_write_says_where_why_and_what_to_do():
     message = r"^'a/b' cannot be written: No space left on device\. Make room\.$"
     with pytest.raises(ConfigError, match=message), writing("a/b", "Make room."):
         raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("value", [10**400, True, "1", None, float("nan")])
+def test_what_no_float_can_hold_is_no_number(value):
+    with pytest.raises(ConfigError, match="is not a number at least 0"):
+        check_number(value, "lr", 0)

@@ -105,7 +105,7 @@ def check_that_each_part_trained_and_is_judged_alone(folder: Path) -> None:
     metrics = rows(folder / "runs/all/version_0/metrics.csv")
     for name in PARTS:
         assert any(float(row[f"update_ratio/{name}"] or 0) > 0 for row in metrics), name
-        alone = [float(row[f"val/accuracy/{name}"]) for row in metrics if row[f"val/accuracy/{name}"]]
+        alone = [float(row[f"val/accuracy-{name}"]) for row in metrics if row[f"val/accuracy-{name}"]]
         assert alone, name
         assert all(0 <= value <= 1 for value in alone), name
 

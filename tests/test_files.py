@@ -49,3 +49,12 @@ def test_leftovers_are_removed_from_the_folder_alone(tmp_path):
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "none")
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.csv", f"b{TEMPORARY}"]
+
+
+def test_what_a_link_names_is_no_leftover(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"x{TEMPORARY}").symlink_to(tmp_path / "other")
+    remove_leftovers(tmp_path / "run")
+    assert (tmp_path / "other").is_dir()
+    assert not list((tmp_path / "run").iterdir())

@@ -13,7 +13,7 @@ ROOT = Path(hybrid_lightning.__file__).parent
 TOOL = "hybrid_lightning"
 LAYERS = (
     {"errors", "files", "lightning_private"},
-    {"importing", "weights", "duration"},
+    {"importing", "weights", "duration", "direction"},
     {"optim", "distributed", "trainer", "probe"},
     {"data", "unfreezing", "resume"},
     {"demo", "gradients"},
@@ -28,7 +28,7 @@ LAYERS = (
 KNOW_LIGHTNING = {
     *("lightning_private", "trainer"),
     *("distributed.fsdp2", "distributed.ranks"),
-    *("unfreezing.gradual_unfreezing", "unfreezing.reestimate_statistics"),
+    *("unfreezing.gradual_unfreezing", "unfreezing.reestimate_statistics", "unfreezing.promises"),
     *(
         "resume.exact_resume",
         "resume.saved_fit",

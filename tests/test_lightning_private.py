@@ -25,9 +25,11 @@ import hybrid_lightning
 from hybrid_lightning import lightning_private
 from hybrid_lightning.lightning_private import (
     BatchCheckingModule,
+    RankingCheckpoint,
     accumulates,
     attach,
-    before_transfer,
+    average_of,
+    batch_as_given,
     cluster_environment,
     combination_of,
     data_fetcher,
@@ -47,6 +49,7 @@ from hybrid_lightning.lightning_private import (
     set_average,
     set_data_parallel_size,
     set_logged_steps,
+    trainer_of,
     validation_fetcher,
     validation_is_due,
     wrapped_samplers,
@@ -336,7 +339,7 @@ class Watch(pl.Callback):
         set_logged_steps(trainer, 100)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.note(transferred=before_transfer(pl_module, torch.zeros(2, 1)), before=trainer.global_step)
+        self.note(given=batch_as_given(trainer, pl_module, torch.zeros(2, 1)), before=trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         fetcher = data_fetcher(trainer)
@@ -451,15 +454,24 @@ def test_attach_gives_batches_the_hooks_of_the_data_module_outside_of_a_fit():
 
     module, data, run = Refusing(), Data(), trainer()
     attach(run, module, data)
-    assert before_transfer(module, torch.zeros(1), checked=False) == 1
+    assert batch_as_given(run, module, torch.zeros(1), checked=False) == 1
     assert data.trainer is module.trainer is run
     assert run.strategy.lightning_module is module
     with pytest.raises(ValueError, match="it is checked"):
-        before_transfer(module, torch.zeros(1))
+        batch_as_given(run, module, torch.zeros(1))
 
 
-def test_before_transfer_calls_the_hook_of_the_module(fit):
-    assert all(batch.tolist() == [[1.0], [1.0]] for batch in fit.seen["transferred"])
+def test_a_batch_as_given_has_gone_through_the_hooks_of_the_module(fit):
+    assert all(batch.tolist() == [[1.0], [1.0]] for batch in fit.seen["given"])
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden `on_before_batch_transfer`")
+def test_a_batch_as_given_is_in_the_precision_of_the_trainer_and_on_the_device_asked_for():
+    run, module = trainer(precision="64-true"), Checking()
+    attach(run, module, Doubling())
+    for checked in (True, False):
+        batch = batch_as_given(run, module, torch.ones(1), checked, torch.device("meta"))
+        assert (batch.dtype, batch.device.type) == (torch.float64, "meta")
 
 
 class Checking(BatchCheckingModule, Tiny):
@@ -471,7 +483,7 @@ class Checking(BatchCheckingModule, Tiny):
 
     def check_batch(self, batch: Any) -> None:
         super().check_batch(batch)
-        self.batches.append(batch.flatten().tolist())
+        self.batches.append(batch.flatten().tolist() if batch.device.type == "cpu" else [])
 
 
 class Doubling(pl.LightningDataModule):
@@ -482,6 +494,29 @@ class Doubling(pl.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         return DataLoader(torch.full((2, 1), 3.0))
+
+
+class Later(Doubling):
+    """With hooks after that one."""
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device) + 1
+
+
+class Last(Doubling):
+    """With the last of the hooks."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch + 0.5
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden `on_before_batch_transfer`")
+@pytest.mark.parametrize(("kind", "seen"), [(Doubling, 6.0), (Later, 7.0), (Last, 6.5)])
+def test_a_batch_checking_module_sees_batches_after_whatever_hooks_change_them(kind, seen):
+    module = Checking()
+    trainer(max_epochs=1).fit(module, datamodule=kind())
+    assert module.batches == [[seen], [seen]]
+    assert module.has_own_hooks()
 
 
 @pytest.mark.filterwarnings("ignore:You have overridden `on_before_batch_transfer`")
@@ -498,6 +533,27 @@ def test_save_now_saves_between_the_callbacks_own_moments(fit):
     [path] = fit.seen["saved"]
     assert path.name == "now.ckpt"
     assert torch.load(path, weights_only=True)["global_step"] == 1
+
+
+def test_a_ranking_checkpoint_sees_the_values_and_is_told_of_what_it_has_saved(tmp_path):
+    saved = []
+
+    class Ranking(RankingCheckpoint):
+        """Ranks by a value that nobody logs."""
+
+        def candidates(self, trainer: pl.Trainer, values: dict[str, Any]) -> dict[str, Any]:
+            own = torch.tensor(float(-values["epoch"]))
+            return super().candidates(trainer, {**values, "own": own})
+
+        def on_better(self, trainer: pl.Trainer) -> None:
+            super().on_better(trainer)
+            saved.append(Path(self.best_model_path).name)
+
+    best = Ranking(tmp_path, "{epoch}", monitor="own", mode="max", save_top_k=2)
+    run = trainer(max_epochs=3, callbacks=[best], enable_checkpointing=True)
+    run.fit(Tiny(), DataLoader(torch.ones(2, 1)))
+    assert saved == ["epoch=0.ckpt", "epoch=0.ckpt"]
+    assert best.best_model_score == 0
 
 
 def test_cluster_environment_is_what_the_trainer_was_given():
@@ -563,6 +619,21 @@ def test_set_average_begins_at_the_weights_of_now():
     set_average(average, module)
     for own, averaged in zip(module.parameters(), average._average_model.module.parameters(), strict=True):
         assert torch.equal(own, averaged)
+
+
+def test_average_of_is_the_module_with_the_averages():
+    average, module = EMAWeightAveraging(), Tiny()
+    assert average_of(average) is None
+    average.setup(trainer(), module, "fit")
+    assert type(average_of(average)) is Tiny
+    assert average_of(average) is not module
+
+
+def test_trainer_of_is_none_before_the_first():
+    module, run = Tiny(), trainer()
+    assert trainer_of(module) is None
+    module.trainer = run
+    assert trainer_of(module) is run
 
 
 def test_set_data_parallel_size_reaches_the_mesh(monkeypatch):

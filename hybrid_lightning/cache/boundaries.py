@@ -160,6 +160,8 @@ def find_boundaries(
     device = trainer.strategy.root_device
     with computing(trainer, network, split):
         inputs = _inputs(trainer, pl_module, network, split, name, 3)
+        if network.record.parts[name].files is not None:
+            raise CannotCacheError("it reads several files per sample")
         if mask_of(inputs) is not None and name in network.feeding:
             raise CannotCacheError("its features are pooled by the mask of what it reads")
         apply_modes(_own(module, modes))

@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 
 from hybrid_lightning.cache.fingerprints import bytes_of
-from hybrid_lightning.files import lock
+from hybrid_lightning.files import is_regular_file, lock
 
 _ABOUT = 512  # bytes at the end of a file
 _BLOCK = 2**24  # bytes
+_DTYPES = (
+    *(torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.complex128),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
 
 
 def create(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -62,6 +66,8 @@ def finish(tensor: Tensor, unfinished: Path, path: Path) -> None:
 
 def read(path: Path, rows: int, is_checked: bool) -> Tensor:
     """A tensor with this number of rows from a file; `ValueError` if it is not what was written."""
+    if path.exists() and not is_regular_file(path):  # a pipe would wait for a writer
+        raise ValueError("it is not a file")
     with path.open("rb") as file:
         length = file.seek(0, os.SEEK_END)
         if length < _ABOUT:
@@ -71,8 +77,7 @@ def read(path: Path, rows: int, is_checked: bool) -> Tensor:
         about = json.loads(text)
         shape = about["shape"]
         dtype = getattr(torch, about["dtype"])
-        is_dtype = isinstance(dtype, torch.dtype)
-        if not is_dtype or not _are_sizes(shape) or shape[:1] != [rows]:
+        if dtype not in _DTYPES or not _are_sizes(shape) or shape[:1] != [rows]:
             raise ValueError("its description is of something else")
         if length != math.prod(shape) * dtype.itemsize + _ABOUT:
             raise ValueError("its length is wrong")

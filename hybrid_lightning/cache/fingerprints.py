@@ -104,7 +104,7 @@ def part_fingerprint(network: HybridNetwork, place: str) -> str:
     module = network.parts[name]
     kind = type(module).__qualname__
     options = network.options[name].plain()
-    described = [kind, str(module), repr(options), record.output, record.pool]
+    described = [kind, str(module), repr(options), record.output, record.pool, record.files]
     if is_inside(place):
         described.append(place)
     before = []

@@ -84,7 +84,7 @@ def startable_parts(
 
 def _reads_fixed(network: HybridNetwork, name: str, fixed: Collection[str], varying: Collection[str]) -> bool:
     parts = network.wiring.parts_read(name)
-    keys = keys_of(network, name)
+    keys = network.wiring.keys_of(name)
     # an input that varies makes the output vary
     return set(parts) <= set(fixed) and set(keys).isdisjoint(varying)
 
@@ -110,13 +110,6 @@ def _readers(network: HybridNetwork, name: str) -> set[str]:
     return readers
 
 
-def keys_of(network: HybridNetwork, name: str) -> list[str]:
-    """The keys of the batch that a part reads."""
-    before = network.wiring.parts_read(name)
-    inputs = network.wiring.reads[name]
-    return [key for key in inputs if key not in before]
-
-
 def live_keys(network: HybridNetwork, cached: Collection[str]) -> set[str]:
     """The keys of the batch that are still read if these parts, or the starts of parts, are cached."""
     parts = parts_of(cached)
@@ -136,6 +129,6 @@ def _keys_of_all(network: HybridNetwork, names: Collection[str]) -> set[str]:
     """The keys of the batch that any of these parts reads."""
     keys: set[str] = set()
     for name in names:
-        own = keys_of(network, name)
+        own = network.wiring.keys_of(name)
         keys.update(own)
     return keys

@@ -19,12 +19,12 @@ from hybrid_lightning.cache.ranks import has_whole_parts
 from hybrid_lightning.cache.served import Collate, ServedDataset, exchange, read
 from hybrid_lightning.data.in_memory import as_batch
 from hybrid_lightning.drift.reference_batch import (
-    as_validation,
     batches_on_device,
     evaluation_loaders,
     own_random_state,
 )
 from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.trainer import as_validation
 from hybrid_lightning.unfreezing.freezing import dry_run
 
 Outputs = dict[str, Tensor]

@@ -1,13 +1,15 @@
 """The command line: ``main``. Lightning is imported only when a command runs."""
 
 import contextlib
+import inspect
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 import hybrid_lightning
 from hybrid_lightning.cli.commands import COMMANDS, overview
-from hybrid_lightning.errors import ConfigError, listing, shortened, unknown
+from hybrid_lightning.errors import ConfigError, listing, reason, shortened, unknown
 
 __all__ = ["main"]
 
@@ -23,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 if a fit was told to end by SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters of the data, or of our own tables
+            with contextlib.suppress(OSError):  # one that is closed is told when it is written to
+                stream.reconfigure(errors="backslashreplace")
     if not words:
         print(overview())
         print(f"error: no command was given. Possible: {listing(COMMANDS)}.", file=sys.stderr)
@@ -30,53 +36,107 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in ("-h", "--help"):
         print(overview())
         return 0
-    if words[0] == "--version":
+    if "--version" in words:
         print(f"hybrid_lightning {hybrid_lightning.__version__}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"error: {unknown('', 'command', words[0], COMMANDS)}", file=sys.stderr)
+        print(f"error: {shortened(_no_command(words))}", file=sys.stderr)
         return 2
+    if words[1:] == ["--help", "part"]:
+        from hybrid_lightning.network.part import Part
+
+        print(inspect.getdoc(Part))
+        return 0
     return _run(words)
+
+
+def _no_command(words: list[str]) -> str:
+    """What is wrong with words that do not begin with a command."""
+    is_file = words[0].endswith((".yaml", ".yml"))
+    if not is_file and not words[0].startswith("-"):
+        return str(unknown("", "command", words[0], COMMANDS))
+    command = next((word for word in words if word in COMMANDS), "COMMAND")
+    rest = [word for word in words if word != command]
+    example = " ".join([command, *(["--config"] if is_file else []), *rest])
+    return f"the command comes first: write '{example}'. Commands: {listing(COMMANDS)}."
+
+
+def _tell_closed_output() -> int:
+    """Says on standard error that nobody reads standard output."""
+    _silence_output()
+    print(
+        "error: standard output was closed by its reader, so the command has ended. What a fit has saved is whole: "
+        "go on with --resume auto, and write the output to a file.",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _silence_output() -> None:
+    """After a fault nothing more can be printed where standard output is closed or full, not even at the end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:
     """Runs a command; for what it returns see `main`."""
     # not at the top of the file: importing Lightning takes seconds, and help needs none of it
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from hybrid_lightning.cli.building import run_with_setup
-    from hybrid_lightning.cli.warning_filters import without_known_warnings
-
-    command = COMMANDS[words[0]]
     try:
-        with without_known_warnings():
-            if command.has_setup:
-                run_with_setup(words)
-            else:
-                command.function()(words[1:])
-            sys.stdout.flush()  # so that a closed pipe is told here
-    except (ConfigError, MisconfigurationException) as error:
+        _call(words)
+    except BrokenPipeError:
+        return _tell_closed_output()
+    except OSError as error:  # of what the machine does not give; files are told where they are read and written
         if os.environ.get("HYBRID_LIGHTNING_TRACEBACK"):
             raise
-        print(f"error: {shortened(str(error))}", file=sys.stderr)
+        _silence_output()
+        place = f"{str(error.filename)[:300]!r}: " if error.filename else ""
+        print(f"error: {shortened(f'{place}{error.strerror or reason(error)}')}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # nothing more can be printed, not even at the end of the process
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(
-            "error: standard output was closed by its reader, so the command has ended. What a fit has saved is whole: "
-            "go on with --resume auto, and write the output to a file.",
-            file=sys.stderr,
-        )
+    except Exception as error:
+        if os.environ.get("HYBRID_LIGHTNING_TRACEBACK") or not _is_of_input(error):
+            raise
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
         return 2
     except SIGTERMException as error:
         return int(error.code or 0)
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns an interrupt of a fit into sys.exit(1)
+        if isinstance(error.__context__, BrokenPipeError):  # so does rich, which prints the results of a test
+            return _tell_closed_output()
         if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _call(words: list[str]) -> None:
+    from hybrid_lightning.cli.building import run_with_setup
+    from hybrid_lightning.cli.warning_filters import without_known_warnings
+
+    command = COMMANDS[words[0]]
+    with without_known_warnings():
+        if command.has_setup:
+            run_with_setup(words)
+        else:
+            command.function()(words[1:])
+        sys.stdout.flush()  # so that a closed pipe is told here
+
+
+def _is_of_input(error: Exception) -> bool:
+    """Whether an input was wrong, and not the program: our own errors, and what Lightning itself refuses."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    if isinstance(error, ConfigError | MisconfigurationException):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    home = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    # such as EarlyStopping with a metric that nobody logs
+    return type(error) in (ValueError, RuntimeError) and home.startswith("lightning.pytorch.")

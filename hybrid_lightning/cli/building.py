@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
@@ -15,18 +15,24 @@ from lightning.pytorch.plugins import CheckpointIO
 from hybrid_lightning.callbacks import LastCheckpoint
 from hybrid_lightning.cli.commands import COMMANDS
 from hybrid_lightning.cli.metrics_table import RunLogger
-from hybrid_lightning.cli.parser import Parsed, parse
+from hybrid_lightning.cli.parser import Parsed, Parser, parse
 from hybrid_lightning.cli.parser_errors import cause_of, explained
 from hybrid_lightning.cli.run_folder import Run, RunConfig, newest_checkpoint, run_to_continue
 from hybrid_lightning.cli.same_on_ranks import SameOnRanks
 from hybrid_lightning.cli.tables import check_output
-from hybrid_lightning.errors import ConfigError, check_number
+from hybrid_lightning.direction import MAIN, checked_mode
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_number, has_controls
 from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.tasks import HybridTask
+from hybrid_lightning.tasks.best_checkpoint import BestCheckpoint
 from hybrid_lightning.tasks.checkpoint import read_checkpoint
+from hybrid_lightning.tasks.early_checks import check_before_data
+from hybrid_lightning.tasks.monitored import directions_of
 
+Select = Literal["best", "joint"]
 _WITHOUT_CHECKPOINT = ("fit", "probe", "embed")
 """Commands that also work with the weights at which training starts."""
+_BEFORE_A_FIT = ("fit", "plan", "check", "probe", "prefetch")
 _WITH_RUN_FOLDER = ("fit", "validate", "test", "predict")
 
 
@@ -64,6 +70,10 @@ def build(parsed: Parsed) -> Setup:
     if config.name in ("", ".", "..") or Path(config.name).name != config.name or not config.name.isprintable():
         problem = f"{config.name!r} is not the name of one folder below runs/. Choose one without slashes."
         raise ConfigError(problem, "name")
+    for key in ("ckpt_path", "output", "resume", "trainer.default_root_dir"):
+        path = config.get(key)
+        if isinstance(path, str) and has_controls(path):
+            raise ConfigError(f"{path!r} holds characters that steer a terminal. Rename it.", key)
     check_number(config.trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches", low=1)
     _check_output(command, config)
     _seed(config)
@@ -75,9 +85,13 @@ def build(parsed: Parsed) -> Setup:
         checkpoint = str(continued.checkpoint)
     saved = None if checkpoint is None else _read_facts(checkpoint, config.trainer.strategy)
     try:
-        options = parser.instantiate_classes(config)
+        options = _instantiated(parser, config)
+        if command in _BEFORE_A_FIT:
+            _follow_metric(config, options)
         trainer = _make_trainer(parsed, options, continued)
         setup = Setup(options.model, options.data, trainer, options, checkpoint, continued)
+        if command in _BEFORE_A_FIT:
+            check_before_data(options.model, trainer, reads_weights=saved is None)
         if saved is not None:
             _follow_checkpoint(command, setup, saved)
     except BaseException as error:
@@ -187,6 +201,29 @@ def _follow_checkpoint(command: str, setup: Setup, saved: Mapping[str, Any]) -> 
 
 
 # The Trainer
+
+
+def _instantiated(parser: Parser, config: Namespace) -> Namespace:
+    """The config with objects in the place of classes."""
+    mode = config.checkpoint.mode
+    # that of the metric is known once there is a model
+    config.checkpoint.mode = check_choice(mode or "min", "checkpoint.mode", ("min", "max"), "mode")
+    options: Namespace = parser.instantiate_classes(config)
+    config.checkpoint.mode = mode
+    return options
+
+
+def _follow_metric(config: Namespace, options: Namespace) -> None:
+    """Gives ``best.ckpt`` the direction of its metric, unless the config states it."""
+    monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
+    if monitor is None or options.trainer.enable_checkpointing is False:
+        return
+    with at("checkpoint"):
+        if monitor == MAIN and mode is not None:
+            raise ConfigError(f"the main metric has a direction of its own. Leave 'mode: {mode}' out.", "mode")
+        if monitor != MAIN:
+            config.checkpoint.mode = checked_mode(monitor, mode, directions_of(options.model))
+            options.checkpoint = BestCheckpoint(**config.checkpoint.as_dict())
 
 
 def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None) -> Trainer:

@@ -38,7 +38,7 @@ COMMANDS = {
     "embed": Command(
         "embed.embed", "Writes the features of each part for every row of the data.", formats=(".npz", ".parquet")
     ),
-    "check": Command("preparation.check", "Reads all files of the data, and lists what is wrong with them."),
+    "check": Command("preparation.check", "Builds the model, reads all files of the data, and lists what is wrong."),
     "prefetch": Command("preparation.prefetch", "Fetches pretrained weights, for machines without a network."),
     "export": Command("export.export", "Writes the plain network of a checkpoint for other programs."),
     "export_part": Command("export.export_part", "Writes the weights of one part of a checkpoint.", has_setup=False),
@@ -62,6 +62,7 @@ def overview() -> str:
             "commands:",
             *lines,
             "",
-            "'COMMAND --help' lists the keys of a command, 'fit --model.help HybridClassifier' those of a model.",
+            "'COMMAND --help' lists the keys of a command, 'fit --model.help HybridClassifier' those of a model, and",
+            "'fit --help part' those of each of its parts.",
         ]
     )

@@ -1,5 +1,6 @@
 """Config files: several merge deeply, flags reach into them, and a path in one is looked up beside it."""
 
+import contextlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, islice
@@ -9,14 +10,16 @@ from typing import Any
 import torch
 import yaml
 
+from hybrid_lightning.cli.parser_errors import refuse_missing_class
 from hybrid_lightning.errors import ConfigError, at, check_keys, reason
 from hybrid_lightning.files import exists, is_regular_file
 from hybrid_lightning.gradients import clipping_rule
 from hybrid_lightning.optim.factory import torch_classes
-from hybrid_lightning.tasks.losses import LOSSES
+from hybrid_lightning.tasks.losses import LOSSES, TORCH_LOSSES
 from hybrid_lightning.unfreezing import schedule
 
 _MOST_NODES = 100_000  # values of a config with its aliases written out
+_MOST_BITS = 256  # of a whole number
 _LARGEST = 16 * 2**20  # bytes
 
 
@@ -33,7 +36,14 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node)
+        if number.bit_length() > _MOST_BITS:  # more than a float can hold overflows wherever one is made of it
+            raise yaml.constructor.ConstructorError(None, None, "a number is too large", node.start_mark)
+        return number
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
 )
@@ -57,6 +67,10 @@ def _check_size(root: yaml.Node | None) -> None:
     sizes: dict[int, int] = {}  # of a node with all below it, by its identity; 0 while it is counted
 
     def size_of(node: yaml.Node | None) -> int:
+        if isinstance(node, yaml.ScalarNode) and "&" in node.value and "*" in node.value:
+            # the parser reads a text in the place of another value as YAML once more
+            with contextlib.suppress(yaml.MarkedYAMLError, yaml.reader.ReaderError):
+                _check_size(yaml.compose(node.value, _Loader))
         if not isinstance(node, yaml.CollectionNode):
             return 1
         if id(node) not in sizes:
@@ -71,40 +85,55 @@ def _check_size(root: yaml.Node | None) -> None:
         raise yaml.YAMLError(f"with its aliases it holds more than {_MOST_NODES} values")
 
 
+def read_yaml_file(path: Path, place: str) -> Any:
+    """The content of a YAML file; whatever is wrong with it is a `ConfigError`."""
+    if path.stat().st_size > _LARGEST:
+        raise ConfigError(f"{str(path)!r} is larger than {_LARGEST >> 20} MiB; it is not a config.", place)
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(path)!r} is not valid YAML: {str(error)[:500]}", place) from None
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
-    """One YAML file as a dict; relative paths of weights that exist beside the file become absolute."""
+    """One YAML file as a dict; relative paths of weights and data that exist beside the file become absolute."""
     path = Path(path)
     if not is_regular_file(path):
         raise ConfigError(f"--config: there is no file {str(path)[:300]!r}.")
-    if path.stat().st_size > _LARGEST:
-        raise ConfigError(f"--config: {str(path)!r} is larger than {_LARGEST >> 20} MiB; it is not a config.")
-    try:
-        config = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config: {str(path)!r} is not valid YAML: {str(error)[:500]}") from None
+    config = read_yaml_file(path, "--config")
     if not isinstance(config, dict):
         raise ConfigError(f"--config: {str(path)!r} holds no keys and values at its top level.")
-    _anchor_weights(config, path.resolve().parent)
+    _anchor_paths(config, path.resolve().parent)
     return config
 
 
-def _anchor_weights(config: Mapping[str, Any], folder: Path) -> None:
-    """Makes paths of weights absolute: ``weights`` of each part and ``init_from``, as text or under ``path``."""
-    init_args = _mapping_at(config, "model", "init_args")
-    for part in _mapping_at(init_args, "parts").values():
+def _anchor_paths(config: Mapping[str, Any], folder: Path) -> None:
+    """Makes paths absolute: ``weights`` of each part and ``init_from``, as text or under ``path``; those of the data.
+
+    Data are looked for in the working directory first.
+    """
+    init_args = mapping_at(config, "model", "init_args")
+    for part in mapping_at(init_args, "parts").values():
         _anchor(part, "weights", folder)
     _anchor(init_args, "init_from", folder)
+    of_data = mapping_at(config, "data", "init_args")
+    for key in ("path", "predict_path", "root", "statistics"):
+        given = of_data.get(key)
+        if not (isinstance(given, str) and exists(given)):
+            _anchor(of_data, key, folder)
 
 
 def _anchor(owner: Any, key: str, folder: Path) -> None:
     given = owner.get(key) if isinstance(owner, dict) else None
     if isinstance(given, dict):
         _anchor(given, "path", folder)
+    elif isinstance(given, str) and given.startswith("~/"):
+        owner[key] = str(Path(given).expanduser())
     elif isinstance(given, str) and given != "pretrained" and exists(folder / given):
         owner[key] = str(folder / given)
 
 
-def _mapping_at(config: Any, *keys: str) -> dict[str, Any]:
+def mapping_at(config: Any, *keys: str) -> dict[str, Any]:
     """The mapping under nested keys; an empty one if something else stands there, which the parser refuses later."""
     for key in keys:
         config = config.get(key) if isinstance(config, Mapping) else None
@@ -141,6 +170,27 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
 
 def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None = None) -> list[str]:
     """Command-line arguments with all ``--config`` files merged to one, before the flags, which therefore beat it."""
+    config, overlays, rest = _sorted_words(arguments)
+    if overlay:
+        overlays.append(overlay)
+    for one in overlays:
+        config = merge(config, one)
+    if not config:
+        return rest
+    for section in ("model", "data"):
+        content = config.get(section)
+        is_flag = any(re.match(rf"--{section}(=|\.class_path|$)", word) for word in rest)
+        if isinstance(content, dict) and content and not is_flag:
+            refuse_missing_class(section, content)
+    _complete_names(config)
+    _fit_to_parser(config)
+    text = yaml.safe_dump(config, sort_keys=False)
+    # without a file the flags name the classes, whose arguments have to follow
+    return ["--config", text, *rest] if "name" in config else [*rest, "--config", text]
+
+
+def _sorted_words(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Mapping[str, Any]], list[str]]:
+    """The files of ``--config``, merged; what flags put over them; and the other words."""
     # flags that reach into a dict of the model or the data are merged over the files, because jsonargparse would
     # replace the whole dict
     config: dict[str, Any] = {}
@@ -155,6 +205,8 @@ def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None
         # the flag and its value may be one word or two
         if (is_config or reaches_in) and not equals:
             own_words += islice(waiting, 1)
+            if len(own_words) == 1:
+                raise ConfigError("its value is missing, at the end of the command.", flag)
             value = own_words[-1]
         if is_config:
             config = merge(config or {"name": Path(value).stem}, read_config(value))
@@ -162,17 +214,7 @@ def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None
             overlays.append(from_flag)
         else:
             rest += own_words
-    if overlay:
-        overlays.append(overlay)
-    for one in overlays:
-        config = merge(config, one)
-    if not config:
-        return rest
-    _complete_names(config)
-    _fit_to_parser(config)
-    text = yaml.safe_dump(config, sort_keys=False)
-    # without a file the flags name the classes, whose arguments have to follow
-    return ["--config", text, *rest] if "name" in config else [*rest, "--config", text]
+    return config, overlays, rest
 
 
 def _overlay_of(flag: str, value: str) -> dict[str, Any] | None:
@@ -195,13 +237,16 @@ def _overlay_of(flag: str, value: str) -> dict[str, Any] | None:
 
 def _complete_names(config: Mapping[str, Any]) -> None:
     """Writes the names of torch's optimizers and schedulers, and of losses, in full, as the parser needs them."""
-    arguments = _mapping_at(config, "model", "init_args")
+    arguments = mapping_at(config, "model", "init_args")
     for key, namespace in (("optimizer", torch.optim), ("scheduler", torch.optim.lr_scheduler)):
         prefix = f"{namespace.__name__}."
         with at(f"model.{key}"):
             _complete(arguments.get(key), "class", prefix, torch_classes(namespace))
     with at("model.loss_function"):
-        _complete(arguments.get("loss_function"), "loss", "hybrid_lightning.", LOSSES)
+        spec = arguments.get("loss_function")
+        path = spec.get("class_path") if isinstance(spec, dict) else None
+        package = "torch.nn." if path in TORCH_LOSSES else "hybrid_lightning."
+        _complete(spec, "loss", package, [*LOSSES, *TORCH_LOSSES])
 
 
 def _complete(spec: Any, kind: str, prefix: str, known: Collection[str]) -> None:
@@ -221,7 +266,7 @@ def _fit_to_parser(config: dict[str, Any]) -> None:
         if config.get(section, "absent") is None:  # all of its keys are commented out
             del config[section]
     for section in ("model", "data"):
-        content = _mapping_at(config, section)
+        content = mapping_at(config, section)
         for key in ("class_path", "init_args"):
             # null would be read as a value of this key, without the hint at what has to stand there
             if content.get(key, "absent") is None:

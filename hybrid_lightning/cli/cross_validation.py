@@ -1,6 +1,5 @@
 """Cross-validation: a fit per fold in a process of its own, their scores, and one prediction per sample."""
 
-import argparse
 import signal
 import statistics
 import subprocess
@@ -10,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from hybrid_lightning.cli.building import runs_folder
+from hybrid_lightning.cli.config_files import mapping_at, read_yaml_file
 from hybrid_lightning.cli.metrics_table import read_rows
 from hybrid_lightning.cli.parser import parse
+from hybrid_lightning.cli.parser_errors import WordParser
 from hybrid_lightning.cli.run_folder import versions
-from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.files import write_csv
+from hybrid_lightning.errors import ConfigError, reason
+from hybrid_lightning.files import is_regular_file, write_csv
 
 Row = dict[str, Any]
 PER_FOLD = ("--data.fold", "--data.init_args.fold", "--ckpt_path", "--resume", "--output", "--row_numbers")
@@ -73,26 +72,32 @@ class Plan(NamedTuple):
 def _fold_in(run: Path) -> Any:
     """The fold in a run's config."""
     path = run / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    arguments = (config.get("data") or {}).get("init_args") or {}
-    return arguments.get("fold")
+    config = read_yaml_file(path, "cross_validate") if is_regular_file(path) else {}
+    return mapping_at(config, "data", "init_args").get("fold")
 
 
 def cross_validate(words: Sequence[str]) -> None:
     """Fits and tests a model on each fold of the data; --config and all other flags are those of fit."""
-    parser = argparse.ArgumentParser(
-        "hybrid_lightning cross_validate", description=cross_validate.__doc__, allow_abbrev=False
-    )
+    parser = WordParser("hybrid_lightning cross_validate", description=cross_validate.__doc__, allow_abbrev=False)
     parser.add_argument("--folds", type=int, default=5, help="Number of folds; each sample is tested once (default 5).")
     parser.add_argument("--resume", action="store_true", help="Keep the folds that are finished, and go on.")
     options, fit_words = parser.parse_known_args(words)  # unknown ones are checked by the parser of fit
     plan = Plan.parse(fit_words, options.folds)
     with _ended_by_sigterm():
         runs = [_run_fold(plan, fold, options.resume) for fold in range(1, plan.folds + 1)]
-    scores = [_test_scores(run) for run in runs]
+    try:
+        scores = [_test_scores(run) for run in runs]
+        predictions = in_order([read_rows(run / "predictions.csv") for run in runs])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"cross_validate: metrics.csv or predictions.csv of a fold is damaged: {reason(error)} Remove the folders "
+            f"{f'{plan.name}_fold*'!r} in {str(plan.runs)!r} that hold them, and repeat the command with --resume."
+        ) from error
     folder = plan.runs / f"{plan.name}_folds"
     _write(folder / "scores.csv", score_rows(scores))
-    _write(folder / "predictions.csv", in_order([read_rows(run / "predictions.csv") for run in runs]))
+    _write(folder / "predictions.csv", predictions)
     for line in score_lines(scores):
         print(line)
     print(f"scores: {folder / 'scores.csv'}")

@@ -1,6 +1,5 @@
 """``export`` and ``export_part``: the plain network, or the weights of one part, out of a checkpoint."""
 
-import argparse
 import copy
 import hashlib
 import io
@@ -11,9 +10,10 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from hybrid_lightning.cli.building import Setup
+from hybrid_lightning.cli.building import Select, Setup
+from hybrid_lightning.cli.parser_errors import WordParser
 from hybrid_lightning.cli.preparation import build_from_data, load_checkpoint
-from hybrid_lightning.errors import ConfigError, listing, reason, unknown
+from hybrid_lightning.errors import ConfigError, listing, printable, reason, unknown
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.network.adapters import merge_adapters
 from hybrid_lightning.network.batch import first_samples, tensors_in
@@ -32,6 +32,7 @@ def export(
     output: str,
     format: Literal["torch_export", "safetensors"] = "torch_export",
     ckpt_path: str | None = None,
+    select: Select = "best",
 ) -> None:
     """Writes the plain network of a checkpoint, with adapters merged, and prints the file's sha256.
 
@@ -40,8 +41,10 @@ def export(
         output: The file to write: .pt2 for torch_export, .safetensors for safetensors.
         format: A program of torch.export for a batch of any number of samples, or the tensors alone.
         ckpt_path: best, last (of the newest run of this name) or a path.
+        select: best is what the fit has selected for its best checkpoint; joint is the joint network in any case.
     """
     model = setup.model
+    model.serves_selection = select == "best"
     loader = build_from_data(setup, load=False)
     model.built().float()  # whatever the precision of the fit
     assert ckpt_path is not None  # the command needs one
@@ -142,12 +145,12 @@ def _batch_size(inputs: Batch) -> int:
 
 
 def _print_digest(path: str) -> None:
-    print(f"{path}  sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()}")
+    print(f"{printable(path)}  sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()}")
 
 
 def export_part(words: Sequence[str]) -> None:
     """Writes one part of a checkpoint as safetensors and prints its sha256."""
-    parser = argparse.ArgumentParser("hybrid_lightning export_part", description=export_part.__doc__)
+    parser = WordParser("hybrid_lightning export_part", description=export_part.__doc__)
     parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a fit.")
     parser.add_argument("--part", required=True, help="Name of the part, such as stem or head.")
     parser.add_argument("--output", required=True, help="The .safetensors file to write.")

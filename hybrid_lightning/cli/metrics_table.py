@@ -1,19 +1,22 @@
 """The table of a run, ``metrics.csv``, that later processes continue."""
 
 import csv
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from hybrid_lightning.errors import writing
 from hybrid_lightning.files import remove_leftovers, write_csv
 
 Row = dict[str, str]  # column → text of its cell
+_STEP = re.compile(r"[0-9]{1,18}")
 GO_ON = "What was saved before is whole. Make room or mend the cause, and go on with --resume auto."
 """What to do after a fit could not write a file."""
 
@@ -71,7 +74,11 @@ class RunLogger(CSVLogger):
         remove_leftovers(folder)
         remove_leftovers(folder / "checkpoints")
         found = read_rows(self.path)
-        rows = found[: self.kept] + [row for row in found[self.kept :] if int(row["step"]) < self.first_step]
+        self._keep_damaged(found)
+        rows = []
+        for number, row in enumerate(found):
+            if _is_whole(row) and (number < self.kept or int(row["step"]) < self.first_step):
+                rows.append(row)
         self._written = len(rows)
         if rows:
             self._columns = list(rows[0])
@@ -80,12 +87,24 @@ class RunLogger(CSVLogger):
                 self._note({name: text for name, text in row.items() if text})
         elif found and self.first_step == 0:
             # the rows of another run in this folder, which ended before its first checkpoint
-            number = 0
-            while (folder / f"metrics.old_{number}.csv").exists():
-                number += 1
-            self.path.rename(folder / f"metrics.old_{number}.csv")
+            self.path.rename(self._free("old"))
         else:
             self.path.unlink(missing_ok=True)
+
+    def _free(self, word: str) -> Path:
+        """The first name such as ``metrics.old_0.csv`` that is free."""
+        number = 0
+        while (path := self.path.with_name(f"metrics.{word}_{number}.csv")).exists():
+            number += 1
+        return path
+
+    def _keep_damaged(self, found: list[Row]) -> None:
+        """Copies a table with rows that cannot be read, such as after a power loss, and tells where."""
+        count = sum(not _is_whole(row) for row in found)
+        if count:
+            aside = self._free("damaged")
+            shutil.copyfile(self.path, aside)
+            rank_zero_warn(f"{count} rows of {self.path} are damaged and left out; as it was, the table is {aside}")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
@@ -161,6 +180,27 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a table, without a last one that was torn when its process was killed; none if there is no file."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         whole_lines = [line for line in file if line.endswith("\n")]
-    return list(csv.DictReader(whole_lines))
+    rows: list[Row] = []
+    reader = csv.DictReader(whole_lines)
+    while True:
+        try:
+            rows.append(next(reader))
+        except StopIteration:
+            return rows
+        except csv.Error:  # such as a cell larger than the module takes
+            rows.append({})
+
+
+def _is_whole(row: Mapping[Any, Any]) -> bool:
+    """Whether a row is as it was written: a step, and numbers or empty cells."""
+    cells = list(row.values())  # a list for what is too much, None for what is missing
+    if not all(isinstance(cell, str) and cell == cell.strip() for cell in cells):
+        return False
+    try:
+        for cell in cells:
+            float(cell or 0)
+    except ValueError:
+        return False
+    return _STEP.fullmatch(row.get("step", "")) is not None

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
 from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
@@ -14,12 +13,15 @@ from hybrid_lightning.cli.commands import COMMANDS
 from hybrid_lightning.cli.config_files import merged_arguments
 from hybrid_lightning.cli.parser_errors import parser_error
 from hybrid_lightning.demo import digits, elpv, plaid  # noqa: F401  for the same reason
+from hybrid_lightning.direction import MAIN
 from hybrid_lightning.tasks import HybridTask
+from hybrid_lightning.tasks.best_checkpoint import BestCheckpoint
 
 _DEFAULTS = {
     "trainer.log_every_n_steps": 10,
     "trainer.enable_model_summary": False,
-    "checkpoint.monitor": "val/loss",
+    "checkpoint.monitor": MAIN,
+    "checkpoint.mode": None,  # that of the metric
     "checkpoint.filename": "best",
     "checkpoint.save_top_k": 1,
     "checkpoint.auto_insert_metric_name": False,
@@ -76,7 +78,7 @@ def make_parser(name: str) -> Parser:
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(HybridTask, "model", subclass_mode=True)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-    parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+    parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
     parser.set_defaults(_DEFAULTS)
     return parser
 

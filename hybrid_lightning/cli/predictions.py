@@ -12,7 +12,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from hybrid_lightning.cli.building import Setup
+from hybrid_lightning.cli.building import Select, Setup
 from hybrid_lightning.cli.tables import Columns, as_array, write_table
 from hybrid_lightning.cli.training import restoring
 from hybrid_lightning.errors import ConfigError, listing
@@ -28,6 +28,7 @@ def predict(
     output: str | None = None,
     row_numbers: bool = False,
     quote_formulas: bool = False,
+    select: Select = "best",
 ) -> None:
     """Writes a table of predictions in the order of the data.
 
@@ -38,8 +39,10 @@ def predict(
         row_numbers: Whether the table also has the samples' row numbers if the data name them by ids.
         quote_formulas: Whether ids, classes and names of columns that a spreadsheet would take for a formula, because
             they begin with =, +, - or @, get a ' before them.
+        select: best is what the fit has selected for its best checkpoint; joint is the joint network in any case.
     """
     model, trainer = setup.model, setup.trainer
+    model.serves_selection = select == "best"
     model.explain = True  # adds what each part contributes
     collected = CollectPredictions()
     trainer.callbacks.append(collected)  # type: ignore[attr-defined]

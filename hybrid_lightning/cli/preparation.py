@@ -3,40 +3,68 @@
 import math
 from typing import Any
 
+from lightning.pytorch import Trainer
+
 from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.data.loaders import first_batch, number_of_batches
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import attach
+from hybrid_lightning.network.selection import serve
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.building import in_given_precision
-from hybrid_lightning.tasks.checkpoint import read_checkpoint, refuse_other_model
+from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, read_checkpoint, refuse_other_model, take_selection
+from hybrid_lightning.tasks.planning import refuse_without_validation
 from hybrid_lightning.trainer import length_of
+from hybrid_lightning.weights.loading import WeightSource
 
 
 def plan(setup: Setup) -> None:
     """Prints what would train when and at which rate; the data decide sizes and moments."""
+    print(_planned(setup))
+
+
+def _planned(setup: Setup, load: bool = True) -> str:
+    """The plan, for which all is built that a fit builds; `load`: whether weights are read."""
     model, trainer = setup.model, setup.trainer
-    loader = build_from_data(setup)
+    loader = build_from_data(setup, load)
     limit = trainer.limit_train_batches
     batches = number_of_batches(loader) / trainer.world_size
     if isinstance(limit, int):  # a count of batches; a float is a share of them
         batches = min(batches, limit)
     elif not math.isinf(batches):
         batches = int(math.ceil(batches) * limit)
+    _refuse_long_interval(trainer, batches)
     length = length_of(trainer, batches)
     optimization = model.optimization()
-    optimization["lr_scheduler"]["scheduler"].bind(length)
-    print(model.plan(optimization["optimizer"].param_groups, trainer, length))
+    scheduler = optimization["lr_scheduler"]["scheduler"]
+    refuse_without_validation(trainer, scheduler)
+    scheduler.bind(length)
+    return model.plan(optimization["optimizer"].param_groups, trainer, length)
+
+
+def _refuse_long_interval(trainer: Trainer, batches: float) -> None:
+    """Raises `ConfigError` if validations come after more batches than an epoch has, which Lightning refuses."""
+    interval = trainer.val_check_interval
+    is_of_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
+    if is_of_epoch and isinstance(interval, int) and interval > batches:
+        raise ConfigError(
+            f"{interval} batches are more than an epoch has, {batches:g}. Write a smaller number, or "
+            f"trainer.check_val_every_n_epoch: null, which counts over epochs.",
+            "trainer.val_check_interval",
+        )
 
 
 def check(setup: Setup) -> None:
-    """Checks the data, and whether the model can learn them; reads each file as a whole. The model is not built."""
+    """Checks the data, reading each file as a whole, and whether the model can be built for them and learn them."""
     check_data = getattr(setup.data, "check", None)
-    if not callable(check_data):
-        raise ConfigError(f"check: {type(setup.data).__name__} has no checks; ManifestDataModule has.")
-    setup.data.prepare_data()
-    check_data(decode=True)
-    setup.model.check_data(setup.data)
+    if callable(check_data):
+        setup.data.prepare_data()
+        check_data(decode=True)
+    else:
+        print(f"check: {type(setup.data).__name__} cannot check its data; the model is tried with a batch of it")
+    # those of a library may have to be fetched, which prefetch does
+    are_here = [part.weights is None or isinstance(part.weights, WeightSource) for part in setup.model.parts.values()]
+    _planned(setup, load=all(are_here))
     print("check: nothing is wrong")
 
 
@@ -54,7 +82,10 @@ def prefetch(setup: Setup) -> None:
 
 def load_checkpoint(model: HybridTask, path: str) -> None:
     """Loads the weights of a checkpoint into a task whose network has been built."""
-    _, state = read_checkpoint(path, "--ckpt_path")
+    saved, state = read_checkpoint(path, "--ckpt_path")
+    checkpoint = {CHECKPOINT_KEY: saved, "state_dict": state}
+    serve(model.built(), take_selection(checkpoint, model.serves_selection), model.objective.closed_form)
+    state = checkpoint["state_dict"]
     model.follow_part_heads(state)
     refuse_other_model(model.state_dict(), state)
     model.load_state_dict(state)

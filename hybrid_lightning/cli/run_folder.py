@@ -9,17 +9,18 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from hybrid_lightning.cli.config_files import read_yaml_file
 from hybrid_lightning.cli.metrics_table import GO_ON, RunLogger
 from hybrid_lightning.cli.run_lock import RunLock
 from hybrid_lightning.errors import ConfigError, printable, writing
-from hybrid_lightning.files import whole_file
+from hybrid_lightning.files import is_regular_file, whole_file
 from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY
 from hybrid_lightning.weights.safe_files import peek, verify
 from hybrid_lightning.weights.sharded_files import OLD
 
 _FINISHED = "finished.yaml"
 _ROWS = "metrics_rows"
-_VERSION = r"version_(\d+)"
+_VERSION = r"version_([0-9]+)"
 
 
 @rank_zero_only
@@ -66,6 +67,7 @@ def run_to_continue(resume: str, runs: Path, limits: dict[str, Any]) -> Run | No
     if folder is None:
         say(f"resume: there is no run below {str(runs)!r} yet; starting from scratch")
         return None
+    _refuse_links(folder)
     lock = RunLock(folder)
     try:
         return _found(folder, limits, lock)
@@ -76,8 +78,7 @@ def run_to_continue(resume: str, runs: Path, limits: dict[str, Any]) -> Run | No
 
 def _found(folder: Path, limits: dict[str, Any], lock: RunLock) -> Run:
     """The run of a folder that this process holds, and where it stands."""
-    finished = folder / _FINISHED
-    if finished.is_file() and yaml.safe_load(finished.read_text(encoding="utf-8")) == limits:
+    if _ended_at(folder / _FINISHED) == limits:
         return Run(folder, finished=True, lock=lock)
     found = last_whole_checkpoint(folder / "checkpoints")
     if found is None:
@@ -87,6 +88,26 @@ def _found(folder: Path, limits: dict[str, Any], lock: RunLock) -> Run:
     say(f"resume: {folder} continues from {checkpoint.name}, step {step}")
     rows = peek(checkpoint, "resume").get(_ROWS)
     return Run(folder, checkpoint, step, rows if isinstance(rows, int) else 0, lock)
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raises `ConfigError` if what is written to a run would be written to a folder elsewhere."""
+    for path in (folder, *folder.iterdir()):
+        if path.is_symlink() and path.is_dir():
+            raise ConfigError(
+                f"{str(path)!r} is a link to {str(path.resolve())!r}, in which files would be replaced and removed. "
+                f"Put the folder itself in its place, or give its checkpoint as --ckpt_path, which makes a new run.",
+                "--resume",
+            )
+
+
+def _ended_at(mark: Path) -> Any:
+    """The limits at which a fit has ended; None if it has not, or its mark is damaged."""
+    try:
+        return read_yaml_file(mark, "resume") if is_regular_file(mark) else None
+    except ConfigError as error:
+        say(f"{error} It is as if the run had not ended.")
+        return None
 
 
 def _newest_fit(runs: Path) -> Path | None:

@@ -44,7 +44,7 @@ class RunLock:
         """The locked file; None if it has to be tried again."""
         path = self.folder / _NAME
         with writing(path, "Look what stands in its place."):
-            file = path.open("a+", encoding="utf-8")
+            file = open(path, "a+", encoding="utf-8", opener=_opened_itself)  # noqa: SIM115  open for as long as it is held
         try:
             lock(file)
         except BlockingIOError:
@@ -79,6 +79,11 @@ class RunLock:
                 (self.folder / _NAME).unlink()
             self._file.close()
             self._file = None
+
+
+def _opened_itself(path: str, flags: int) -> int:
+    """Opens a file, but not what a link in its place names, which would be emptied."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _has_died(owner: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from hybrid_lightning.cli.building import Setup, limits
+from hybrid_lightning.cli.building import Select, Setup, limits
 from hybrid_lightning.cli.metrics_table import RunLogger
 from hybrid_lightning.cli.run_folder import mark_finished, say
 from hybrid_lightning.cli.run_lock import RunLock, is_first_rank
@@ -29,6 +29,7 @@ def fit(setup: Setup, ckpt_path: str | None = None) -> None:
     # weights_only: plain data alone, so that a file cannot run code
     with owned(setup), restoring(trainer, ckpt_path):
         trainer.fit(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
+    _tell_best(setup)
     if setup.options.test_after_fit:
         _test_after_fit(setup, setup.options.test_after_fit)
     folder = trainer.log_dir  # a collective call: the answer is broadcast
@@ -36,6 +37,14 @@ def fit(setup: Setup, ckpt_path: str | None = None) -> None:
         if trainer.logger:
             mark_finished(Path(folder), limits(setup.options))
         print(f"results: {folder}")
+
+
+def _tell_best(setup: Setup) -> None:
+    """Prints which checkpoint is the best, and where it is."""
+    best = setup.options.checkpoint
+    described = best.described() if best in setup.trainer.checkpoint_callbacks else ""
+    if described:
+        say(f"best: {described}; {best.best_model_path}")
 
 
 @contextmanager
@@ -73,28 +82,34 @@ def _test_after_fit(setup: Setup, which: str) -> None:
     for callback in setup.trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.filename == which:
             path = callback.best_model_path
-    if not path:
-        print(f"test: no {which} checkpoint was saved; the model is tested as it is now")
+    if path:
+        say(f"test: {path}")
+    else:
+        say(f"test: no {which} checkpoint was saved; the model is tested as it is now")
     setup.trainer.test(setup.model, setup.data, ckpt_path=path or None, weights_only=True)
 
 
-def validate(setup: Setup, ckpt_path: str | None = None) -> None:
+def validate(setup: Setup, ckpt_path: str | None = None, select: Select = "best") -> None:
     """Measures a checkpoint on the validation data.
 
     Args:
         setup: What to measure.
         ckpt_path: best, last (of the newest run of this name) or a path.
+        select: best is what the fit has selected for its best checkpoint; joint is the joint network in any case.
     """
+    setup.model.serves_selection = select == "best"
     with restoring(setup.trainer, ckpt_path):
         setup.trainer.validate(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
 
 
-def test(setup: Setup, ckpt_path: str | None = None) -> None:  # noqa: PT028  a command
+def test(setup: Setup, ckpt_path: str | None = None, select: Select = "best") -> None:  # noqa: PT028  a command
     """Measures a checkpoint on the test data.
 
     Args:
         setup: What to measure.
         ckpt_path: best, last (of the newest run of this name) or a path.
+        select: best is what the fit has selected for its best checkpoint; joint is the joint network in any case.
     """
+    setup.model.serves_selection = select == "best"
     with restoring(setup.trainer, ckpt_path):
         setup.trainer.test(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)

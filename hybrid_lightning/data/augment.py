@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_lightning.data.in_memory import per_sample
+from hybrid_lightning.data.inputs.base import PRESENT
 from hybrid_lightning.data.transforms import Names, RandomFlip, apply_step, make_steps
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
 
@@ -90,11 +91,17 @@ def _augmented(entry: Any, modules: Sequence[nn.Module], present: Tensor | None)
     value = entry.get("values") if isinstance(entry, Mapping) else entry
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise ConfigError("the batch has no tensor of floating numbers under this key.")
+    files = entry.get(PRESENT) if isinstance(entry, Mapping) else None
+    if files is not None:
+        # each file is changed by itself
+        value, present = value.flatten(0, 1), files.flatten()
     for index, module in enumerate(modules):
         with at(str(index)):
             value = _apply(module.to(value.device), value)
     if present is not None:  # noise on a missing modality would be a signal
         value = torch.where(per_sample(present, value), value, 0.0)
+    if files is not None:
+        value = value.reshape(*files.shape, *value.shape[1:])
     return {**entry, "values": value} if isinstance(entry, Mapping) else value
 
 

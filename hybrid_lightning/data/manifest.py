@@ -13,13 +13,14 @@ from torch.utils.data import Sampler
 
 from hybrid_lightning.data.augment import make_augmentation
 from hybrid_lightning.data.in_memory import Loader
-from hybrid_lightning.data.inputs import parse_inputs
+from hybrid_lightning.data.inputs import members_of, parse_inputs
 from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.loaders import balanced_sampler, padded_sampler
 from hybrid_lightning.data.overview import ManifestToCheck
 from hybrid_lightning.data.preflight import check_on_first_rank
 from hybrid_lightning.data.prepared import (
     State,
+    TargetOfState,
     check_target,
     check_version,
     fit_inputs,
@@ -36,7 +37,7 @@ from hybrid_lightning.data.target import FittedTarget, Target
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
 
 
-class ManifestDataModule(pl.LightningDataModule):
+class ManifestDataModule(TargetOfState, pl.LightningDataModule):
     """Data from a manifest: a CSV or Parquet file with a row per sample.
 
     Batches have an entry per key of ``inputs``; ``target``, int64 `(B,)` for classes, float32 `(B, labels)` for labels,
@@ -52,7 +53,8 @@ class ManifestDataModule(pl.LightningDataModule):
         target: Column to predict; a list of columns (several numbers, or labels of 0 and 1); or ``{column: ...,
             kind: binary | multiclass | multilabel | regression, classes: [...]}``. Without kind: text, booleans and
             whole numbers 0, 1, ... up to 20 of them are classes, other numbers a quantity, and doubtful ones an error.
-            Classes are in sorted order unless listed. Labels in one column are separated by ``;``. Null: only predict.
+            Classes are in sorted order unless listed. Labels in one column are separated by ``;``. ``transform: log``
+            (or ``log1p``) lets the network learn logarithms of numbers. Null: only predict.
         root: Folder that relative paths in cells start from; null is the folder of the manifest.
         id: Column that names the samples for predictions; null names them by row.
         split_column: Column with train, val or test in each row; null draws the split.
@@ -238,7 +240,7 @@ class ManifestDataModule(pl.LightningDataModule):
         is_wanted = self._decode is not None or (self.checks and self.trainer is not None)
         if not is_wanted or table.path in self._checked:
             return
-        entries, group_column = self._unbound_inputs(table), self.split_rule.group_column
+        entries, group_column = members_of(self._unbound_inputs(table)), self.split_rule.group_column
         is_joined = self.batch_size > 1
         manifest = ManifestToCheck(table, entries, self.id, split, self._target, group_column, is_joined)
         check_on_first_rank(manifest, self.trainer, bool(self._decode))
@@ -276,18 +278,6 @@ class ManifestDataModule(pl.LightningDataModule):
         return {key: entry.inferred_arguments for key, entry in samples.entries.items()}
 
     @property
-    def target_names(self) -> list[str] | None:
-        """Names of classes, labels or numbers, in order of their index; also of a checkpoint's."""
-        saved = self._state.get("target")
-        return list(saved["names"]) if saved else None
-
-    @property
-    def target_kind(self) -> str | None:
-        """``binary``, ``multiclass``, ``multilabel`` or ``regression``."""
-        saved = self._state.get("target")
-        return saved["kind"] if saved else None
-
-    @property
     def predict_ids(self) -> Sequence[Any] | None:
         """The id of each sample that predict reads, in its order; None if no column has ids."""
         if self.id is None:
@@ -307,10 +297,18 @@ class ManifestDataModule(pl.LightningDataModule):
     @property
     def train_groups(self) -> Tensor | None:
         """A number per training row `(N,)`, the same for rows of one value of ``split_by``; None without it."""
+        return self._groups("train")
+
+    @property
+    def val_groups(self) -> Tensor | None:
+        """The same for the validation rows."""
+        return self._groups("val")
+
+    def _groups(self, split: str) -> Tensor | None:
         column = self.split_rule.group_column
         if column is None:
             return None
-        return torch.from_numpy(groups_of(self._tables[self.path], column))[self.datasets["train"].rows]
+        return torch.from_numpy(groups_of(self._tables[self.path], column))[self.datasets[split].rows]
 
     # Loading
 

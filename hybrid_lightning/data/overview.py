@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hybrid_lightning.data.answers import answers
 from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.inputs.text import TextInput
 from hybrid_lightning.data.preflight_files import FileFindings
 from hybrid_lightning.data.repeated_files import repeated_files
-from hybrid_lightning.data.spelling import alike
+from hybrid_lightning.data.spelling import alike, seem_codes
 from hybrid_lightning.data.splits import SPLITS, TRAIN, groups_of
 from hybrid_lightning.data.table import Array, Table, rows_of
 from hybrid_lightning.data.target import FittedTarget
@@ -47,6 +48,9 @@ def overview(
     splits = [dict(zip(header, line, strict=True)) for line in lines]
     inputs = [_shapes(manifest, key, findings.get(key)) for key in manifest.entries]
     warnings = _warnings(manifest, rows[TRAIN])
+    warnings += _codes(manifest)
+    if manifest.target is not None:
+        warnings += answers(manifest.table, manifest.entries, manifest.target)
     warnings += _spellings(manifest)
     warnings += _long_cells(manifest.table)
     for found in findings.values():
@@ -147,6 +151,23 @@ def _warnings(manifest: ManifestToCheck, training: Array) -> list[str]:
     return lines
 
 
+def _codes(manifest: ManifestToCheck) -> list[str]:
+    """A question for each column of whole numbers that is read as a quantity, and may hold codes."""
+    lines = []
+    for entry in manifest.entries.values():
+        quantities = [column for column in entry.columns if column not in entry.text_columns]
+        for column in quantities if entry.in_memory else ():
+            numbers = manifest.table.numbers(column, entry.where)
+            if seem_codes(column, numbers):
+                found = np.unique(numbers[~np.isnan(numbers)])
+                shown = listing([f"{number:.0f}" for number in found], 3)
+                lines.append(
+                    f"{entry.where}: column {column!r} holds {len(found)} whole numbers, {shown}: codes, or a "
+                    f"quantity? Codes belong into 'categorical', where their size means nothing"
+                )
+    return lines
+
+
 def _spellings(manifest: ManifestToCheck) -> list[str]:
     """A line for each column with names that differ by letter case, blanks or zeros alone."""
     columns: dict[str, str] = {}
@@ -196,6 +217,11 @@ def _remarks(found: FileFindings) -> list[str]:
 
 def _only_value(table: Table, column: str, rows: Array) -> object | None:
     """The value of all of the rows that have one; None if they differ, or none has."""
+    import pyarrow
+
+    values = table.values(column)
+    if pyarrow.types.is_nested(values.type):  # there are no sets of these, and an input will refuse them
+        return None
     filled = rows[~table.empty(column)[rows]]  # gaps do not make a column vary
-    different = table.values(column).take(filled).unique()
+    different = values.take(filled).unique()
     return different[0].as_py() if len(different) == 1 else None

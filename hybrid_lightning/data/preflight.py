@@ -96,14 +96,10 @@ def _check_all_files(manifest: ManifestToCheck, decode: bool, bar: bool) -> dict
 
 def _repeated_ids(texts: "pyarrow.Array", split: Array) -> dict[str, Array]:
     """Id → its rows, for those that stand in several; those in several splits first."""
-    filled = np.flatnonzero(np.asarray(texts.is_valid()))
-    numbers = np.asarray(texts.take(filled).dictionary_encode().indices)
-    counts = np.bincount(numbers)
-    repeated: dict[str, list[int]] = {}
-    # Python objects for the few repeated ids alone
-    for row in filled[counts[numbers] > 1].tolist():
-        repeated.setdefault(texts[row].as_py(), []).append(row)
-    rows_of_id = {name: np.array(rows) for name, rows in repeated.items()}
+    codes = texts.dictionary_encode().indices.to_pandas().dropna()
+    repeated = codes[codes.duplicated(keep=False)]
+    groups = repeated.groupby(repeated, sort=False).groups.values()
+    rows_of_id = {texts[int(rows[0])].as_py(): rows.to_numpy() for rows in groups}
     return dict(sorted(rows_of_id.items(), key=lambda item: not _is_shared(item[1], split)))
 
 

@@ -21,11 +21,35 @@ from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.files import write_csv
 from hybrid_lightning.weights.safe_files import peek
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # splits by groups of format 1 were drawn otherwise
 _WRITER = "ManifestDataModule"
 
 State = dict[str, Any]
 """Plain data: statistics and shapes of the inputs, kind and names of the target, and a digest of the split."""
+
+
+class TargetOfState:
+    """What a task reads of the target of a DataModule, which may be a checkpoint's."""
+
+    _state: State
+
+    @property
+    def target_names(self) -> list[str] | None:
+        """Names of classes, labels or numbers, in order of their index; also of a checkpoint's."""
+        saved = self._state.get("target")
+        return list(saved["names"]) if saved else None
+
+    @property
+    def target_kind(self) -> str | None:
+        """``binary``, ``multiclass``, ``multilabel`` or ``regression``."""
+        saved = self._state.get("target")
+        return saved["kind"] if saved else None
+
+    @property
+    def target_transform(self) -> str | None:
+        """``log`` or ``log1p`` if the network is to learn logarithms of the numbers."""
+        saved = self._state.get("target")
+        return saved.get("transform") if saved else None
 
 
 def read_statistics(path: str, name: str) -> State:
@@ -40,7 +64,7 @@ def read_statistics(path: str, name: str) -> State:
 
 def check_version(state: State) -> State:
     """The state; raises `ConfigError` if a newer program wrote it."""
-    if state.get("version") != STATE_VERSION:
+    if state.get("version") not in (1, STATE_VERSION):
         raise ConfigError(
             f"the checkpoint's statistics have format {state.get('version')}; this program reads {STATE_VERSION}. "
             f"Install a newer hybrid_lightning."
@@ -56,11 +80,14 @@ def state_of(samples: Samples, target: FittedTarget | None, id: str | None, spli
     for key, entry in samples.entries.items():
         shape = samples.shapes.get(key)
         inputs[key] = {"columns": entry.columns, "statistics": entry.statistics, "shape": shape}
+    of_target = target and {"columns": target.columns, "kind": target.kind, "names": target.names}
+    if of_target and target and target.transform:
+        of_target["transform"] = target.transform
     return {
         "version": STATE_VERSION,
         "inputs": inputs,
         "incomplete": list(samples.present),
-        "target": target and {"columns": target.columns, "kind": target.kind, "names": target.names},
+        "target": of_target,
         "id": id,
         "split": digest(split),
     }

@@ -220,8 +220,10 @@ def make_loader(
     )
 
 
-def shape_of(value: Value) -> Shape:
-    """What a value looks like."""
+def shape_of(value: Value | list[Value | None]) -> Shape:
+    """What a value looks like; of several files, one of them."""
+    if isinstance(value, list):
+        value = next(one for one in value if one is not None)
     if isinstance(value, dict):
         return {name: shape_of(tensor) for name, tensor in value.items()}
     return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}

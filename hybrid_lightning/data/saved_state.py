@@ -8,9 +8,10 @@ import torch
 
 from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.inputs.numpy_files import refuse_huge
-from hybrid_lightning.data.target import KINDS
+from hybrid_lightning.data.target import KINDS, TRANSFORMS
 from hybrid_lightning.errors import ConfigError, at
 
+_SMALLEST = torch.finfo(torch.float32).tiny  # what is divided by less becomes infinite
 _DTYPES = ("float32", "float64", "uint8", "int64", "bool")
 
 
@@ -28,6 +29,7 @@ def check_state(state: Mapping[str, Any]) -> None:
     if target is not None:
         is_target = isinstance(target, dict) and target.get("kind") in KINDS and _are_texts(target.get("names"))
         _require(is_target, "target", "without a kind and names")
+        _require(target.get("transform") in (None, *TRANSFORMS), "target.transform", "not a known one")
 
 
 def check_statistics(entry: Input, statistics: Mapping[str, Any]) -> None:
@@ -42,6 +44,8 @@ def check_statistics(entry: Input, statistics: Mapping[str, Any]) -> None:
             elif name == "categories":
                 is_known = isinstance(value, dict) and all(map(_are_names, value.values()))
                 _require(is_known, name, "not a list of different names per column")
+            elif name == "length":
+                _require(type(value) is int and value > 0, name, "not a number of words")
             elif name == "words":
                 _require(_are_names(value), name, "not a list of different words")
                 most = getattr(entry, "vocabulary", math.inf)
@@ -67,7 +71,7 @@ def _are_numbers(values: Any, positive: bool) -> bool:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return False
-    return not positive or min(values) > 0
+    return not positive or min(values) > _SMALLEST
 
 
 def _check_shape(shape: Any) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hybrid_lightning.data.table import Array
 
 _WHOLE = r"^([+-]?\d+)\.0*$"
+_CODE_NAME = re.compile("(.*_)?(id|code|zip|zipcode|zip_code|plz|postcode|postal_code|icd|sku|ean|isbn)(_.*)?")
 _PLAIN_NUMBER = re.compile(r"\+?(-?)0*(\d+)(?:(\.\d*?)0*)?")
 
 
@@ -62,3 +63,19 @@ def positions(texts: "pyarrow.Array", names: Sequence[str]) -> "Array":
     distinct = [place_of_key.get(key_of(text), -1) for text in encoded.dictionary.to_pylist()]
     places[others] = np.array(distinct, dtype=np.int64)[np.asarray(encoded.indices)]
     return places
+
+
+def seem_codes(name: str, numbers: "Array") -> bool:
+    """Whether the numbers `(rows,)` of a column, nan in gaps, may be codes, of which mean and size say nothing.
+
+    Whole numbers are by the column's name; or if they are few, large and far apart, as 8001, 8032 and 9000.
+    """
+    known = numbers[~np.isnan(numbers)]
+    distinct = np.unique(known)
+    if len(distinct) <= 2 or not (distinct == np.floor(distinct)).all():
+        return False
+    # "zipCode" and "zip code" are one name
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|\W+", "_", name).lower()
+    is_few = len(distinct) * 5 <= len(known)
+    is_gappy = distinct[-1] - distinct[0] > 10 * len(distinct)
+    return bool(_CODE_NAME.fullmatch(words)) or bool(is_few and distinct[0] >= 1000 and is_gappy)

@@ -30,16 +30,23 @@ _OTHERS = {
     b"version https://git-lfs": "a pointer of Git LFS, not a table. Fetch the file itself with: git lfs pull",
 }
 """What a file that is no CSV begins with → what it is and what to do."""
-_LARGEST_CSV = 4 * 2**30  # bytes, unpacked; a small compressed file can hold any number
+_LARGEST = 4 * 2**30  # bytes of a table, unpacked
+_MOST_GROWTH = 100  # of a text when it is unpacked; ordinary tables become ten times as large
+_HARMLESS = 2**28  # bytes that may be unpacked of any text
+_CHUNK = 2**24  # bytes
+_BATCH = 4096  # rows
+_MOST_CELLS = 2**26  # of JSON, whose rows may each name columns of their own
 _EXCEL = (".xlsx", ".xls", ".xlsm", ".ods")
 _LARGEST_JSON = 2**30  # bytes; Python's objects take ten times as many
 
 
 def read_arrow(path: Path, texts: Collection[str] = ()) -> "tuple[pyarrow.Table, list[str]]":
     """The table in a file; and the columns of CSV and Excel that were read as the text that they are, of `texts`."""
-    if importlib.util.find_spec("pyarrow") is None:
+    missing = [name for name in ("pyarrow", "pandas") if importlib.util.find_spec(name) is None]
+    if missing:
         raise ConfigError(
-            "tables are read with pyarrow, which is missing. Install it with: pip install 'hybrid_lightning[data]'"
+            f"tables are read with {missing[0]}, which is missing. Install it with: "
+            f"pip install 'hybrid_lightning[data]'"
         )
     if not is_regular_file(path):
         what = "is not a file that can be read" if exists(path) else "is not there"
@@ -89,7 +96,19 @@ def _kind_of(path: Path) -> str:
 def _read_parquet(path: Path) -> "pyarrow.Table":
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(path)
+    # batch by batch, because equal values take no room in a file
+    file = pyarrow.parquet.ParquetFile(path)
+    is_small = 8 * file.metadata.num_rows * file.metadata.num_columns <= _LARGEST
+    size = 0 if is_small else _LARGEST + 1
+    batches = []
+    for batch in file.iter_batches(_BATCH) if is_small else ():
+        batches.append(batch)
+        size += sum(getattr(column, "indices", column).nbytes for column in batch.columns)
+        if size > _LARGEST:
+            break
+    if size > _LARGEST:
+        raise ConfigError(f"{str(path)!r} holds more than {_LARGEST >> 30} GiB of values. Leave out rows or columns.")
+    return pyarrow.Table.from_batches(batches, file.schema_arrow).combine_chunks()
 
 
 def _read_excel(path: Path, texts: Collection[str]) -> "pyarrow.Table":
@@ -124,6 +143,8 @@ def _read_json(path: Path) -> "pyarrow.Table":
         place = f"row {wrong[0]} is not an object" if wrong else "it holds no rows"
         raise ConfigError(f"{str(path)!r} is not a table: {place}. Write a list of objects, one per row.")
     names = dict.fromkeys(name for row in rows for name in row)  # in order of their first row
+    if len(names) * len(rows) > _MOST_CELLS:
+        raise ConfigError(f"{str(path)!r} has {len(rows)} rows that name {len(names)} columns. Save it as Parquet.")
     return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
 
 
@@ -133,10 +154,7 @@ def _read_csv(path: Path, texts: Collection[str]) -> "pyarrow.Table":
 
     suffixes = [suffix.lower() for suffix in path.suffixes]
     separator = "\t" if ".tsv" in suffixes else ","
-    with pyarrow.input_stream(str(path), compression="detect") as stream:
-        content = stream.read(_LARGEST_CSV + 1)
-    if len(content) > _LARGEST_CSV:
-        raise ConfigError(f"{str(path)!r} holds more than {_LARGEST_CSV >> 30} GiB of text. Save it as Parquet.")
+    content = _unpacked(path)
     _check_separator(content, separator, path)
     _check_quotes(content, separator.encode(), path)
 
@@ -154,6 +172,25 @@ def _read_csv(path: Path, texts: Collection[str]) -> "pyarrow.Table":
         return read(is_threaded=True)
     except pyarrow.ArrowException:
         return read(is_threaded=False)  # which fails too, and then names the row
+
+
+def _unpacked(path: Path) -> bytes:
+    """The text of a file, which may be compressed."""
+    import pyarrow
+
+    most = min(_LARGEST, max(_HARMLESS, _MOST_GROWTH * path.stat().st_size))
+    chunks = []
+    size = 0
+    with pyarrow.input_stream(str(path), compression="detect") as stream:
+        while chunk := stream.read(_CHUNK):  # the library takes the memory for all that it is asked for
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > most:
+                raise ConfigError(
+                    f"{str(path)!r} holds more than {most / 2**30:.1f} GiB of text ({path.stat().st_size} bytes are "
+                    f"stored). Save it as Parquet."
+                )
+    return b"".join(chunks)
 
 
 def _check_separator(content: bytes, separator: str, path: Path) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 KINDS = ("binary", "multiclass", "multilabel", "regression")
+TRANSFORMS = {"log": 0, "log1p": -1}
+"""Transform of numbers → what they have to be above."""
 _MOST_CODES = 20  # distinct whole numbers up to which a column may mean classes; with more it is a quantity
 _SEPARATOR = ";"
 _DATE = r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?)?"
@@ -35,6 +37,7 @@ class FittedTarget:
     values: (
         Tensor  # int64 (rows,) for classes, float32 (rows, labels) of 0 and 1, or numbers (rows,) or (rows, columns)
     )
+    transform: str | None = None  # of numbers, for the network alone: `values` are in their units
 
     @property
     def labels(self) -> Array | None:
@@ -83,13 +86,21 @@ class Target:
 
     def __init__(self, spec: str | Sequence[str] | Mapping[str, Any]) -> None:
         given: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {"column": spec}
-        check_keys(given, ("column", "kind", "classes"))
+        check_keys(given, ("column", "kind", "classes", "transform"))
         columns, self.kind = given.get("column"), given.get("kind")
         self.columns: list[str] = [columns] if isinstance(columns, str) else list(columns or [])
         if not self.columns or not all(isinstance(name, str) for name in self.columns):
             raise ConfigError(f"{columns!r} is neither the name of a column nor a list of names.")
         if self.kind is not None:
             check_choice(self.kind, "kind", KINDS, "kind")
+        self.transform = given.get("transform")
+        if self.transform is not None:
+            check_choice(self.transform, "transform", tuple(TRANSFORMS), "transform")
+            if self.kind not in (None, "regression") or given.get("classes") is not None:
+                raise ConfigError(
+                    "only numbers have logarithms. Leave it out, or write 'kind: regression'.", "transform"
+                )
+            self.kind = "regression"
         self.names = None if given.get("classes") is None else _class_names(given["classes"])
         if self.kind in ("binary", "multiclass") and len(self.columns) > 1:
             raise ConfigError(f"a {self.kind} target is one column, not {len(self.columns)}.")
@@ -109,7 +120,7 @@ class Target:
         saved = saved or {}
         kind = self.kind or saved.get("kind") or self._inferred_kind(table)
         if kind == "regression" or len(self.columns) > 1:
-            return FittedTarget(self.columns, kind, self.columns, self._numbers(table, kind))
+            return FittedTarget(self.columns, kind, self.columns, self._numbers(table, kind), self.transform)
         labels, rows = _labels(table.names(self.columns[0]), kind)
         names = self.names or saved.get("names")
         if not names:
@@ -157,11 +168,24 @@ class Target:
                     f"a column of labels holds 0 and 1; {column!r} holds {numbers[wrong[0]]:g} in row "
                     f"{wrong[0]} ({len(wrong)} such cells)."
                 )
+            self._check_range(column, numbers)
             try:
                 tensors.append(torch.from_numpy(as_float32(numbers)))
             except ValueError as error:
                 raise ConfigError(f"column {column!r} cannot be learned: {error}.") from None
         return tensors[0] if len(tensors) == 1 else torch.stack(tensors, dim=1)
+
+    def _check_range(self, column: str, numbers: Array) -> None:
+        """Raises `ConfigError` for numbers that have no logarithm."""
+        low = TRANSFORMS.get(self.transform or "", -np.inf)
+        wrong = np.flatnonzero(numbers <= low)
+        if self.transform is not None and len(wrong):
+            hint = " log1p takes those above -1." if self.transform == "log" and numbers.min() > -1 else ""
+            raise ConfigError(
+                f"{self.transform} takes numbers above {low}; column {column!r} holds {numbers[wrong[0]]:g} in row "
+                f"{wrong[0]} ({len(wrong)} such cells).{hint} Correct or remove these rows, or leave 'transform' out.",
+                "transform",
+            )
 
 
 def _class_names(classes: Any) -> list[str]:

@@ -35,7 +35,7 @@ class RandomFlip(nn.Module):
 
 
 class RandomCrop:
-    """Cuts a window out of a sample, at a random place.
+    """Cuts a window out of a sample of any dimensions, at a random place.
 
     Args:
         size: Sides of the window, one per dimension after the channels; one number stands for all.
@@ -86,6 +86,8 @@ class Normalize:
         return (value - mean) / std
 
 
+# Not kornia's: its crop takes 1.7 ms a sample instead of 0.06, fills up what is too small without a word, and takes a
+# series or a volume for images.
 TRANSFORMS: Names = {
     "RandomFlip": RandomFlip,
     "RandomCrop": RandomCrop,
@@ -141,7 +143,7 @@ def make_steps(items: Any, names: Names = TRANSFORMS) -> list[Step]:
 
 def _make_step(item: Any, names: Names) -> Step:
     if callable(item):  # the command line makes objects of paths that it can import
-        return item  # type: ignore[no-any-return]
+        return _keeping_dimensions(item)
     spec = ClassSpec.parse(item, next(iter(names)))
     path = spec.class_path
     if path.startswith("kornia."):
@@ -156,12 +158,19 @@ def _make_step(item: Any, names: Names) -> Step:
             return partial(factory, **arguments) if arguments else factory
         check_arguments(factory, arguments)
         try:
-            step: Step = factory(**arguments)
+            step: Any = factory(**arguments)
         except ConfigError:
             raise
         except Exception as error:  # third-party code may raise any exception
             raise ConfigError(f"{path!r} refuses {spec.init_args!r:.200}: {str(error)[:300]}") from error
-        return step
+        return _keeping_dimensions(step)
+
+
+def _keeping_dimensions(step: Any) -> Step:
+    """A transform; one of kornia would otherwise give a single sample back as a batch of one."""
+    if type(step).__module__.startswith("kornia.") and hasattr(step, "keepdim"):
+        step.keepdim = True
+    return step  # type: ignore[no-any-return]
 
 
 def _nested(value: Any, names: Names) -> Any:

@@ -16,7 +16,7 @@ class EfficientNetLite0(nn.Module):
     """
 
     preprocessing: dict[str, Any] = {"size": [224, 224], "channels": 3}  # noqa: RUF012
-    """Sizes other than 224 work too; the scale is set in `forward`."""
+    """Sizes other than 224 work too. The scale is set in `forward`, so none is stated, and ``normalize`` is refused."""
 
     def __init__(self) -> None:
         super().__init__()

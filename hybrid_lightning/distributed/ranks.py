@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.nn.parallel import DistributedDataParallel
@@ -69,7 +69,7 @@ def _inexact_hook(state: object, reason: str) -> ConfigError:
     )
 
 
-def checksums(parameters: Iterable[nn.Parameter]) -> Tensor:
+def checksums(parameters: Iterable[Tensor]) -> Tensor:
     """A number per parameter that changes with any of its bits, `(number of parameters,)` int64."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = []

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.distributed.sharding import reshard
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.lightning_private import before_transfer
+from hybrid_lightning.lightning_private import batch_as_given
 from hybrid_lightning.resume.seeded_loaders import seed_cpu
+from hybrid_lightning.trainer import as_validation
 from hybrid_lightning.unfreezing.freezing import dry_run
 
 
@@ -93,19 +94,7 @@ def batches_on_device(
 ) -> Iterator[Any]:
     """Batches as the module gets them: after the hooks of batches, on the device; None is the Trainer's."""
     for batch in loader:
-        converted = trainer.precision_plugin.convert_input(batch)
-        yield trainer.strategy.batch_to_device(before_transfer(pl_module, converted, checked), device)
-
-
-@contextmanager
-def as_validation(trainer: Trainer) -> Iterator[None]:
-    """Hooks of batches, such as augmentation on the device, depend on the Trainer's stage."""
-    stage = trainer.state.stage
-    trainer.validating = True
-    try:
-        yield
-    finally:
-        trainer.state.stage = stage
+        yield batch_as_given(trainer, pl_module, batch, checked, device)
 
 
 @contextmanager

@@ -10,17 +10,20 @@ from torch import Tensor, nn
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.importing import parameters_of
 from hybrid_lightning.network.batch import Batch, sizes_of, tensors_in
-from hybrid_lightning.network.calling import run_module
-from hybrid_lightning.network.channels import Normalize, find_scale, refuse_wrong_channels, require_channels
+from hybrid_lightning.network.calling import refuse_other_precision, run_module
+from hybrid_lightning.network.channels import Normalize, refuse_wrong_channels, require_channels
 from hybrid_lightning.network.contracts import takes_presence
+from hybrid_lightning.network.file_sets import pool_of_files, pooled_over_files, rows_of_files
 from hybrid_lightning.network.fusion import PartHeads
 from hybrid_lightning.network.hybrid_network import HybridNetwork
-from hybrid_lightning.network.libraries import auto_config, family_of, published_scale, timm_stages
+from hybrid_lightning.network.lazy import give_shapes, names_of_tensors, shapes_found
+from hybrid_lightning.network.libraries import auto_config, family_of, timm_stages
 from hybrid_lightning.network.making import PartMaker
 from hybrid_lightning.network.missing import presence
 from hybrid_lightning.network.outputs import described, find_output, find_pool, fix_unused, mask_of, pooled
 from hybrid_lightning.network.part import Part, place_of
 from hybrid_lightning.network.record import NetworkRecord, PartRecord
+from hybrid_lightning.network.scales import remark_on_scale, scale_of
 from hybrid_lightning.network.stages import OPENED, Stages, discover_stages, recorded_calls
 from hybrid_lightning.network.wiring import OWN, Wiring
 from hybrid_lightning.unfreezing.freezing import dry_run
@@ -84,8 +87,12 @@ def rebuild(
             raise ConfigError("the record of the network lacks this part. Use another checkpoint.", place_of(name))
         records[name] = record.parts[name]
         part = options[name]
+        if part.share is not None:
+            modules[name] = modules[part.share]
+            continue
         with at(place_of(name)):
             modules[name], _ = maker.make(name, part, maker.factory_of(part), records[name].sizes)
+            give_shapes(modules[name], records[name].shapes or {})
             if part.normalize and records[name].scale is None:
                 raise ConfigError("the record of the network lacks the scale. Use another checkpoint.")
     _fix(modules, record.fixed)
@@ -193,25 +200,59 @@ class _Draft:
         """Makes a part, runs it on its inputs, records what that shows, and returns its output."""
         part = self.options[name]
         with at(place_of(name)):
+            files = pool_of_files(name, self.wiring, self.inferred)
+            there = None
+            if files is not None:
+                inputs, there = rows_of_files(inputs)
             factory = self.maker.factory_of(part)
-            sizes = self._infer_sizes(name, factory, inputs)
-            module, report = self.maker.make(name, part, factory, sizes)
-            self.modules[name] = module
-            if report:
-                self.reports[name] = report
-            scale = _scale_of(part, module, factory)
+            sizes = self._make(name, factory, inputs)
+            module = self.modules[name]
+            scale = scale_of(part, module, factory, inputs)
             if scale is not None:
                 require_channels(scale["mean"], inputs[0])
+            names = names_of_tensors(module)
             returned, called = _run(name, part, module, inputs, scale)
+            shapes = shapes_found(module, names)
             output, key = _output_of(part, module, returned, inputs)
             pool = None
             if name in self.wiring.feeding:
-                pool = part.pool or find_pool(output, called)
+                pool = part.pool or self._pool_of(name, output, called)
+            if files is not None and there is not None:
+                features = output if pool is None else pooled(output, pool, mask_of(inputs))
+                output = pooled_over_files(features, there, files)
         stages = {"all": ["*"]}
         if name != "fusion":  # its projections run side by side, not one after the other
             stages = _find_stages(part, module, called)
-        self.records[name] = PartRecord(sizes, stages, key, pool, scale)
+        self.records[name] = PartRecord(sizes, stages, key, pool, scale, shapes, files)
         return output
+
+    def _make(self, name: str, factory: Callable[..., Any] | None, inputs: list[Any]) -> dict[str, Any]:
+        """Makes a part's module, or takes that of the part whose module it has; returns the sizes it was made with."""
+        part = self.options[name]
+        report = ""
+        if part.share is None:
+            sizes = self._infer_sizes(name, factory, inputs)
+            self.modules[name], report = self.maker.make(name, part, factory, sizes)
+        else:
+            sizes = self.records[part.share].sizes
+            self.modules[name] = self.modules[part.share]
+        lines = [report, remark_on_scale(part, self.modules[name], inputs)]
+        report = "\n".join(filter(None, lines))
+        if report:
+            self.reports[name] = report
+        return sizes
+
+    def _pool_of(self, name: str, output: Tensor, called: list[nn.Module]) -> str:
+        """How a part's output is pooled, if the part does not say so: maps as the data state it for their input."""
+        pool = find_pool(output, called)
+        if pool != "mean" or output.ndim != 4:
+            return pool
+        read = {name}
+        for part in reversed(self.wiring.order):
+            if part in read:
+                read.update(self.wiring.reads[part])
+        stated = [self.inferred[key]["part_pool"] for key in read if "part_pool" in self.inferred.get(key, {})]
+        return str(stated[0]) if stated else pool
 
     def _infer_sizes(self, name: str, factory: Callable[..., Any] | None, inputs: list[Any]) -> dict[str, Any]:
         """Values for the arguments that the options leave out."""
@@ -240,16 +281,6 @@ class _Draft:
         return sizes
 
 
-def _scale_of(part: Part, module: nn.Module, factory: Callable[..., Any] | None) -> dict[str, list[float]] | None:
-    if not part.normalize:
-        return None
-    stated = part.normalize
-    if not isinstance(stated, Mapping):
-        stated = published_scale(part.module, module, factory)
-    with at("normalize"):
-        return find_scale(stated, part.channels)
-
-
 def _widths(features: Mapping[str, Tensor]) -> dict[str, int]:
     return {part: tensor.shape[1] for part, tensor in features.items()}
 
@@ -276,6 +307,7 @@ def _run(
             raise
         except Exception as error:  # third-party code may raise any exception
             refuse_wrong_channels(module, called, inputs)
+            refuse_other_precision(module, inputs)
             raise ConfigError(
                 f"{type(module).__name__} fails on its input {', '.join(map(described, inputs))}: {str(error)[:400]}"
             ) from error

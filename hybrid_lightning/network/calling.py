@@ -1,9 +1,13 @@
-"""How a part's module is called with what the part reads."""
+"""How a part's module is called with what the part reads, and why that may fail."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.batch import tensors_in
 
 
 def run_module(module: Callable[..., Any], inputs: list[Any], scale: nn.Module | None) -> Any:
@@ -18,3 +22,19 @@ def run_module(module: Callable[..., Any], inputs: list[Any], scale: nn.Module |
 def scaled(inputs: list[Any], scale: nn.Module) -> list[Any]:
     """The inputs of a part with its images, the first of them, on the part's own scale."""
     return [scale(inputs[0]), *inputs[1:]] if isinstance(inputs[0], Tensor) else inputs
+
+
+def refuse_other_precision(module: nn.Module, inputs: Iterable[Any]) -> None:
+    """Raises `ConfigError` if all floats of a module's inputs have another precision than all of its weights."""
+    own = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    given = {tensor.dtype for tensor in tensors_in(inputs) if tensor.is_floating_point()}
+    if own and given and own.isdisjoint(given):
+        weights, values = _names(own), _names(given)
+        raise ConfigError(
+            f"the weights of {type(module).__name__} are {weights}, its inputs {values}. Convert the values in the "
+            f"data, or a live module with .to(torch.{values}); trainer.precision 64-true makes all float64."
+        )
+
+
+def _names(dtypes: Iterable[torch.dtype]) -> str:
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))

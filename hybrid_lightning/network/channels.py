@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, listing
 
 _Convolution = nn.modules.conv._ConvNd
 
@@ -95,10 +95,12 @@ class Normalize(nn.Module):
 
 def find_scale(stated: Mapping[str, Any], channels: int | None) -> dict[str, list[float]]:
     """The arguments of `Normalize` from what a part or its model states; other `channels` get the mean over these."""
+    if stated and "mean" not in stated:
+        raise ConfigError("the model scales images in [0, 1] by itself. Leave it out.")
     if not stated.get("mean") or not stated.get("std"):
         raise ConfigError(
             "the model does not say on which scale it was trained. Write {mean: [...], std: [...]}, one value per "
-            "channel for images in [0, 1]; or leave it out."
+            "channel for images in [0, 1]; or leave it out, if the module scales its input itself."
         )
     mean = [float(value) for value in stated["mean"]]
     std = [float(value) for value in stated["std"]]
@@ -108,3 +110,24 @@ def find_scale(stated: Mapping[str, Any], channels: int | None) -> dict[str, lis
         mean = [sum(mean) / len(mean)] * channels
         std = [sum(std) / len(std)] * channels
     return {"mean": mean, "std": std}
+
+
+def values_beyond(inputs: Sequence[Any]) -> str:
+    """The range of a part's images `(B, C, H, W)`, the first of its inputs, in words; empty if it is within [0, 1]."""
+    image = inputs[0] if inputs else None
+    if not isinstance(image, Tensor) or image.ndim != 4 or not image.numel():
+        return ""
+    low, high = float(image.min()), float(image.max())
+    # interpolation may go a little beyond
+    return "" if low >= -0.01 and high <= 1.01 else f"values from {low:.4g} to {high:.4g}"
+
+
+def refuse_other_scale(stated: Mapping[str, Any], inputs: Sequence[Any]) -> None:
+    """Raises `ConfigError` if images are not in [0, 1], which a part that says nothing about it takes them to be."""
+    beyond = values_beyond(inputs)
+    if beyond:
+        raise ConfigError(
+            f"the images of the first batch have {beyond}, and the published weights were trained on images in [0, 1], "
+            f"less {listing(map(str, stated['mean']))}, divided by {listing(map(str, stated['std']))}. Let the data "
+            f"give [0, 1], and this is done; or write 'normalize: false' if they are on that scale already."
+        )

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from hybrid_lightning.network.batch import CACHED, Batch, tensors_in
 from hybrid_lightning.network.calling import run_module, scaled
 from hybrid_lightning.network.channels import Normalize
 from hybrid_lightning.network.contracts import ReadsTrainingData, modality_dropout, takes_presence
+from hybrid_lightning.network.file_sets import encode_files, rows_of_files
 from hybrid_lightning.network.missing import (
     Presence,
     drop_at_random,
@@ -22,25 +23,15 @@ from hybrid_lightning.network.missing import (
     presence,
     take,
 )
-from hybrid_lightning.network.outputs import mask_of, pooled
+from hybrid_lightning.network.outputs import Outputs, mask_of, pooled
 from hybrid_lightning.network.part import Part, place_of
 from hybrid_lightning.network.record import NetworkRecord
+from hybrid_lightning.network.sharing import Modules
 from hybrid_lightning.network.short_circuit import ShortCircuit, is_inside, part_of, parts_of
-from hybrid_lightning.network.untrainable import refuse_untrainable_parts
+from hybrid_lightning.network.untrainable import refuse_contradicting_ties, refuse_untrainable_parts
 from hybrid_lightning.network.wiring import Wiring
 from hybrid_lightning.optim.groups import named_param_groups
 from hybrid_lightning.unfreezing.freezing import apply_modes
-
-
-class Outputs(NamedTuple):
-    """What a network makes of a batch, and what single parts have to do with it."""
-
-    joint: Tensor
-    """The outputs `(B, outputs)`."""
-    alone: dict[str, tuple[Tensor, Tensor | None]]
-    """Part → outputs of its own head, and which samples have the part (`(B,)` bool; None: all)."""
-    without: dict[str, Tensor]
-    """Part → the joint outputs if no sample had it."""
 
 
 class HybridNetwork(nn.Module):
@@ -71,7 +62,7 @@ class HybridNetwork(nn.Module):
         self.feeding = self.wiring.feeding
         """The parts that feed the fusion, or the head if there is only one."""
         # their order is that of the param groups
-        self.parts = nn.ModuleDict(modules)
+        self.parts = Modules(modules, self.options)
         self.scales = nn.ModuleDict()
         for name, of_part in record.parts.items():
             if of_part.scale is not None:
@@ -80,10 +71,12 @@ class HybridNetwork(nn.Module):
         """Part → what was loaded into it from a file."""
         self.short_circuits: dict[str, ShortCircuit] = {}
         """Place within a part → how to run the part from there on, for what a cache keeps of it."""
+        self.selection: nn.Module | None = None
+        """What is served in place of the joint outputs, see `Selection`."""
         self._compiled: dict[str, Callable[..., Any]] = {}
         refuse_untrainable_parts(self.options, self.parts, self.wiring)
-        # finds impossible stages before an optimizer is made
-        self.param_groups(lr=1.0, weight_decay=0.0)
+        refuse_contradicting_ties(self.options, self.parts)
+        self.param_groups(lr=1.0, weight_decay=0.0)  # finds impossible stages in time
 
     @property
     def keys_read(self) -> list[str]:
@@ -97,7 +90,7 @@ class HybridNetwork(nn.Module):
         """
         present = self._sampled_presence(batch)
         _, features = self._run(batch, present)
-        return self._join(features, present)
+        return self._served(features, present)
 
     def forward_parts(
         self, batch: Batch, contributions: bool = False, cached: Mapping[str, Tensor] | None = None
@@ -109,7 +102,7 @@ class HybridNetwork(nn.Module):
         """
         present = self._sampled_presence(batch)
         _, features = self._run(batch, present, cached)
-        joint = self._join(features, present)
+        joint = self._served(features, present)
         without = self._without(features, present) if contributions else {}
         return Outputs(joint, self._alone(features, present), without)
 
@@ -173,6 +166,9 @@ class HybridNetwork(nn.Module):
     def inputs_of(self, name: str, batch: Batch) -> list[Any]:
         """What a part is called with, of the samples that have it."""
         inputs, mask = self._inputs(name, batch)
+        if self.record.parts[name].files is not None:
+            inputs, there = rows_of_files(inputs, mask)
+            mask = there.flatten()
         if mask is not None:
             inputs = [take(value, mask) for value in inputs]
         scale = self._scale(name)
@@ -182,7 +178,7 @@ class HybridNetwork(nn.Module):
         """What a part reads, and in which samples it has work (None: all)."""
         present = self.presence(batch)
         outputs, _ = self._run(batch, present, None, self.wiring.parts_read(name))
-        return self.wiring.inputs(name, batch, outputs), self._mask(name, present)
+        return self.wiring.inputs(name, batch, outputs), self.wiring.mask(name, present)
 
     def presence(self, batch: Batch) -> Presence:
         """Which parts are there in which samples; refused if one is absent that the model has never been without."""
@@ -227,30 +223,27 @@ class HybridNetwork(nn.Module):
                 inputs = self.wiring.inputs(name, batch, outputs)
             if name in started:
                 place = started[name]
-                outputs[name] = self._encode(name, [given[place]], self._mask(name, present), place)
+                outputs[name] = self._encode(name, [given[place]], self.wiring.mask(name, present), place)
             elif name not in outputs:
-                outputs[name] = self._encode(name, inputs, self._mask(name, present))
+                outputs[name] = self._encode(name, inputs, self.wiring.mask(name, present))
             if name in self.feeding:
                 features[name] = pooled(outputs[name], self.record.parts[name].pool or "mean", mask_of(inputs))
         return outputs, features
 
-    def _mask(self, name: str, present: Presence) -> Tensor | None:
-        """The samples for which a part has work: those that have its input, and one of the parts it leads to."""
-        own = present.get(name)
-        needed = []
-        for last in self.wiring.leads_to[name]:
-            if last not in present:
-                # it is there in all samples
-                return own
-            needed.append(present[last])
-        anywhere = torch.stack(needed).any(0)
-        return anywhere if own is None else own & anywhere
-
     def _encode(self, name: str, inputs: list[Any], mask: Tensor | None, place: str | None = None) -> Tensor:
         """The output of a part `(B, ...)`, run from a place on if it is given; zeros where the mask is False."""
+        files = self.record.parts[name].files
+        if files is not None:
+            return encode_files(partial(self._features, name), self.parts[name], inputs, mask, files)
         if mask is None:
             return self._call(name, inputs, place)
         return encode_present(lambda some: self._call(name, some, place), self.parts[name], inputs, mask)
+
+    def _features(self, name: str, inputs: list[Any]) -> Tensor:
+        """The features of a part that feeds the fusion or the head; else its output."""
+        output = self._call(name, inputs, None)
+        pool = self.record.parts[name].pool
+        return output if pool is None else pooled(output, pool, mask_of(inputs))
 
     def _call(self, name: str, inputs: list[Any], place: str | None) -> Tensor:
         if place is None:
@@ -269,7 +262,12 @@ class HybridNetwork(nn.Module):
             return self.scales[name]
         return None
 
-    def _join(self, features: Mapping[str, Tensor], present: Presence) -> Tensor:
+    def _served(self, features: Mapping[str, Tensor], present: Presence) -> Tensor:
+        """The outputs `(B, outputs)`, or what was selected in their place."""
+        joint = self.join(features, present)
+        return joint if self.selection is None else self.selection(joint, features, present)
+
+    def join(self, features: Mapping[str, Tensor], present: Presence) -> Tensor:
         """The outputs `(B, outputs)` from the features of the parts."""
         if "fusion" in self.parts:
             fuse = self._callable("fusion")
@@ -294,7 +292,7 @@ class HybridNetwork(nn.Module):
             return {}
         found = {}
         for name in self.feeding:
-            found[name] = self._join(features, {**present, name: ~everybody(features[name])})
+            found[name] = self._served(features, {**present, name: ~everybody(features[name])})
         return found
 
     def compile_parts(self) -> None:

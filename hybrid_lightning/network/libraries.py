@@ -1,13 +1,16 @@
 """Known libraries of models: how a model of timm, torchvision or transformers becomes a part."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.errors import ConfigError, reason, unknown
+from hybrid_lightning.errors import ConfigError, listing, reason, unknown
+from hybrid_lightning.files import exists, holds_files_alone
 from hybrid_lightning.importing import INSTALLABLE, cache_hint, import_extra, parameters_of
 from hybrid_lightning.network.stages import Stages
 
@@ -132,12 +135,31 @@ def _transformers() -> Any:
     return import_extra("transformers", "transformers", "transformers.AutoModel")
 
 
+def _refuse_odd_folder(name: str | None) -> None:
+    """Raises `ConfigError` for a published model with an adapter, which may name modules to import, or with a pipe."""
+    if name is None:
+        return
+    _transformers()
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if exists(name) and not (Path(name).is_dir() and holds_files_alone(name)):
+        raise ConfigError(f"{name!r} is not a folder of files alone.", "name")
+    with contextlib.suppress(OSError):  # which is told when its config is read
+        if find_adapter_config_file(name) is not None:
+            raise ConfigError(
+                f"{name!r} brings an adapter. Merge it into the weights where it was made, with merge_and_unload() of "
+                f"peft, and give the folder of the whole model.",
+                "name",
+            )
+
+
 def auto_config(name: str | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
     """The whole architecture of `auto_model` as plain data, so that a rebuild reads neither a folder nor the hub."""
     try:
         if given:
             config = _architecture(given)
         else:  # code that was published with it is not run
+            _refuse_odd_folder(name)
             config = _transformers().AutoConfig.from_pretrained(name, trust_remote_code=False)
     except ConfigError:
         raise
@@ -198,7 +220,8 @@ def auto_model(
     if pretrained and name is None:
         raise ConfigError("'weights: pretrained' needs 'name', the model whose weights are read.")
     if pretrained:
-        model: Any = library.AutoModel.from_pretrained(name, config=architecture, use_safetensors=True)
+        _refuse_odd_folder(name)
+        model: Any = _read_model(library, name, architecture)
     else:
         model = library.AutoModel.from_config(architecture)
     pooler = getattr(model, "pooler", None)
@@ -207,6 +230,24 @@ def auto_model(
         model.pooler = None
     module: nn.Module = model
     return module
+
+
+def _read_model(library: Any, name: str | None, architecture: Any) -> nn.Module:
+    """A model of transformers with its weights; `ConfigError` if some are missing, which the library would draw."""
+    logging = library.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of names, from the file, steers terminals
+    try:
+        model, about = library.AutoModel.from_pretrained(
+            name, config=architecture, use_safetensors=True, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(before)
+    missing = [key for key in sorted(about["missing_keys"]) if not key.startswith("pooler.")]
+    if missing:
+        raise ConfigError(f"the weights of {name!r} lack {listing(missing, 4)}. They are of another model.", "name")
+    found: nn.Module = model
+    return found
 
 
 @contextmanager

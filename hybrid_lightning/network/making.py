@@ -1,21 +1,31 @@
 """From the options of a part to its module: the factory, its arguments, weights, channels and adapters."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from hybrid_lightning.errors import ConfigError, at, reason
+from hybrid_lightning.errors import ConfigError, at, listing, reason
 from hybrid_lightning.importing import cache_hint, check_arguments, trusted
 from hybrid_lightning.network.adapters import add_adapter
 from hybrid_lightning.network.channels import adapt_channels
 from hybrid_lightning.network.image_layout import prefer_channels_last
 from hybrid_lightning.network.libraries import complete_arguments, refuse_other_ways, without_classifier, without_hub
-from hybrid_lightning.network.part import Part, refuse_compile_options
+from hybrid_lightning.network.part import Part
 from hybrid_lightning.network.registry import forbid_fetching, refuse_hidden_weights, resolve, switch_weights
 from hybrid_lightning.weights.loading import load_weights
+from hybrid_lightning.weights.tensor_values import value_range
+
+_COMPILE_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "mode": (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "dynamic": (None, True, False),
+    "fullgraph": (True, False),
+}
+"""The options of torch.compile that a file may state; others can name programs that torch then runs."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class PartMaker:
     ) -> tuple[nn.Module, str]:
         """The part's module, `sizes` being the arguments left out, and a line about the file read into it, or ""."""
         if self.trust is not None:
-            refuse_compile_options(part)
+            _refuse_compile_options(part)
         reads = name in self.with_weights and part.weights is not None
         report = ""
         if factory is None:
@@ -52,6 +62,8 @@ class PartMaker:
             module, is_loaded = self._create(part, factory, sizes, reads)
         if reads and not is_loaded:
             report = _read_weights(name, part, module)
+        if reads:
+            _refuse_not_finite(module)
         if part.channels:
             adapt_channels(module, part.channels)
         if part.adapter:
@@ -87,6 +99,20 @@ class PartMaker:
             return without_classifier(path, _call(factory, args, path)), is_loaded
 
 
+def _refuse_compile_options(part: Part) -> None:
+    """Raises `ConfigError` if options of torch.compile, which come from a file, are not among `_COMPILE_OPTIONS`."""
+    options = part.compile if isinstance(part.compile, Mapping) else {}
+    for option, value in options.items():
+        possible = _COMPILE_OPTIONS.get(option, ())
+        if type(value) not in (type(None), bool, str) or value not in possible:
+            raise ConfigError(
+                f"{{{option!r}: {value!r:.100}}} comes from a file, which may only give {listing(_COMPILE_OPTIONS)}, "
+                f"as torch documents them, because other options can run programs. Use the config of the run instead: "
+                f"predict --config ... --ckpt_path ..., or from_config(...).",
+                "compile",
+            )
+
+
 def _call(factory: Callable[..., Any], args: Mapping[str, Any], path: str) -> nn.Module:
     """Calls a factory; whatever it raises becomes a `ConfigError`."""
     try:
@@ -103,6 +129,14 @@ def _call(factory: Callable[..., Any], args: Mapping[str, Any], path: str) -> nn
     if not isinstance(module, nn.Module):
         raise ConfigError(f"{path!r} returns a {type(module).__name__}, not a torch module.", "module")
     return module
+
+
+def _refuse_not_finite(module: nn.Module) -> None:
+    """Raises `ConfigError` if pretrained weights are no numbers, as far as they were read by a library."""
+    found = [parameter for parameter in module.named_parameters() if not is_lazy(parameter[1])]
+    bad = [name for name, parameter in found if not all(map(math.isfinite, value_range(parameter)))]
+    if bad:
+        raise ConfigError(f"{listing(bad, 4)} hold values that are not finite. Fetch them again.", "weights")
 
 
 def _read_weights(name: str, part: Part, module: nn.Module) -> str:

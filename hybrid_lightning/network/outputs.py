@@ -1,14 +1,25 @@
 """From what a part's module returns to one tensor, and from that to features."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError
 
-POOLS = ("mean", "max", "flatten", "tokens")
+POOLS = ("mean", "max", "flatten", "time", "tokens")
 _KNOWN_OUTPUTS = ("last_hidden_state", "out")
+
+
+class Outputs(NamedTuple):
+    """What a network makes of a batch, and what single parts have to do with it."""
+
+    joint: Tensor
+    """The outputs `(B, outputs)`."""
+    alone: dict[str, tuple[Tensor, Tensor | None]]
+    """Part → outputs of its own head, and which samples have the part (`(B,)` bool; None: all)."""
+    without: dict[str, Tensor]
+    """Part → the joint outputs if no sample had it."""
 
 
 def described(value: Any) -> str:
@@ -88,6 +99,8 @@ def pooled(output: Tensor, how: str, mask: Tensor | None = None) -> Tensor:
         return output.flatten(1)
     if how == "mean":
         return output.flatten(2).mean(2)
+    if how == "time":
+        return output.mean(-1).flatten(1)
     if how == "max":
         return output.flatten(2).amax(2)
     tokens = output.flatten(1, -2)

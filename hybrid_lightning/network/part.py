@@ -12,6 +12,7 @@ from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, c
 from hybrid_lightning.gradients.clipping_rule import ClippingRule
 from hybrid_lightning.network.adapters import AdapterSpec
 from hybrid_lightning.network.contracts import ReadsTrainingData
+from hybrid_lightning.network.defaults import DEFAULTS, Defaults, all_defaults, without_none
 from hybrid_lightning.network.outputs import POOLS
 from hybrid_lightning.network.registry import RANDOM_MODULES, registered_name
 from hybrid_lightning.optim.groups import PartRates
@@ -19,12 +20,7 @@ from hybrid_lightning.unfreezing.freezing import BATCH_NORM_MODES
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 from hybrid_lightning.weights.loading import WeightSource
 
-_COMPILE_OPTIONS: dict[str, tuple[Any, ...]] = {
-    "mode": (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
-    "dynamic": (None, True, False),
-    "fullgraph": (True, False),
-}
-"""The options of torch.compile that a file may state; others can name programs that torch then runs."""
+_OF_SHARING = ("share", "input")
 NEVER = UnfreezingSchedule.parse("never")
 RESERVED = ("fusion", "part_heads", "cached", "target", "id", "present", "pretrained", "untrained", "total")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -51,19 +47,22 @@ class Part:
             checkpoint of this program, or ``{path: ..., sha256: ..., strip: [...], rename: {...}, coverage: 0.9}`` (see
             `WeightSource`), or None for an untrained part. A live module that is already trained says ``pretrained``.
         origin: ``pretrained``, ``untrained`` or ``random``, which is drawn once and never trained. None takes the one
-            that follows: pretrained with ``weights``; random for modules of random features; else untrained.
+            that follows: pretrained with ``weights``; random for modules of random features; else untrained. A part
+            that gets trained weights otherwise, by hand or by ``init_from``, says ``pretrained``.
         input: Name of another part, key of the batch, or a list of them passed by position; a part's name wins over a
             key of the same name. None reads the key of the part's own name.
         output: Key or position of the tensor to use, where the module returns a dict or a tuple; None takes
             ``last_hidden_state``, ``out``, or the only tensor.
         pool: How an output with more than two dimensions becomes ``(B, features)`` before the fusion or the head:
-            ``mean``, ``max`` or ``flatten`` of ``(B, C, ...)``; ``tokens``, the mean of ``(B, ..., C)`` over all but
-            the last, without what an ``attention_mask`` in the part's input leaves out. None sees in the dry run where
-            the module's last layer left the channels.
+            ``mean``, ``max`` or ``flatten`` of ``(B, C, ...)``; ``time``, the mean over the last dimension alone (the
+            default for maps of a spectrogram, whose other side is pitch); ``tokens``, the mean of ``(B, ..., C)`` over
+            all but the last, without what an ``attention_mask`` in the part's input leaves out. None sees in the dry
+            run where the module's last layer left the channels.
         channels: Input channels, for a module whose first convolution was made for another number: its weights are
             summed or repeated, see `adapt_channels`. None leaves it.
         normalize: Whether images in [0, 1] are put on the scale that the weights were trained on, as the model states
-            it, or ``{mean: [...], std: [...]}``.
+            it, or ``{mean: [...], std: [...]}``. None does so for the published weights of timm's and torchvision's
+            models where they state it, and refuses images that are not in [0, 1].
         stages: Patterns of parameter names from input to output; None cuts the part by execution order.
         lr_scale: Factor on the base rate.
         layer_decay: Factor on the rate for each stage towards the input.
@@ -83,6 +82,8 @@ class Part:
             peft's config (extra ``peft``): the part's own weights stay fixed, and adapters train in its groups, at its
             rates and by its schedule, see `add_adapter`. None trains the part itself.
         compile: Whether the part is compiled with ``torch.compile``, or its options as a dict.
+        share: Name of the part whose module this one has, with all other options but ``input``; filled in, for what is
+            written as ``{share: front, input: back}``.
         written: Option → its typed value and the words behind it; filled in.
 
     Raises:
@@ -97,7 +98,7 @@ class Part:
     output: str | int | None = None
     pool: str | None = None
     channels: int | None = None
-    normalize: bool | Mapping[str, Any] = False
+    normalize: bool | Mapping[str, Any] | None = None
     stages: list[str] | None = None
     lr_scale: float | None = None
     layer_decay: float | None = None
@@ -109,6 +110,7 @@ class Part:
     clip: ClippingRule | Any = None
     adapter: AdapterSpec | Any = None
     compile: bool | Mapping[str, Any] = False
+    share: str | None = None
     written: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +131,8 @@ class Part:
                 typed = kind.parse(words)
             self._set(name, typed)
             written[name] = (typed, words)
+        if self.origin is not None:
+            written["origin"] = (self.origin, self.origin)
         self._set("written", written)
         if self.origin is None:
             self._set("origin", implied_origin(self.module, self.weights))
@@ -140,6 +144,12 @@ class Part:
         object.__setattr__(self, name, value)
 
     @property
+    def is_doubtful(self) -> bool:
+        """Whether it counts as untrained although its live module may have been trained."""
+        is_live = isinstance(self.module, nn.Module)
+        return is_live and self.origin == "untrained" and "origin" not in self.written
+
+    @property
     def rates(self) -> PartRates:
         """The options that `named_param_groups` needs."""
         return PartRates(self.lr_scale or 0.0, self.layer_decay or 1.0, self.weight_decay, bool(self.decay_all))
@@ -147,7 +157,7 @@ class Part:
     def plain(self) -> dict[str, Any]:
         """The options as they were written, without those that are None; a live module is left out."""
         plain = {}
-        for option in _OPTIONS:
+        for option in _OPTIONS if self.share is None else _OF_SHARING:
             value = getattr(self, option)
             is_live = option == "module" and not isinstance(value, str)
             is_implied = option == "origin" and value == implied_origin(self.module, self.weights)
@@ -159,25 +169,6 @@ class Part:
 
 
 _OPTIONS = tuple(option.name for option in dataclasses.fields(Part) if option.name != "written")
-_COMMON = {"lr_scale": 1.0, "layer_decay": 1.0, "decay_all": False, "unfreeze": "always"}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "pretrained": {**_COMMON, "lr_scale": 0.1, "unfreeze": "10%"},
-    "untrained": _COMMON,
-    "random": {**_COMMON, "unfreeze": "never"},
-}
-"""Pretrained parts learn at a tenth of the base rate, after the new parts have settled for a tenth of the fit."""
-_WITH_DEFAULTS = (*_COMMON, "weight_decay", "l2sp", "batch_norm", "clip")
-Defaults = Mapping[str, Mapping[str, Any]]
-"""Origin → options of all parts of that origin that do not state them themselves."""
-
-
-def all_defaults(pretrained: Mapping[str, Any] | None, untrained: Mapping[str, Any] | None) -> Defaults:
-    """Origin → its defaults with the user's changes."""
-    found = dict(DEFAULTS)
-    for origin, given in (("pretrained", pretrained), ("untrained", untrained)):
-        check_keys(given or {}, _WITH_DEFAULTS, f"model.{origin}")
-        found[origin] = DEFAULTS[origin] | _without_none(given or {})
-    return found
 
 
 def parse_part(name: str, value: Any, defaults: Defaults) -> Part:
@@ -187,6 +178,49 @@ def parse_part(name: str, value: Any, defaults: Defaults) -> Part:
         origin = options.get("origin") or implied_origin(_named(options["module"]), options.get("weights"))
         check_choice(origin, "origin", tuple(DEFAULTS), "origin")
         return Part(**{**defaults[origin], **options})
+
+
+def _owner_of(value: Any) -> Any:
+    """The name of the part whose module a part has, from its options; None if it has its own."""
+    if isinstance(value, Part):
+        return value.share
+    return value.get("share") if isinstance(value, Mapping) else None
+
+
+def _parse_sharing_part(name: str, value: Any, owners: Mapping[str, Part]) -> Part:
+    """Reads a part that has the module of one of the `owners`, with all of its options but the input."""
+    with at(place_of(name)):
+        stated = value.plain() if isinstance(value, Part) else value
+        options = without_none(stated)
+        check_keys(options, _OPTIONS)
+        owner = options["share"]
+        others = [option for option in options if option not in _OF_SHARING]
+        if others:
+            raise ConfigError(
+                f"it has the module of {owner!r}, which trains once for both, so that {listing(others)} can be "
+                f"stated there alone. Leave it out here, or leave 'share' out and give the part a module.",
+                others[0],
+            )
+        possible = [part for part in owners if part not in (name, "head")]
+        if name == "head" or owner not in possible:
+            raise ConfigError(
+                f"{owner!r} is not a part whose module this one can have. Possible: {listing(possible)}. The head, and "
+                f"parts that share a module themselves, are not.",
+                "share",
+            )
+        return dataclasses.replace(owners[owner], input=options.get("input"), share=owner)
+
+
+def refuse_unused_defaults(pretrained: Mapping[str, Any] | None, parts: Mapping[str, Part]) -> None:
+    """Raises `ConfigError` if there are defaults of pretrained parts, and no such part."""
+    if not without_none(pretrained or {}) or any(part.origin == "pretrained" for part in parts.values()):
+        return
+    raise ConfigError(
+        f"no part is pretrained, so {listing(pretrained or {})} would hold for none of {listing(parts)}. Write "
+        f"'weights: pretrained' or a path on the part that is meant; or 'origin: pretrained', if its weights are "
+        f"trained already: as a live module, set by hand, or by init_from. Else leave this out.",
+        "model.pretrained",
+    )
 
 
 def implied_origin(module: Any, weights: Any) -> str:
@@ -214,15 +248,10 @@ def _options_of(value: Any) -> dict[str, Any]:
         return {"module": value}
     if not isinstance(value, Mapping):
         raise ConfigError(f"a part is a dict of options or a module, not {value!r}.")
-    check_keys(value, _OPTIONS)
+    check_keys(value, [option for option in _OPTIONS if option != "share"])
     if value.get("module") is None:
         raise ConfigError("'module' is missing; give a registered name, a dotted path or a live module.")
-    return _without_none(value)
-
-
-def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
-    # null in a config is the same as leaving the option out
-    return {name: value for name, value in options.items() if value is not None}
+    return without_none(value)
 
 
 def _named(module: Any) -> Any:
@@ -239,7 +268,9 @@ def _named(module: Any) -> Any:
 
 def _check_origin(part: Part) -> None:
     check_choice(part.origin, "origin", tuple(DEFAULTS), "origin")
-    if (part.origin == "pretrained") != (part.weights is not None):
+    # trained weights may have been set by hand, but not in what is drawn
+    is_drawn = implied_origin(part.module, part.weights) == "random"
+    if is_drawn if part.origin == "pretrained" else part.weights is not None:
         raise ConfigError(f"{part.origin!r} does not go with weights {part.weights!r}. Leave 'origin' out.", "origin")
     if part.origin != "random":
         return
@@ -271,7 +302,7 @@ def _check_kinds(part: Part) -> None:
         raise ConfigError(f"{part.input!r} is neither a key, nor a part, nor a list of keys.", "input")
     if not isinstance(part.output, str | int | None) or isinstance(part.output, bool):
         raise ConfigError(f"{part.output!r} is neither a key nor a position.", "output")
-    if not isinstance(part.normalize, bool | Mapping):
+    if not isinstance(part.normalize, bool | Mapping | None):
         raise ConfigError(f"{part.normalize!r} is neither true, nor false, nor {{mean: ..., std: ...}}.", "normalize")
     if not (part.stages is None or _is_list_of_names(part.stages)):
         raise ConfigError(f"{part.stages!r} is not a list of patterns such as [stem, layer1, layer2].", "stages")
@@ -281,20 +312,6 @@ def _check_kinds(part: Part) -> None:
 
 def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
-
-
-def refuse_compile_options(part: Part) -> None:
-    """Raises `ConfigError` if options of torch.compile, which come from a file, are not among `_COMPILE_OPTIONS`."""
-    options = part.compile if isinstance(part.compile, Mapping) else {}
-    for option, value in options.items():
-        possible = _COMPILE_OPTIONS.get(option, ())
-        if type(value) not in (type(None), bool, str) or value not in possible:
-            raise ConfigError(
-                f"{{{option!r}: {value!r:.100}}} comes from a file, which may only give {listing(_COMPILE_OPTIONS)}, "
-                f"as torch documents them, because other options can run programs. Use the config of the run instead: "
-                f"predict --config ... --ckpt_path ..., or from_config(...).",
-                "compile",
-            )
 
 
 def parse_parts(
@@ -317,7 +334,13 @@ def parse_parts(
             )
     defaults = all_defaults(pretrained, untrained)
     with_head = {**parts, "head": parts.get("head", "LinearHead")}
-    parsed = {name: parse_part(name, value, defaults) for name, value in with_head.items()}
+    owners = {}
+    for name, value in with_head.items():
+        if _owner_of(value) is None:
+            owners[name] = parse_part(name, value, defaults)
+    parsed = {}
+    for name, value in with_head.items():
+        parsed[name] = owners[name] if name in owners else _parse_sharing_part(name, value, owners)
     if parsed["head"].input is not None:
         raise ConfigError(
             f"{parsed['head'].input!r} has no meaning; the head reads the parts that no other part reads. Remove it, "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network.file_sets import FILES_POOLS
 from hybrid_lightning.network.outputs import POOLS
 from hybrid_lightning.network.stages import Stages
 
@@ -15,8 +16,12 @@ _OF_PARTS = {
     "outputs": "output",
     "pools": "pool",
     "scales": "scale",
+    "shapes": "shapes",
+    "files": "files",
 }
 """Name in a file, where each is a dict part → value → field of `PartRecord`."""
+_MOST_DIMENSIONS = 8
+_MOST_VALUES = 2**31
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class PartRecord:
     output: str | int | None = None  # key or position in what the module returns; None if that is the output
     pool: str | None = None  # how the output becomes features; None if the part feeds no fusion and no head
     scale: dict[str, list[float]] | None = None  # arguments of `Normalize`; None if images pass as they are
+    shapes: dict[str, list[int]] | None = None  # of tensors that get theirs from the first batch; None without any
+    files: str | None = None  # how the features of several files per sample are pooled; None if it reads no such
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class NetworkRecord:
     parts: dict[str, PartRecord]  # also of the fusion and the heads
     fixed: list[str] = field(default_factory=list)  # names of the parameters that never train, sorted
     absent: list[str] = field(default_factory=list)  # parts that feed the fusion and that samples may lack
+    selection: dict[str, int] = field(default_factory=dict)  # part that votes in what is served → its features
 
     def plain(self) -> dict[str, Any]:
         """As plain data, for checkpoints: a dict part → value per field, without those that are None."""
@@ -44,7 +52,8 @@ class NetworkRecord:
         for name, field_name in _OF_PARTS.items():
             values = {part: getattr(record, field_name) for part, record in self.parts.items()}
             plain[name] = {part: value for part, value in values.items() if value is not None}
-        return {**plain, "fixed": self.fixed, "absent": self.absent}
+        plain |= {"fixed": self.fixed, "absent": self.absent}
+        return {**plain, "selection": self.selection} if self.selection else plain
 
     @classmethod
     def parse(cls, given: Any) -> Self:
@@ -61,7 +70,10 @@ class NetworkRecord:
             lists[name] = given.get(name, [])
             if not _are_texts(lists[name]):
                 raise _damaged(name, lists[name])
-        return cls({part: PartRecord(**fields) for part, fields in of_parts.items()}, **lists)
+        selection = dict(_dict(given.get("selection", {}), "selection"))
+        if not all(_is_shape([size]) for size in selection.values()):
+            raise _damaged("selection", selection)
+        return cls({part: PartRecord(**fields) for part, fields in of_parts.items()}, **lists, selection=selection)
 
 
 def _fits(field_name: str, value: Any) -> bool:
@@ -71,11 +83,21 @@ def _fits(field_name: str, value: Any) -> bool:
         return isinstance(value, str | int | None)
     if field_name == "pool":
         return value in POOLS
+    if field_name == "files":
+        return value in FILES_POOLS
     if not isinstance(value, Mapping) or not _are_texts(list(value)):
         return False
     if field_name == "stages":
         return bool(value) and all(map(_are_texts, value.values()))
+    if field_name == "shapes":
+        return all(map(_is_shape, value.values()))
     return field_name != "scale" or _is_scale(value)
+
+
+def _is_shape(value: Any) -> bool:
+    """Whether it is a shape of at most 2³¹ values."""
+    are_sizes = isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+    return are_sizes and len(value) <= _MOST_DIMENSIONS and math.prod(value) <= _MOST_VALUES
 
 
 def _is_scale(value: Mapping[str, Any]) -> bool:

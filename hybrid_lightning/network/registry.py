@@ -14,6 +14,7 @@ REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
     "ResidualConv1d": "hybrid_lightning.network.modules.convolution.ResidualConv1d",
     "ResidualConv2d": "hybrid_lightning.network.modules.convolution.ResidualConv2d",
     "ResidualConv3d": "hybrid_lightning.network.modules.convolution.ResidualConv3d",
+    "BagOfWords": "hybrid_lightning.network.modules.bag_of_words.BagOfWords",
     "MLP": "hybrid_lightning.network.modules.mlp.MLP",
     "TabularMLP": "hybrid_lightning.network.modules.tabular_mlp.TabularMLP",
     "RandomConvolutions": "hybrid_lightning.network.modules.random_convolutions.RandomConvolutions",

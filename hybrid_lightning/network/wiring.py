@@ -3,11 +3,12 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.network.batch import Batch
-from hybrid_lightning.network.missing import PREFIX
+from hybrid_lightning.network.missing import PREFIX, Presence
 from hybrid_lightning.network.part import Part
 
 OWN = ("fusion", "head", "part_heads")
@@ -24,8 +25,9 @@ class Wiring:
             if name not in OWN:
                 wanted = part.input or name
                 self.reads[name] = wanted if isinstance(wanted, list) else [wanted]
+        self._owners = {name: part.share for name, part in parts.items() if part.share}
         self.order = self._execution_order()
-        """The parts, each after those that it reads."""
+        """The parts, each after those that it reads, and after the one whose module it shares."""
         read: set[str] = set()
         for name in self.reads:
             read.update(self.parts_read(name))
@@ -38,14 +40,24 @@ class Wiring:
         """The other parts that a part reads; a part wins over a key of the batch of the same name."""
         return [key for key in self.reads[name] if key in self.reads and key != name]
 
+    def keys_of(self, name: str) -> list[str]:
+        """The keys of the batch that a part reads; none for what follows the parts."""
+        return [key for key in self.reads.get(name, ()) if key not in self.parts_read(name)]
+
     def _execution_order(self) -> list[str]:
         order: list[str] = []
         waiting = list(self.reads)
         while waiting:
-            ready = [name for name in waiting if set(waiting).isdisjoint(self.parts_read(name))]
+            ready = []
+            for name in waiting:
+                before = [*self.parts_read(name), self._owners.get(name)]
+                if set(waiting).isdisjoint(before):
+                    ready.append(name)
             if not ready:
                 raise ConfigError(
-                    f"{listing(waiting)} read each other in a circle; let one read a batch key.", "model.parts"
+                    f"{listing(waiting)} read each other in a circle, or share with a part that reads them; let one "
+                    f"read a batch key.",
+                    "model.parts",
                 )
             # parts of the same depth in the order of the config, in which initial weights are drawn
             order += ready
@@ -98,13 +110,24 @@ class Wiring:
                 )
         return found
 
+    def mask(self, name: str, present: Presence) -> Tensor | None:
+        """The samples for which a part has work: those that have its input, and one of the parts it leads to."""
+        own = present.get(name)
+        needed = []
+        for last in self.leads_to[name]:
+            if last not in present:
+                # it is there in all samples
+                return own
+            needed.append(present[last])
+        anywhere = torch.stack(needed).any(0)
+        return anywhere if own is None else own & anywhere
+
     def keys_read(self, absent: Collection[str]) -> list[str]:
         """The keys of a batch that the parts read, then the masks of those that lead to a part in `absent`."""
         keys: dict[str, bool] = {}
         for name in self.order:
             may_lack = not set(absent).isdisjoint(self.leads_to[name])
-            for key in self.reads[name]:
-                if key not in self.parts_read(name):
-                    keys[key] = keys.get(key, False) or may_lack
+            for key in self.keys_of(name):
+                keys[key] = keys.get(key, False) or may_lack
         masks = [PREFIX + key for key, may_lack in keys.items() if may_lack]
         return [*keys, *masks]

@@ -5,13 +5,15 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
-from torch.optim import Optimizer, lr_scheduler
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import SGD, Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from hybrid_lightning.direction import Directions, checked_mode
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, listing
 from hybrid_lightning.importing import ClassSpec, check_arguments, parameters_of, resolve
 from hybrid_lightning.optim.lr_schedules import GroupScheduler
 from hybrid_lightning.optim.shapes import SHAPES
+from hybrid_lightning.optim.training_groups import has_16_bits
 
 _STEPWISE = ("OneCycleLR", "CyclicLR")
 _PER_GROUP = ("max_lr", "base_lr", "min_lr", "eta_min", "max_momentum", "base_momentum", "lr_lambda")
@@ -83,11 +85,26 @@ def make_optimizer(
     # torch refuses fused together with either of the other two
     is_chosen = not {"fused", "foreach", "differentiable"}.isdisjoint(args)
     if fused and not is_chosen and "fused" in parameters_of(optimizer_class):
-        args["fused"] = True
+        args["fused"] = not (issubclass(optimizer_class, SGD) and any(map(has_16_bits, groups)))
     try:
-        return optimizer_class(groups, **args)
+        optimizer = optimizer_class(groups, **args)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{optimizer_class.__name__} refuses its arguments: {error}") from error
+    _refuse_lost_epsilon(optimizer)
+    return optimizer
+
+
+def _refuse_lost_epsilon(optimizer: Optimizer) -> None:
+    """Raises `ConfigError` for weights of float16 that would be divided by 0 where a gradient is small."""
+    eps = optimizer.defaults.get("eps")
+    if not isinstance(eps, float) or torch.tensor(eps, dtype=torch.float16):
+        return
+    if any(parameter.dtype == torch.float16 for group in optimizer.param_groups for parameter in group["params"]):
+        raise ConfigError(
+            f"{eps} is 0 in float16, so that small gradients would be divided by 0. Use trainer.precision 16-mixed or "
+            f"bf16-mixed, which keep the weights in 32 bits; or SGD; or an eps that float16 holds, such as 1.0e-4.",
+            "init_args.eps",
+        )
 
 
 def make_scheduler(
@@ -95,35 +112,42 @@ def make_scheduler(
     optimizer: Optimizer,
     trust: Collection[str] | None = None,
     base_lr: float | None = None,
+    directions: Directions | None = None,
 ) -> dict[str, Any]:
     """A torch scheduler for named groups (see `GroupScheduler`) as Lightning's ``lr_scheduler`` dict."""
     # beside class_path and init_args: interval (epoch or step: what it counts), warm_up (from each group's unfreezing)
     # and, for ReduceLROnPlateau, monitor; the schedulers of SequentialLR and ChainedScheduler are such specs too
     # not a decorator: `GroupScheduler` calls `make` and states the place of its own errors
-    place = "model.scheduler"
     given = {"class_path": spec} if isinstance(spec, str) else dict(spec)
     of_torch = {key: given[key] for key in _SPEC_KEYS if key in given}
-    with at(place):
+    with at("model.scheduler"):
         check_keys(given, (*_SPEC_KEYS, *_OWN_KEYS))
-        scheduler_class, _ = _find(of_torch, LRScheduler, trust)
+        scheduler_class, args = _find(of_torch, LRScheduler, trust)
         usual = "step" if scheduler_class.__name__ in _STEPWISE else "epoch"
         interval = check_choice(given.get("interval", usual), "interval", ("epoch", "step"), "interval")
+    monitor = str(given.get("monitor", "val/loss"))
+    if issubclass(scheduler_class, ReduceLROnPlateau):
+        of_torch["init_args"] = {**args, "mode": _mode_of(monitor, args, directions)}
 
-    @at(place)  # is called again on restarts
+    @at("model.scheduler")  # is called again on restarts
     def make(one: Optimizer) -> LRScheduler:
         return _torch_scheduler(of_torch, one, trust)
 
     scheduler = GroupScheduler(optimizer, make, interval, given.get("warm_up", "0 steps"), base_lr=base_lr)
     if not scheduler.by_metric:
         return {"scheduler": scheduler, "interval": scheduler.clock}
-    monitor = str(given.get("monitor", "val/loss"))
     if not monitor.startswith("val/") or interval != "epoch":
         raise ConfigError(
             f"ReduceLROnPlateau is stepped at each validation, with a metric of it. Remove interval and set monitor to "
             f"val/loss or another val/ metric, not {monitor!r}.",
-            place,
+            "model.scheduler",
         )
     return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor}
+
+
+@at("model.scheduler.init_args")
+def _mode_of(monitor: str, args: Mapping[str, Any], directions: Directions | None) -> str:
+    return checked_mode(monitor, args.get("mode"), directions)
 
 
 def _torch_scheduler(spec: object, optimizer: Optimizer, trust: Collection[str] | None) -> LRScheduler:

@@ -81,6 +81,19 @@ class GroupLR(LRScheduler):
         self._bound = True
         self._write()
 
+    def refuse_moved(self, length: FitLength) -> None:
+        """Raises `ConfigError` if the fit has become of another length, which moves the end of a warm-up."""
+        starts = [group.get("unfrozen_at", 0) for group in self.optimizer.param_groups]
+        is_rising = any(start is not None and self.last_epoch - start < self._warm_up_steps for start in starts)
+        steps = self.warm_up.steps(length, f"{self.place}.warm_up")
+        if is_rising and steps != self._warm_up_steps:
+            raise ConfigError(
+                f"this epoch has {length.steps_per_epoch} steps and the fit {length.total_steps}, other numbers than "
+                f"at the start, so that '{self.warm_up}' would not end where it was said. Write it in steps, or give "
+                f"each epoch as many batches.",
+                f"{self.place}.warm_up",
+            )
+
     def step(self, epoch: int | None = None) -> None:
         """One step; which one is counted here, so `epoch` is not used."""
         if self._step_count and not self._bound:

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.optim import LBFGS, Adam, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 
 Group = dict[str, Any]
 
@@ -73,12 +73,29 @@ def _step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any
     have_states = all(group["params"][0] in optimizer.state for group in stepped)
     if have_states and type(optimizer) in (Adam, AdamW):
         stepped = _merged(stepped, optimizer.defaults)
+    elif type(optimizer) is SGD:
+        stepped = [_rightly_stepped(group) for group in stepped]
     optimizer.param_groups = stepped
     try:
         type(optimizer).step(optimizer)
     finally:
         optimizer.param_groups = every
     return loss
+
+
+def has_16_bits(group: Group) -> bool:
+    """Whether a param group has a parameter of 16 bits, which torch's fused SGD does not step rightly on the CPU.
+
+    Up to torch 2.13 most of its weights stay as they are, and its momentum holds what lies in memory beside it; see
+    https://github.com/pytorch/pytorch/issues/191763.
+    """
+    return any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in group["params"])
+
+
+def _rightly_stepped(group: Group) -> Group:
+    """The group of an SGD, not fused where it must not be, whether somebody chose that or a checkpoint says so."""
+    on_cpu = any(parameter.device.type == "cpu" for parameter in group["params"])
+    return {**group, "fused": False} if group.get("fused") and on_cpu and has_16_bits(group) else group
 
 
 def _merged(groups: list[Group], options: dict[str, Any]) -> list[Group]:

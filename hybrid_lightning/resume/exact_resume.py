@@ -84,7 +84,8 @@ class ExactResume(FitCallback):
         if self.enabled and trainer.state.fn == "fit" and "loops" in checkpoint:
             refuse_damaged_fit(trainer, checkpoint)
             self._saved = checkpoint.get(KEY) or {}
-            self._point = settle(checkpoint["loops"]["fit_loop"])
+            goes_on = trainer.max_steps < 0 or checkpoint["global_step"] < trainer.max_steps
+            self._point = settle(checkpoint["loops"]["fit_loop"], goes_on)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepares the loaders; continues what the checkpoint left unfinished."""

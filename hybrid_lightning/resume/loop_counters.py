@@ -86,10 +86,18 @@ def first_contradiction(loops: dict[str, Any]) -> str | None:
     return None
 
 
-def settle(loops: dict[str, Any]) -> SavedPoint:
-    """Moves restored loop counters, ``checkpoint["loops"]["fit_loop"]``, to the nearest batch or epoch boundary."""
+def settle(loops: dict[str, Any], goes_on: bool = True) -> SavedPoint:
+    """Moves restored loop counters, ``checkpoint["loops"]["fit_loop"]``, to the nearest batch or epoch boundary.
+
+    `goes_on`: whether there are steps left to make.
+    """
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     epoch, batch = epochs["current"], batches["current"]
+    ends = epoch["processed"] > epoch["completed"]
+    if goes_on and ends and batch["ready"] and not batches["is_last_batch"]:
+        # max_steps or max_time ended it between two batches, and there are more to read
+        for counter in (epochs["total"], epoch):
+            counter["processed"] -= 1
     in_epoch = epoch["started"] > epoch["processed"]
     in_batch = in_epoch and batch["started"] > batch["processed"]
     epoch_ends = not in_epoch and epoch["processed"] > epoch["completed"]

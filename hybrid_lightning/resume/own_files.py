@@ -57,6 +57,8 @@ def rebuild_paths(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         path = first_damaged(own[key], _form_of(callback), f"callbacks.{key}")
         if path is not None:
             raise damaged(f"{path!r} is missing or of another type.")
+        if isinstance(callback, EarlyStopping):
+            own[key] = _of_early_stopping(callback, own[key])
         rebuild = _of_model_checkpoint if isinstance(callback, ModelCheckpoint) else _of_other
         try:
             own[key] = rebuild(trainer, callback, own[key])
@@ -78,6 +80,15 @@ def _form_of(callback: Callback) -> dict[Any, Any]:
     if isinstance(callback, EarlyStopping):
         return _OF_EARLY_STOPPING
     return callback.state_form if isinstance(callback, FitCallback) else {}
+
+
+def _of_early_stopping(callback: EarlyStopping, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of `EarlyStopping` with the patience of today's config."""
+    best = float(state["best_score"])
+    beats_all = -math.inf if callback.mode == "min" else math.inf
+    if math.isnan(best) or best == beats_all:
+        raise damaged(f"the best score of {callback.state_key!r} is {best}, which nothing is better than.")
+    return {**state, "patience": callback.patience}
 
 
 def _of_model_checkpoint(trainer: Trainer, callback: ModelCheckpoint, state: Mapping[str, Any]) -> dict[str, Any]:

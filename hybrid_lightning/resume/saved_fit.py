@@ -12,6 +12,7 @@ from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.optim.lr_schedules import GroupLR
 from hybrid_lightning.resume.loop_counters import first_contradiction, first_damaged
 from hybrid_lightning.resume.own_files import damaged
+from hybrid_lightning.weights.safe_files import refuse_endless
 from hybrid_lightning.weights.tensor_values import is_plain, unfit
 
 KEY = "exact_resume"
@@ -24,15 +25,21 @@ _FORM = {
     "window": (type(None), {str: {str: Tensor}}),
 }
 _HEAD = {"epoch": int, "global_step": int, "pytorch-lightning_version": str, "state_dict": dict}
-_VERSION = re.compile(r"\d+(\.\w+)*")
+_VERSION = re.compile(r"[0-9]{1,4}(\.\w+)*")
+_OLDEST = 2  # of Lightning; it rewrites older files, by rules for programs of that time
 
 
 def refuse_damaged_head(checkpoint: Mapping[str, Any]) -> None:
     """Raises `ConfigError` for what Lightning reads of any checkpoint before it asks anybody."""
     if "state_dict" not in checkpoint:  # not of a Trainer, which will say so
         return
+    try:
+        refuse_endless(checkpoint)
+    except ValueError as error:
+        raise damaged(str(error)) from None
     path = first_damaged(dict(checkpoint), _HEAD, "checkpoint")
-    if path is None and not _VERSION.fullmatch(checkpoint["pytorch-lightning_version"]):
+    version = str(checkpoint.get("pytorch-lightning_version"))
+    if path is None and (not _VERSION.fullmatch(version) or int(version.split(".")[0]) < _OLDEST):
         path = "checkpoint.pytorch-lightning_version"
     if path is not None:
         raise _missing(path)

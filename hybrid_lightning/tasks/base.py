@@ -2,31 +2,41 @@
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
-from hybrid_lightning.data.loaders import require_dict, shown_targets
+from hybrid_lightning.data.loaders import require_dict
 from hybrid_lightning.duration import FitLength
-from hybrid_lightning.errors import ConfigError, at, listing
+from hybrid_lightning.errors import ConfigError, at, check_number, listing
+from hybrid_lightning.lightning_private import trainer_of
 from hybrid_lightning.network.batch import Batch
-from hybrid_lightning.network.hybrid_network import Outputs
+from hybrid_lightning.network.outputs import Outputs
 from hybrid_lightning.optim.lr_schedules import GroupLR
 from hybrid_lightning.tasks import changed_config
 from hybrid_lightning.tasks.checkpoint import rebuilt
 from hybrid_lightning.tasks.default_callbacks import schedules_of, with_parameters
-from hybrid_lightning.tasks.evaluation import RunningLoss, own_samples, refuse_empty_samples, step_by_metric
+from hybrid_lightning.tasks.evaluation import (
+    RunningLoss,
+    log_metrics,
+    own_samples,
+    refuse_empty_samples,
+    refuse_several,
+    step_by_metric,
+)
 from hybrid_lightning.tasks.network_module import NetworkModule
 from hybrid_lightning.tasks.objective import Objective
+from hybrid_lightning.tasks.planning import plan_of, refuse_without_validation
+from hybrid_lightning.tasks.selection import selects
 from hybrid_lightning.tasks.settings import Options, TaskSettings, parse_network, taken_arguments
 from hybrid_lightning.tasks.start import validate_start
+from hybrid_lightning.tasks.trials import give_rates, is_trial, start_trial
 from hybrid_lightning.trainer import fit_length, is_log_step, log_values
-from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing, check_moments
-from hybrid_lightning.unfreezing.plan import plan_rows, plan_table
-from hybrid_lightning.unfreezing.timeline import training_at_start
+from hybrid_lightning.unfreezing.timeline import log_name
 
 
 class HybridTask(NetworkModule):
@@ -36,7 +46,7 @@ class HybridTask(NetworkModule):
     data, which a checkpoint stores.
 
     Logged on each log step: ``train/loss`` (mean since the last log) and ``lr/<group>``; after each validation or test:
-    ``val/loss`` or ``test/loss`` and the objective's metrics; the same of each part's own head, with ``/<part>`` after
+    ``val/loss`` or ``test/loss`` and the objective's metrics; the same of each part's own head, with ``-<part>`` after
     it.
 
     Args:
@@ -58,18 +68,24 @@ class HybridTask(NetworkModule):
             part in the file}, coverage: 0.5}``. What does not fit, such as a head for other classes, starts fresh;
             less than ``coverage`` of all values is an error. A part that is found there does not read its ``weights``.
         part_heads: Whether each of several parts that meet in the fusion also gets a head of its own, whose metrics
-            ``val/<metric>/<part>`` show what it can do alone. These heads only observe: everything else trains as
+            ``val/<metric>-<part>`` show what it can do alone. These heads only observe: everything else trains as
             without them. ``{weight: 0.3}`` lets their losses, times 0.3, train the parts too (arXiv 1905.12681).
         cache: Whether features of frozen parts are computed once and served in every epoch, see `FrozenFeatureCache`:
             ``auto`` where that saves time and the task's steps are not your own, true wherever it can be, or false.
         start: Where training begins: ``default``, with heads at random; or ``probe``: before the first step a ridge
             regression on the features of all training samples gives each part's head, in closed form, and the fusion is
             a `BlendFusion` of them. Training goes on from there (linear probing, then fine-tuning, arXiv 2202.10054).
+        selection: What ``best.ckpt`` serves where several parts meet: ``validation`` is the best on the validation
+            rows, of the joint network, each part alone and their blend, see `SelectOutput`; ``none`` the joint network.
         objective: Loss, predictions and metrics; a subclass gives it.
 
     Raises:
         ConfigError: If an option is impossible.
     """
+
+    explain = False
+    """Whether `predict_step` also gives what each part contributes."""
+    _has_trained = False
 
     @abstractmethod
     def __init__(
@@ -88,37 +104,46 @@ class HybridTask(NetworkModule):
         part_heads: bool | dict[str, float] = True,
         cache: bool | str = "auto",
         start: str = "default",
+        selection: str = "validation",
         *,
         objective: Objective,
     ) -> None:
-        with at("model"):
-            settings = TaskSettings.parse(
-                lr=lr,
-                weight_decay=weight_decay,
-                optimizer=optimizer,
-                rates=rates,
-                scheduler=scheduler,
-                unfreezing=unfreezing,
-                init_from=init_from,
-                part_heads=part_heads if objective.reads_target else False,
-                cache=cache,
-                start=start,
-                arguments=taken_arguments(self),
-            )
-            if start == "probe" and objective.closed_form is None:
-                name = type(objective).__name__
-                raise ConfigError(f"{name} has no closed form. Write 'start: default'.", "start")
-        parsed, parsed_fusion = parse_network(parts, fusion, pretrained, untrained, start, objective.closed_form)
-        super().__init__(settings, parsed, parsed_fusion, objective)
-        self.explain = False
-        """Whether `predict_step` also gives what each part contributes."""
+        settings = TaskSettings.parse(
+            lr=lr,
+            weight_decay=weight_decay,
+            optimizer=optimizer,
+            rates=rates,
+            scheduler=scheduler,
+            unfreezing=unfreezing,
+            init_from=init_from,
+            part_heads=part_heads if objective.reads_target else False,
+            cache=cache,
+            start=start,
+            selection=selection,
+            arguments=taken_arguments(self),
+        )
+        network = parse_network(parts, fusion, pretrained, untrained, start, objective.closed_form)
+        super().__init__(settings, *network, objective)
         self._train_loss = RunningLoss()
-        self._has_trained = False
+
+    @property
+    def lr(self) -> float:
+        """The base rate; it may be set before a fit, also by Lightning's `Tuner` and `LearningRateFinder`."""
+        return self.settings.lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        check_number(lr, "model.lr", 0)
+        self.settings = replace(self.settings, lr=lr)
+        trainer = trainer_of(self)
+        if trainer is not None and trainer.state.status == TrainerStatus.RUNNING and trainer.optimizers:
+            give_rates(trainer, self.param_groups())
 
     # Steps
 
     def forward(self, batch: Batch) -> Tensor:
         """A batch → the head's outputs `(B, outputs)`."""
+        require_dict(batch)
         outputs: Tensor = self.built()(batch)
         return outputs
 
@@ -155,15 +180,16 @@ class HybridTask(NetworkModule):
         # an empty sum is 0, and still gives every rank gradients of the same parameters
         return self.loss(outputs, target) if len(outputs) else outputs.sum()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the validation metrics."""
         self._evaluate(batch, batch_idx, "val", self.trainer.val_dataloaders)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the test metrics."""
         self._evaluate(batch, batch_idx, "test", self.trainer.test_dataloaders)
 
     def _evaluate(self, batch: Batch, batch_idx: int, split: str, loaders: Any) -> None:
+        refuse_several(loaders, split)
         outputs, alone, _ = self._with_parts(batch)
         target = batch.get("target")
         size = len(outputs)
@@ -216,22 +242,18 @@ class HybridTask(NetworkModule):
             self.objective.check_target(target)
 
     def on_train_start(self) -> None:
-        """Checks all labels that a dataset shows as ``targets``, sets the length of the fit and prints the plan."""
+        """Sets the length of the fit and prints the plan."""
         self._train_loss = RunningLoss()
+        if is_trial(self.trainer):
+            groups = self.trainer.optimizers[0].param_groups
+            start_trial(self.trainer, schedules_of(with_parameters(self.all_options, groups)))
+            return
         self._has_trained = True
-        if self.objective.reads_target:
-            for split, targets in shown_targets(self.trainer):
-                with at(f"data: {split} targets"):
-                    self.objective.check_target(targets)
         length = fit_length(self.trainer)
-        limit = self.trainer.gradient_clip_val or 0
-        if limit < 0:
-            raise ConfigError(f"{limit} is negative; 0 clips nothing.", "trainer.gradient_clip_val")
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, GroupLR):
             self._apply_settings(scheduler, length)
-            if getattr(scheduler, "by_metric", False) and not self.trainer.enable_validation:
-                raise ConfigError("ReduceLROnPlateau needs a validation split, and there is none.", "model.scheduler")
+            refuse_without_validation(self.trainer, scheduler)
             scheduler.bind(length)
         self._print(self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length))
         if self.settings.start == "probe" and self.trainer.ckpt_path is None:
@@ -242,59 +264,39 @@ class HybridTask(NetworkModule):
         old, self._restored_settings = self._restored_settings, None
         if old is None:
             return
-        new = changed_config.all_settings(self._saved())
+        new = changed_config.all_settings(self.saved_task())
         changed_config.apply_current_settings(self.trainer.optimizers[0], self.param_groups(), old, new)
         changed_config.set_position(scheduler, self.trainer.global_step, length)
         self._print(*changed_config.describe_changes(old, new, self.trainer.current_epoch))
 
     def plan(self, groups: list[dict[str, Any]], trainer: pl.Trainer, length: FitLength) -> str:
         """The reports of weights; and the table of parts and stages, their rates, and when each starts to train."""
-        options = self.all_options
-        schedules = schedules_of(with_parameters(options, groups))
-        decided: dict[str, int] | None = None
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradualUnfreezing):  # perhaps the user's own, of other schedules
-                schedules, decided = callback.schedules, callback.decided_steps
-        training_at_start(groups, schedules)
-        check_moments(trainer, groups, schedules, length)
-        lines = []
-        for name, report in self.built().weight_reports.items():
-            lines.append(report if name == "init_from" else f"{name}: {report}")
-        origins = {name: str(part.origin) for name, part in options.items()}
-        rows = plan_rows(groups, schedules, origins, length, decided)
-        return "\n".join([*lines, plan_table(rows, length)])
+        return plan_of(self, groups, trainer, length)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the mean training loss since the last log, and the rates of this step."""
         loss = self._train_loss.take() if is_log_step(self.trainer) else None
         if loss is not None:
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-            log_values(self.trainer, {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups})
+            log_values(self.trainer, {f"lr/{log_name(group)}": group["lr"] for group in optimizer.param_groups})
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation metrics."""
-        values, undefined = self._log_metrics("val")
+        values, undefined = log_metrics(self, "val")
         if self.trainer.state.fn == "fit":
             step_by_metric(self.trainer, values, undefined)
 
     def on_test_epoch_end(self) -> None:
         """Logs the test metrics."""
-        self._log_metrics("test")
-
-    def _log_metrics(self, split: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-        values, undefined = self.evaluator.compute(split)
-        if not self.trainer.sanity_checking:
-            for name, reason in undefined.items():
-                rank_zero_info(f"{split}/{name} is not logged, because it is undefined: {reason}.")
-        shown = list(values)[:2]  # the loss and the first metric; more would not fit into a line
-        for name, value in values.items():
-            self.log(f"{split}/{name}", value, sync_dist=True, prog_bar=name in shown)
-        return values, undefined
+        log_metrics(self, "test")
 
     def on_fit_end(self) -> None:
         """Reports a fit that had nothing to do, or a part whose own head beats the joint model."""
         if self._has_trained:
-            message = self.evaluator.better_alone(self.trainer.callback_metrics)
+            # where an output is selected, a table of better evidence is printed
+            message = None
+            if not selects(self.trainer, self):
+                message = self.evaluator.better_alone(self.trainer.callback_metrics, self.objective.main_metric)
         else:
             message = changed_config.finished(self.trainer)
         self._has_trained = False

@@ -10,10 +10,11 @@ from lightning_utilities import apply_to_collection
 from torch import Tensor, nn
 
 from hybrid_lightning.data.loaders import require_dict
-from hybrid_lightning.drift.reference_batch import as_validation, batches_on_device, own_random_state
+from hybrid_lightning.drift.reference_batch import batches_on_device, own_random_state
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.batch import Batch
 from hybrid_lightning.network.part import Part
+from hybrid_lightning.trainer import as_validation
 
 _CPU = torch.device("cpu")
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -11,6 +13,8 @@ from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_choice, listing
 from hybrid_lightning.importing import ClassSpec
 from hybrid_lightning.optim.lr_schedules import GroupLR
+from hybrid_lightning.resume import own_files
+from hybrid_lightning.resume.loop_counters import first_damaged
 from hybrid_lightning.resume.optimizer_states import Make, damaged, first_problem, require_groups
 from hybrid_lightning.resume.saved_fit import refuse_damaged_fit
 from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, other_tensors
@@ -42,16 +46,16 @@ def adapt_checkpoint(
     """
     check_choice(on_group_change, "on_group_change", ON_GROUP_CHANGE)
     refuse_unfit(checkpoint["state_dict"], own, "the checkpoint", "--ckpt_path")
+    lines = take_copies(checkpoint, own, trainer)
     saved = checkpoint.get(CHECKPOINT_KEY, today)
     settings = all_settings(saved)
     groups, saved_groups = today["groups"], saved["groups"]
     optimizers = [settings["optimizer"]["class_path"], all_settings(today)["optimizer"]["class_path"]]
     changes = model_changes(own, checkpoint, groups, saved_groups, optimizers)
-    lines = []
     if changes:
         if on_group_change == "error":
             raise _not_allowed(changes)
-        lines = [f"--on_group_change {on_group_change}: {' '.join(changes)}"]
+        lines += [f"--on_group_change {on_group_change}: {' '.join(changes)}"]
         lines += take_matching_weights(own, checkpoint)
     if changes and on_group_change == "weights_only":
         forget_fit(checkpoint, getattr(trainer, "datamodule", None))
@@ -64,12 +68,16 @@ def adapt_checkpoint(
         kept = match_optimizer(checkpoint, fresh, groups, saved_groups, keep=optimizers[0] == optimizers[1])
         if changes:
             lines.append(f"The optimizer state of {kept} parameters is kept.")
+    _describe_groups(checkpoint, fresh)
+    return settings, lines
+
+
+def _describe_groups(checkpoint: Checkpoint, fresh: list[dict[str, Any]]) -> None:
+    """Takes from today's groups which part each belongs to, which a file does not say."""
     of_today = {group["name"]: group for group in fresh}
     for group in checkpoint["optimizer_states"][0]["param_groups"]:
-        # a file does not say which part a group belongs to
         own = of_today[group["name"]]
         group.update({key: own[key] for key in _DESCRIBING if key in own})
-    return settings, lines
 
 
 # Settings
@@ -79,15 +87,21 @@ def all_settings(saved: Settings) -> dict[str, Any]:
     """What a task adds to a checkpoint, as one dict of all settings that may be changed on a restart."""
     settings = dict(saved.get("settings", {}))
     settings.pop("init_from", None)  # where the weights came from is over
-    for option, default in (("cache", "auto"), ("start", "default")):
+    for option, default in (("cache", "auto"), ("start", "default"), ("selection", "validation")):
         settings.setdefault(option, default)  # of a checkpoint that is older than this option
     optimizer = ClassSpec.parse(settings.get("optimizer") or "AdamW", "AdamW").plain()
     settings["optimizer"] = {**optimizer, "class_path": optimizer["class_path"].removeprefix("torch.optim.")}
     settings["parts"] = {}
     for name, part in saved.get("parts", {}).items():
-        settings["parts"][name] = {option: value for option, value in part.items() if option != "weights"}
-    settings["fusion"] = saved.get("fusion", {})
+        options = _without_false_scale(part)
+        settings["parts"][name] = {option: value for option, value in options.items() if option != "weights"}
+    settings["fusion"] = _without_false_scale(saved.get("fusion", {}))
     return settings
+
+
+def _without_false_scale(options: Mapping[str, Any]) -> dict[str, Any]:
+    # false was the default of normalize, and today's is to leave it out
+    return {option: value for option, value in options.items() if option != "normalize" or value}
 
 
 def changed_settings(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -192,6 +206,30 @@ def _not_allowed(changes: list[str]) -> ConfigError:
     )
 
 
+def take_copies(checkpoint: Checkpoint, own: Tensors, trainer: pl.Trainer) -> list[str]:
+    """Checks the second copy of all weights in a checkpoint of `WeightAveraging`; returns lines to print.
+
+    Its ``state_dict`` is the average. A fit without that callback goes on from the weights that were in training.
+    """
+    if "current_model_state" not in checkpoint:
+        return []
+    state, averaging = checkpoint["current_model_state"], checkpoint.get("averaging_state")
+    if not isinstance(state, Mapping) or other_tensors(state, checkpoint["state_dict"]):
+        raise own_files.damaged("its 'current_model_state' is of another model than its 'state_dict'.")
+    path = first_damaged(averaging, {"n_averaged": torch.zeros((), dtype=torch.long)}, "averaging_state")
+    if path is not None:
+        raise own_files.damaged(f"{path!r} is missing or of another type.")
+    refuse_unfit(state, own, "the checkpoint", "--ckpt_path")
+    if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        return []
+    checkpoint["state_dict"] = checkpoint.pop("current_model_state")
+    del checkpoint["averaging_state"]
+    return [
+        "The checkpoint has averaged weights beside those in training. This fit averages none (trainer.callbacks), and "
+        "goes on from those in training."
+    ]
+
+
 def take_matching_weights(own: Tensors, checkpoint: Checkpoint) -> list[str]:
     """Keeps a checkpoint's matching weights, fills the rest from the model, and reports both."""
     saved = checkpoint["state_dict"]
@@ -200,6 +238,9 @@ def take_matching_weights(own: Tensors, checkpoint: Checkpoint) -> list[str]:
         if name in saved and saved[name].shape == tensor.shape:
             kept[name] = saved[name]
     checkpoint["state_dict"] = {**own, **kept}
+    if "current_model_state" in checkpoint:  # of the same names and shapes
+        in_training = {name: checkpoint["current_model_state"][name] for name in kept}
+        checkpoint["current_model_state"] = {**own, **in_training}
     lines = [f"kept: {len(kept)} of {len(own)} tensors"]
     for kind, tensors in (("fresh", own), ("dropped", saved)):
         names = [name.removeprefix("network.") for name in tensors if name not in kept]
@@ -210,7 +251,7 @@ def take_matching_weights(own: Tensors, checkpoint: Checkpoint) -> list[str]:
 
 def forget_fit(checkpoint: Checkpoint, datamodule: Any) -> None:
     """Leaves only the weights in a checkpoint, so that the fit starts at step 0."""
-    for key in ("loops", "callbacks", type(datamodule).__qualname__):
+    for key in ("loops", "callbacks", "current_model_state", "averaging_state", type(datamodule).__qualname__):
         checkpoint.pop(key, None)  # without callbacks Lightning restores none
     checkpoint["optimizer_states"] = []
     checkpoint["lr_schedulers"] = []

@@ -14,10 +14,13 @@ from hybrid_lightning.weights.safe_files import peek, read_file
 from hybrid_lightning.weights.tensor_values import refuse_unfit
 
 CHECKPOINT_KEY = "hybrid_lightning"
+SELECTION = "network.selection."
+"""How the names of tensors of a `Selection` begin."""
 CHECKPOINT_VERSION = 4
 READABLE = (3, 4)
 """Older formats among these are translated, see `translated`; 1 and 2 were never released."""
 _PACKAGE = __name__.partition(".")[0]
+_PLAIN = (bool, int, float, str, type(None))
 _WANTED = {"version", "task", "settings", "parts", "fusion", "network"}
 Task = TypeVar("Task")
 Saved = dict[str, Any]
@@ -57,6 +60,54 @@ def network_record(saved: Mapping[str, Any]) -> NetworkRecord:
         return NetworkRecord.parse(saved["network"])
 
 
+def take_selection(checkpoint: dict[str, Any], is_wanted: bool) -> dict[str, int]:
+    """Part → features, of the votes that a checkpoint serves; if they are not wanted, none, and it is without them."""
+    if is_wanted:
+        return network_record(checkpoint[CHECKPOINT_KEY]).selection if _is_ours(checkpoint) else {}
+    checkpoint.update(without_selection(checkpoint))
+    return {}
+
+
+def without_selection(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint whose network serves its joint outputs."""
+    found = dict(checkpoint)
+    saved, state = checkpoint.get(CHECKPOINT_KEY), checkpoint.get("state_dict")
+    if isinstance(saved, Mapping) and isinstance(saved.get("network"), Mapping):
+        network = {name: value for name, value in saved["network"].items() if name != "selection"}
+        found[CHECKPOINT_KEY] = {**saved, "network": network}
+    if isinstance(state, Mapping):
+        found["state_dict"] = {name: value for name, value in state.items() if not str(name).startswith(SELECTION)}
+    return found
+
+
+def measure_average(checkpoint: dict[str, Any]) -> None:
+    """Keeps an average of weights in the model, where Lightning would replace it by the weights beside it."""
+    if "current_model_state" not in checkpoint:
+        return
+    state = checkpoint["state_dict"]
+    if any(str(name).startswith(SELECTION) for name in state):
+        del checkpoint["current_model_state"]  # the callback's own copy has no place for a selection
+    else:
+        checkpoint["current_model_state"] = state
+
+
+def is_same_network(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether the plain options of a network, `own`, are those in what a task added to a checkpoint."""
+    known = {**own, **{key: saved[key] for key in own if key in saved}}  # the oldest files do not state their outputs
+    known["fusion"] = _as_stated(known["fusion"], own["fusion"])
+    parts = known["parts"]
+    if isinstance(parts, Mapping):
+        known["parts"] = {name: _as_stated(options, own["parts"].get(name, {})) for name, options in parts.items()}
+    return known == own
+
+
+def _as_stated(saved: Any, own: Mapping[str, Any]) -> Any:
+    """The options of a part without ``normalize: false``, the former default, where the part of today leaves it out."""
+    if not isinstance(saved, Mapping) or saved.get("normalize") is not False or "normalize" in own:
+        return saved
+    return {key: value for key, value in saved.items() if key != "normalize"}
+
+
 def task_name(task: type) -> str:
     """How a checkpoint names a task: a class of this package by its name, any other by its dotted path."""
     if task.__module__.partition(".")[0] == _PACKAGE:
@@ -73,7 +124,12 @@ def translated(checkpoint: Saved) -> Saved:
     Format 3 had other names of options (`RENAMED`), module paths where there are registered names now, ``facts`` for
     ``settings``, and the scale of a regression beside its objective. What is damaged is left to whoever reads it.
     """
-    if not _is_ours(checkpoint) or checkpoint[CHECKPOINT_KEY]["version"] != 3:
+    if not _is_ours(checkpoint):
+        return checkpoint
+    other = _first_not_plain(checkpoint[CHECKPOINT_KEY], CHECKPOINT_KEY)
+    if other is not None:
+        raise ConfigError(f"the checkpoint is damaged: {other!r} is not plain. Use another checkpoint of the run.")
+    if checkpoint[CHECKPOINT_KEY]["version"] != 3:
         return checkpoint
     saved = dict(checkpoint[CHECKPOINT_KEY])
     saved["version"] = CHECKPOINT_VERSION
@@ -89,10 +145,28 @@ def translated(checkpoint: Saved) -> Saved:
     if isinstance(network, Mapping) and isinstance(network.get("sizes"), Mapping):
         sizes = {name: _with_new_keys(of_part) for name, of_part in network["sizes"].items()}
         saved["network"] = {**network, "sizes": sizes}
-    state = checkpoint.get("state_dict")
-    if isinstance(state, Mapping):
-        state = {_with_objective(name): tensor for name, tensor in state.items()}
-    return {**checkpoint, CHECKPOINT_KEY: saved, "state_dict": state}
+    tensors = {}
+    for key in ("state_dict", "current_model_state"):
+        if isinstance(checkpoint.get(key), Mapping):
+            tensors[key] = {_with_objective(name): tensor for name, tensor in checkpoint[key].items()}
+    return {**checkpoint, CHECKPOINT_KEY: saved, **tensors}
+
+
+def _first_not_plain(value: Any, path: str) -> str | None:
+    """Path of the first value, or name, that is neither a number, a text nor nothing; a list or dict may hold such."""
+    if isinstance(value, Mapping):
+        if not all(isinstance(name, _PLAIN) for name in value):
+            return path
+        entries = list(value.items())
+    elif isinstance(value, list | tuple):
+        entries = list(enumerate(value))
+    else:
+        return None if isinstance(value, _PLAIN) else path
+    for name, entry in entries:
+        found = _first_not_plain(entry, f"{path}.{name}")
+        if found is not None:
+            return found
+    return None
 
 
 def _with_objective(name: Any) -> Any:
@@ -202,7 +276,7 @@ def rebuilt(
 def with_live_modules(parts: Mapping[str, Any], live: Mapping[str, nn.Module]) -> Saved:
     """The saved options of parts, completed by the modules that could not be saved as options."""
     check_keys(live, parts, "parts", "part")
-    missing = [name for name, options in parts.items() if "module" not in options and name not in live]
+    missing = [name for name, options in parts.items() if not {"module", "share"} & set(options) and name not in live]
     if missing:
         example = ", ".join(f"{name!r}: module" for name in missing)
         raise ConfigError(

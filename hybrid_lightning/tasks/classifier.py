@@ -9,14 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybrid_lightning.data.loaders import training_targets
-from hybrid_lightning.errors import ConfigError, at, check_choice, check_number, listing
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_number, listing, reason
 from hybrid_lightning.tasks.base import HybridTask
+from hybrid_lightning.tasks.chosen_metrics import parse_metrics
 from hybrid_lightning.tasks.losses import make_loss, parse_loss
 from hybrid_lightning.tasks.metrics import SplitMetrics, classification_metrics
 from hybrid_lightning.tasks.objective import Objective, output_names
 from hybrid_lightning.tasks.settings import Options
 
 KINDS = ("multiclass", "binary", "multilabel")
+RARE = 0.1
+"""Share of the training rows below which the rarer one of two classes is rare."""
 
 
 class ClassificationObjective(Objective):
@@ -31,6 +34,7 @@ class ClassificationObjective(Objective):
         class_weights: Sequence[float] | str | None,
         label_smoothing: float,
         loss_function: str | Options | None,
+        metrics: Sequence[str | Options] | None = None,
     ) -> None:
         with at("model"):
             check_choice(kind, "kind", KINDS, "kind")
@@ -46,6 +50,10 @@ class ClassificationObjective(Objective):
             self.loss_function = parse_loss(loss_function)
         self.num_classes = num_classes
         self.kind = kind
+        self.main_metric = "average_precision" if kind == "multilabel" else "accuracy"
+        with at("model.metrics"):
+            form = "Multilabel" if kind == "multilabel" else "Multiclass"
+            self.chosen = parse_metrics(metrics, form, num_classes, self.metrics().logged)
         self.closed_form = "classes" if kind == "multiclass" else "labels"
         self.label_smoothing = label_smoothing
         self.counted = ("class_weights",) if weights == "balanced" else ()
@@ -137,8 +145,8 @@ class ClassificationObjective(Objective):
         return torch.tensor(weights)[target.long()]
 
     def metrics(self) -> SplitMetrics:
-        """Accuracy, macro F1, AUROC and calibration error."""
-        return classification_metrics(self.num_classes, multilabel=self.kind == "multilabel")
+        """Accuracy, macro F1, AUROC, calibration error, of two classes and of labels average precision; and others."""
+        return classification_metrics(self.num_classes, self.kind == "multilabel", self.chosen)
 
     def check_target(self, target: Tensor) -> None:
         """Raises `ConfigError` if a label is out of range or the shape is wrong."""
@@ -189,6 +197,26 @@ class ClassificationObjective(Objective):
         if self.label_smoothing:
             given["label_smoothing"] = self.label_smoothing
         self.loss_module = make_loss(self.loss_function, trust, given)
+        self._try_loss()
+
+    def _try_loss(self) -> None:
+        """Raises `ConfigError` if the loss cannot take what this kind of target gives it."""
+        target = torch.arange(4 * min(self.num_classes, 8)) % self.num_classes
+        if self.kind == "multilabel":
+            target = functional.one_hot(target, self.num_classes)
+        outputs = torch.zeros(len(target), self.outputs)
+        try:
+            self._loss_of_module(outputs, target)
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            shape = "(B,)" if self.kind == "binary" else f"(B, {self.num_classes})"
+            wanted = "int64 classes (B,)" if self.kind == "multiclass" else f"floats {shape}"
+            raise ConfigError(
+                f"{type(self.loss_module).__name__} cannot take outputs {shape} with {wanted}, as 'kind: {self.kind}' "
+                f"gives them: {reason(error)} Take another loss, or another kind.",
+                "model.loss_function",
+            ) from error
 
     def _weigh(self, weights: list[float] | str | None) -> None:
         """Takes a weight per class; ``balanced`` stands for weights that are still to be counted."""
@@ -198,23 +226,31 @@ class ClassificationObjective(Objective):
             self.build(self._trust)
 
     def prepare_fit(self, trainer: pl.Trainer) -> None:
-        """Counts the training labels for ``class_weights: balanced``."""
-        if self._weights != "balanced":
+        """Counts the training labels, for ``class_weights: balanced`` and to find out whether one of two is rare."""
+        for metric in self.chosen:
+            metric.require()
+        has_two = self.num_classes == 2 and self.kind != "multilabel"
+        is_balanced = self._weights == "balanced"
+        targets = training_targets(trainer) if has_two or is_balanced else None
+        if targets is not None:
+            with at("data: train targets"):
+                self.check_target(targets)
+        if has_two:
+            is_rare = targets is not None and 0 < rarer_share(targets) < RARE
+            self.main_metric = trainer.strategy.broadcast("average_precision" if is_rare else "accuracy")
+        if not is_balanced:
             return
-        targets = training_targets(trainer)
         if targets is None:
             raise ConfigError(
                 "'balanced' counts the training labels, but the training dataset does not show them: it has no tensor "
                 "'targets' with a label per sample. Give it one, or give the weights as a list.",
                 "model.class_weights",
             )
-        with at("data: train targets"):
-            self.check_target(targets)
         weights = balanced_weights(targets, self.num_classes, self.kind)
         self._weigh(trainer.strategy.broadcast(weights))
 
     def settings(self) -> Options:
-        """The class weights, also those that were counted, and the loss in its long form."""
+        """The class weights, also those that were counted; the loss in its long form."""
         loss = None if self.loss_function is None else self.loss_function.plain()
         return {"class_weights": self._weights, "loss_function": loss}
 
@@ -232,7 +268,10 @@ class HybridClassifier(HybridTask):
     """Classifies with pretrained and untrained parts under one head.
 
     Logged after each validation and test, over all samples: ``accuracy``, ``macro_f1``, ``auroc`` and
-    ``calibration_error`` (not for multilabel). A metric that the data leave undefined is not logged, and named.
+    ``calibration_error`` (not for multilabel); of two classes and of labels also ``average_precision``, the mean over
+    the classes or labels that occur. A metric that the data leave undefined is not logged, and named. The best
+    checkpoint is that of the highest ``accuracy``; of the highest ``average_precision`` for labels, and where the rarer
+    of two classes has less than 10 % of the training rows, because there accuracy hardly tells models apart.
 
     Args:
         num_classes: Number of classes, or of labels if ``kind`` is multilabel; 2 if it is binary.
@@ -246,6 +285,11 @@ class HybridClassifier(HybridTask):
             any `nn.Module`. It gets outputs and targets and returns the mean over the samples: `(B, num_classes)`
             and int64 `(B,)` if multiclass, `(B,)` and floats `(B,)` if binary, `(B, num_classes)` and floats of the
             same shape if multilabel. ``class_weights`` and ``label_smoothing``, if given, become arguments of it.
+        metrics: Further metrics of torchmetrics, by name: ``[F1Score, {name: F1Score, class: cat}, {name:
+            PrecisionAtFixedRecall, class: cat, args: {min_recall: 0.9}}, ConfusionMatrix]``. ``class`` measures one
+            class or label, by its name in the data or its number from 0; ``as`` gives another name than
+            ``f1_score_cat``. One that is a table is not logged, but written beside ``metrics.csv`` after a test
+            and for the best validation: ``val_confusion_matrix.csv`` with a line per true class.
         **common: Arguments of `HybridTask`.
 
     Raises:
@@ -259,9 +303,10 @@ class HybridClassifier(HybridTask):
         class_weights: list[float] | str | None = None,
         label_smoothing: float = 0.0,
         loss_function: str | Options | None = None,
+        metrics: list[str | Options] | None = None,
         **common: Any,
     ) -> None:
-        objective = ClassificationObjective(num_classes, kind, class_weights, label_smoothing, loss_function)
+        objective = ClassificationObjective(num_classes, kind, class_weights, label_smoothing, loss_function, metrics)
         super().__init__(objective=objective, **common)
 
 
@@ -280,6 +325,12 @@ def parse_weights(given: Any, classes: int) -> list[float] | str | None:
     for weight in weights:
         check_number(weight, place, low=0)
     return weights
+
+
+def rarer_share(targets: Tensor) -> float:
+    """The share of the rarer one of two classes `(N,)`, 0 to 0.5."""
+    ones = targets.double().mean()
+    return float(torch.minimum(ones, 1 - ones))
 
 
 def balanced_weights(targets: Tensor, classes: int, kind: str) -> list[float]:

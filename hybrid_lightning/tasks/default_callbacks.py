@@ -15,12 +15,13 @@ from hybrid_lightning.callbacks import (
     NonFiniteGradients,
     ReestimateStatistics,
 )
+from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.part import Part
+from hybrid_lightning.tasks.selection import SelectOutput
+from hybrid_lightning.tasks.settings import has_own_steps
 from hybrid_lightning.tasks.start import StartOfTraining
 from hybrid_lightning.trainer import FitCallback
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
-
-_STEPS = ("forward", "training_step", "validation_step")
 
 
 def default_callbacks(
@@ -40,14 +41,23 @@ def default_callbacks(
     callbacks.append(ExactResume())
     if any(part.batch_norm == "recalibrate" for part in parts):
         callbacks.append(ReestimateStatistics())
+    callbacks.append(SelectOutput())
     return callbacks
+
+
+def require_callbacks(task: type, own: Collection[FitCallback]) -> None:
+    """Raises `ConfigError` if a task's own `configure_callbacks` has left these out, so that nothing would freeze."""
+    if not own:
+        raise ConfigError(
+            "it leaves out the callbacks that freeze, unfreeze and resume. Return [*super().configure_callbacks(), "
+            "...].",
+            f"{task.__name__}.configure_callbacks",
+        )
 
 
 def cache_mode(task: type, cache: bool | str) -> bool | str:
     """The task's option `cache`; ``auto`` is False for steps of a user's own, which may read the raw entries."""
-    homes = [getattr(task, name).__module__.split(".")[0] for name in _STEPS]
-    is_own = any(home != __name__.split(".")[0] for home in homes)
-    return False if cache == "auto" and is_own else cache
+    return False if cache == "auto" and has_own_steps(task) else cache
 
 
 def give_options(callbacks: Iterable[pl.Callback], options: Mapping[str, Part], groups: list[dict[str, Any]]) -> None:

@@ -1,15 +1,18 @@
 """Evaluation: the metrics of each split, of the model and of each part's own head, over each sample once."""
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-from hybrid_lightning.errors import ConfigError, listing, unknown
+from hybrid_lightning.errors import ConfigError, listing, unknown, writing
+from hybrid_lightning.files import write_csv
 from hybrid_lightning.network.batch import Batch
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.missing import PREFIX
@@ -43,7 +46,7 @@ class Evaluator(nn.Module):
         return metrics
 
     def compute(self, split: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Values by ``<metric>`` and ``<metric>/<part>``, and metric → reason of the model's undefined ones.
+        """Values by ``<metric>`` and ``<metric>-<part>``, and metric → reason of the model's undefined ones.
 
         All metrics start anew afterwards. Collective: call it on every rank.
         """
@@ -52,29 +55,73 @@ class Evaluator(nn.Module):
             if name.startswith(f"{split}/"):
                 part = name.removeprefix(f"{split}/")
                 of_part, _ = self.metrics_of(name).compute()
-                values |= {f"{metric}/{part}": value for metric, value in of_part.items()}
+                values |= {f"{metric}-{part}": value for metric, value in of_part.items()}
         return values, undefined
 
-    def better_alone(self, logged: Mapping[str, Tensor]) -> str | None:
-        """A sentence if, of the logged values, a part's own head beats the model in validation by the first metric."""
+    def better_alone(self, logged: Mapping[str, Tensor], main: str) -> str | None:
+        """A sentence if, of the logged values, a part's own head beats the model in validation.
+
+        They are compared by the `main` metric; where that is the loss, by the first of the others.
+        """
         metrics = self.metrics_of("val").metrics
-        name = next(iter(metrics), "")
+        name = main if main in metrics else next(iter(metrics), "")
         joint = logged.get(f"val/{name}")
         if joint is None:
             return None
+        higher = getattr(metrics[name], "higher_is_better", None)
+        if higher is None:
+            return None
         # of errors, less is better
-        sign = 1 if getattr(metrics[name], "higher_is_better", True) else -1
+        sign = 1 if higher else -1
+        samples = self.metrics_of("val").samples
+        margin = self.metrics_of("val").error(name, float(joint))  # a smaller difference is chance
         better = []
         for key, value in logged.items():
-            part = key.removeprefix(f"val/{name}/")
-            if part != key and sign * float(value) > sign * float(joint):
+            part = key.removeprefix(f"val/{name}-")
+            if part != key and sign * (float(value) - float(joint)) > margin:
                 better.append(f"{part} {float(value):.4g}")
         if not better:
             return None
         return (
-            f"val/{name}: all parts together have {float(joint):.4g}, and better alone, by their own heads: "
-            f"{', '.join(better)}. Lower the rates or raise the weight decay of the other parts, or leave parts out."
+            f"val/{name} on {samples} samples: all parts together have {float(joint):.4g}, and better alone, by their "
+            f"own heads: {', '.join(better)}. Lower the rates or raise the weight decay of the other parts, or leave "
+            f"parts out."
         )
+
+
+def log_metrics(task: Any, split: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Computes and logs the metrics of a split, and writes its tables; for what it gives see `Evaluator.compute`.
+
+    A validation of a fit writes no tables: `BestCheckpoint` does, of the best.
+    """
+    trainer = task.trainer
+    values, undefined = task.evaluator.compute(split)
+    if not trainer.sanity_checking:
+        for name, reason in undefined.items():
+            rank_zero_info(f"{split}/{name} is not logged, because it is undefined: {reason}.")
+    shown = ("loss", task.objective.main_metric)  # more would not fit into a line
+    for name, value in values.items():
+        task.log(f"{split}/{name}", value, sync_dist=True, prog_bar=name in shown)
+    if trainer.state.fn != "fit":
+        write_tables(trainer, task, split)
+    return values, undefined
+
+
+def write_tables(trainer: pl.Trainer, task: Any, split: str) -> None:
+    """Writes each table that was computed last for a split, such as ``val_confusion_matrix.csv``, beside the logs."""
+    metrics: SplitMetrics = task.evaluator.metrics_of(split)
+    if not metrics.tables or not trainer.loggers:
+        return
+    folder = trainer.log_dir  # collective: read on every rank
+    if not trainer.is_global_zero or not folder:
+        return
+    known = task.objective.names
+    for key, value in metrics.tables.items():
+        names = known if len(known) == len(value) else [str(number) for number in range(len(value))]
+        header, *rows = metrics.chosen[key].rows(value, names, metrics.rows)
+        path = Path(folder) / f"{split}_{key}.csv"
+        with writing(path, "Make room or mend the cause."):
+            write_csv(path, header, rows)
 
 
 class RunningLoss:
@@ -118,6 +165,16 @@ def own_samples(loaders: Any, batch_index: int, size: int) -> int:
     of_rank = len(range(sampler.rank, count, sampler.num_replicas))
     own = of_rank - batch_index * batches.batch_size
     return min(max(own, 0), size)
+
+
+def refuse_several(loaders: Any, split: str) -> None:
+    """Raises `ConfigError` if a split has several loaders: its metrics are of all its samples together."""
+    if isinstance(loaders, list | tuple | Mapping) and len(loaders) > 1:
+        raise ConfigError(
+            f"there are {len(loaders)} {split} loaders, and the metrics are those of one. Join the data with "
+            f"torch.utils.data.ConcatDataset; or call trainer.validate or trainer.test once for each.",
+            "data",
+        )
 
 
 def step_by_metric(trainer: pl.Trainer, values: Mapping[str, Any], undefined: Mapping[str, str]) -> None:

@@ -9,9 +9,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from hybrid_lightning.data.loaders import plain_samples
-from hybrid_lightning.drift.reference_batch import as_validation, own_random_state
+from hybrid_lightning.drift.reference_batch import own_random_state
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.trainer import as_validation
 from hybrid_lightning.unfreezing.freezing import apply_modes, dry_run, has_statistics, reestimate_statistics
 
 MOST_SAMPLES = 2048

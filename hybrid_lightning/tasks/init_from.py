@@ -169,6 +169,9 @@ class StartTensors:
                 f"{listing(fits)}. Map them with parts: {{part here: part in the file}}.{''.join(whys)}"
             )
         for name, old in source.parts.items():
+            owner = network.options[name].share if name in network.options else None
+            if owner is not None:
+                raise ConfigError(f"it has the module of {owner!r}. Name that part instead.", f"parts.{name}")
             if name in fits and not fits[name].found:
                 raise ConfigError(
                     f"nothing of {old!r} fits. {_reasons(name, fits[name], refused)} Name another part of the file, or "

@@ -59,7 +59,8 @@ class FocalLoss(nn.Module):
 
 
 LOSSES = {"FocalLoss": FocalLoss}
-"""Names that a loss may have without a dot."""
+TORCH_LOSSES = [name for name in vars(nn) if name.endswith("Loss")]
+"""Names that a loss may have without a dot: those of ours, and of torch.nn."""
 _PLACE = "model.loss_function"
 
 
@@ -68,6 +69,8 @@ def parse_loss(given: object) -> ClassSpec | None:
     if given is None:
         return None
     spec = ClassSpec.parse(given, "FocalLoss")
+    if spec.class_path in TORCH_LOSSES:
+        return replace(spec, class_path=f"torch.nn.{spec.class_path}")
     # where a loss of ours lives has changed before, and is in the saved configs of older runs
     own_name = spec.class_path.rpartition(".")[2]
     is_own = spec.class_path.startswith("hybrid_lightning.") and own_name in LOSSES
@@ -112,7 +115,7 @@ def _factory(path: str, trust: Collection[str] | None) -> Any:
     if path in LOSSES:
         return LOSSES[path]
     if "." not in path:  # neither a path nor a name of ours: most likely misspelled
-        raise unknown(f"{_PLACE}.class_path", "loss", path, [*LOSSES, "torch.nn.MultiMarginLoss"])
+        raise unknown(f"{_PLACE}.class_path", "loss", path, [*LOSSES, *TORCH_LOSSES])
     if trust is not None and not path.startswith("torch.nn.") and not trusted(path, trust):
         raise ConfigError(
             f"the file names {path!r}, which is neither a loss of ours nor of torch.nn. A path in a file is code "

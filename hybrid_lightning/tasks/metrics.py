@@ -1,14 +1,18 @@
 """Metrics of a split, from torchmetrics states over all samples; undefined ones are left out and named."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torchmetrics
 from torch import Tensor, nn
+from torch.nn import functional
 from torchmetrics import classification, regression
+from torchmetrics.utilities import dim_zero_cat
 
 from hybrid_lightning.errors import listing
+from hybrid_lightning.tasks.chosen_metrics import ChosenMetric, computed
 
 
 class SampleCounts(torchmetrics.Metric):
@@ -43,13 +47,33 @@ class SplitMetrics(nn.Module):
     Args:
         metrics: Name → metric, fed with predictions and targets.
         classes: Number of classes or labels, of which samples may lack some; 0 for regression.
+        chosen: Further metrics, which a config names.
     """
 
-    def __init__(self, metrics: Mapping[str, torchmetrics.Metric], classes: int = 0) -> None:
+    def __init__(
+        self,
+        metrics: Mapping[str, torchmetrics.Metric],
+        classes: int = 0,
+        chosen: Sequence[ChosenMetric] = (),
+    ) -> None:
         super().__init__()
         self.metrics = nn.ModuleDict(metrics)
+        self.metrics.update({metric.key: metric.make() for metric in chosen})
+        self.chosen = {metric.key: metric for metric in chosen}
         self.loss = torchmetrics.MeanMetric()
         self.counts = SampleCounts(classes)
+        self.samples = 0
+        """How many samples the last values were of."""
+        self.tables: dict[str, Tensor] = {}
+        """Name → the last value of each metric that is a table."""
+        self.rows: Tensor | None = None
+        """How many of the samples each class had, `(classes,)`; None for regression."""
+
+    @property
+    def logged(self) -> list[str]:
+        """The names of the metrics that are numbers."""
+        tables = [key for key, metric in self.chosen.items() if metric.is_table]
+        return [name for name in self.metrics if name not in tables]
 
     def _as_counted(self, target: Any) -> Any:
         """Class labels as int64: also bool, small integers, and indicators that are floats."""
@@ -94,12 +118,16 @@ class SplitMetrics(nn.Module):
         values: dict[str, Tensor] = {}
         undefined: dict[str, str] = {}
         positives, total = self.counts.compute()
+        self.samples = int(total)
+        self.tables = {}
+        self.rows = positives.clone() if self.counts.classes else None
         if total > 0:
             undefined = self._undefined(positives, total)
             values["loss"] = self.loss.compute()
-            for name, metric in self.metrics.items():
-                if name not in undefined:
-                    values[name] = metric.compute()  # type: ignore[operator]
+            for name in self.logged:
+                if name not in undefined and name not in self.chosen:
+                    values[name] = self.metrics[name].compute()  # type: ignore[operator]
+            undefined |= self._compute_chosen(values)
         # in inference mode it would make states that a fit, which follows a validation by hand, cannot update
         with torch.inference_mode(False):
             for metric in self.modules():
@@ -107,22 +135,95 @@ class SplitMetrics(nn.Module):
                     metric.reset()
         return values, undefined
 
+    def error(self, name: str, value: float) -> float:
+        """Roughly one standard error of a share, 0 to 1, over the samples that were counted last; 0 of other metrics.
+
+        That of an accuracy p of n samples is the root of p (1 - p) / n; that of an average precision the same with the
+        number of positives as n (Boyd et al. 2013, doi:10.1007/978-3-642-40994-3_29), of two classes the rarer one's.
+        """
+        count = self.samples if name == "accuracy" else 0
+        if name == "average_precision" and self.rows is not None:
+            count = int(self.rows.min() if len(self.rows) == 2 else self.rows.sum())
+        return math.sqrt(max(value * (1 - value), 0.0) / count) if count else 0.0
+
+    def _compute_chosen(self, values: dict[str, Tensor]) -> dict[str, str]:
+        """Adds the values of the metrics that a config names; name → reason of those that are undefined."""
+        undefined = {}
+        for name, chosen in self.chosen.items():
+            metric = self.metrics[name]
+            assert isinstance(metric, torchmetrics.Metric)
+            value = chosen.read(computed(metric))
+            if chosen.is_table:
+                self.tables[name] = value
+            elif chosen.index is not None and self.rows is not None and not self.rows[chosen.index]:
+                undefined[name] = f"no sample is of the class {chosen.of_class!r}"
+            elif value.isnan():
+                undefined[name] = "it is not a number on these samples"
+            else:
+                values[name] = value
+        return undefined
+
     def _undefined(self, positives: Tensor, total: Tensor) -> dict[str, str]:
         """Name → reason of the metrics that these samples leave undefined."""
+        found = {}
         if "r2" in self.metrics and total < 2:
-            return {"r2": "it needs at least two samples"}
+            found["r2"] = "it needs at least two samples"
+        if "average_precision" in self.metrics and not bool(positives.any()):
+            found["average_precision"] = "no sample has any of the labels"
         # the area under a curve needs samples on both sides of the threshold
         constant = (positives == 0) | (positives == total)
-        if "auroc" not in self.metrics or not bool(constant.any()):
-            return {}
-        classes = map(str, constant.nonzero().flatten().tolist())
-        return {"auroc": f"class {listing(classes)} has no samples, or all of them"}
+        if "auroc" in self.metrics and bool(constant.any()):
+            classes = map(str, constant.nonzero().flatten().tolist())
+            found["auroc"] = f"class {listing(classes)} has no samples, or all of them"
+        return found
 
 
-def classification_metrics(classes: int, multilabel: bool) -> SplitMetrics:
+class MeanAveragePrecision(torchmetrics.Metric):
+    """The mean of the average precision over the classes or labels that some sample has.
+
+    Predictions are `(B, classes)`, targets `(B,)` classes or `(B, classes)` of 0 and 1.
+    """
+
+    higher_is_better = True
+    full_state_update = False
+    predictions: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("predictions", [], dist_reduce_fx="cat")
+        self.add_state("targets", [], dist_reduce_fx="cat")
+
+    def update(self, predictions: Tensor, target: Tensor) -> None:
+        """Keeps the samples."""
+        self.predictions.append(predictions.float())
+        self.targets.append(target if target.ndim == 2 else functional.one_hot(target, predictions.shape[1]))
+
+    def compute(self) -> Tensor:
+        """The mean; nan if no sample has any of the labels."""
+        scores, order = dim_zero_cat(self.predictions).sort(dim=0, descending=True)
+        hits = dim_zero_cat(self.targets).gather(0, order).double()
+        found = hits.cumsum(0)
+        ranks = torch.arange(1, len(hits) + 1, device=hits.device)[:, None]
+        precision = found / ranks
+        # of equal scores none comes first: each has the precision behind the last of them
+        is_last = torch.ones_like(scores, dtype=torch.bool)
+        is_last[:-1] = scores[1:] != scores[:-1]
+        behind = torch.where(is_last, ranks, len(hits)).flip(0).cummin(0).values.flip(0) - 1
+        total = found[-1]
+        each = (precision.gather(0, behind) * hits).sum(0) / total
+        return each[total > 0].mean().float()
+
+
+def classification_metrics(
+    classes: int,
+    multilabel: bool,
+    chosen: Sequence[ChosenMetric] = (),
+) -> SplitMetrics:
     """Accuracy, macro F1, AUROC and, where it has one meaning, calibration error; a binary target has two classes.
 
-    Multilabel targets and predictions are `(B, labels)`; else targets are `(B,)`, predictions `(B, classes)`.
+    Of two classes, and of labels, also the mean average precision. Multilabel targets and predictions are
+    `(B, labels)`; else targets are `(B,)`, predictions `(B, classes)`.
     """
     metrics: dict[str, torchmetrics.Metric]
     if multilabel:
@@ -138,15 +239,18 @@ def classification_metrics(classes: int, multilabel: bool) -> SplitMetrics:
             "auroc": classification.MulticlassAUROC(classes, average="macro"),
             "calibration_error": classification.MulticlassCalibrationError(classes),
         }
-    return SplitMetrics(metrics, classes)
+    if multilabel or classes == 2:
+        metrics["average_precision"] = MeanAveragePrecision()
+    return SplitMetrics(metrics, classes, chosen)
 
 
-def regression_metrics() -> SplitMetrics:
+def regression_metrics(chosen: Sequence[ChosenMetric] = ()) -> SplitMetrics:
     """Mean absolute error and root mean squared error over all values, and R² averaged over outputs."""
     return SplitMetrics(
         {
             "mae": regression.MeanAbsoluteError(),
             "rmse": regression.MeanSquaredError(squared=False),
             "r2": regression.R2Score(),
-        }
+        },
+        chosen=chosen,
     )

@@ -8,12 +8,11 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from hybrid_lightning.data.loaders import example_batch
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
-from hybrid_lightning.errors import ConfigError, at, listing, printable
+from hybrid_lightning.errors import ConfigError, at, printable
 from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.lightning_private import BatchCheckingModule
 from hybrid_lightning.network.batch import Batch, first_samples
@@ -21,32 +20,42 @@ from hybrid_lightning.network.builder import build, rebuild
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.part import Part
 from hybrid_lightning.network.record import NetworkRecord
+from hybrid_lightning.network.selection import serve
 from hybrid_lightning.optim.factory import make_optimizer, make_scheduler
-from hybrid_lightning.optim.lr_schedules import GroupRates
+from hybrid_lightning.optim.lr_schedules import GroupLR, GroupRates
 from hybrid_lightning.optim.training_groups import step_what_trains
 from hybrid_lightning.resume.own_files import rebuild_paths
-from hybrid_lightning.resume.saved_fit import refuse_damaged_schedulers, refuse_damaged_tensors
-from hybrid_lightning.tasks import changed_config
+from hybrid_lightning.tasks.best_checkpoint import follow_main_metric, keep_followed_metric
 from hybrid_lightning.tasks.building import building, example_as_given, in_given_precision
 from hybrid_lightning.tasks.checkpoint import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
     group_names,
+    is_same_network,
+    measure_average,
     network_record,
     refuse_other_model,
+    take_selection,
     task_name,
     translated,
 )
-from hybrid_lightning.tasks.default_callbacks import cache_mode, default_callbacks, give_options, merge_callbacks
+from hybrid_lightning.tasks.continuing import adapt_to_fit
+from hybrid_lightning.tasks.default_callbacks import (
+    cache_mode,
+    default_callbacks,
+    give_options,
+    merge_callbacks,
+    require_callbacks,
+)
 from hybrid_lightning.tasks.evaluation import Evaluator
 from hybrid_lightning.tasks.init_from import StartTensors
+from hybrid_lightning.tasks.monitored import directions_of
 from hybrid_lightning.tasks.objective import Objective
-from hybrid_lightning.tasks.settings import TaskSettings, check_plain, recorded
+from hybrid_lightning.tasks.settings import TaskSettings, check_plain, prepare_subclass
+from hybrid_lightning.tasks.trials import is_trial, keep_shares
 from hybrid_lightning.trainer import FitCallback
 
 _FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
-_OF_OBJECTIVES = ("make_metrics", "check_target", "loss_weight", "prediction_columns", "contribution")
-"""Methods that tasks had before there were objectives, where ``make_metrics`` is called ``metrics``."""
 Groups = list[dict[str, Any]]
 Saved = Mapping[str, Any]
 """What a task added to a checkpoint, or an entry of it."""
@@ -74,8 +83,10 @@ class NetworkModule(BatchCheckingModule, ABC):
         self.on_group_change = "error"
         """What a fit does with a checkpoint of other groups or another optimizer: ``error``; ``weights_only`` takes the
         weights that match and starts at step 0; ``match`` also keeps the optimizer state that matches, and goes on."""
+        self.serves_selection = True
+        """Whether a checkpoint's selection is served; False takes its joint network."""
         self._record: NetworkRecord | None = None
-        self._trust: Collection[str] | None = None
+        self.trust: Collection[str] | None = None
         self._own_callbacks: list[FitCallback] = []
         self.is_started = False
         """Whether the network is no longer as it was built, so that ``start: probe`` leaves it alone."""
@@ -86,13 +97,7 @@ class NetworkModule(BatchCheckingModule, ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        moved = [name for name in _OF_OBJECTIVES if name in vars(cls)]
-        if moved:  # they would never be called
-            raise TypeError(f"{cls.__name__}: {listing(moved)} belong to the task's Objective, see docs/own_task.md.")
-        definer = next(base for base in cls.__mro__ if "__init__" in vars(base))
-        if definer is cls or not issubclass(definer, NetworkModule):  # the latter: of a mixin
-            # the arguments of a user's own task reach the checkpoint without being named there
-            cls.__init__ = recorded(cls.__init__)  # type: ignore[method-assign]
+        prepare_subclass(cls, NetworkModule)
 
     # Building
 
@@ -131,15 +136,16 @@ class NetworkModule(BatchCheckingModule, ABC):
 
     def rebuild(self, record: NetworkRecord, trust: Collection[str] | None = None) -> None:
         """Builds the network of a checkpoint's record without data, for `trust` see `resolve`."""
-        self._trust = trust
+        self.trust = trust
         self.is_started = True
         self.network = rebuild(self.parts, self.objective.outputs, record, **self._network_options())
+        serve(self.network, record.selection if self.serves_selection else {}, self.objective.closed_form)
         self._follow_network()
 
     def _network_options(self) -> dict[str, Any]:
         return {
             "fusion": self.fusion,
-            "trust": self._trust,
+            "trust": self.trust,
             "part_heads": self.settings.part_heads is not False,
             "part_weight": self.settings.part_weight,
         }
@@ -147,7 +153,7 @@ class NetworkModule(BatchCheckingModule, ABC):
     def _follow_network(self) -> None:
         """Makes the metrics of the parts' heads, and what of the objective needs imports."""
         self.evaluator.set_parts(self.parts_with_heads)
-        self.objective.build(self._trust)
+        self.objective.build(self.trust)
         self.objective.to(self.device)  # a network may be built again on the device of an earlier fit
 
     def rebuild_as(self, saved: Saved) -> None:
@@ -156,18 +162,14 @@ class NetworkModule(BatchCheckingModule, ABC):
         If the checkpoint is of other parts, nothing changes; `saved` is what a task added to it.
         """
         own = {**self._plain_network(), "outputs": self.objective.outputs}
-        # the oldest files do not state their outputs
-        if all(saved.get(key, value) == value for key, value in own.items()):
+        if is_same_network(saved, own):
             self._record = network_record(saved)
             if "fusion" in self._record.parts and "part_heads" not in self._record.parts:
                 self._give_up_part_heads()
 
     def check_data(self, data: Any) -> None:
         """Raises `ConfigError` if a DataModule that says what its target is has one that this task cannot learn."""
-        kind = getattr(data, "target_kind", None)
-        if kind is not None and self.objective.reads_target:
-            with at("data.target"):
-                self.objective.check_kind(kind, data.target_names)
+        self.objective.check_data(data)
 
     def build_for(self, trainer: Trainer, read: Callable[[], Any], load: bool = True) -> None:
         """Builds the network of `rebuild_as`, or else along the batch that `read` returns, in a Trainer's precision."""
@@ -196,12 +198,18 @@ class NetworkModule(BatchCheckingModule, ABC):
         network = self.built()
         return list(network.feeding) if "part_heads" in network.parts else []
 
-    def configure_model(self) -> None:
-        """Builds what is not built yet; a fit may take class weights or a scale from its training data."""
-        self._restored_settings = None  # of a checkpoint with which an earlier fit failed
+    def build_if_needed(self) -> None:
+        """Builds the network for the Trainer, if it is not built yet."""
         self.check_data(getattr(self.trainer, "datamodule", None))
         if self.network is None:
             self.build_for(self.trainer, lambda: example_batch(self.trainer), self.reads_weights)
+        if self.trainer.state.fn == "fit":
+            serve(self.built(), {}, None)  # a fit trains the joint network, which callbacks copy in their setup
+
+    def configure_model(self) -> None:
+        """Builds what is not built yet; a fit may take class weights or a scale from its training data."""
+        self._restored_settings = None  # of a checkpoint with which an earlier fit failed
+        self.build_if_needed()
         network = self.built()
         in_given_precision(self.trainer, network)
         groups = self.param_groups()  # before sharding, which replaces the parameters
@@ -212,9 +220,11 @@ class NetworkModule(BatchCheckingModule, ABC):
         give_options(self._own_callbacks, self.all_options, groups)
         network.compile_parts()
         if self.trainer.state.fn == "fit":
+            require_callbacks(type(self), self._own_callbacks)
             self.train()  # a rebuilt model arrives in eval mode
             self.objective.prepare_fit(self.trainer)
             self.objective.to(self.device)
+            follow_main_metric(self.trainer, self)
 
     def configure_callbacks(self) -> list[FitCallback]:
         """Unfreezing, gradient health, exact resume; a callback of the same type in the Trainer takes its place."""
@@ -235,13 +245,13 @@ class NetworkModule(BatchCheckingModule, ABC):
         # not under 16-mixed, where a fused optimizer would unscale the gradients within its step
         return self.optimization(fused=self.trainer.precision in _FUSED_PRECISIONS)
 
-    def optimization(self, fused: bool = False) -> dict[str, Any]:
+    def optimization(self, fused: bool = False, groups: Groups | None = None) -> dict[str, Any]:
         """The optimizer and its scheduler, as Lightning takes them; `fused` where torch has such a form."""
         settings = self.settings
-        optimizer = make_optimizer(settings.optimizer, self.param_groups(), fused=fused, trust=self._trust)
+        optimizer = make_optimizer(settings.optimizer, groups or self.param_groups(), fused=fused, trust=self.trust)
         step_what_trains(optimizer)
         if settings.scheduler:
-            scheduler = make_scheduler(settings.scheduler, optimizer, self._trust, settings.lr)
+            scheduler = make_scheduler(settings.scheduler, optimizer, self.trust, settings.lr, directions_of(self))
         else:
             scheduler = {"scheduler": GroupRates(optimizer, **(settings.rates or {})), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -265,6 +275,8 @@ class NetworkModule(BatchCheckingModule, ABC):
         """Steps the scheduler, unless it waits for a metric: then each validation does."""
         if not getattr(scheduler, "by_metric", False):
             super().lr_scheduler_step(scheduler, metric)
+        if is_trial(self.trainer) and not isinstance(scheduler, GroupLR):
+            keep_shares(scheduler.optimizer)
 
     def _print(self, *lines: str) -> None:
         """Prints lines on the first rank alone."""
@@ -283,18 +295,18 @@ class NetworkModule(BatchCheckingModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a rebuild needs, as plain data."""
-        checkpoint[CHECKPOINT_KEY] = self._saved()
+        checkpoint[CHECKPOINT_KEY] = self.saved_task()
 
-    def _saved(self) -> dict[str, Any]:
-        network = self.built()
+    def saved_task(self) -> dict[str, Any]:
+        """What `on_save_checkpoint` adds."""
         return {
             "version": CHECKPOINT_VERSION,
             "task": task_name(type(self)),
             "settings": self.saved_settings(),
             **self._plain_network(),
             "outputs": self.objective.outputs,
-            "network": network.record.plain(),
-            "groups": group_names(network, self.param_groups()),
+            "network": self.built().record.plain(),
+            "groups": group_names(self.built(), self.param_groups()),
             "counted": list(self.objective.counted),
         }
 
@@ -315,32 +327,23 @@ class NetworkModule(BatchCheckingModule, ABC):
         """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
         is_fit = self.trainer.state.fn == "fit"
         checkpoint.update(translated(checkpoint))
+        # a fit trains the joint network
+        serve(
+            self.built(), take_selection(checkpoint, not is_fit and self.serves_selection), self.objective.closed_form
+        )
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         if "settings" in saved:
             self.objective.adopt(saved, is_fit)
             self.objective.to(self.device)
+        self._print(*keep_followed_metric(self.trainer, self, checkpoint))
         rebuild_paths(self.trainer, checkpoint)
         state = checkpoint.get("state_dict", {})
         if not (is_fit and self.settings.part_weight):  # of heads that train the parts, a lack is a change
             self.follow_part_heads(state)
         if not is_fit:
             refuse_other_model(self.state_dict(), state)
+            checkpoint.pop("loops", None)  # counters of another command, which Lightning would count on from
+            measure_average(checkpoint)
             return
-        made = self.configure_optimizers()  # of a subclass perhaps several
-        optimizer = made["optimizer"] if isinstance(made, Mapping) else made
-        self._restored_settings, lines = changed_config.adapt_checkpoint(
-            checkpoint, self.state_dict(), self._saved(), optimizer, self.on_group_change, self.trainer
-        )
-        if self._restored_settings is not None and isinstance(optimizer, torch.optim.Optimizer):
-            changed_config.refuse_damaged_state(
-                checkpoint, self._restored_settings, optimizer, self.built(), self._optimizer_over, self.trainer
-            )
-            if isinstance(made, Mapping) and "lr_scheduler" in made:
-                refuse_damaged_schedulers(checkpoint, made["lr_scheduler"]["scheduler"])
-            refuse_damaged_tensors(self.trainer, checkpoint)
+        self._restored_settings, lines = adapt_to_fit(self, checkpoint)
         self._print(*lines)
-
-    def _optimizer_over(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """An optimizer of today's kind over other parameters, on any device."""
-        group = {**self.param_groups()[0], "params": parameters}
-        return make_optimizer(self.settings.optimizer, [group], fused=False, trust=self._trust)

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
-from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.network.modules.mlp import LinearVote
 from hybrid_lightning.probe.targets import Kind
+from hybrid_lightning.tasks.chosen_metrics import ChosenMetric
 from hybrid_lightning.tasks.metrics import SplitMetrics
 
 
@@ -32,9 +33,17 @@ class Objective(nn.Module, ABC):
     counted: Collection[str] = ()
     """Names of the settings whose values were taken from data."""
 
+    main_metric: str = "loss"
+    """The metric that the best checkpoint follows, and by which parts are compared; known once a fit is prepared."""
+
+    chosen: Sequence[ChosenMetric] = ()
+    """The metrics that a config names."""
+
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self.outputs = outputs
+        self.names: list[str] = []
+        """Names of the classes, labels or numbers, if the data have any."""
 
     # What a subclass defines
 
@@ -53,7 +62,7 @@ class Objective(nn.Module, ABC):
         return len(outputs)
 
     def metrics(self) -> SplitMetrics:
-        """New metrics for one split; the first one decides whether a part is better than the whole model."""
+        """New metrics for one split; if `main_metric` is the loss, the first decides whether a part is better."""
         return SplitMetrics({})
 
     def check_target(self, target: Tensor) -> None:
@@ -65,6 +74,19 @@ class Objective(nn.Module, ABC):
         `kind` is ``binary``, ``multiclass``, ``multilabel`` or ``regression``; `names` are those of its classes, labels
         or columns.
         """
+
+    def check_data(self, data: Any) -> None:
+        """Asks `check_kind` about the target of a DataModule that says what it is; of any other nothing is known."""
+        kind = getattr(data, "target_kind", None)
+        columns = getattr(getattr(data, "target", None), "columns", ())
+        if kind is not None and self.reads_target:
+            # numbers bear the names of their columns
+            is_named = columns and kind != "regression"
+            with at(f"data.target: column {listing(columns, 3)}" if is_named else "data.target"):
+                self.check_kind(kind, data.target_names)
+        self.names = list(getattr(data, "target_names", None) or self.names)
+        for metric in self.chosen if self.names else ():
+            metric.find(self.names)
 
     def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Predictions `(N,)` or `(N, outputs)` as columns of a table: name → a tensor or list of a value per sample."""
@@ -86,6 +108,10 @@ class Objective(nn.Module, ABC):
     def in_outputs(self, vote: LinearVote) -> LinearVote:
         """A linear map to what a closed-form fit learns, as one to the head's outputs: the same, unless overridden."""
         return vote
+
+    def in_units(self, values: Tensor) -> Tensor:
+        """What such a fit learns, `(N, outputs)`, in the units of the targets: the same, unless overridden."""
+        return values
 
     def row_weights(self, target: Tensor) -> Tensor | None:
         """The weight of each sample in such a fit, `(N,)`; None weighs all alike."""

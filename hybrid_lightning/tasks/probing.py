@@ -49,11 +49,11 @@ def probe_features(objective: Objective, features: SplitFeatures, groups: Tensor
     voters = fit_voters(objective, features, groups)
     if len(voters) > 1:
         with at(TOGETHER):
-            voters[TOGETHER] = _fit_voter(_joined(features), None, goal, groups)
+            voters[TOGETHER] = _fit_voter(objective, _joined(features), None, goal, groups)
     held_out = {name: voter.held_out for name, voter in voters.items()}
     weights = fit_blend(held_out, goal.target, goal.kind, goal.row_weights)
     outputs = blended(held_out, weights, goal.kind)
-    return Probe(voters, weights, score(outputs, goal.target, goal.kind, groups=groups))
+    return Probe(voters, weights, _score(objective, outputs, goal, groups))
 
 
 def fit_voters(objective: Objective, features: SplitFeatures, groups: Tensor | None = None) -> dict[str, Voter]:
@@ -62,7 +62,7 @@ def fit_voters(objective: Objective, features: SplitFeatures, groups: Tensor | N
     voters = {}
     for name, tensor in features.parts.items():
         with at(place_of(name)):
-            voters[name] = _fit_voter(tensor, features.present.get(name), goal, groups)
+            voters[name] = _fit_voter(objective, tensor, features.present.get(name), goal, groups)
     return voters
 
 
@@ -88,7 +88,14 @@ def _joined(features: SplitFeatures) -> Tensor:
     return torch.cat(complete, dim=1)
 
 
+def _score(objective: Objective, outputs: Tensor, goal: Goal, groups: Tensor | None) -> Score:
+    """The score of outputs `(N, outputs)`, numbers in their units."""
+    target = objective.in_units(goal.target)
+    return score(objective.in_units(outputs), target, goal.kind, groups=groups)
+
+
 def _fit_voter(
+    objective: Objective,
     features: Tensor,
     present: Tensor | None,
     goal: Goal,
@@ -111,4 +118,4 @@ def _fit_voter(
         mean = features[rows].mean(0, keepdim=True)
         held_out = vote(mean).repeat(len(features), 1).to(vote.held_out.dtype)
         held_out[rows] = vote.held_out
-    return Voter(vote, held_out, score(held_out, goal.target, goal.kind, groups=groups))
+    return Voter(vote, held_out, _score(objective, held_out, goal, groups))

@@ -13,8 +13,10 @@ from hybrid_lightning.data.loaders import training_targets
 from hybrid_lightning.errors import ConfigError, at, check_choice, listing
 from hybrid_lightning.network.modules.mlp import LinearVote
 from hybrid_lightning.tasks.base import HybridTask
+from hybrid_lightning.tasks.chosen_metrics import parse_metrics
 from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
 from hybrid_lightning.tasks.objective import Objective
+from hybrid_lightning.tasks.settings import Options
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": functional.mse_loss,
@@ -23,10 +25,16 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+TRANSFORMS = (None, "log", "log1p")
+"""What targets may go through before they are standardized; a checkpoint holds the position."""
+
+
 class TargetScale(nn.Module):
     """Mean and standard deviation of each output over the training targets; 0 and 1 until they are known.
 
-    They are float32 whatever the precision of the module, because bfloat16 would round them to three digits.
+    With a transform they are those of the logarithms. They are float32 whatever the precision of the module, because
+    bfloat16 would round them to three digits. ``known`` is 0 until the scale is set, then 1 plus the position of the
+    transform in `TRANSFORMS`.
     """
 
     mean: Tensor
@@ -38,20 +46,48 @@ class TargetScale(nn.Module):
         self.register_buffer("mean", torch.zeros(outputs, dtype=torch.float32))
         self.register_buffer("std", torch.ones(outputs, dtype=torch.float32))
         self.register_buffer("known", torch.zeros((), dtype=torch.int64))  # not bool, which gloo does not send
+        self.transform: str | None = None
+        """One of `TRANSFORMS`; beside the buffer, so that no step waits for the device."""
+        self.register_load_state_dict_post_hook(_read_transform)  # type: ignore[no-untyped-call]
 
     def set(self, mean: list[float], std: list[float]) -> None:
         """Sets the scale for good; a network that was trained under it has no meaning under another."""
         self.mean.copy_(torch.tensor(mean))
         self.std.copy_(torch.tensor(std))
-        self.known.fill_(1)
+        self.known.fill_(1 + TRANSFORMS.index(self.transform))
+
+    def take(self, known: Tensor) -> None:
+        """Takes the transform under which a network has learned, whatever the data ask for."""
+        code = int(known)
+        if not 1 <= code <= len(TRANSFORMS):
+            problem = f"the checkpoint is damaged: scale.known is {code}. Use another checkpoint of the run."
+            raise ConfigError(problem, "scale")
+        was = TRANSFORMS[code - 1]
+        if self.transform not in (None, was):
+            rank_zero_info(
+                f"data.target.transform: {was}, because the network of the checkpoint was trained like that."
+            )
+        self.transform = was
+
+    def transformed(self, target: Tensor) -> Tensor:
+        """Targets, or their logarithms."""
+        if self.transform is None:
+            return target
+        return target.log() if self.transform == "log" else target.log1p()
+
+    def in_units(self, values: Tensor) -> Tensor:
+        """The inverse of `transformed`."""
+        if self.transform is None:
+            return values
+        return values.exp() if self.transform == "log" else values.expm1()
 
     def standardized(self, target: Tensor) -> Tensor:
         """Targets `(B,)` or `(B, outputs)` as the network learns them."""
-        return (target - self.mean) / self.std
+        return (self.transformed(target) - self.mean) / self.std
 
     def restored(self, numbers: Tensor) -> Tensor:
         """What the network gives, `(B,)` or `(B, outputs)`, in the units of the targets."""
-        return numbers * self.std + self.mean
+        return self.in_units(numbers * self.std + self.mean)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follows the module to its device, but not to its precision."""
@@ -60,6 +96,13 @@ class TargetScale(nn.Module):
                 device = fn(buffer).device
                 self._buffers[name] = buffer.to(device)
         return self
+
+
+def _read_transform(scale: nn.Module, _: Any) -> None:
+    """Takes the transform of a state that has just been loaded."""
+    assert isinstance(scale, TargetScale)
+    if scale.known:
+        scale.take(scale.known)
 
 
 def scale_of(targets: Tensor) -> tuple[list[float], list[float]]:
@@ -82,6 +125,7 @@ class RegressionObjective(Objective):
         num_outputs: int = 1,
         loss_function: str = "mse",
         standardize: bool = True,
+        metrics: Sequence[str | Options] | None = None,
     ) -> None:
         with at("model"):
             check_choice(loss_function, "loss_function", tuple(_LOSSES), "loss")
@@ -91,6 +135,9 @@ class RegressionObjective(Objective):
         self.loss_function = _LOSSES[loss_function]
         self.standardize = standardize
         self.scale = TargetScale(num_outputs)
+        self.main_metric = "r2"
+        with at("model.metrics"):
+            self.chosen = parse_metrics(metrics, "", num_outputs, self.metrics().logged)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Mean over samples and outputs, of standardized targets."""
@@ -110,9 +157,17 @@ class RegressionObjective(Objective):
         mean, std = self.scale.mean.cpu(), self.scale.std.cpu()
         return LinearVote(vote.weight / std, (vote.bias - mean) / std)
 
+    def closed_form_target(self, target: Tensor) -> Tensor:
+        """Numbers, or their logarithms."""
+        return self.scale.transformed(target)
+
+    def in_units(self, values: Tensor) -> Tensor:
+        """What a closed-form fit gives, in the units of the targets."""
+        return self.scale.in_units(values)
+
     def metrics(self) -> SplitMetrics:
-        """MAE, RMSE and R²."""
-        return regression_metrics()
+        """MAE, RMSE and R², and those that the config names."""
+        return regression_metrics(self.chosen)
 
     def check_target(self, target: Tensor) -> None:
         """Raises `ConfigError` if the shape is wrong or a value is not finite."""
@@ -122,6 +177,20 @@ class RegressionObjective(Objective):
             raise ConfigError(f"the shape is {tuple(target.shape)}; num_outputs {self.outputs} needs {expected}.")
         if not bool(target.isfinite().all()):
             raise ConfigError("some values are not finite. Remove or correct these rows.")
+        low = {"log": 0, "log1p": -1}.get(self.scale.transform or "")
+        if low is not None and bool((target <= low).any()):
+            raise ConfigError(
+                f"{self.scale.transform} takes numbers above {low}, and the lowest is {target.min():g}. Correct or "
+                f"remove these rows, or leave the transform out."
+            )
+
+    def check_data(self, data: Any) -> None:
+        """Takes the transform that the data ask for, unless the network has learned under a scale already."""
+        super().check_data(data)
+        transform = getattr(data, "target_transform", None)
+        check_choice(transform, "data.target.transform", TRANSFORMS)
+        if not self.scale.known:
+            self.scale.transform = transform
 
     def check_kind(self, kind: str, names: Sequence[str]) -> None:
         """Raises `ConfigError` for classes or labels, and for another count of columns."""
@@ -147,7 +216,7 @@ class RegressionObjective(Objective):
         if targets is not None:
             with at("data: train targets"):
                 self.check_target(targets)
-            mean, std = scale_of(targets)
+            mean, std = scale_of(self.scale.transformed(targets.double()))
         self.scale.set(*trainer.strategy.broadcast((mean, std)))
 
     def settings(self) -> dict[str, Any]:
@@ -164,18 +233,26 @@ class RegressionObjective(Objective):
     def adopt_head(self, state: Mapping[str, Tensor]) -> None:
         """Takes the scale that a head from ``init_from`` has learned."""
         if "scale.mean" in state and not self.scale.known:
+            if state["scale.known"]:
+                self.scale.take(state["scale.known"])
             self.scale.set(state["scale.mean"].tolist(), state["scale.std"].tolist())
 
     def export_note(self) -> str:
         """The scale of the targets, which the exported network does not hold."""
-        return f"outputs are standardized: number = output × {self.scale.std.tolist()} + {self.scale.mean.tolist()}"
+        number = f"output × {self.scale.std.tolist()} + {self.scale.mean.tolist()}"
+        inverse = {"log": f"exp({number})", "log1p": f"exp({number}) - 1"}
+        return f"outputs are standardized: number = {inverse.get(self.scale.transform or '', number)}"
 
 
 class HybridRegressor(HybridTask):
     """Predicts one or several numbers with pretrained and untrained parts under one head.
 
     Logged after each validation and test, over all samples: ``mae``, ``rmse`` and ``r2``, in the units of the targets.
-    The losses, ``train/loss``, ``val/loss`` and ``test/loss``, are those of standardized targets.
+    The losses, ``train/loss``, ``val/loss`` and ``test/loss``, are those of standardized targets. The best checkpoint
+    is that of the highest ``r2``. ``target: {column: ..., transform: log}`` of the data (a DataModule's attribute
+    ``target_transform``) lets the network learn logarithms: ``log`` of positive numbers, ``log1p`` (of 1 + number) of
+    those above -1. Predictions and metrics are in the original units, and predictions then nearer to the median of what
+    is likely than to its mean.
 
     Args:
         num_outputs: Numbers per sample; targets are `(B, num_outputs)`, or `(B,)` if it is 1.
@@ -184,6 +261,9 @@ class HybridRegressor(HybridTask):
             over the training data, if these show their ``targets``; one that is constant is only shifted. Predictions
             and metrics are in the units of the targets all the same, and a checkpoint keeps the scale. False learns the
             targets as they are.
+        metrics: Further metrics of torchmetrics, by name: ``[MeanAbsolutePercentageError, {name: MinkowskiDistance,
+            args: {p: 3}}]``; ``as`` gives another name than ``minkowski_distance``. One with a number per output is not
+            logged, but written as a table beside ``metrics.csv`` after a test and for the best validation.
         **common: Arguments of `HybridTask`.
 
     Raises:
@@ -191,6 +271,11 @@ class HybridRegressor(HybridTask):
     """
 
     def __init__(
-        self, num_outputs: int = 1, loss_function: str = "mse", standardize: bool = True, **common: Any
+        self,
+        num_outputs: int = 1,
+        loss_function: str = "mse",
+        standardize: bool = True,
+        metrics: list[str | Options] | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(objective=RegressionObjective(num_outputs, loss_function, standardize), **common)
+        super().__init__(objective=RegressionObjective(num_outputs, loss_function, standardize, metrics), **common)

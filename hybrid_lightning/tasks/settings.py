@@ -9,20 +9,24 @@ from typing import Any
 
 import torch
 
-from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number, listing
 from hybrid_lightning.network.contracts import MakesOutputs
-from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
+from hybrid_lightning.network.defaults import all_defaults
+from hybrid_lightning.network.part import Part, parse_part, parse_parts, refuse_unused_defaults
 from hybrid_lightning.network.registry import resolve
 from hybrid_lightning.network.wiring import Wiring
 from hybrid_lightning.optim.factory import named_class
 from hybrid_lightning.tasks.init_from import InitFrom
 
+_STEPS = ("forward", "training_step", "validation_step")
 CACHE_MODES = ("auto", True, False)
 _ARGUMENTS = "_constructor_arguments"
 _NOT_SETTINGS = ("parts", "fusion", "pretrained", "untrained", "objective")
 """Arguments of a task that its parts hold already, and the one that its class makes."""
+_OF_OBJECTIVES = ("make_metrics", "check_target", "loss_weight", "prediction_columns", "contribution")
+"""Methods that tasks had before there were objectives, where ``make_metrics`` is called ``metrics``."""
 
-
+SELECTIONS = ("validation", "none")
 STARTS = ("default", "probe")
 Options = dict[str, Any]
 """Names and values, as a config gives them."""
@@ -76,6 +80,22 @@ def recorded(constructor: Callable[..., None]) -> Callable[..., None]:
     return noting
 
 
+def prepare_subclass(task: type, base: type) -> None:
+    """Lets the arguments of a user's own task, a subclass of `base`, reach the checkpoint without being named there."""
+    moved = [name for name in _OF_OBJECTIVES if name in vars(task)]
+    if moved:  # they would never be called
+        raise TypeError(f"{task.__name__}: {listing(moved)} belong to the task's Objective, see docs/own_task.md.")
+    definer = next(above for above in task.__mro__ if "__init__" in vars(above))
+    if definer is task or not issubclass(definer, base):  # the latter: of a mixin
+        task.__init__ = recorded(task.__init__)  # type: ignore[misc]
+
+
+def has_own_steps(task: type) -> bool:
+    """Whether a class of tasks has steps of its user, which may read and make anything."""
+    homes = [getattr(task, name).__module__.partition(".")[0] for name in _STEPS]
+    return any(home != __name__.partition(".")[0] for home in homes)
+
+
 def taken_arguments(task: object) -> Arguments:
     """What the constructors of an instance have noted, without parts; it is forgotten there."""
     arguments: Arguments = vars(task).pop(_ARGUMENTS)
@@ -98,9 +118,11 @@ class TaskSettings:
     part_heads: bool | dict[str, float]
     cache: bool | str
     start: str
+    selection: str
     arguments: Arguments
 
     @classmethod
+    @at("model")
     def parse(cls, *, init_from: Any, optimizer: Any, scheduler: Any, **options: Any) -> "TaskSettings":
         """Checks the arguments."""
         if options["rates"] and scheduler:
@@ -108,6 +130,7 @@ class TaskSettings:
         check_keys(options["rates"] or {}, ("shape", "warm_up"), "rates")
         check_keys(options["unfreezing"] or {}, ("restart_early_stopping", "check_ranks"), "unfreezing")
         check_choice(options["start"], "start", STARTS, "start")
+        check_choice(options["selection"], "selection", SELECTIONS, "selection")
         check_number(options["lr"], "lr", low=0, above_low=True)
         check_number(options["weight_decay"], "weight_decay", low=0)
         check_choice(options["cache"], "cache", CACHE_MODES)
@@ -152,6 +175,8 @@ def parse_network(
 ) -> tuple[dict[str, Part], Part]:
     """The parts with a head, and the fusion; `kind` is that of the targets, see `Objective.closed_form`."""
     is_probe = start == "probe"
+    if is_probe and kind is None:
+        raise ConfigError("this task's objective has no closed form. Write 'start: default'.", "model.start")
     parsed = parse_parts(parts, pretrained, untrained)
     is_single = len(Wiring(parsed).feeding) == 1
     if is_probe and is_single and "head" not in parts:
@@ -160,6 +185,7 @@ def parse_network(
     options = {"module": "BlendFusion" if is_probe else "ConcatFusion", **(fusion or {})}
     defaults = all_defaults(pretrained, untrained)
     parsed_fusion = parse_part("fusion", options, defaults)
+    refuse_unused_defaults(pretrained, {**parsed, "fusion": parsed_fusion})
     is_blend = parsed_fusion.module == "BlendFusion"
     if is_probe and not is_blend:
         raise ConfigError(f"{parsed_fusion.module!r} has no closed form. Leave it out for BlendFusion.", "model.fusion")

@@ -13,16 +13,21 @@ from torch import nn
 
 from hybrid_lightning.cache.frozen_feature_cache import FrozenFeatureCache
 from hybrid_lightning.data.first_samples import FirstSamples
+from hybrid_lightning.data.loaders import shown_targets
 from hybrid_lightning.data.preflight import first_rank_first
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.distributed.sharding import any_sharded, reshard
 from hybrid_lightning.drift.reference_batch import batches_on_device, evaluation_loaders, first_of
-from hybrid_lightning.errors import ConfigError, listing
+from hybrid_lightning.duration import FitLength
+from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.lightning_private import loaders_to_read, save_now, set_average
 from hybrid_lightning.network.blend import BlendFusion, ScaledHead
 from hybrid_lightning.network.fusion import PartHeads
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.modules.mlp import LinearHead, LinearVote
+from hybrid_lightning.optim.lr_schedules import GroupLR
+from hybrid_lightning.tasks.best_checkpoint import BestCheckpoint
+from hybrid_lightning.tasks.early_checks import check_trainer
 from hybrid_lightning.tasks.features import (
     MOST_FOR_STATISTICS,
     MOST_SAMPLES,
@@ -35,8 +40,9 @@ from hybrid_lightning.tasks.features import (
 )
 from hybrid_lightning.tasks.objective import Objective
 from hybrid_lightning.tasks.probing import TOGETHER, Probe, probe_features
-from hybrid_lightning.trainer import FitCallback, log_values
+from hybrid_lightning.trainer import FitCallback, fit_length, log_values
 from hybrid_lightning.unfreezing.freezing import dry_run
+from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing
 
 
 class StartOfTraining(FitCallback):
@@ -45,9 +51,30 @@ class StartOfTraining(FitCallback):
     It comes before all other callbacks, of which some remember the weights at the start. Nothing is logged.
     """
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepares what a checkpoint has not restored; with ``start: probe`` a new fit begins at its solution."""
+    def forget(self) -> None:
+        """Forgets the length of an earlier fit."""
+        self._length: FitLength | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Builds the network, so that callbacks find its parameters; refuses callbacks that would break promises.
+
+        These follow a metric that is never logged or in the wrong direction, or undo what a schedule says.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            check_trainer(pl_module, trainer)
         task: Any = pl_module
+        task.build_if_needed()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepares the weights, then freezes, so that callbacks find flags and modes in their own ``on_fit_start``."""
+        self._prepare_weights(trainer, pl_module)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradualUnfreezing):
+                callback.freeze(trainer, pl_module)
+
+    def _prepare_weights(self, trainer: Trainer, task: Any) -> None:
+        """Prepares what a checkpoint has not restored; with ``start: probe`` a new fit begins at its solution."""
         continues = trainer.ckpt_path is not None
         if continues and trainer.strategy.restore_checkpoint_after_setup:
             return  # it brings what the parts took
@@ -63,8 +90,45 @@ class StartOfTraining(FitCallback):
         task.is_started = True  # whatever comes next starts from trained weights
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepares the parts that a checkpoint of a sharded model did not bring."""
+        """Checks all labels that a dataset shows; prepares what a checkpoint of a sharded model did not bring."""
+        task: Any = pl_module
+        objective = task.objective
+        # somebody's own hooks may make classes of what the dataset shows; then each batch is checked after them
+        if objective.reads_target and not task.has_own_hooks():
+            for split, targets in shown_targets(trainer):
+                with at(f"data: {split} targets"):
+                    objective.check_target(targets)
         prepare_parts(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises `ConfigError` if this epoch has another length, and a warm-up would end elsewhere than was said."""
+        length = fit_length(trainer)
+        if self._length not in (None, length):
+            for config in trainer.lr_scheduler_configs:
+                if isinstance(config.scheduler, GroupLR):
+                    config.scheduler.refuse_moved(length)
+        self._length = length
+
+    # it stands before callbacks that average weights, which use the averages in these hooks
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Averages hold what is frozen as it is."""
+        keep_frozen_in_averages(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Averages hold what is frozen as it is."""
+        keep_frozen_in_averages(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Averages hold what is frozen as it is."""
+        keep_frozen_in_averages(trainer)
+
+
+def keep_frozen_in_averages(trainer: Trainer) -> None:
+    """See `FrozenValues.keep_in_averages`."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradualUnfreezing) and callback.promises.frozen is not None:
+            callback.promises.frozen.keep_in_averages(trainer)
 
 
 def prepare_parts(trainer: Trainer, task: Any) -> None:
@@ -150,7 +214,10 @@ def validate_start(trainer: Trainer, task: Any) -> None:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor in trainer.callback_metrics:
+        if not isinstance(callback, ModelCheckpoint) or callback.monitor is None:
+            continue
+        # the best one knows what to do without its metric
+        if isinstance(callback, BestCheckpoint) or callback.monitor in trainer.callback_metrics:
             save_now(callback, trainer)
 
 

@@ -8,16 +8,24 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.distributed.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
 from hybrid_lightning.distributed.sharding import reshard
 from hybrid_lightning.duration import FitLength
-from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, listing
+from hybrid_lightning.errors import at, check_choice, check_keys, listing
 from hybrid_lightning.optim.groups import refuse_one_rate
-from hybrid_lightning.trainer import FitCallback, fit_length, is_log_step, log_values, window_is_open
+from hybrid_lightning.trainer import FitCallback, fit_length, is_log_step, log_values, reduced_metric, window_is_open
 from hybrid_lightning.unfreezing.best_weights import BestWeights
 from hybrid_lightning.unfreezing.freezing import BATCH_NORM_MODES, apply_modes, module_modes, set_trainable
 from hybrid_lightning.unfreezing.plateau import WATCH_FORM, Plateau, PlateauWatch
+from hybrid_lightning.unfreezing.promises import (
+    FrozenValues,
+    Promises,
+    check_moments,
+    never_trained,
+    refuse_breaking_callbacks,
+    refuse_restoring,
+    refuse_unwatched,
+)
 from hybrid_lightning.unfreezing.schedule import Span, UnfreezingSchedule
 from hybrid_lightning.unfreezing.timeline import (
     ALWAYS,
@@ -25,8 +33,10 @@ from hybrid_lightning.unfreezing.timeline import (
     label,
     next_change,
     part_of_parameters,
-    refuse_impossible,
-    stage_name,
+    record_starts,
+    refuse_moved,
+    restoring,
+    set_flags,
     trainable_shares,
     training_at_start,
     waiting_for,
@@ -69,8 +79,8 @@ class GradualUnfreezing(FitCallback):
             well (``epochs``).
 
     Raises:
-        ConfigError: On a value that is none of these; at the start of a fit, on an unknown part, on an unfreezing after
-            the end of the fit, or if nothing trains at some step.
+        ConfigError: On a value that is none of these. At the start of a fit, on an unknown part, an impossible moment,
+            or a callback that undoes the schedule. Later, if no gradient reaches a part, or what was frozen changed.
     """
 
     state_form: ClassVar[dict[Any, Any]] = {
@@ -114,6 +124,7 @@ class GradualUnfreezing(FitCallback):
         self._shares: dict[str, float] = {}
         self._fixed: set[str] = set()
         self._uncompared = False
+        self.promises = Promises()
 
     # State: an older checkpoint may have further keys, such as "holds", windows of an option that is gone
 
@@ -135,8 +146,20 @@ class GradualUnfreezing(FitCallback):
 
     # What trains
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses callbacks that would undo the schedule."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            refuse_breaking_callbacks(trainer)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freezes before the first batch, and before the optimizer's state is restored."""
+        self.freeze(trainer, pl_module)
+        # Lightning warns of modules in eval; each batch start sets the modes
+        apply_modes(dict.fromkeys(self._modes, True))
+
+    def freeze(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Brings flags and modes to the start of the fit; the second time it changes nothing."""
         groups = self.groups(trainer)
         for group in groups:
             is_frozen = not any(parameter.requires_grad for parameter in group["params"])
@@ -147,15 +170,15 @@ class GradualUnfreezing(FitCallback):
         check_keys(self.batch_norm, {group["part"] for group in groups}, "batch_norm", "part")
         if any(schedule != ALWAYS for schedule in self.schedules.values()):
             refuse_other_strategies(trainer)
-        if self._restoring(groups) and isinstance(trainer.strategy, FSDP2Strategy):
-            raise ConfigError("restore_best keeps whole weights, which fsdp2 does not have. Leave it out.", "unfreeze")
+        if restoring(groups, self.schedules):
+            refuse_restoring(trainer)
         # a restart begins with the phase of the checkpoint, whose optimizer state is restored next
         names = [group["name"] for group in groups]
         training = set(names).intersection(self._training) or at_start
         self.spans = {name: Span(0 if name in training else None) for name in names}
         self._apply(trainer, pl_module, step=0)
-        # Lightning warns of modules in eval here; each batch start puts every module into its own mode
-        apply_modes(dict.fromkeys(self._modes, True))
+        self.promises.begin_phase(groups, self._training)
+        apply_modes(self._modes)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Turns durations into steps, now that the length of the fit is known and a checkpoint is restored.
@@ -169,22 +192,29 @@ class GradualUnfreezing(FitCallback):
             if group["fixed"]:
                 group["unfrozen_at"] = None
         refuse_one_rate(groups)  # a scheduler has set its rates by now
-        watched = [part for part, schedule in self.schedules.items() if schedule.metrics]
-        if watched and not trainer.enable_validation:
-            raise ConfigError(
-                f"{listing(watched)} would wait for a metric, but nothing is validated. Give validation data, or write "
-                f"a duration.",
-                "unfreeze",
-            )
+        refuse_unwatched(trainer, self.schedules)
         self._find_spans(groups, self._length)
         check_moments(trainer, groups, self.schedules, self._length)
         self._uncompared = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises `ConfigError` if this epoch has another length, so that moments would not be where they were said."""
+        length, groups = fit_length(trainer), self.groups(trainer)
+        if length != self._length:
+            spans = group_spans(groups, self.schedules, length, self.decided_steps)
+            refuse_moved(self.spans, spans, length, trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Unfreezes and freezes what is due; restores the modes, which a validation loop may have changed."""
         if trainer.global_step >= self._next:
             self._apply(trainer, pl_module, trainer.global_step)
         apply_modes(self._modes)
+        if self.promises.frozen is None:
+            self.promises.frozen = FrozenValues(trainer, self.groups(trainer), self._modes)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """In the first steps of a phase: raises `ConfigError` if no gradient reaches a part that trains."""
+        self.promises.after_backward(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Logs what trains."""
@@ -198,12 +228,19 @@ class GradualUnfreezing(FitCallback):
             refuse_different_ranks(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compares the ranks, if that is wanted after each epoch."""
+        """Compares the ranks, if that is wanted; after the first epoch, whether what is frozen has not changed."""
         if self.check_ranks == "epochs":
             refuse_different_ranks(trainer, pl_module)
+        self.promises.end_epoch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Names the stages that never trained, because their metric never stopped getting better."""
+        """Names what never trained although it was to; raises `ConfigError` if something frozen has changed."""
+        self.promises.end_fit(trainer)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # too short for any moment
+        starts = {name: span.start for name, span in self.spans.items()}
+        for line in never_trained(self.groups(trainer), starts, trainer.global_step):
+            rank_zero_info(line)
         for stage, plateau in self._waiting(trainer).items():
             rank_zero_info(f"{stage} has not been unfrozen: it waited for {plateau}.")
 
@@ -237,33 +274,16 @@ class GradualUnfreezing(FitCallback):
         begun = [group for group in free if group["name"] in self._training and group["unfrozen_at"] is None]
         if begun and step:  # at step 0 no weights are better than those that are there
             self._before_unfreezing(trainer, pl_module, begun)
-        self._record(free, step)
-        if self._set_flags(free):
+        record_starts(free, self.spans, self._training, step)
+        if set_flags(free, self.schedules, self._training):
             rewrap(trainer)  # DDP reduces what had a gradient when it was made
             self._uncompared = True
+            self.promises.begin_phase(groups, self._training)
         self._modes = module_modes(pl_module, part_of_parameters(groups), self.batch_norm)
+        if self.promises.frozen is not None:
+            self.promises.frozen.leave_out(groups, self._modes)
         self._shares = trainable_shares(free)
         self._next = next_change(self.spans, step)
-
-    def _record(self, groups: Sequence[Group], step: int) -> None:
-        """Writes into each group since when it trains; a group that is frozen again keeps it."""
-        for group in groups:
-            start = self.spans[group["name"]].start
-            if start is None or step < start:
-                group["unfrozen_at"] = None
-            elif group["name"] in self._training and group["unfrozen_at"] is None:
-                group["unfrozen_at"] = step
-
-    def _set_flags(self, groups: Sequence[Group]) -> bool:
-        """Sets ``requires_grad`` of the parts with a schedule, others stay as they arrived; whether one has changed."""
-        has_changed = False
-        for group in groups:
-            trains = group["name"] in self._training
-            is_set = all(parameter.requires_grad is trains for parameter in group["params"])
-            if group["part"] in self.schedules and not is_set:
-                set_trainable(group["params"], trains)
-                has_changed = True
-        return has_changed
 
     # Metrics
 
@@ -296,19 +316,9 @@ class GradualUnfreezing(FitCallback):
         groups = self.groups(trainer)
         return waiting_for(groups, self.schedules, self._length, self.decided_steps, trainer.global_step)
 
-    def _restoring(self, groups: Sequence[Group]) -> dict[str, Plateau]:
-        """Metric → plateau, of those whose best weights are restored before one of these groups is unfrozen."""
-        found = {}
-        for group in groups:
-            schedule = self.schedules.get(group["part"], ALWAYS)
-            plateau = schedule.of_stage(stage_name(group)).restore_best
-            if plateau is not None:
-                found[plateau.metric] = plateau
-        return found
-
     def _keep_best(self, trainer: Trainer, pl_module: LightningModule, groups: Sequence[Group]) -> None:
         frozen = [group for group in groups if not group["fixed"] and group["unfrozen_at"] is None]
-        wanted = self._restoring(frozen)
+        wanted = restoring(frozen, self.schedules)
         for metric in self._best.kept.keys() - wanted.keys():
             del self._best.kept[metric]  # a copy of all weights that nothing waits for any more
         for metric, plateau in wanted.items():
@@ -316,23 +326,9 @@ class GradualUnfreezing(FitCallback):
 
     def _before_unfreezing(self, trainer: Trainer, pl_module: LightningModule, begun: Sequence[Group]) -> None:
         stages = dict.fromkeys(label(group) for group in begun)
-        for metric in self._restoring(begun):
+        for metric in restoring(begun, self.schedules):
             if self._best.restore(metric, pl_module):
                 rank_zero_info(f"before {listing(stages)}: the weights with the best {metric}.")
         if self.restart_early_stopping:
             for callback in trainer.early_stopping_callbacks:
                 callback.wait_count = 0
-
-
-def check_moments(
-    trainer: Trainer, groups: Sequence[Group], schedules: Mapping[str, UnfreezingSchedule], length: FitLength
-) -> None:
-    """Raises `ConfigError` if the moments do not fit into the fit; a fast development run is too short for any."""
-    if not getattr(trainer, "fast_dev_run", False):
-        refuse_impossible(group_spans(groups, schedules, length), length)
-
-
-def reduced_metric(trainer: Trainer, name: str) -> float:
-    """The last value of a logged metric: the mean over all ranks, the same number on each. Call it on all ranks."""
-    value = trainer.callback_metrics[name].detach().to(trainer.strategy.root_device)
-    return float(trainer.strategy.broadcast(trainer.strategy.reduce(value, reduce_op="mean")))

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hybrid_lightning.direction import checked_mode
 from hybrid_lightning.duration import Duration
-from hybrid_lightning.errors import ConfigError, check_choice, check_keys, check_number
+from hybrid_lightning.errors import ConfigError, check_keys, check_number
 
-_LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "perplexity")
-_HIGHER_IS_BETTER = ("accuracy", "acc", "f1", "auroc", "auc", "r2", "precision", "recall", "iou", "map")
 EXAMPLE = "{plateau: val/loss, patience: 2 validations}"
 
 
@@ -37,14 +36,7 @@ class Plateau:
             raise ConfigError(f"'{patience}' is not a whole number of validations, 1 or more.", "patience")
         min_delta = value.get("min_delta", 0.0)
         check_number(min_delta, "min_delta", low=0)
-        mode = value.get("mode", _mode_of(metric))
-        if mode is None:
-            raise ConfigError(
-                f"whether {metric!r} is better when low or high is not known. Write 'mode: min' (lower is better) or "
-                f"'mode: max'.",
-                "mode",
-            )
-        check_choice(mode, "mode", ("min", "max"), "mode")
+        mode = checked_mode(metric, value.get("mode"))
         return cls(metric, int(patience.value), mode, float(min_delta))
 
     def is_better(self, value: float, best: float) -> bool:
@@ -80,11 +72,3 @@ class PlateauWatch:
         else:
             self.validations += 1
         return self.validations >= plateau.patience
-
-
-def _mode_of(metric: str) -> str | None:
-    # val/macro_f1 and val_auroc too
-    last_word = metric.replace("_", "/").rsplit("/", 1)[-1].lower()
-    if last_word in _LOWER_IS_BETTER:
-        return "min"
-    return "max" if last_word in _HIGHER_IS_BETTER else None

@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.errors import ConfigError, check_keys, check_number
-from hybrid_lightning.lightning_private import before_transfer
-from hybrid_lightning.trainer import FitCallback
+from hybrid_lightning.lightning_private import batch_as_given
+from hybrid_lightning.trainer import FitCallback, as_validation
 from hybrid_lightning.unfreezing.freezing import apply_modes, has_statistics, module_modes, reestimate_statistics
 from hybrid_lightning.unfreezing.timeline import part_of_parameters
 
@@ -87,7 +87,9 @@ class ReestimateStatistics(FitCallback):
             with trainer.precision_plugin.forward_context():
                 pl_module(batch)
 
-        with torch.random.fork_rng():  # dropout and transforms must not move the random numbers of the fit
+        # dropout and transforms must not move the random numbers of the fit; and hooks that augment batches of a
+        # training would give statistics of what no evaluation sees
+        with torch.random.fork_rng(), as_validation(trainer):
             reestimate_statistics(norms, self._read(trainer, pl_module), forward)
         if trainer.world_size > 1:  # random transforms may have given each rank other samples
             for norm in norms:
@@ -96,8 +98,7 @@ class ReestimateStatistics(FitCallback):
 
     def _read(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
         for batch in islice(readable(trainer), self.batches):
-            converted = trainer.precision_plugin.convert_input(batch)
-            yield trainer.strategy.batch_to_device(before_transfer(pl_module, converted))
+            yield batch_as_given(trainer, pl_module, batch)
 
 
 def readable(trainer: Trainer) -> DataLoader[Any]:

@@ -109,15 +109,22 @@ class UnfreezingSchedule:
             raise ConfigError(f"{listing(forgotten, 5)} without a schedule. Name each stage, or add '*'.", "stages")
 
     @property
+    def plateaus(self) -> list[Plateau]:
+        """What the schedule waits for or goes back to."""
+        found = [each for each in (self.start, self.every, self.restore_best) if isinstance(each, Plateau)]
+        for _, schedule in self.stages:
+            found += schedule.plateaus
+        return found
+
+    @property
+    def restores(self) -> bool:
+        """Whether the best weights are restored before an unfreezing."""
+        return self.restore_best is not None or any(schedule.restores for _, schedule in self.stages)
+
+    @property
     def metrics(self) -> set[str]:
         """Names of the metrics that have to be logged."""
-        found = set()
-        for trigger in (self.start, self.every, self.restore_best):
-            if isinstance(trigger, Plateau):
-                found.add(trigger.metric)
-        for _, schedule in self.stages:
-            found |= schedule.metrics
-        return found
+        return {plateau.metric for plateau in self.plateaus}
 
     def triggers(self, stages: Sequence[str]) -> dict[str, tuple[Trigger | None, str | None]]:
         """Stage → what starts it, and the stage from whose start that counts (None: from step 0).

@@ -1,12 +1,13 @@
 """Which named groups train at which step: functions of their arguments alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, at, check_keys, listing
+from hybrid_lightning.unfreezing.freezing import set_trainable
 from hybrid_lightning.unfreezing.plateau import Plateau
 from hybrid_lightning.unfreezing.schedule import Span, UnfreezingSchedule
 
@@ -18,6 +19,11 @@ _ONE_STEP = FitLength(1, 1)  # what trains at step 0 does not depend on the leng
 def label(group: Group) -> str:
     """Part and stage of a group: ``image.layer4`` of ``image.layer4/no_decay``."""
     return str(group["name"]).split("/")[0]
+
+
+def log_name(group: Group) -> str:
+    """Name of a group in logs, ``image.layer4-no_decay``: loggers that keep a file per key make folders of slashes."""
+    return str(group["name"]).replace("/", "-")
 
 
 def stage_name(group: Group) -> str:
@@ -87,6 +93,17 @@ def waiting_for(
     return found
 
 
+def restoring(groups: Sequence[Group], schedules: Mapping[str, UnfreezingSchedule]) -> dict[str, Plateau]:
+    """Metric → plateau, of those whose best weights are restored before one of these groups is unfrozen."""
+    found = {}
+    for group in groups:
+        schedule = schedules.get(group["part"], ALWAYS)
+        plateau = schedule.of_stage(stage_name(group)).restore_best
+        if plateau is not None:
+            found[plateau.metric] = plateau
+    return found
+
+
 def training_at_start(groups: Sequence[Group], schedules: Mapping[str, UnfreezingSchedule]) -> set[str]:
     """Names of the groups that train from step 0."""
     stages = stages_by_part(groups)
@@ -96,13 +113,28 @@ def training_at_start(groups: Sequence[Group], schedules: Mapping[str, Unfreezin
             schedule.refuse_other_stages(stages[part])
     spans = group_spans(groups, schedules, _ONE_STEP)
     training = {name for name, span in spans.items() if span.start == 0}
-    if not training:
+    reaching = reaching_output(groups)
+    learning = [group for group in reaching if group["name"] in training]
+    parts = listing(dict.fromkeys(group["part"] for group in reaching))
+    if not learning:
         raise ConfigError(
-            f"everything is frozen at step 0, so nothing can be learned. Set 'unfreeze: always' for at least one of: "
-            f"{listing(stages)}.",
+            f"everything is frozen at step 0 that reaches the output, so nothing can be learned. Set 'unfreeze: "
+            f"always' for at least one of: {parts}.",
             "unfreeze",
         )
+    # a scheduler may begin at 0
+    if all(group.get("initial_lr", group["lr"]) == 0 for group in learning):
+        raise ConfigError(
+            f"all that trains from step 0 on has the rate 0, so nothing can be learned. Set 'lr_scale' above 0 for at "
+            f"least one of: {parts}.",
+            "lr_scale",
+        )
     return training
+
+
+def reaching_output(groups: Sequence[Group]) -> list[Group]:
+    """The groups that the model's output depends on: not those of the parts' own heads."""
+    return [group for group in groups if group["part"] != "part_heads"]
 
 
 @at("unfreeze")
@@ -126,6 +158,46 @@ def refuse_impossible(spans: Mapping[str, Span], length: FitLength) -> None:
     for stop in sorted(span.stop for span in spans.values() if span.stop is not None):
         if stop < total and not any(span.trains(stop) for span in spans.values()):
             raise ConfigError(f"from step {stop} on nothing trains. Leave out 'freeze' for one part.")
+
+
+@at("unfreeze")
+def refuse_moved(spans: Mapping[str, Span], now: Mapping[str, Span], length: FitLength, step: int) -> None:
+    """Raises `ConfigError` if the fit has become of another length, which moves moments that are still to come."""
+    moved = []
+    for name, span in spans.items():
+        changed = [moment for moment, other in zip(span, now[name], strict=True) if moment != other]
+        if any(moment is None or moment > step for moment in changed):
+            moved.append(name)
+    if moved:
+        raise ConfigError(
+            f"this epoch has {length.steps_per_epoch} steps and the fit {length.total_steps}, other numbers than at "
+            f"the start, so that moments in epochs or percent would move, for {listing(moved, 4)}. Write them in "
+            f"steps, or give each epoch as many batches."
+        )
+
+
+def record_starts(
+    groups: Sequence[dict[str, Any]], spans: Mapping[str, Span], training: Sequence[str], step: int
+) -> None:
+    """Writes into each group since when it trains; a group that is frozen again keeps it."""
+    for group in groups:
+        start = spans[group["name"]].start
+        if start is None or step < start:
+            group["unfrozen_at"] = None
+        elif group["name"] in training and group["unfrozen_at"] is None:
+            group["unfrozen_at"] = step
+
+
+def set_flags(groups: Sequence[Group], schedules: Mapping[str, UnfreezingSchedule], training: Collection[str]) -> bool:
+    """Sets ``requires_grad`` of the parts with a schedule, others stay as they arrived; whether one has changed."""
+    has_changed = False
+    for group in groups:
+        trains = group["name"] in training
+        is_set = all(parameter.requires_grad is trains for parameter in group["params"])
+        if group["part"] in schedules and not is_set:
+            set_trainable(group["params"], trains)
+            has_changed = True
+    return has_changed
 
 
 def part_of_parameters(groups: Sequence[Group]) -> dict[nn.Parameter, str]:

@@ -6,7 +6,8 @@ import json
 import pickletools
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from hybrid_lightning.files import exists, is_regular_file, whole_file
 from hybrid_lightning.weights.sharded_files import REST, read_folder
 
 _CHUNK = 2**20  # bytes
+_ARCHIVE = b"PK\x03\x04"  # how a file of torch.save begins
 _METADATA = "__metadata__"
 _DIGEST = "hybrid_lightning_sha256"
 _MOST_GROWTH = 20  # of a file when it is unpacked; torch does not compress at all
 _HARMLESS = 2**28  # bytes that may be unpacked of any file
+_REMEDY = "Use another file, or fetch it again from its source."
+_MOST_VALUES = 10**7  # plain ones, each counted wherever it stands
+_MOST_BITS = 256  # of a whole number; the state of a generator has 128
 
 
 def read_file(
@@ -38,7 +43,7 @@ def read_file(
     # mapped: False for tensors that are kept. A file that another machine replaces on a shared file system is gone
     # under its map, which ends the process.
     with at(place):
-        path = _located(path)
+        path = located(path)
         verify(path)
         content = _content(path, mapped, without=without, mesh=mesh)
     return {key: value for key, value in content.items() if key not in without}
@@ -48,14 +53,14 @@ def peek(path: str | Path, place: str = "") -> dict[str, Any]:
     """The content as of `read_file`, for its plain values: tensors are not read, and those of a folder are left out."""
     # checksums of tensors are not verified, because that reads all of the file
     with at(place):
-        path = _located(path)
+        path = located(path)
         verify(path, tensors=False)
         return _content(path, mapped=True, tensors=False)
 
 
-def _located(path: str | Path) -> Path:
+def located(path: str | Path) -> Path:
     """The path of a file or of a sharded checkpoint; `ConfigError` if it is neither."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not is_regular_file(path) and not is_regular_file(path / REST):
         raise ConfigError(f"there is no file {str(path)[:300]!r} (looked up from {str(Path.cwd())!r}).")
     return path
@@ -67,6 +72,7 @@ def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
     # values. Of a sharded checkpoint it is the file beside the shards; files of other formats have no checksums.
     path = Path(path)
     path = path / REST if path.is_dir() else path
+    _refuse_torn(path, place)
     if not _is_zip(path):
         return
     try:
@@ -82,9 +88,19 @@ def verify(path: str | Path, place: str = "", tensors: bool = True) -> None:
                             pass
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ConfigError(
-            f"{str(path)!r} is damaged: {reason(error)} Use another file, or fetch it again from its source.",
+            f"{str(path)!r} is damaged: {reason(error)} {_REMEDY}",
             place,
         ) from None
+
+
+def _refuse_torn(path: Path, place: str) -> None:
+    """Raises `ConfigError` for a file without content, and for an archive, as of `torch.save`, without its end."""
+    start = _beginning(path, 4) if path.is_file() else b"?"
+    if not start:
+        raise ConfigError(f"{str(path)!r} is empty. {_REMEDY}", place)
+    if start == _ARCHIVE and not zipfile.is_zipfile(path):
+        size = path.stat().st_size
+        raise ConfigError(f"{str(path)!r} is cut off or damaged: its {size} bytes have no end. {_REMEDY}", place)
 
 
 def _content(path: Path, mapped: bool, **folder_options: Any) -> dict[str, Any]:
@@ -92,20 +108,48 @@ def _content(path: Path, mapped: bool, **folder_options: Any) -> dict[str, Any]:
     is_folder = (path / REST).is_file()
     try:
         if is_folder:
-            return read_folder(path, **folder_options)
+            folder_content = read_folder(path, **folder_options)
+            refuse_endless(folder_content)
+            return folder_content
         if _is_safetensors(path):
             _verify_safetensors(path)
             return dict(load_file(path))
         content = _loaded(path, mapped)
+        refuse_endless(content)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         if "TorchScript" in str(error):
             raise _refused(path, "a program of TorchScript") from None
-        raise ConfigError(f"{str(path)!r} cannot be read: {reason(error)}") from None
+        raise ConfigError(f"{str(path)!r} cannot be read: {reason(error)} {_REMEDY}") from None
     except Exception:  # an unpickling error, whose text would advise to load the file all the same
         raise _not_plain(path) from None
     if not isinstance(content, Mapping):
         raise ConfigError(f"{str(path)!r} holds a {type(content).__name__}, not named tensors.")
     return dict(content)
+
+
+def refuse_endless(content: Any) -> None:
+    """Raises ValueError if a walk through plain values would hardly end, or a number is beyond any that is meant."""
+    try:
+        count = _count(content, {})
+    except RecursionError:
+        raise ValueError("its values are nested too deeply.") from None
+    if count > _MOST_VALUES:
+        raise ValueError(f"what stands in it several times makes more than {_MOST_VALUES:,} values.")
+
+
+def _count(value: Any, counts: dict[int, int]) -> int:
+    """How many values a walk meets; `counts` are those of containers by identity, 0 while they are counted."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise ValueError(f"it holds a number of {value.bit_length()} bits.")  # which Python may refuse to print
+    if not isinstance(value, Mapping | list | tuple | set):
+        return 1
+    if id(value) not in counts:
+        counts[id(value)] = 0
+        children: Iterable[Any] = chain(value, value.values()) if isinstance(value, Mapping) else value
+        counts[id(value)] = 1 + sum(_count(child, counts) for child in children)
+    elif not counts[id(value)]:
+        raise ValueError("something in it holds itself.")
+    return counts[id(value)]
 
 
 def _verify_safetensors(path: Path) -> None:
@@ -124,7 +168,7 @@ def _verify_safetensors(path: Path) -> None:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     if digest.hexdigest() != wanted:
-        raise ValueError("its values are not those that were written. Fetch it again from its source.")
+        raise ValueError("its values are not those that were written.")
 
 
 def _digest_of(header: Mapping[str, Any]) -> Any:
@@ -157,7 +201,7 @@ def _not_plain(path: Path) -> ConfigError:
     if not found:  # a web page, a pointer of git-lfs, ...
         return ConfigError(
             f"{str(path)!r} is neither safetensors nor a file of torch.save; it begins with "
-            f"{_beginning(path, 40)!r}. Fetch it again from its source."
+            f"{_beginning(path, 40)!r}. {_REMEDY}"
         )
     plain = ("torch._utils._rebuild", "torch.serialization", "collections.OrderedDict")
     names = [name for name in found if not name.startswith(plain) and not name.endswith("Storage")]
@@ -177,7 +221,7 @@ def _is_safetensors(path: Path) -> bool:
 
 def _is_zip(path: Path) -> bool:
     # is_zipfile alone finds the mark of an archive's end anywhere in the last 64 KiB, also by chance
-    return zipfile.is_zipfile(path) and _beginning(path, 4) == b"PK\x03\x04"
+    return zipfile.is_zipfile(path) and _beginning(path, 4) == _ARCHIVE
 
 
 def _refused(path: Path, what: str) -> ConfigError:

@@ -1,6 +1,7 @@
 """Sharded checkpoints: a folder to which each rank writes its local shards, read without running code from a file."""
 
 import io
+import math
 import pickle
 import shutil
 import warnings
@@ -21,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from hybrid_lightning.files import TEMPORARY
+from hybrid_lightning.files import TEMPORARY, is_regular_file
 
 REST = "meta.pt"  # file in the folder that holds all that is not sharded
 OLD = ".old"  # what the name of a folder ends with while a new one takes its place
@@ -57,7 +58,10 @@ class _Reader(FileSystemReader):
     """Reads the records of a folder with `_Unpickler`; torch's own reader would run code from the file."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
+        path = Path(self.path) / ".metadata"
+        if not is_regular_file(path):  # a pipe would never end
+            raise OSError(f"the record of its shards is missing: there is no file {path.name!r}")
+        with path.open("rb") as file:
             metadata = _Unpickler(file).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"a {type(metadata).__name__} is not the record of a checkpoint")
@@ -66,13 +70,38 @@ class _Reader(FileSystemReader):
             if Path(name).name != name:
                 raise pickle.UnpicklingError(f"{name!r} is not a file of this folder")
             _verify_record(Path(self.path) / name, record.offset, record.length)
+        stored = sum(record.length for record in (metadata.storage_data or {}).values())
+        for name, entry in metadata.state_dict_metadata.items():
+            if not isinstance(entry, TensorStorageMetadata):
+                continue
+            if _bytes_of(entry) > stored:
+                raise OSError(f"its record is damaged: {name!r} would have {_bytes_of(entry)} bytes")
+            if not _is_covered(entry):
+                raise OSError(f"a shard of {name!r} is missing, or reaches beyond it")
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
 
 
+def _bytes_of(record: TensorStorageMetadata) -> int:
+    return math.prod(record.size) * record.properties.dtype.itemsize
+
+
+def _is_covered(stated: TensorStorageMetadata) -> bool:
+    """Whether the shards of a tensor lie within it, with as many values; what none covers would be left to chance."""
+    values = 0
+    for chunk in stated.chunks:
+        if len(chunk.offsets) != len(stated.size) or len(chunk.sizes) != len(stated.size):
+            return False
+        for start, length, side in zip(chunk.offsets, chunk.sizes, stated.size, strict=True):
+            if start < 0 or length < 0 or start + length > side:
+                return False
+        values += math.prod(chunk.sizes)
+    return values == math.prod(stated.size)
+
+
 def _verify_record(path: Path, start: int, length: int) -> None:
     """Raises OSError unless a tensor in a file of shards, an archive of `torch.save`, matches its checksums."""
-    if not path.is_file():
+    if not is_regular_file(path):
         raise OSError(f"a shard is missing or damaged: there is no file {path.name!r}")
     with path.open("rb") as file:
         file.seek(start)

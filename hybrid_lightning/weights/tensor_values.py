@@ -34,6 +34,10 @@ def unfit(name: str, given: Any, own: Tensor, is_finite: bool = True) -> str | N
         return "holds values that are not finite"
     if name.endswith("running_var") and low < 0:
         return "holds negative variances"
+    if name.endswith("selection.shares") and low < 0:
+        return "holds negative shares"
+    if name.endswith(".std") and low <= 0 and given.numel() and value_range(own)[0] > 0:
+        return "holds deviations that are not above zero"
     return None
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 import json
 import os
@@ -209,3 +210,14 @@ def test_files_work_without_locks_which_not_every_system_has(folder, monkeypatch
     feature_file.remove_unused(folder, "*")
     kept = feature_file.read(folder / "whole", 2, is_checked=True)
     assert torch.equal(kept, torch.full((2, 3), 4.0))
+
+
+def test_what_is_no_file_of_features_counts_as_not_there(tmp_path):
+    os.mkfifo(tmp_path / "pipe.features")
+    checksum = hashlib.blake2b(bytes(3), digest_size=16).hexdigest()
+    about = json.dumps({"shape": [3], "dtype": "quint8", "checksum": checksum})
+    (tmp_path / "odd.features").write_bytes(bytes(3) + about.ljust(512).encode())
+    store = FeatureStore(tmp_path, 0)
+    for key in ("pipe", "odd"):
+        with pytest.warns(UserWarning, match=f"{key}.features is damaged"):
+            assert store.find(key, 3) is None

@@ -6,7 +6,7 @@ import torch
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.network.fusion import GatedFusion
 from hybrid_lightning.network.registry import REGISTRY
-from hybrid_lightning.tasks.checkpoint import READABLE
+from hybrid_lightning.tasks.checkpoint import READABLE, is_same_network
 from tests import small
 from tests.checkpoints.make import PARTS
 
@@ -88,3 +88,17 @@ def test_a_fit_goes_on_from_a_checkpoint_that_names_modules_by_their_former_path
 def test_every_class_of_ours_is_written_by_its_registered_name(name):
     part = small.classifier(parts={"x": {"module": REGISTRY[name]}}).parts["x"]
     assert part.module == name
+
+
+def test_a_network_saved_with_the_former_default_of_normalize_is_the_one_without_it():
+    model = HybridClassifier(num_classes=3, parts={"x": {"module": "MLP"}})
+    model.build({"x": torch.randn(4, 4)})
+    checkpoint = {}
+    model.on_save_checkpoint(checkpoint)
+    saved = checkpoint["hybrid_lightning"]
+    own = {"parts": {name: part.plain() for name, part in model.parts.items()}, "fusion": model.fusion.plain()}
+    assert is_same_network(saved, own)
+    saved["parts"]["x"]["normalize"] = saved["fusion"]["normalize"] = False
+    assert is_same_network(saved, own)
+    saved["parts"]["x"]["normalize"] = True
+    assert not is_same_network(saved, own)

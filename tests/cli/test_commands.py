@@ -100,3 +100,21 @@ def test_from_config_leaves_the_warning_filters_as_they_were(folder):
     before = list(warnings.filters)
     from_config(write(CONFIG))
     assert warnings.filters == before
+
+
+def test_the_options_of_a_part_are_listed(capsys):
+    assert main(["fit", "--help", "part"]) == 0
+    assert "unfreeze: ``always``" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--config", "x.yaml", "fit"], "error: the command comes first: write 'fit --config x.yaml'."),
+        (["x.yaml"], "error: the command comes first: write 'COMMAND --config x.yaml'."),
+        (["fitt"], "error: unknown command 'fitt'. Did you mean 'fit'?"),
+    ],
+)
+def test_a_command_comes_first(words, says, capsys):
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith(says)

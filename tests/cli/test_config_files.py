@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hybrid_lightning.cli.config_files import merge, merged_arguments, read_config
+from hybrid_lightning.cli.config_files import merge, merged_arguments, read_config, read_yaml
 from hybrid_lightning.errors import ConfigError
 
 LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'ha'] * 9)}]\n" for n in range(27)).encode()
@@ -59,6 +59,21 @@ def test_a_path_of_weights_beside_the_file_is_found_from_anywhere(tmp_path, monk
         assert read_config("configs/c.yaml")["model"]["init_args"]["parts"]["image"]["weights"] == expected
 
 
+def test_paths_of_data_are_looked_for_here_and_then_beside_the_file(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    for name in ("here.csv", "configs/here.csv", "configs/there.csv"):
+        (tmp_path / name).touch()
+    data = {"path": "there.csv", "predict_path": "here.csv", "root": "absent", "statistics": "~/x.ckpt"}
+    (tmp_path / "configs" / "c.yaml").write_text(yaml.safe_dump({"data": {"init_args": data}}))
+    monkeypatch.chdir(tmp_path)
+    assert read_config("configs/c.yaml")["data"]["init_args"] == {
+        "path": str(tmp_path / "configs" / "there.csv"),
+        "predict_path": "here.csv",
+        "root": "absent",
+        "statistics": str(Path.home() / "x.ckpt"),
+    }
+
+
 @pytest.mark.parametrize(
     "config", ["model: null", "model: {init_args: [1]}", "model: {init_args: {parts: [1]}}", "a: 1"]
 )
@@ -102,10 +117,15 @@ def test_aliases_and_merge_keys_within_bounds_are_read(folder):
     assert read_config("c.yaml") == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
 
 
-@pytest.mark.parametrize("arguments", [["--config", "no.yaml"], ["--config=no.yaml"], ["-c", "no.yaml"], ["--config"]])
+@pytest.mark.parametrize("arguments", [["--config", "no.yaml"], ["--config=no.yaml"], ["-c", "no.yaml"]])
 def test_a_config_that_is_missing_is_named(arguments):
     with pytest.raises(ConfigError, match=r"^--config: there is no file"):
         merged_arguments(arguments)
+
+
+def test_a_flag_without_its_value_is_named():
+    with pytest.raises(ConfigError, match=r"^--config: its value is missing, at the end of the command"):
+        merged_arguments(["--config"])
 
 
 def test_several_configs_become_one_before_the_flags(tmp_path):
@@ -142,3 +162,12 @@ def test_a_schedule_of_another_form_replaces_the_old_one(old, new, merged):
 def test_a_limit_of_another_form_replaces_the_old_one_and_other_keys_of_that_name_do_not():
     assert merge({"clip": {"norm": 1.0}}, {"clip": {"value": 0.5}}) == {"clip": {"value": 0.5}}
     assert merge({"batch_norm": "frozen"}, {"stages": ["a"]}) == {"batch_norm": "frozen", "stages": ["a"]}
+
+
+def test_a_text_that_is_read_as_yaml_once_more_may_not_become_endless():
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'ha'] * 9)}]" for n in range(9)]
+    with pytest.raises(yaml.YAMLError, match="with its aliases it holds more than"):
+        read_yaml(yaml.safe_dump({"trainer": {"devices": "{" + ", ".join(levels) + "}"}}))
+    assert read_yaml("a: 'R&D * 2: ['") == {"a": "R&D * 2: ["}
+    with pytest.raises(yaml.YAMLError, match="a number is too large"):
+        read_yaml("a: 1" + "0" * 400)

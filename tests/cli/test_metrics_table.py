@@ -122,3 +122,16 @@ def test_a_table_that_was_removed_is_not_begun_anew(tmp_path, path):
     with pytest.raises(ConfigError, match=r"metrics\.csv' cannot be written: it has been removed .* --resume auto"):
         log(table, 1, a=2)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "torn", [b"\0" * 9, b"\xff\xfe,1", b"many,1", b"1,2,3", b"1", b'1,"2', b"9" * 5000 + b",1", b"1," + b"2" * 200_000]
+)
+def test_rows_that_are_damaged_are_left_out_and_kept_aside(torn, tmp_path, path):
+    path.parent.mkdir(parents=True)
+    before = b"step,a\n0,1.5\n" + torn + b"\n"
+    path.write_bytes(before)
+    with pytest.warns(UserWarning, match="1 rows of .* are damaged and left out"):
+        log(logger(tmp_path, first_step=9), 9, a=2.5)
+    assert rows(path) == [{"step": "0", "a": "1.5"}, {"step": "9", "a": "2.5"}]
+    assert (path.parent / "metrics.damaged_0.csv").read_bytes() == before

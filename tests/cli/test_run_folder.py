@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from hybrid_lightning.cli.run_folder import Run, run_to_continue, versions
+from hybrid_lightning.errors import ConfigError
 from tests.small import changed, command
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -140,7 +141,7 @@ def test_a_damaged_checkpoint_is_skipped(copied, capsys):
     LAST.write_bytes(LAST.read_bytes()[:1000])
     assert resume(3) == 0
     out = capsys.readouterr().out
-    assert "last.ckpt' cannot be read" in out
+    assert "last.ckpt' is cut off or damaged" in out
     assert "continues from best.ckpt, step 6" in out
     assert load(LAST)["global_step"] == 9
 
@@ -265,3 +266,23 @@ def test_a_run_that_cannot_be_continued_is_told_in_short(words, reason, copied, 
     after = files(copied)
     del after[copied / "small.yaml"]
     assert after == before
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints"])
+def test_a_run_that_is_a_link_to_another_place_is_not_continued(name, copied):
+    place = RUN / name
+    place.rename(copied / "elsewhere")
+    place.symlink_to(copied / "elsewhere")
+    before = files(copied / "elsewhere")
+    with pytest.raises(ConfigError, match="is a link to"):
+        run_to_continue("auto", RUN.parent, {})
+    assert files(copied / "elsewhere") == before
+
+
+@pytest.mark.parametrize("mark", [b"a: [", b"\xff", b"[" * 50_000])
+def test_a_damaged_mark_of_the_end_counts_as_none(mark, copied, capsys):
+    (RUN / "finished.yaml").write_bytes(mark)
+    run = run_to_continue("auto", RUN.parent, {})
+    run.lock.release()
+    assert not run.finished
+    assert "as if the run had not ended" in capsys.readouterr().out

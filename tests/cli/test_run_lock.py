@@ -60,3 +60,11 @@ def test_what_a_killed_process_has_left_running_is_waited_for(tmp_path, monkeypa
     monkeypatch.setattr(time, "sleep", lambda seconds: file.close())
     RunLock(tmp_path).release()
     assert file.closed
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".lock").symlink_to("mine")
+    with pytest.raises(ConfigError, match=r"\.lock' cannot be written: Too many levels of symbolic links"):
+        RunLock(tmp_path)
+    assert (tmp_path / "mine").read_text() == "mine"

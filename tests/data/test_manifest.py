@@ -467,6 +467,11 @@ def test_statistics_of_a_newer_program_are_refused(folder):
         prepared().load_state_dict({"version": 99})
 
 
+def test_statistics_of_an_older_program_are_read(folder):
+    state = prepared().state_dict()
+    prepared().load_state_dict({**state, "version": 1})
+
+
 def test_training_batches_are_augmented_and_others_are_not(folder):
     data = prepared(augment={"ages": [{"class_path": "RandomNoise", "init_args": {"std": 1.0}}]})
     seen = {}

@@ -53,12 +53,21 @@ def manifest(table: list[dict[str, Any]], path: str = "samples.csv", sides: Any 
 def config(inputs: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
     """A fit of one step on `samples.csv`."""
     arguments = {"path": "samples.csv", "inputs": inputs or PHOTO, "target": "label", "split_column": "split"}
-    parts = {key: {"module": _MODULES.get(next(iter(given)), "MLP")} for key, given in (inputs or PHOTO).items()}
+    parts = {
+        key: {"module": _MODULES.get(max(given, key=_MODULES.__contains__), "MLP")}
+        for key, given in (inputs or PHOTO).items()
+    }
     data = {"class_path": "ManifestDataModule", "init_args": {**arguments, "workers": 0, **options}}
     return changed({"data": data, "init.parts": parts, "trainer.limit_train_batches": 1})
 
 
-_MODULES = {"image": "ConvExtractor", "series": "SequenceTransformer", "volume": "ResidualVolume"}
+_MODULES = {
+    "image": "ConvExtractor",
+    "series": "SequenceTransformer",
+    "volume": "ResidualConv3d",
+    "text": "BagOfWords",
+    "categorical": "TabularMLP",
+}
 
 
 def check(inputs: dict[str, Any] | None = None, decode: bool = True, target: str = "label", **options: Any) -> None:
@@ -327,6 +336,16 @@ def test_a_column_with_one_value_in_the_training_rows_is_told(folder, capsys):
     assert "column 'site' holds nothing but 'x'" in told[1]
 
 
+def test_a_number_that_may_be_a_code_is_asked_about(folder, capsys):
+    manifest(rows(age=lambda row: 30 + row, zip=lambda row: [8001, 8032, 9000][row % 3]))
+    check({"table": {"numeric": ["age", "zip"]}})
+    [told] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert told.startswith("warning: data.inputs.table: column 'zip' holds 3 whole numbers, ")
+    assert "codes, or a quantity?" in told
+    check({"table": {"numeric": ["age"], "categorical": ["zip"]}})
+    assert "codes, or" not in capsys.readouterr().out
+
+
 def test_labels_that_no_training_row_has_end_a_check(folder):
     manifest(rows(label=lambda row: "new" if row == 7 else "ab"[row % 2]))
     with pytest.raises(ConfigError, match="'new' stand in val rows"):
@@ -369,7 +388,12 @@ def test_many_classes_are_summed_up_and_numbers_shown_by_their_range(folder, cap
     ("label", "target", "model", "said"),
     [
         (["1,100", "850", "2,000"], "label", "HybridRegressor", "data.target: 3 of the 3 different values"),
-        (["cheap", "dear", "fair"], "label", "HybridRegressor", "data.target: it is multiclass, with 'cheap'"),
+        (
+            ["cheap", "dear", "fair"],
+            "label",
+            "HybridRegressor",
+            "data.target: column 'label': it is multiclass, with 'cheap'",
+        ),
         ([0.0, 1.0, 2.0], "label", "HybridClassifier", "data.target: 'label' is a quantity.*kind: multiclass"),
         (["a;b", "a", "c"], "label", "HybridClassifier", "data.target: column 'label' holds 'a;b'"),
         (["a", "b"], "label", "HybridClassifier", "it has 2 classes, 'a', 'b', and model.num_classes is 3"),
@@ -426,9 +450,11 @@ def test_a_text_taken_for_files_is_refused_with_a_short_cell(folder):
 # Where and when
 
 
-def test_only_data_with_checks_can_be_checked(folder, capsys):
-    assert command("check") == 2
-    assert "check: DigitsDataModule has no checks; ManifestDataModule has" in capsys.readouterr().err
+def test_of_data_without_checks_a_batch_is_tried(folder, capsys):
+    assert command("check") == 0
+    told = capsys.readouterr().out
+    assert "check: DigitsDataModule cannot check its data; the model is tried with a batch of it" in told
+    assert told.endswith("check: nothing is wrong\n")
 
 
 def test_a_plan_opens_no_files_but_those_of_its_example(folder):

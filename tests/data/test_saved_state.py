@@ -43,6 +43,8 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
         ("target", "y"),
         ("target.kind", "any"),
         ("target.names", {"a": 1}),
+        ("target.transform", "exp"),
+        ("target.transform", ["log"]),
     ],
 )
 def test_a_damaged_state_is_told(path, value):
@@ -66,6 +68,8 @@ def test_states_of_all_forms_pass():
         ({"categorical": ["a"]}, {"categories": {"a": ["x", "x"]}}),
         ({"categorical": ["a"]}, {"categories": ["x"]}),
         ({"text": "a"}, {"words": 5}),
+        ({"text": "a"}, {"words": ["x"], "length": -1}),
+        ({"text": "a"}, {"words": ["x"], "length": 2.5}),
         ({"text": "a", "vocabulary": 2}, {"words": ["x", "y", "z"]}),
     ],
 )

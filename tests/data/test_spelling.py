@@ -1,9 +1,10 @@
 import unicodedata
 
+import numpy as np
 import pyarrow
 import pytest
 
-from hybrid_lightning.data.spelling import alike, key_of, positions, without_decimals
+from hybrid_lightning.data.spelling import alike, key_of, positions, seem_codes, without_decimals
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,25 @@ def test_a_place_is_that_of_the_text_or_of_its_only_other_spelling():
     assert positions(texts, ["a", "1", "b"]).tolist() == [0, 0, 1, -1, -1, 2, 2]
     assert positions(texts, ["a", "A", "x"]).tolist() == [0, 1, -1, -1, -1, -1, -1]
     assert positions(pyarrow.array(["AA", "aA"]), ["aa", "Aa"]).tolist() == [-1, -1], "two could be meant"
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "expected"),
+    [
+        ("place", [8001, 8032, 9000] * 6, True),
+        ("place", [8001, float("nan"), 8032, 9000] * 6, True),
+        ("place", [8001, 8032, 9000.5] * 6, False),
+        ("place", [8001, 8032, 9000], False),
+        ("year", [1999, 2000, 2001, 2005] * 6, False),
+        ("dose", [0, 50, 100, 500] * 6, False),
+        ("zip", [1, 2, 3], True),
+        ("zipCode", [1, 2, 3], True),
+        ("site_id", [1, 2, 3], True),
+        ("Diagnosis code", [1, 2, 3], True),
+        ("width", [1, 2, 3], False),
+        ("site_id", [0, 1, 1], False),
+        ("site_id", [1.5, 2, 3], False),
+    ],
+)
+def test_whole_numbers_may_be_codes_by_their_name_or_if_they_are_few_large_and_far_apart(name, numbers, expected):
+    assert seem_codes(name, np.array(numbers, dtype=float)) is expected

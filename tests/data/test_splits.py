@@ -109,6 +109,14 @@ def test_groups_stay_together_and_shares_hold_as_well_as_groups_allow():
     assert max(large.values()) - min(large.values()) < 0.15, "large groups are not all in the training split"
 
 
+def test_folds_of_groups_with_a_class_each_are_equally_long():
+    groups = np.repeat(np.arange(50), 5)
+    for seed in range(10):
+        strata = np.random.default_rng(seed).integers(0, 10, 50)[groups]
+        sizes = [(split_by_fold(strata, (fold, 5), 0.0, seed, groups) == TEST).sum() for fold in range(1, 6)]
+        assert max(sizes) - min(sizes) <= 10
+
+
 def test_one_group_that_is_larger_than_a_share_trains():
     groups = np.array([0] * 60 + list(range(1, 41)))
     split = split_by_fractions(alike(100), {"val": 0.15, "test": 0.15}, 0, groups=groups)

@@ -126,3 +126,28 @@ def test_what_is_no_regular_file_is_refused_and_never_opened(folder):
 def test_a_table_without_a_header_is_told(folder):
     with pytest.raises(ConfigError, match=r"unknown column .* 'label'.* here it holds numbers"):
         read("a.png,850,yes\nb.png,900,no\n").require("label")
+
+
+def test_a_small_file_that_becomes_a_large_table_is_refused(folder, monkeypatch):
+    from hybrid_lightning.data import table_files
+
+    monkeypatch.setattr(table_files, "_HARMLESS", 2**16)
+    read(gzip.compress(b"a,b\n" + b"1,2\n" * 1000), "m.csv.gz")
+    with pytest.raises(ConfigError, match=r"holds more than .* GiB of text \([0-9]+ bytes are stored\)"):
+        read(gzip.compress(b"a,b\n" + b"1,2\n" * 200_000), "m.csv.gz")
+    monkeypatch.setattr(table_files, "_MOST_CELLS", 99)
+    with pytest.raises(ConfigError, match="10 rows that name 10 columns"):
+        read(json.dumps([{f"c{row}": 1} for row in range(10)]), "m.json")
+    monkeypatch.setattr(table_files, "_LARGEST", 10_000)
+    for rows in (1000, 2000):  # by the size of what is read, and by the number of cells
+        pandas.DataFrame({"a": ["same text"] * rows}).to_parquet("m.parquet")
+        with pytest.raises(ConfigError, match="GiB of values"):
+            Table.read("m.parquet")
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "pandas"])
+def test_a_missing_library_is_named_with_its_installation(folder, monkeypatch, library):
+    Path("m.csv").write_text("a\n1\n")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == library else object())
+    with pytest.raises(ConfigError, match=rf"data.path: tables are read with {library}, which is missing.*\[data\]"):
+        Table.read("m.csv")

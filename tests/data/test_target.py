@@ -195,3 +195,29 @@ def test_names_of_an_earlier_run_hold_in_other_spellings():
 def test_numbers_that_float32_would_make_equal_are_no_target():
     with pytest.raises(ConfigError, match=r"column 'y' cannot be learned: .* large beside their differences"):
         Target("y").fit(table(y=1.7e12 + 1000.0 * np.arange(30)))
+
+
+def test_a_transform_says_that_the_target_is_a_number_and_leaves_its_units():
+    target, values = read({"column": "y", "transform": "log"}, y=[1, 2, 3])
+    assert (target.kind, target.transform, values.tolist()) == ("regression", "log", [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("spec", "column", "message"),
+    [
+        (
+            {"transform": "log"},
+            [1.0, 0.0, -2.0],
+            "transform: log takes numbers above 0; column 'y' holds 0 in row 1 .2 s",
+        ),
+        ({"transform": "log"}, [1.0, 0.0], "log1p takes those above -1"),
+        ({"transform": "log1p"}, [1.0, -1.0], "log1p takes numbers above -1; column 'y' holds -1 in row 1"),
+        ({"transform": "ln"}, [1.0, 2.0], "transform: unknown transform 'ln'. Possible: 'log', 'log1p'"),
+        ({"transform": 2}, [1.0, 2.0], "transform: unknown transform '2'"),
+        ({"transform": "log", "kind": "binary"}, [0, 1], "only numbers have logarithms"),
+        ({"transform": "log", "classes": ["a", "b"]}, ["a", "b"], "only numbers have logarithms"),
+    ],
+)
+def test_numbers_without_a_logarithm_are_named_by_their_row(spec, column, message):
+    with pytest.raises(ConfigError, match=message):
+        read({"column": "y", **spec}, y=column)

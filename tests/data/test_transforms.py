@@ -131,6 +131,27 @@ def test_transforms_of_torchvision_repeat_with_torchs_seed():
         make("torchvision.transforms.v2.Flip")
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "shape"),
+    [
+        ("RandomCrop", {"size": [4, 5]}, (3, 4, 5)),
+        ("RandomResizedCrop", {"size": [4, 5]}, (3, 4, 5)),
+        ("Normalize", {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}, (3, 6, 8)),
+        ("RandomHorizontalFlip", {"p": 1.0}, (3, 6, 8)),
+        ("LongestMaxSize", {"max_size": 4}, (3, 3, 4)),
+    ],
+)
+def test_a_transform_of_kornia_keeps_the_dimensions_of_a_sample(name, arguments, shape):
+    change = make(f"kornia.augmentation.{name}", **arguments)
+    assert change(IMAGE).shape == shape
+    assert change(torch.stack([IMAGE] * 2)).shape == (2, *shape)
+
+
+def test_a_live_transform_of_kornia_keeps_them_too():
+    change = pytest.importorskip("kornia.augmentation").RandomHorizontalFlip(p=1.0)  # as the command line gives it
+    assert made([change])(IMAGE).shape == IMAGE.shape
+
+
 def test_transforms_of_monai_repeat_with_torchs_seed():
     pytest.importorskip("monai")
     noise, results = make("monai.transforms.RandGaussianNoise", prob=1.0), []

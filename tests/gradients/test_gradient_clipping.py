@@ -193,5 +193,5 @@ def test_a_wrong_limit_is_told_with_its_place(folder: Path, capsys: pytest.Captu
 
 def test_a_part_that_is_not_there_has_no_limit() -> None:
     torch.manual_seed(0)
-    model = hybrid("always", pretrained={"clip": "agc"}, untrained={"clip": "zclip"})
+    model = hybrid("always", untrained={"clip": "zclip"})
     trainer(max_epochs=1).fit(model, batches())

@@ -156,7 +156,7 @@ def test_everything_of_a_step_stands_in_one_row(tmp_path: Any) -> None:
     logger = RunLogger(tmp_path, "name", "version_0")
     trainer(logger=logger, log_every_n_steps=1).fit(hybrid("6 steps"), batches())
     rows = read_rows(Path(logger.log_dir) / "metrics.csv")
-    wanted = ["train/loss", "lr/head", "lr/old.first/no_decay", "trainable/old", "grad_norm/total", "clip_coef"]
+    wanted = ["train/loss", "lr/head", "lr/old.first-no_decay", "trainable/old", "grad_norm/total", "clip_coef"]
     assert [int(row["step"]) for row in rows] == list(range(20))
     assert all(row[key] for row in rows for key in wanted)
     assert [float(row["trainable/old"]) for row in rows] == [0.0] * 6 + [1.0] * 14

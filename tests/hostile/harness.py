@@ -35,9 +35,13 @@ KINDS = {
     10: "limits and special files",
     11: "what only the Trainer does",
     12: "text of data on a terminal",
+    13: "misplaced messages",
+    14: "defaults that cost the result",
 }
 LENGTH = 700
 """Characters of a problem that are shown."""
+MEMORY = 3 * 2**30
+"""Bytes that a process of a case may have beyond those of the process that it was forked from."""
 CASES: list["Case"] = []
 MATERIALS: dict[str, Callable[[], None]] = {}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # also those that turn text around
@@ -118,7 +122,8 @@ class Box:
         """Runs several commands at a time, each in a fork; variable of the environment → its value for each.
 
         With ``WAIT_FOR`` a command begins when there is a file or folder of this name; ``FILE_SIZE`` is the most
-        bytes that it can write into a file; ``CLOSED_OUTPUT`` gives it a pipe that nobody reads.
+        bytes that it can write into a file; ``CLOSED_OUTPUT`` gives it a pipe that nobody reads, ``OUTPUT`` another
+        file than the one that is told, and ``ENCODING`` is that of its terminal.
         """
         running = []
         for number, words in enumerate(commands):
@@ -184,6 +189,11 @@ def _main(words: Sequence[str], environment: dict[str, str]) -> int:
         reading, writing = os.pipe()
         os.close(reading)
         os.dup2(writing, 1)
+    if "OUTPUT" in environment:
+        os.dup2(os.open(environment["OUTPUT"], os.O_WRONLY), 1)
+    if "ENCODING" in environment:
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=environment["ENCODING"], errors="strict")  # type: ignore[union-attr]
     if words[0] == "load_from_checkpoint":
         return _load(words[1])
     from hybrid_lightning.cli import main
@@ -270,6 +280,8 @@ def _watch(box: Box, allowed: Path) -> None:
 def _run_case(one: Case, box: Box) -> int:
     """In a fork: runs a case, and compares what lies outside before and after."""
     os.setsid()
+    limit = MEMORY + 4096 * int(Path("/proc/self/statm").read_text().split()[5])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     home = box.outside / "home"
     os.environ.update(HOME=str(home), TMPDIR=str(box.root / "tmp"), XDG_CACHE_HOME=str(home))
     tempfile.tempdir = str(box.root / "tmp")

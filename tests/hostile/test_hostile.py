@@ -8,7 +8,7 @@ from tests.hostile.__main__ import FEWEST, inputs
 from tests.hostile.harness import CASES, Box, Case, Result, run_cases
 from tests.processes import succeed
 
-WITH_INPUTS = (1, 2, 7, 8, 9, 12)
+WITH_INPUTS = (1, 2, 7, 8, 9, 11, 12)
 
 
 @pytest.mark.parametrize("kind", WITH_INPUTS)

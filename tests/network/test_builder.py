@@ -259,3 +259,21 @@ def test_a_factory_with_a_pretrained_switch_brings_its_own_weights_except_in_a_r
     assert bool((network.parts["x"].weight == 7).all())
     rebuilt = rebuild(parts, 2, network.record, trust=(__name__,))
     assert not bool((rebuilt.parts["x"].weight == 7).any())
+
+
+def test_maps_of_a_spectrogram_are_pooled_over_time_unless_the_part_says_otherwise():
+    batch = {"sound": torch.randn(2, 1, 16, 9), "photo": torch.randn(2, 1, 16, 9)}
+    small = {"module": "ConvExtractor", "args": {"channels": [3]}}
+    parts = {
+        "stem": {**small, "input": "sound"},
+        "body": {**small, "input": "stem"},
+        "own": {**small, "input": "sound", "pool": "max"},
+        "flat": {"module": "torch.nn.Flatten", "input": "sound"},
+        "photo": small,
+    }
+    network = build(parts, batch, inferred={"sound": {"part_pool": "time"}})
+    pools = {name: network.record.parts[name].pool for name in network.feeding}
+    assert pools == {"own": "max", "flat": "flatten", "photo": "mean", "body": "time"}
+    network.eval()
+    maps = network.parts["body"](network.parts["stem"](batch["sound"]))
+    assert torch.equal(network.features(batch)["body"], maps.mean(-1).flatten(1))

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.network import builder, scales
 from hybrid_lightning.network.builder import build, rebuild
 from hybrid_lightning.network.channels import adapt_channels
 from hybrid_lightning.network.hybrid_network import HybridNetwork
@@ -113,3 +114,59 @@ def test_images_arrive_on_the_stated_scale_and_the_state_stays_as_it_was():
 def test_a_scale_that_is_not_known_is_an_error(normalize, message):
     with pytest.raises(ConfigError, match=message):
         normalizing(normalize)
+
+
+class Published(nn.Conv2d):
+    """Stands for a model of a library with weights of its own."""
+
+    def __init__(self):
+        super().__init__(3, 4, 1)
+
+    def load_pretrained(self):
+        nn.init.ones_(self.weight)
+
+
+IMAGENET = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """`Published` is a model of timm's, which states the scale of its images."""
+    monkeypatch.setattr(scales, "family_of", lambda path: "timm")
+    monkeypatch.setattr(scales, "published_scale", lambda *arguments: IMAGENET)
+    monkeypatch.setattr(builder, "family_of", lambda path: "timm")
+    monkeypatch.setattr(builder, "timm_stages", lambda module: None)
+
+
+def published(image: torch.Tensor, **facts: object) -> HybridNetwork:
+    part = {"module": Published(), "weights": "pretrained", **facts}
+    return build(parse_parts({"image": part}), 2, {"image": image})
+
+
+def test_published_weights_get_their_scale_unless_the_part_says_no(library):
+    image = torch.rand(2, 3, 4, 4)
+    assert published(image).record.parts["image"].scale == IMAGENET
+    assert published(image, normalize=False).record.parts["image"].scale is None
+    untrained = parse_parts({"image": {"module": Published()}})
+    assert build(untrained, 2, {"image": image}).record.parts["image"].scale is None
+
+
+@pytest.mark.parametrize("image", [255 * torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)])
+def test_images_on_another_scale_are_refused_before_the_first_step_unless_the_part_says_so(library, image):
+    message = r"^model\.parts\.image\.normalize: the images of the first batch have values from .*'normalize: false'"
+    with pytest.raises(ConfigError, match=message):
+        published(image)
+    assert published(image, normalize=False).weight_reports.get("image", "") == ""
+    assert "its weights are for images in [0, 1]" in published(image, normalize=True).weight_reports["image"]
+
+
+def test_a_model_that_scales_by_itself_is_told_of_other_images_and_takes_no_scale():
+    module = Published()
+    module.preprocessing = {"size": [8, 8]}
+    image = torch.rand(2, 3, 4, 4)
+    part = {"module": module, "weights": "pretrained"}
+    assert build(parse_parts({"image": part}), 2, {"image": image}).weight_reports.get("image", "") == ""
+    remark = build(parse_parts({"image": part}), 2, {"image": 9 * image}).weight_reports["image"]
+    assert "its weights are for images in [0, 1]" in remark
+    with pytest.raises(ConfigError, match=r"scales images in \[0, 1\] by itself\. Leave it out"):
+        build(parse_parts({"image": {**part, "normalize": True}}), 2, {"image": image})

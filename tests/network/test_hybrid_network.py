@@ -117,3 +117,20 @@ def test_random_features_say_whether_they_pass_gradient(module):
     values = torch.randn(shape).requires_grad_()
     made = build({"x": {"module": module}}, {"x": values.detach()}).parts["x"]
     assert made(values).requires_grad == getattr(made, "passes_gradient", True)
+
+
+@pytest.mark.parametrize("options", [{"unfreeze": "never"}, {"lr_scale": 0.5}, {"batch_norm": "train"}])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_one_module_in_two_parts_with_contradicting_options_is_refused(options, is_first):
+    shared = nn.Linear(4, 5)
+    one, other = {"module": shared, **options}, {"module": shared}
+    parts = {"left": one, "right": other} if is_first else {"left": other, "right": one}
+    with pytest.raises(ConfigError, match=f"'left' and 'right' share parameters.*'{next(iter(options))}'"):
+        build(parts, {"left": torch.randn(2, 4), "right": torch.randn(2, 4)})
+
+
+def test_a_weight_that_a_part_shares_with_the_head_is_compared_too():
+    shared = nn.Linear(3, 3)
+    parts = {"x": {"module": shared, "unfreeze": "never"}, "head": {"module": shared}}
+    with pytest.raises(ConfigError, match="'x' and 'head' share parameters"):
+        build(parts, {"x": torch.randn(2, 3)})

@@ -7,8 +7,9 @@ from torch import nn
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.gradients.clipping_rule import ClippingRule
 from hybrid_lightning.network.adapters import AdapterSpec
+from hybrid_lightning.network.defaults import all_defaults
 from hybrid_lightning.network.modules.mlp import MLP
-from hybrid_lightning.network.part import Part, all_defaults, parse_part, parse_parts
+from hybrid_lightning.network.part import Part, parse_part, parse_parts
 from hybrid_lightning.optim.groups import PartRates
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 from hybrid_lightning.weights.loading import WeightSource
@@ -175,3 +176,24 @@ def test_only_weights_may_be_called_pretrained():
 def test_a_default_that_is_null_is_ours():
     part = parse_parts({"t": "MLP"}, untrained={"lr_scale": None, "unfreeze": None})["t"]
     assert part == parse_parts({"t": "MLP"})["t"]
+
+
+def test_a_part_may_say_that_its_weights_are_trained_already():
+    """A live module, weights set by hand, or those of init_from."""
+    defaults = {"unfreeze": "never"}
+    for module in (nn.Linear(2, 2), "MLP"):
+        part = parse_parts({"table": {"module": module, "origin": "pretrained"}}, pretrained=defaults)["table"]
+        assert (part.unfreeze, part.lr_scale, part.weights) == (UnfreezingSchedule.parse("never"), 0.1, None)
+        assert part.plain()["origin"] == "pretrained"
+
+
+def test_a_part_with_weights_is_not_untrained():
+    with pytest.raises(ConfigError, match="'untrained' does not go with weights"):
+        Part("MLP", weights="pretrained", origin="untrained")
+
+
+def test_a_live_module_whose_origin_is_not_said_is_doubtful():
+    live = nn.Linear(2, 2)
+    parts = {"a": live, "b": {"module": live, "origin": "untrained"}, "c": {"module": live, "weights": "pretrained"}}
+    parsed = parse_parts({**parts, "d": "MLP"})
+    assert [name for name, part in parsed.items() if part.is_doubtful] == ["a"]

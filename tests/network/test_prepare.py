@@ -106,7 +106,10 @@ def test_a_random_part_never_trains():
         ({"origin": "random", "unfreeze": "10%"}, r"^model\.parts\.x\.unfreeze: a random part is drawn once"),
         ({"origin": "random", "adapter": "lora"}, r"^model\.parts\.x\.adapter: a random part is drawn once"),
         ({"origin": "random", "weights": "w.pt"}, r"^model\.parts\.x\.origin: 'random' does not go with weights"),
-        ({"origin": "pretrained"}, r"^model\.parts\.x\.origin: 'pretrained' does not go with weights None"),
+        (
+            {"module": "RandomConvolutions", "origin": "pretrained"},
+            r"^model\.parts\.x\.origin: 'pretrained' does not go with weights None",
+        ),
         ({"origin": "drawn"}, r"^model\.parts\.x\.origin: unknown origin 'drawn'"),
     ],
 )

@@ -59,6 +59,20 @@ def test_fused_is_used_where_it_is_allowed_and_not_chosen_otherwise(name):
         assert not optimizer({"class_path": name, "init_args": own}, fused=True).param_groups[0]["fused"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_sgd_of_somebody_else_is_not_fused_for_weights_of_16_bits(dtype):
+    own = named_param_groups(Two().to(dtype), {"old": "old", "new": "new"}, lr=0.1)
+    assert not make_optimizer({"class_path": f"{__name__}.Own"}, own, fused=True).param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "RMSprop", "Adagrad"])
+def test_an_epsilon_that_float16_does_not_hold_is_refused(name):
+    own = named_param_groups(Two().half(), {"old": "old", "new": "new"}, lr=0.1)
+    with pytest.raises(ConfigError, match=r"^model\.optimizer\.init_args\.eps: 1e-.* is 0 in float16.*16-mixed"):
+        make_optimizer(name, own, fused=False)
+    make_optimizer({"class_path": name, "init_args": {"eps": 1e-4}}, own, fused=False)
+
+
 def test_an_optimizer_without_a_fused_form_stays_as_it_is():
     assert "fused" not in optimizer("RMSprop", fused=True).param_groups[0]
 

@@ -50,7 +50,7 @@ ARGUMENTS = {
     "CosineAnnealingLR": {"T_max": 7, "eta_min": 0.001},
     "ChainedScheduler": {"schedulers": nested(WARM_UP, DECAY)},
     "ReduceLROnPlateau": {
-        "mode": "max", "threshold": 1e3, "threshold_mode": "abs", "patience": 0, "factor": 0.3, "min_lr": 0.0005
+        "threshold": 1e3, "threshold_mode": "abs", "patience": 0, "factor": 0.3, "min_lr": 0.0005
     },
     "CyclicLR": {"base_lr": 0.001, "max_lr": 0.05, "step_size_up": 3, "mode": "triangular2"},
     "CosineAnnealingWarmRestarts": {"T_0": 3, "T_mult": 2, "eta_min": 0.001},

@@ -167,3 +167,19 @@ def test_options_may_be_lists_as_in_yaml():
         loss_of(module).backward()
         optimizer.step()
     assert all(optimizer.state[parameter]["step"] == 2 for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_are_stepped_as_not_fused_whatever_the_option_says(dtype):
+    weights = []
+    for fused in (False, True):
+        weight = nn.Parameter(torch.linspace(-1, 1, 100).to(dtype))
+        optimizer = torch.optim.SGD([{"params": [weight], "name": "all"}], lr=0.1, momentum=0.9, fused=fused)
+        step_what_trains(optimizer)
+        for _ in range(3):
+            weight.grad = torch.linspace(1, 2, 100).to(dtype)
+            optimizer.step()
+        weights.append(weight.detach())
+    assert torch.equal(*weights)
+    assert (weights[1] < torch.linspace(-1, 1, 100) - 0.5).all(), "all have moved"
+    assert optimizer.param_groups[0]["fused"], "the option itself stays"

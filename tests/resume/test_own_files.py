@@ -19,8 +19,10 @@ from hybrid_lightning.callbacks import (
     ReestimateStatistics,
     SpikeGuard,
 )
+from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.gradients.spike_history import HISTORY_FORM, NormHistory, Sensitivity
 from hybrid_lightning.resume.loop_counters import first_damaged
+from hybrid_lightning.resume.own_files import rebuild_paths
 from hybrid_lightning.unfreezing.plateau import WATCH_FORM, PlateauWatch
 from tests.small import changed, classifier, command, loader, table, trainer
 from tests.tiny import Foreign, batches
@@ -167,6 +169,18 @@ def test_junk_in_the_state_of_a_callback_is_told_by_its_place(way, key, entry, j
     assert f"callbacks.{name}.{place}" in error.replace("\\'", "'")
 
 
+@pytest.mark.parametrize(("mode", "best"), [("min", -math.inf), ("max", math.inf), ("min", math.nan)])
+def test_a_best_score_that_nothing_beats_is_refused_and_patience_is_that_of_today(mode, best):
+    stopping = EarlyStopping("val/loss", mode=mode, patience=5)
+    run = trainer(callbacks=[stopping])
+    state = {**stopping.state_dict(), "patience": 10**6}
+    checkpoint = {"callbacks": {stopping.state_key: state}}
+    rebuild_paths(run, checkpoint)
+    assert checkpoint["callbacks"][stopping.state_key]["patience"] == 5
+    with pytest.raises(ConfigError, match="which nothing is better than"):
+        rebuild_paths(run, {"callbacks": {stopping.state_key: {**state, "best_score": torch.tensor(best)}}})
+
+
 # In Python
 
 
@@ -280,4 +294,4 @@ def test_a_state_that_holds_itself_is_refused(copied, capsys):
         state["self"] = state
     torch.save(content, "e.ckpt")
     assert command("fit", "--ckpt_path", "e.ckpt", "--trainer.max_epochs", "3") == 2
-    assert "--ckpt_path: the checkpoint is damaged: the state of the callback" in capsys.readouterr().err
+    assert "--ckpt_path: 'e.ckpt' cannot be read: something in it holds itself." in capsys.readouterr().err

@@ -16,7 +16,13 @@ def loops(batches: int) -> dict:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("epoch", -1), ("global_step", "many"), ("pytorch-lightning_version", "new"), ("state_dict", [])],
+    [
+        ("epoch", -1),
+        ("global_step", "many"),
+        ("pytorch-lightning_version", "new"),
+        ("pytorch-lightning_version", "1.9.5"),
+        ("state_dict", []),
+    ],
 )
 def test_what_lightning_reads_of_any_checkpoint_is_checked_by_name(key, value):
     refuse_damaged_head(HEAD)

@@ -231,7 +231,7 @@ def test_the_logged_rates_are_those_of_the_step():
     trainer(**options).fit(classifier(parts=parts, lr=0.1, rates={"shape": "linear"}), data())
     for step, values in enumerate(record.values):
         assert values["lr/y"] == pytest.approx(0.1 * (1 - step / 4), rel=1e-12)
-        assert values["lr/x/no_decay"] == pytest.approx(0.05 * (1 - step / 4), rel=1e-12)
+        assert values["lr/x-no_decay"] == pytest.approx(0.05 * (1 - step / 4), rel=1e-12)
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
@@ -382,3 +382,24 @@ def test_defaults_of_untrained_parts_reach_the_fusion_and_the_head():
     model = HybridClassifier(num_classes=3, parts=parts, lr=1.0, untrained={"lr_scale": 0.5})
     groups = model.build(next(iter(data()))).built().param_groups(1.0, 0.0)
     assert {g["part"]: g["lr"] for g in groups} == {"a": 0.5, "b": 0.5, "fusion": 0.5, "head": 0.5, "part_heads": 1}
+
+
+def test_defaults_of_pretrained_parts_without_any_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"^model\.pretrained: no part is pretrained, so 'unfreeze' would hold for none"
+    ):
+        classifier(pretrained={"unfreeze": "never"})
+    classifier(pretrained={"unfreeze": None})
+
+
+def test_a_live_module_that_counts_as_untrained_is_told(capsys):
+    for options, is_told in (({}, True), ({"origin": "untrained"}, False), ({"origin": "pretrained"}, False)):
+        model = classifier(parts={"x": {"module": torch.nn.Linear(4, 3), **options}})
+        trainer().fit(model, data())
+        assert ("x: its live module counts as untrained" in capsys.readouterr().out) is is_told
+
+
+def test_a_tensor_is_no_batch():
+    model = classifier().build(next(iter(data())))
+    with pytest.raises(ConfigError, match="a batch is a dict"):
+        model(table())

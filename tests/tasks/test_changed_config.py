@@ -3,7 +3,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
 from hybrid_lightning import ConfigError, HybridTask
 from hybrid_lightning.tasks.changed_config import changed_settings, describe_changes
@@ -443,3 +443,66 @@ def test_the_command_line_says_so_and_ends_well(tmp_path, monkeypatch, capsys):
     assert command("fit", "--ckpt_path", "last") == 0
     assert "finished: 1 of 1 epochs are done" in capsys.readouterr().out
     assert CONFIG["trainer"]["max_epochs"] == 1
+
+
+def averaged_fit(classes, folder, path=None, average=True, on_group_change="error", **options):
+    """A fit with averaged weights that saves ``x.ckpt`` after 3 steps."""
+    model = classifier(num_classes=classes)
+    model.on_group_change = on_group_change
+    callbacks = [ModelCheckpoint(folder, filename="x", every_n_train_steps=3, enable_version_counter=False)]
+    if average:
+        callbacks.append(EMAWeightAveraging(decay=0.9))
+    runner = trainer(callbacks=callbacks, enable_checkpointing=True, **options)
+    runner.fit(
+        model,
+        loader({"x": table(24), "target": torch.arange(24) % 2}),
+        ckpt_path=path,
+        weights_only=True if path else None,
+    )
+    return runner, model
+
+
+AVERAGING = pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+
+
+@AVERAGING
+@pytest.mark.parametrize("on_group_change", ["match", "weights_only"])
+def test_both_copies_of_the_weights_of_an_averaged_fit_are_adapted(tmp_path, on_group_change, capsys):
+    averaged_fit(2, tmp_path)
+    path = tmp_path / "x.ckpt"
+    options = {"max_epochs": 2, "on_group_change": on_group_change}
+    _, model = averaged_fit(3, tmp_path / "again", path, **options)
+    assert model.built().parts["head"].linear.weight.shape[0] == 3
+    assert "kept: 2 of 4 tensors" in capsys.readouterr().out
+
+
+@AVERAGING
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # Lightning's words for the same
+def test_a_fit_without_averaging_goes_on_from_the_weights_in_training(tmp_path, capsys):
+    averaged_fit(2, tmp_path)
+    path = tmp_path / "x.ckpt"
+    saved = torch.load(path, weights_only=True)
+    _, model = averaged_fit(2, tmp_path / "again", path, average=False, max_epochs=1)
+    assert "goes on from those in training" in capsys.readouterr().out
+    own = model.state_dict()
+    assert all(torch.equal(own[name], saved["current_model_state"][name]) for name in own)
+    assert not all(torch.equal(own[name], saved["state_dict"][name]) for name in own)
+
+
+@AVERAGING
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("current_model_state", {"network.parts.head.linear.weight": torch.zeros(2, 7)}),
+        ("current_model_state", None),
+        ("averaging_state", {"n_averaged": torch.zeros(3)}),
+        ("averaging_state", 5),
+    ],
+)
+def test_a_damaged_second_copy_is_refused(tmp_path, key, value):
+    averaged_fit(2, tmp_path)
+    path = tmp_path / "x.ckpt"
+    saved = torch.load(path, weights_only=True)
+    torch.save({**saved, key: value}, path)
+    with pytest.raises(ConfigError, match=f"the checkpoint is damaged: .*{key}"):
+        averaged_fit(2, tmp_path / "again", path, max_epochs=2)

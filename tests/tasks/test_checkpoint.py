@@ -10,6 +10,7 @@ from torch import nn
 
 import hybrid_lightning
 from hybrid_lightning import ConfigError, HybridClassifier, HybridTask
+from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.tasks.checkpoint import concrete_subclasses
 from tests.processes import succeed
 from tests.small import CONFIG, classifier, command, loader, regressor, table, trainer, write
@@ -295,8 +296,8 @@ def test_the_command_line_takes_no_class_from_a_checkpoint(verb, tmp_path, monke
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:500]), "cannot be read"),
-        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: path.write_bytes(path.read_bytes()[:500]), "is cut off or damaged"),
+        (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.unlink(), "there is no file"),
         (lambda path: torch.save({"state_dict": {}}, path), "was not written by a task"),
         (lambda path: torch.save([1, 2], path), "holds a list"),
@@ -476,3 +477,48 @@ def test_a_model_is_copied_with_its_settings():
     again = copy.deepcopy(model)
     assert again.saved_settings() == model.saved_settings()
     assert torch.equal(again({"x": table()}), model({"x": table()}))
+
+
+class LateShapes(nn.Module):
+    """Gets the shapes of its tensors from the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+class Growing(nn.Module):
+    """Makes a layer when it is first called."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "net"):
+            self.net = nn.Linear(x.shape[1], 3)
+        return self.net(x)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_module_that_gets_its_shapes_from_the_first_batch_is_rebuilt_and_resumed(tmp_path):
+    run = trainer(max_epochs=1)
+    batches = loader({"x": table(), "target": torch.arange(27) % 3})
+    model = classifier(parts={"x": LateShapes()})
+    run.fit(model, batches)
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    again = HybridClassifier.load_from_checkpoint(tmp_path / "x.ckpt", parts={"x": LateShapes()})
+    batch = {"x": table(5)}
+    torch.testing.assert_close(again(batch), model.eval()(batch))
+    resumed = classifier(parts={"x": LateShapes()})
+    trainer(max_epochs=2).fit(resumed, batches, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+
+
+def test_a_module_that_makes_its_layers_when_called_is_refused_before_training():
+    with pytest.raises(ConfigError, match=r"Growing makes 'net.weight', 'net.bias' when it is first called"):
+        classifier(parts={"x": Growing()}).build({"x": table()})
+
+
+@pytest.mark.parametrize("shape", [[-1], [2**20, 2**20], ["4"], 4, [True]])
+def test_an_impossible_recorded_shape_is_refused(shape):
+    with pytest.raises(ConfigError, match="the record of the network is damaged"):
+        NetworkRecord.parse({"shapes": {"x": {"net.weight": shape}}})

@@ -45,6 +45,9 @@ def test_multiclass_metrics_are_those_of_scikit_learn(classes):
         "auroc": float(np.mean(one_vs_rest)),
         "calibration_error": calibration_error(p, t),
     }
+    if classes == 2:
+        of_each = [reference.average_precision_score(t == index, p[:, index]) for index in range(2)]
+        expected["average_precision"] = float(np.mean(of_each))
     assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -58,6 +61,7 @@ def test_multilabel_metrics_are_those_of_scikit_learn():
         "accuracy": float(((p > 0.5) == t).mean()),
         "macro_f1": reference.f1_score(t, p > 0.5, average="macro"),
         "auroc": reference.roc_auc_score(t, p, average="macro"),
+        "average_precision": reference.average_precision_score(t, p, average="macro"),
     }
     assert found == pytest.approx(expected, abs=1e-6)
 
@@ -112,6 +116,20 @@ def test_a_label_that_all_samples_have_leaves_auroc_undefined():
     target[:, 1] = 1
     _, undefined = filled(classification_metrics(3, multilabel=True), torch.rand(23, 3), target).compute()
     assert "1" in undefined["auroc"]
+
+
+def test_average_precision_is_the_mean_over_the_labels_that_occur_and_knows_ties():
+    torch.manual_seed(5)
+    probabilities, target = (torch.rand(23, 3) * 4).round() / 4, torch.randint(2, (23, 3))
+    target[:, 1] = 0
+    found = values(filled(classification_metrics(3, multilabel=True), probabilities, target))
+    of_each = [reference.average_precision_score(target[:, label], probabilities[:, label]) for label in (0, 2)]
+    assert found["average_precision"] == pytest.approx(np.mean(of_each), abs=1e-6)
+
+
+def test_without_any_label_there_is_no_average_precision():
+    metrics = filled(classification_metrics(3, multilabel=True), torch.rand(23, 3), torch.zeros(23, 3).long())
+    assert metrics.compute()[1]["average_precision"] == "no sample has any of the labels"
 
 
 def test_the_names_of_many_absent_classes_are_cut():

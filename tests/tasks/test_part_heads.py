@@ -52,7 +52,7 @@ def test_they_learn() -> None:
     model = hybrid(part_heads=True)
     runner = trainer(max_epochs=16)
     runner.fit(model, batches(), batches())
-    assert runner.callback_metrics["val/accuracy/new"] > 0.8
+    assert runner.callback_metrics["val/accuracy-new"] > 0.8
     group = next(group for group in runner.optimizers[0].param_groups if group["part"] == "part_heads")
     assert group["observer"]
     assert group["name"] == "part_heads"
@@ -72,11 +72,11 @@ def test_their_metrics_equal_an_independent_computation_over_the_samples_that_ha
     own, target = torch.cat(outputs), torch.cat(targets)
     assert len(target) == 22
     found = runner.callback_metrics
-    torch.testing.assert_close(found["val/loss/a"], functional.cross_entropy(own, target))
-    torch.testing.assert_close(found["val/accuracy/a"], (own.argmax(1) == target).float().mean())
+    torch.testing.assert_close(found["val/loss-a"], functional.cross_entropy(own, target))
+    torch.testing.assert_close(found["val/accuracy-a"], (own.argmax(1) == target).float().mean())
     area = torchmetrics.functional.auroc(own.softmax(1), target, "multiclass", num_classes=2)
-    torch.testing.assert_close(found["val/auroc/a"], area)
-    assert found["val/loss/b"] != found["val/loss/a"]
+    torch.testing.assert_close(found["val/auroc-a"], area)
+    assert found["val/loss-b"] != found["val/loss-a"]
 
 
 def test_their_losses_train_the_parts_if_they_have_a_weight() -> None:
@@ -136,7 +136,7 @@ def test_an_evaluation_of_a_checkpoint_without_them_leaves_them_out(tmp_path: Pa
     later = trainer()
     [values] = later.test(two_parts(), data(), ckpt_path=str(tmp_path / "x.ckpt"), weights_only=True, verbose=False)
     assert "test/accuracy" in values
-    assert "test/accuracy/a" not in values
+    assert "test/accuracy-a" not in values
 
 
 def test_a_fit_that_continues_without_them_goes_on_without_them(tmp_path: Path) -> None:
@@ -154,22 +154,38 @@ def test_a_part_that_is_better_alone_is_named_at_the_end(capsys: pytest.CaptureF
     runner = trainer()
     runner.fit(model, data(), data())
     capsys.readouterr()
-    runner.callback_metrics.update({"val/accuracy": torch.tensor(0.5), "val/accuracy/a": torch.tensor(0.75)})
-    runner.callback_metrics["val/accuracy/b"] = torch.tensor(0.25)
+    runner.callback_metrics.update({"val/accuracy": torch.tensor(0.5), "val/accuracy-a": torch.tensor(0.75)})
+    runner.callback_metrics["val/accuracy-b"] = torch.tensor(0.25)
     model._has_trained = True
     model.on_fit_end()
     printed = capsys.readouterr().out
-    assert "val/accuracy: all parts together have 0.5, and better alone, by their own heads: a 0.75." in printed
+    assert (
+        "val/accuracy on 27 samples: all parts together have 0.5, and better alone, by their own heads: a 0.75."
+        in printed
+    )
     assert "b 0.25" not in printed
+
+
+def test_a_part_that_is_better_by_chance_is_not_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """26 of 30 against 27 is one sample."""
+    model = two_parts()
+    runner = trainer()
+    runner.fit(model, data(), data())
+    capsys.readouterr()
+    runner.callback_metrics.update({"val/accuracy": torch.tensor(0.8667), "val/accuracy-a": torch.tensor(0.9)})
+    model._has_trained = True
+    model.on_fit_end()
+    assert "better alone" not in capsys.readouterr().out
 
 
 def test_for_errors_less_is_better(capsys: pytest.CaptureFixture[str]) -> None:
     model = HybridRegressor(parts={name: {"module": "MLP"} for name in ("a", "b")})
+    model.objective.main_metric = "mae"
     runner = trainer()
     entries = {"a": table(), "b": table(seed=2), "target": table().sum(1)}
     runner.fit(model, loader(entries), loader(entries))
     runner.callback_metrics.update(
-        {f"val/mae{name}": torch.tensor(v) for name, v in (("", 1.0), ("/a", 2.0), ("/b", 0.5))}
+        {f"val/mae{name}": torch.tensor(v) for name, v in (("", 1.0), ("-a", 2.0), ("-b", 0.5))}
     )
     model._has_trained = True
     model.on_fit_end()
@@ -209,7 +225,7 @@ def test_a_model_built_as_a_checkpoint_without_them_has_none(tmp_path: Path) -> 
     model.rebuild_as(read_checkpoint(tmp_path / "x.ckpt")[0])
     [values] = trainer().test(model, data(), ckpt_path=tmp_path / "x.ckpt", weights_only=True, verbose=False)
     assert "test/accuracy" in values
-    assert "test/accuracy/a" not in values
+    assert "test/accuracy-a" not in values
 
 
 def test_heads_that_train_the_parts_are_not_dropped_for_a_checkpoint_without_them(tmp_path: Path) -> None:
@@ -254,3 +270,13 @@ def test_a_file_without_a_head_imports_nothing(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError, match="there is no head"):
         HybridClassifier.load_from_checkpoint(tmp_path / "y.ckpt")
     assert "chosen_by_a_stranger" not in sys.modules
+
+
+def test_no_key_of_a_fit_is_the_folder_of_another(tmp_path):
+    parts = {"old": {"module": "MLP", "input": "x", "clip": "agc", "l2sp": 0.1}, "new": {"module": "MLP", "input": "x"}}
+    runner = trainer(max_epochs=1, gradient_clip_val=1.0, log_every_n_steps=1)
+    batches = loader({"x": table(), "target": torch.arange(27) % 3})
+    runner.fit(HybridClassifier(num_classes=3, parts=parts), batches, batches)
+    keys = list(runner.callback_metrics)
+    assert {"lr/old", "lr/old-no_decay", "val/accuracy", "val/accuracy-old"} <= set(keys)
+    assert not [(one, other) for one in keys for other in keys if other.startswith(f"{one}/")]

@@ -1,5 +1,6 @@
 """Precisions other than 32, and hooks of batches: all that runs the network sees what a step of the fit sees."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hybrid_lightning import HybridClassifier
+from hybrid_lightning import ConfigError, HybridClassifier
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
 from tests import small
 
@@ -52,6 +53,21 @@ def test_weights_and_batches_have_the_precision_of_the_trainer(precision, start,
     assert measured[0]["val/loss"] == pytest.approx(float(first.callback_metrics["val/loss"]), rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_sgd_moves_weights_of_16_bits_as_those_of_32(precision):
+    # a step as wide as the weights is not lost in rounding
+    moves = []
+    for chosen in ("32-true", precision):
+        torch.manual_seed(0)
+        model = small.classifier(lr=1.0, optimizer=SGD, part_heads=False)
+        model.build({"x": small.table()})
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        small.trainer(precision=chosen, max_epochs=2).fit(model, small.loader({"x": small.table(), **targets()}))
+        moves.append([now.float() - then for now, then in zip(model.parameters(), before, strict=True)])
+    for full, rounded in zip(*moves, strict=True):
+        assert (full - rounded).norm() < 0.1 * full.norm()
+
+
 @pytest.mark.parametrize("precision", DTYPES)
 def test_commands_work_in_it(precision, folder):
     config = small.changed({"init.optimizer": SGD, "init.cache": True, "trainer.precision": precision})
@@ -77,6 +93,19 @@ def test_a_live_module_of_another_precision_works_in_that_of_the_trainer():
     model = small.classifier(parts={"x": own, "y": nn.Linear(4, 4)})
     small.trainer(precision="bf16-true").fit(model, small.loader(entries()))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "words"),
+    [
+        (torch.float64, torch.float32, "float64, its inputs float32"),
+        (torch.float32, torch.float64, "float32, its inputs"),
+    ],
+)
+def test_weights_of_another_precision_than_the_data_are_told_as_such(dtype, values, words):
+    model = small.classifier(parts={"x": nn.Linear(4, 4).to(dtype)})
+    with pytest.raises(ConfigError, match=rf"^model\.parts\.x: the weights of Linear are {words}.* trainer\.precision"):
+        small.trainer().fit(model, small.loader({"x": small.table().to(values), **targets()}))
 
 
 def test_16_bits_hold_the_weights_that_32_would_have_rounded():
@@ -165,3 +194,28 @@ def test_a_hook_that_needs_the_network_does_not_keep_it_from_being_built():
     data = {"x": small.table(), "target": small.table().argmax(1) % 2}
     small.trainer().fit(Own(2, parts={"x": {"module": "MLP"}}), small.loader(data))
     assert set(seen) == {2}
+
+
+class Coded(pl.LightningDataModule):
+    """Classes that a hook makes of codes which the dataset shows, plus `shift`."""
+
+    def __init__(self, shift: int = 0) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return small.loader({"x": small.table(), "target": 10 * (torch.arange(27) % 3)})
+
+    val_dataloader = test_dataloader = train_dataloader
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return {**batch, "target": batch["target"] // 10 + self.shift}
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_targets_are_checked_as_the_last_hook_gives_them(verb):
+    for shift, outcome in ((0, nullcontext()), (5, pytest.raises(ConfigError, match="labels run from 5 to 7"))):
+        model = small.classifier()
+        model.build({"x": small.table()})
+        with outcome:
+            getattr(small.trainer(), verb)(model, datamodule=Coded(shift))

@@ -11,6 +11,7 @@ from hybrid_lightning.tasks.classifier import ClassificationObjective
 from hybrid_lightning.tasks.features import SplitFeatures
 from hybrid_lightning.tasks.objective import Objective
 from hybrid_lightning.tasks.probing import TOGETHER, probe_features
+from hybrid_lightning.tasks.regressor import RegressionObjective
 
 
 def objective_of(classes: int, class_weights: Any = None) -> ClassificationObjective:
@@ -41,6 +42,18 @@ def test_the_blend_leaves_out_what_only_harms():
     assert found.weights["noise"] < 0.1
     assert sum(found.weights.values()) == pytest.approx(1)
     assert found.blend.value >= found.voters["good"].score.value - found.blend.error
+
+
+def test_logarithms_are_fitted_and_scored_in_the_units_of_the_target():
+    objective = RegressionObjective(1)
+    objective.scale.transform = "log"
+    given = features()
+    prices = (given.parts["good"] @ torch.tensor([1.0, 2.0, -1.0]) + given.parts["noise"][:, 0]).exp()
+    voter = probe_features(objective, given._replace(target=prices)).voters["good"]
+    predicted = voter.held_out.exp()[:, 0]
+    residual = (predicted - prices).square().sum() / (prices - prices.mean()).square().sum()
+    assert voter.score.value == pytest.approx(1 - float(residual), rel=1e-4)
+    assert voter.score.value < 0.9
 
 
 def test_one_part_is_its_own_blend():

@@ -208,3 +208,112 @@ def test_classes_are_no_numbers(kind):
     with pytest.raises(ConfigError, match=r"it has 2 columns, and model.num_outputs is 1"):
         regressor().objective.check_kind("regression", ["a", "b"])
     regressor(num_outputs=2).objective.check_kind("regression", ["a", "b"])
+
+
+# Logarithms of the targets
+
+
+class Growing(InMemoryDataModule):
+    """Growing that grow by a factor with each step of the input."""
+
+    def __init__(self, transform: str | None = "log", low: float = 0.0) -> None:
+        super().__init__(batch_size=20)
+        self.target_transform, self.low = transform, low
+
+    def load(self):
+        x = table(60)
+        target = (x @ torch.tensor([1.0, 0.5, -0.5, 0.0])).exp() * 1000 + self.low
+        return dict.fromkeys(("train", "val", "test"), DictDataset({"x": x, "target": target}))
+
+
+def test_logarithms_are_learned_and_everything_is_told_in_the_units_of_the_targets(tmp_path):
+    torch.manual_seed(0)
+    data, model, run = Growing(), regressor(lr=0.05), trainer(max_epochs=20)
+    run.fit(model, datamodule=data)
+    targets = data.splits["train"].targets
+    scale = model.objective.scale
+    assert float(scale.mean) == pytest.approx(float(targets.log().mean()), rel=1e-5)
+    assert float(scale.std) == pytest.approx(float(targets.log().std(correction=0)), rel=1e-5)
+    inputs = {"x": table(60)}
+    with torch.no_grad():
+        outputs = model.eval()(inputs)
+        predictions = model.predictions(outputs)
+    torch.testing.assert_close(predictions, (outputs[:, 0] * scale.std + scale.mean).exp())
+    [measured] = run.test(model, data, verbose=False)
+    assert measured["test/mae"] == pytest.approx(float((predictions - targets).abs().mean()), rel=1e-4)
+    residual = ((predictions - targets) ** 2).sum() / ((targets - targets.mean()) ** 2).sum()
+    assert measured["test/r2"] == pytest.approx(1 - float(residual), rel=1e-3)
+
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    again = HybridTask.load_from_checkpoint(tmp_path / "x.ckpt")
+    with torch.no_grad():
+        assert torch.equal(again.predictions(again(inputs)), predictions)
+    number = f"output × {scale.std.tolist()} + {scale.mean.tolist()}"
+    assert again.objective.export_note() == f"outputs are standardized: number = exp({number})"
+
+    # a fit with other words goes on as the network was trained
+    trainer(max_epochs=1).fit(again, datamodule=Growing(transform=None))
+    assert again.objective.scale.transform == "log"
+
+
+def test_the_command_line_learns_logarithms_of_a_column_and_predicts_in_its_units(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{row / 30},{1000 * 2.0 ** (row / 30):.3f}" for row in range(90)]
+    (tmp_path / "m.csv").write_text("\n".join(["size,price", *lines, ""]))
+    target = {"column": "price", "transform": "log"}
+    data = {"path": "m.csv", "inputs": {"x": {"numeric": ["size"]}}, "target": target}
+    config = changed(
+        {
+            "model": {"class_path": "HybridRegressor"},
+            "init.parts": {"x": {"module": "torch.nn.Identity"}},
+            "init.lr": 0.1,
+            "data": {"class_path": "ManifestDataModule", "init_args": data},
+            "trainer.max_epochs": 60,
+        }
+    )
+    path = write(config)
+    assert main(["fit", "--config", path, "--test_after_fit", "best"]) == 0
+    said = capsys.readouterr().out
+    assert float(said.split("val/r2 ")[1].split(",")[0]) > 0.98
+    assert main(["predict", "--config", path, "--ckpt_path", "best", "--output", "p.csv"]) == 0
+    rows = [line.split(",") for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
+    errors = [abs(float(prediction) / (1000 * 2.0 ** (int(row) / 30)) - 1) for row, prediction, *_ in rows]
+    assert max(errors) < 0.1
+    capsys.readouterr()
+    assert main(["probe", "--config", path]) == 0
+    assert "r2" in capsys.readouterr().out
+
+
+def test_log1p_takes_zeros_and_is_inverted():
+    scale = TargetScale(1)
+    scale.transform = "log1p"
+    scale.set([0.5], [2.0])
+    target = torch.tensor([0.0, 3.0])
+    torch.testing.assert_close(scale.restored(scale.standardized(target)), target)
+
+
+@pytest.mark.parametrize(("transform", "low"), [("log", 0), ("log1p", -1)])
+def test_targets_without_a_logarithm_are_refused(transform, low):
+    with pytest.raises(ConfigError, match=f"{transform} takes numbers above {low}, and the lowest is"):
+        trainer().fit(regressor(), datamodule=Growing(transform, low=-1e6))
+
+
+def test_an_unknown_transform_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.target\.transform: unknown value lg. Possible: null, log, log1p"):
+        trainer().fit(regressor(), datamodule=Growing("lg"))
+
+
+def test_a_transform_that_no_version_writes_is_a_damaged_file():
+    scale = TargetScale(1)
+    state = {**scale.state_dict(), "known": torch.tensor(9)}
+    with pytest.raises(ConfigError, match=r"the checkpoint is damaged: scale\.known is 9"):
+        scale.load_state_dict(state)
+
+
+def test_a_start_at_the_probe_is_in_the_space_of_the_logarithms():
+    torch.manual_seed(0)
+    part = {"module": "torch.nn.Linear", "args": {"in_features": 4, "out_features": 4}}
+    model, run = regressor(parts={"x": part}, start="probe"), trainer(max_epochs=1, limit_train_batches=0)
+    run.fit(model, datamodule=Growing())
+    [measured] = run.validate(model, Growing(), verbose=False)
+    assert measured["val/r2"] > 0.99  # the logarithm is linear in the input

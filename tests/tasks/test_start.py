@@ -18,7 +18,7 @@ from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.blend import BlendFusion
 from hybrid_lightning.network.modules.random_convolutions import RandomConvolutions
 from hybrid_lightning.probe.score import score
-from tests import small
+from tests import small, tiny
 from tests.processes import succeed_on
 from tests.tasks.start_worker import begin
 
@@ -332,3 +332,31 @@ def test_features_that_cannot_be_fitted_are_told_by_their_part(tmp_path):
     data["y"][3, 1] = torch.nan
     with pytest.raises(ConfigError, match=r"^model\.parts\.y\.features: 1 of 96 rows have values that are not finite"):
         fit(classifier(), data, tmp_path)
+
+
+class Looking(pl.Callback):
+    """What a callback of somebody's own sees at the start of a fit."""
+
+    def setup(self, run, module, stage) -> None:
+        self.names = [name for name, _ in module.named_parameters()]
+
+    def on_fit_start(self, run, module) -> None:
+        old = module.network.parts["old"]
+        self.flags = {parameter.requires_grad for parameter in old.parameters()}
+        self.modes = {child.training for child in old.modules()}
+
+
+def test_callbacks_find_the_network_in_setup_and_what_is_frozen_frozen_at_the_start():
+    looking = Looking()
+    tiny.trainer(callbacks=[looking], max_epochs=1).fit(tiny.hybrid("never"), tiny.batches())
+    assert "network.parts.old.third.weight" in looking.names
+    assert (looking.flags, looking.modes) == ({False}, {False})
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_several_loaders_of_a_split_are_refused_in_our_words(verb):
+    model, runner = tiny.hybrid("never"), tiny.trainer(max_epochs=1)
+    several = [tiny.batches(), tiny.batches()]
+    split = "test" if verb == "test" else "val"
+    with pytest.raises(ConfigError, match=f"data: there are 2 {split} loaders.*ConcatDataset"):
+        runner.fit(model, tiny.batches(), several) if verb == "fit" else getattr(runner, verb)(model, several)

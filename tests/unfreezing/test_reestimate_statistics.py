@@ -42,6 +42,19 @@ def test_statistics_are_those_of_the_final_weights_however_small_the_momentum(va
     assert gaps[1] < 1e-5
 
 
+@pytest.mark.parametrize("validates", [True, False])
+def test_batches_are_those_of_an_evaluation_whether_or_not_one_follows(validates: bool) -> None:
+    class Augmenting(Takes):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return {**batch, "old": batch["old"] + 10.0} if self.trainer.training else batch
+
+    model = Augmenting()
+    run = trainer(callbacks=[ReestimateStatistics(["backbone"])], max_epochs=1)
+    run.fit(model, batches(), batches(samples=12) if validates else None)
+    mean, _ = by_hand(model)
+    assert (model.backbone.first[1].running_mean - mean).abs().max() < 1e-5
+
+
 def test_training_is_the_same_and_frozen_stages_keep_their_statistics() -> None:
     models = []
     for callbacks in ([], [ReestimateStatistics()]):

@@ -60,3 +60,10 @@ def test_the_first_four_are_named_and_extra_state_is_left_alone():
     with pytest.raises(ConfigError, match=r"^here: the file is damaged: 'w0 holds .* and 2 more\. Use another one\."):
         refuse_unfit(given, own, "the file", "here")
     refuse_unfit({"extra": 3, "other": OWN * math.nan}, own, "the file")
+
+
+def test_a_deviation_stays_above_zero_where_the_model_has_one():
+    ones = torch.ones(2)
+    assert unfit("objective.scale.std", torch.zeros(2), ones) == "holds deviations that are not above zero"
+    assert unfit("objective.scale.std", 2 * ones, ones) is None
+    assert unfit("parts.x.std", -ones, OWN) is None  # perhaps a logarithm

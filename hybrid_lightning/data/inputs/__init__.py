@@ -6,6 +6,8 @@ from typing import Any
 
 from hybrid_lightning.data.inputs.audio import AudioInput
 from hybrid_lightning.data.inputs.base import Input
+from hybrid_lightning.data.inputs.file_sets import FileSet, check_columns
+from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.inputs.images import ImageInput
 from hybrid_lightning.data.inputs.series import SeriesInput
 from hybrid_lightning.data.inputs.tabular import CategoricalInput, NumericInput, TableInput
@@ -26,6 +28,8 @@ INPUTS: dict[str, Callable[..., Input]] = {
 }
 """The word for a kind of input, which is also the name of the argument that takes its column."""
 
+_FILES = ("image", "volume", "array", "series", "audio")
+"""Kinds of which an input may have several columns, with a file in each."""
 _RESERVED = ("target", "id", "present")
 _EXAMPLE = "{image: path, size: 64}"
 
@@ -48,6 +52,14 @@ def parse_inputs(inputs: Any, targets: Collection[str] = ()) -> dict[str, Input]
     return parsed
 
 
+def members_of(inputs: Mapping[str, Input]) -> dict[str, Input]:
+    """The inputs, with those of each column in place of one that has several files."""
+    members: dict[str, Input] = {}
+    for entry in inputs.values():
+        members |= entry.members
+    return members
+
+
 def _parse_input(key: Any, given: Any) -> Input:
     if not isinstance(key, str) or not re.fullmatch("[a-z][a-z0-9_]*", key) or key in _RESERVED:
         raise ConfigError(
@@ -65,8 +77,32 @@ def _parse_input(key: Any, given: Any) -> Input:
     if len(kinds) > 1 and factory is not TableInput:
         raise ConfigError(f"{' and '.join(kinds)} are two kinds of input. Give each a key of its own.")
     options = [name for name in parameters_of(factory) if name != "key"]
+    if kinds[0] in _FILES:
+        options.append("pool")
     check_keys(given, options, kind="option")
-    return factory(key, **given)
+    return _parse_files(key, kinds[0], given) if kinds[0] in _FILES else factory(key, **given)
+
+
+def _parse_files(key: str, kind: str, given: Mapping[str, Any]) -> Input:
+    """An input of a file per sample, or of several if there is a list of columns."""
+    options = {name: value for name, value in given.items() if name not in (kind, "pool")}
+    columns = given[kind]
+    if not isinstance(columns, list):
+        if "pool" in given:
+            raise ConfigError(
+                f"it pools over several files of a sample, and {columns!r} is one column. Write '{kind}: [front, "
+                f"back]', or leave it out; how a part pools its maps is the part's own 'pool'.",
+                "pool",
+            )
+        return INPUTS[kind](key, columns, **options)
+    with at(kind):
+        check_columns(columns)
+    files = {}
+    for column in columns:
+        file = INPUTS[kind](f"{key}.{column}", column, **options)
+        assert isinstance(file, FileInput)
+        files[column] = file
+    return FileSet(key, files, given.get("pool", "mean"))
 
 
 def _unknown_kind(given: Mapping[str, Any]) -> ConfigError:

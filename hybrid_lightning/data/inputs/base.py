@@ -12,6 +12,12 @@ from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.errors import ConfigError, check_number
 
 Value = Tensor | dict[str, Tensor]
+PART_POOL = "part_pool"
+"""Among `Input.inferred_arguments`: the ``pool`` of parts that make maps `(B, C, H, W)` of it and state none."""
+FILES_POOL = "files_pool"
+"""Among them: how the features of several files per sample are pooled."""
+PRESENT = "present"
+"""Which of a sample's files are there, `(B, K)` bool, in an entry of a batch that has several per sample."""
 
 
 class Input(ABC):
@@ -54,6 +60,11 @@ class Input(ABC):
     def inferred_arguments(self) -> dict[str, Any]:
         """Arguments that a part which reads this key may leave out, such as ``categories``; set once it is fitted."""
         return {}
+
+    @property
+    def members(self) -> "dict[str, Input]":
+        """Name → input, for each of which files are checked; itself, unless it consists of others."""
+        return {self.key: self}
 
     @abstractmethod
     def bind(self, table: Table) -> None:

@@ -1,7 +1,7 @@
 """Inputs whose cells are paths of files, one per sample."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hybrid_lightning.data.inputs.base import Input, Value, check_count
 from hybrid_lightning.data.inputs.missing_files import why_missing
-from hybrid_lightning.data.table import Table
+from hybrid_lightning.data.inputs.moments import MOST_FITTED, Moments, spread
+from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.data.transforms import Step, apply_steps, make_steps
 from hybrid_lightning.errors import ConfigError, at
 from hybrid_lightning.files import is_regular_file
@@ -26,6 +27,19 @@ class FileInput(Input):
         for split, steps in (("train", train), ("eval", eval)):
             with at(split):
                 self.transforms[split] = make_steps(steps)
+
+    def fit(self, table: Table, rows: Array) -> dict[str, Any]:
+        """``mean`` and ``std`` of each channel, where files are standardized."""
+        return fit_files([self], table, rows)
+
+    @property
+    def is_standardized(self) -> bool:
+        """Whether `fit` has to read files."""
+        return False
+
+    def steps(self, path: Path) -> Array:
+        """What is standardized of a file, `(T, C)`."""
+        raise NotImplementedError
 
     def bind(self, table: Table) -> None:
         """Takes the column of paths."""
@@ -93,6 +107,22 @@ class FileInput(Input):
             raise
         except Exception as error:  # libraries raise any exception on a broken file
             raise self.cell_error(row, cell, f"cannot be read: {error or type(error).__name__}") from error
+
+
+def fit_files(inputs: Collection[FileInput], table: Table, rows: Array) -> dict[str, Any]:
+    """Statistics of inputs that are standardized alike, over the files of some rows; nothing for others."""
+    moments = Moments()
+    where = ""
+    for entry in inputs:
+        if not entry.is_standardized:
+            return {}
+        where = entry.where
+        entry.bind(table)
+        present = rows[~entry.empty(table)[rows]]
+        for row in spread(present, MOST_FITTED // len(inputs)):
+            with entry.file_of(row) as path:
+                moments.add(entry.steps(path))
+    return moments.statistics(where)
 
 
 def is_constant(value: Value) -> bool:

@@ -15,10 +15,16 @@ from hybrid_lightning.importing import import_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 _ORIENTATION = 0x0112  # the tag of EXIF
 _QUARTER_TURNS = (5, 6, 7, 8)
 _TWELVE_BITS = 4095
+_FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF"),
+    "WEBP",
+)
+"""Those that Pillow decodes by itself. It hands others, such as PostScript, to a program, which runs what they say."""
 
 
 class ImageInput(FileInput):
@@ -62,9 +68,9 @@ class ImageInput(FileInput):
 
     def load(self, path: Path, training: bool) -> Tensor:
         """`(C, H, W)`; of 8 bits as uint8, which is joined faster, otherwise and for transforms float32 in [0, 1]."""
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
 
-        with Image.open(path) as image:
+        with _opened(path) as image:
             ImageOps.exif_transpose(image, in_place=True)
             pixels = np.array(self._resized(self._converted(image)))
         value = torch.from_numpy(pixels)
@@ -127,7 +133,7 @@ class ImageInput(FileInput):
         """Channels, height and width as stored."""
         from PIL import Image
 
-        with Image.open(path) as image:
+        with _opened(path) as image:
             height, width = image.height, image.width
             # as Pillow would read all of a PNG, where the base class takes what stands before the pixels
             turn = Image.Image.getexif(image).get(_ORIENTATION, 1)
@@ -136,21 +142,37 @@ class ImageInput(FileInput):
 
     def remarks(self, path: Path, value: Value) -> list[str]:
         """What of an image a batch does not show, beside what is odd of any file."""
-        from PIL import Image
-
         remarks = super().remarks(path, value)
-        with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose others are previews
+        with _opened(path) as image:
+            if image.format != "MPO" and _has_second_frame(image):  # its others are previews
                 remarks.append("have several pages or frames, of which the first is read")
+        with _opened(path) as image:
             if image.has_transparency_data and not _is_opaque(image.convert("RGBA")):
                 remarks.append(f"have transparent parts (alpha: {self.alpha})")
-            if len(image.getbands()) > 1 and any(";16" in str(tile) for tile in image.tile):
+            if len(image.getbands()) > 1 and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
                 remarks.append("store 16 bits per color, of which 8 are read; store them as arrays to keep all")
             if image.mode.startswith("I") and np.asarray(image).max() <= _TWELVE_BITS:
                 remarks.append(
                     f"store at most 12 bits in 16, so that they are dark: no value is above {_TWELVE_BITS}/65535"
                 )
         return remarks
+
+
+def _opened(path: Path) -> "ImageFile":
+    """The image in a file, of `_FORMATS`, whose pixels are not read yet."""
+    from PIL import Image
+
+    Image.init()  # else the rarer ones are not known
+    return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+
+
+def _has_second_frame(image: "Image") -> bool:
+    """Whether there is another page or frame; all are not counted, because a small file can have millions."""
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    return True
 
 
 def _is_opaque(layers: "Image") -> bool:

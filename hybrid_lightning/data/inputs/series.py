@@ -13,10 +13,8 @@ from hybrid_lightning.data.inputs.base import Value, check_count, check_name, co
 from hybrid_lightning.data.inputs.numpy_files import NumpyInput, is_numpy, read_array, stated_shape, without_gaps
 from hybrid_lightning.data.inputs.series_text import read_text
 from hybrid_lightning.data.rounding import as_float32
-from hybrid_lightning.data.table import Array, Table
+from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import ConfigError, check_choice
-
-_MOST_FITTED = 1000
 
 
 class SeriesInput(NumpyInput):
@@ -64,41 +62,12 @@ class SeriesInput(NumpyInput):
         if self.layout == "channels" and self.length is None:
             raise ConfigError("'layout: channels' needs it; write such as 'length: 512'.", "length")
 
-    def fit(self, table: Table, rows: Array) -> dict[str, Any]:
-        """``mean`` and ``std`` of each channel."""
-        if not self.standardize:
-            return {}
-        self.bind(table)
-        present = rows[~self.empty(table)[rows]]
-        return self._moments(spread(present, _MOST_FITTED))
+    @property
+    def is_standardized(self) -> bool:
+        """As the option says."""
+        return bool(self.standardize)
 
-    def _moments(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Merges means and sums of squares of one series after the other (Chan et al., 1979), in float64."""
-        count = mean = squares = np.zeros(())
-        for row in rows:
-            with self.file_of(row) as path:
-                steps = self._steps(path).astype(np.float64, copy=False)
-                if mean.ndim and mean.shape != steps.shape[1:]:
-                    raise ValueError(f"it has {steps.shape[1]} channels, and those before it {len(mean)}")
-            known = ~np.isnan(steps)
-            own_count = known.sum(0)
-            own_sum = np.where(known, steps, 0).sum(0)
-            own_mean = own_sum / np.maximum(own_count, 1)
-            centered = np.where(known, steps - own_mean, 0)
-            own_squares = (centered**2).sum(0)
-            total = np.maximum(count + own_count, 1)  # a channel may have had gaps only
-            difference = own_mean - mean
-            squares = squares + own_squares + difference**2 * count * own_count / total
-            mean = mean + difference * own_count / total
-            count = count + own_count
-        if not np.all(count):
-            raise ConfigError(f"there is a channel without any value in the {len(rows)} training series.", self.where)
-        std = np.sqrt(squares / count)
-        varies = std > 1e-12 * np.abs(mean)  # relative: the rounding errors of a constant grow with it
-        std = np.where(varies, std, 1.0)
-        return {"mean": mean.tolist(), "std": std.tolist()}
-
-    def _steps(self, path: Path) -> Array:
+    def steps(self, path: Path) -> Array:
         """`(T, C)` with gaps as nan, in float64 where float32 would lose something."""
         steps = read_array(path, self.name) if is_numpy(path) else read_text(path, self.header).steps
         if steps.ndim not in (1, 2):
@@ -108,7 +77,7 @@ class SeriesInput(NumpyInput):
 
     def load(self, path: Path, training: bool) -> Tensor:
         """`(T, C)`, or `(C, length)`."""
-        steps = self._steps(path)
+        steps = self.steps(path)
         if self.standardize:
             mean = np.asarray(self.statistics["mean"])
             std = np.asarray(self.statistics["std"])
@@ -163,11 +132,3 @@ class SeriesInput(NumpyInput):
             if not file.read(1):
                 raise ValueError("it is empty")
         return ()
-
-
-def spread(rows: Array, most: int) -> list[int]:
-    """At most so many rows, evenly spaced, the first and the last among them."""
-    count = min(len(rows), most)
-    places = np.linspace(0, len(rows) - 1, count).round()
-    chosen: list[int] = np.asarray(rows)[places.astype(int)].tolist()
-    return chosen

@@ -1,8 +1,9 @@
 """Series that are written as text: a step a line."""
 
-from itertools import islice
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
@@ -12,6 +13,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": None}
 """Suffix of a text → what separates its fields; None is any run of spaces."""
 _GAPS = {"", "NA", "N/A", "NULL", "null"}
 _LARGEST = 2**30  # bytes
+_LONGEST = 400  # letters of a field, on average over a line; longer ones are no numbers
 _COMPARED = 20  # lines that a doubtful first line is compared with
 _SURE_COUNT = 4  # a line 0, 1, 2, 3 is taken for names
 
@@ -32,27 +34,37 @@ def read_text(path: Path, header: bool | None = None) -> SeriesText:
     if path.stat().st_size > _LARGEST:
         raise ValueError("it is larger than 1 GiB; save it as .npy")
     separator = _SEPARATORS[suffix]
-    rows: list[list[str]] = []
-    first_line = ""
     with path.open(encoding="utf-8-sig") as file:
-        for line in file:
-            is_comment = line.lstrip().startswith("#") and not rows
-            if line.strip() and not is_comment:
-                first_line = first_line or line.strip()
-                rows.append([field.strip() for field in line.split(separator)])
-    if not rows:
-        raise ValueError("it holds no numbers")
-    is_named = has_header(rows[0], rows[1:]) if header is None else header
-    is_unnamed_first = is_named and rows[0][0] == ""
-    if is_named:
-        rows = rows[1:]
-    if not rows:
-        raise ValueError("it holds no numbers")
-    between = separator or " "
-    lines = (between.join(_with_nan(fields)) for fields in rows)
-    steps = np.loadtxt(lines, np.float64, comments=None, delimiter=separator, ndmin=2)
+        rows = _rows_of(file, separator)
+        beginning = list(islice(rows, 1 + _COMPARED))
+        if not beginning:
+            raise ValueError("it holds no numbers")
+        first, *others = beginning
+        is_named = has_header(first, others) if header is None else header
+        is_unnamed_first = is_named and first[0] == ""
+        kept = others if is_named else [first, *others]
+        if not kept:
+            raise ValueError("it holds no numbers")
+        # row by row, because fields as Python's texts take ten times the memory of their numbers
+        between = separator or " "
+        lines = (between.join(_with_nan(fields)) for fields in chain(kept, rows))
+        steps = np.loadtxt(lines, np.float64, comments=None, delimiter=separator, ndmin=2)
     has_index = is_unnamed_first and steps.shape[1] > 1 and np.array_equal(steps[:, 0], np.arange(len(steps)))
-    return SeriesText(steps[:, 1:] if has_index else steps, first_line if is_named else "", has_index)
+    names = between.join(first) if is_named else ""
+    return SeriesText(steps[:, 1:] if has_index else steps, names, has_index)
+
+
+def _rows_of(file: TextIO, separator: str | None) -> Iterator[list[str]]:
+    """The fields of each line that is neither empty nor a comment before the first."""
+    is_first = True
+    for line in file:
+        if not line.strip() or (is_first and line.lstrip().startswith("#")):
+            continue
+        is_first = False
+        fields = [field.strip() for field in line.split(separator)]
+        if len(line) > _LONGEST * len(fields):
+            raise ValueError(f"its line {line[:40]!r}... of {len(line)} letters does not hold numbers")
+        yield fields
 
 
 def _with_nan(fields: list[str]) -> list[str]:

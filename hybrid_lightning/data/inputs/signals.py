@@ -5,83 +5,42 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from hybrid_lightning.data.table import Array
 
 _WINDOW = 0.025
 _HOP = 0.010  # seconds
 _FLOOR = 1e-6
 _ZEROS = 12  # zeros of the sinc on each side
 _ROLLOFF = 0.95
-_PIECE = 2**14  # new samples that are computed at once; each needs about a hundred old ones in memory
-_DENSE = 2**18  # largest product of both rates, without common factors, for which a matrix is small enough
 
 
 def resample(sound: Tensor, rate: int, wanted: int) -> Tensor:
-    """Band-limited interpolation (J. O. Smith, Digital Audio Resampling, ccrma.stanford.edu/~jos/resample).
-
-    Each new sample is a sum over the old ones around it, weighted with a sinc of 12 zeros on each side under a Hann
-    window. Frequencies are cut at 0.95 of half the lower of both rates.
+    """Band-limited interpolation with `scipy.signal.resample_poly`, see `_low_pass` for its filter.
 
     Sound `(C, L)` with `rate` samples per second → `(C, ceil(L × wanted / rate))` with `wanted`.
     """
+    from scipy.signal import resample_poly
+
     if rate == wanted:
         return sound
     common = math.gcd(rate, wanted)
     rate //= common
     wanted //= common
-    count = -(-sound.shape[1] * wanted // rate)  # rounded up
-    if rate * wanted <= _DENSE:
-        return _resample_by_matrix(sound, rate, wanted)[:, :count]
-    weights = _weights(rate, wanted)
-    count_taps = weights.shape[1]
-    taps = torch.arange(count_taps)
-    padded = functional.pad(sound, (count_taps // 2 - 1, count_taps))
-    pieces = []
-    for start in range(0, count, _PIECE):
-        new = torch.arange(start, min(count, start + _PIECE))
-        first = new * rate // wanted  # the old sample that the window of each new one begins with
-        windows = padded[:, first[:, None] + taps]
-        pieces.append(torch.einsum("cnt,nt->cn", windows, weights[new % wanted]))
-    return torch.cat(pieces, dim=1)
-
-
-def _resample_by_matrix(sound: Tensor, rate: int, wanted: int) -> Tensor:
-    """The same as products of blocks with one matrix, which is faster where the ratio is that of small numbers."""
-    matrix = _matrix(rate, wanted)
-    new, old = matrix.shape
-    step = new // wanted * rate  # old samples from one block to the next
-    blocks = -(-sound.shape[1] // step)
-    before = (old - step) // 2 - 1
-    after = blocks * step + old - before - sound.shape[1]
-    padded = functional.pad(sound, (before, after))
-    windows = padded.unfold(1, old, step)[:, :blocks]
-    return (windows @ matrix.T).flatten(1)
+    samples = resample_poly(sound.numpy(), wanted, rate, axis=1, window=_low_pass(max(rate, wanted)))
+    return torch.from_numpy(samples)
 
 
 @lru_cache(maxsize=8)
-def _matrix(rate: int, wanted: int) -> Tensor:
-    """`(new, old)`: the weights of the old samples around a block of at least 32 new ones, zeros between them."""
-    weights = _weights(rate, wanted)
-    taps = weights.shape[1]
-    periods = -(-32 // wanted)
-    matrix = torch.zeros(periods * wanted, periods * rate + taps)
-    for new, row in enumerate(matrix):
-        first = new * rate // wanted
-        row[first : first + taps] = weights[new % wanted]
-    return matrix
+def _low_pass(ratio: int) -> Array:
+    """`(taps,)` float32: a sinc under a Hann window that cuts frequencies at 0.95 of half the lower of both rates."""
+    from scipy.signal import firwin
 
-
-@lru_cache(maxsize=8)
-def _weights(rate: int, wanted: int) -> Tensor:
-    """`(wanted, taps)`: the weights of the old samples around each of the places that a new one can have."""
-    cutoff = _ROLLOFF * min(1.0, wanted / rate)  # of half the old rate
+    # that of scipy cuts at half the rate itself, and lets -12 dB of what is 5 % above it through, this one -28 dB
+    cutoff = _ROLLOFF / ratio
     half = math.ceil(_ZEROS / cutoff)
-    place = torch.arange(wanted, dtype=torch.float64) * rate % wanted / wanted
-    taps = torch.arange(1 - half, half + 1, dtype=torch.float64)
-    distance = taps - place[:, None]
-    angle = distance.clamp(-half, half) * (math.pi / 2 / half)
-    window = torch.cos(angle) ** 2  # Hann
-    return (cutoff * torch.sinc(cutoff * distance) * window).float()
+    taps: Array = firwin(2 * half + 1, cutoff, window="hann").astype("float32")
+    return taps
 
 
 def log_mel(sound: Tensor, sample_rate: int, mels: int) -> Tensor:
@@ -93,13 +52,23 @@ def log_mel(sound: Tensor, sample_rate: int, mels: int) -> Tensor:
     Sound `(C, L)` → `(C, mels, 1 + L // hop)`.
     """
     width = round(_WINDOW * sample_rate)
-    hop = max(1, round(_HOP * sample_rate))
+    hop = _hop(sample_rate)
     size = _spectrum_length(sample_rate)
     window = torch.hann_window(width)
     window = window / window.sum()
     spectrum = torch.stft(sound, size, hop, width, window, pad_mode="constant", return_complex=True)
     energy = mel_filters(sample_rate, mels) @ spectrum.abs().square()
     return (energy + _FLOOR).log()
+
+
+def count_frames(length: int, sample_rate: int) -> int:
+    """Number of frames that `log_mel` makes of so many samples."""
+    return 1 + length // _hop(sample_rate)
+
+
+def _hop(sample_rate: int) -> int:
+    """Samples from one frame to the next."""
+    return max(1, round(_HOP * sample_rate))
 
 
 def _spectrum_length(sample_rate: int) -> int:

@@ -24,6 +24,9 @@ from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import check_choice, check_number
 from hybrid_lightning.importing import import_extra
 
+_HEADER_OF_VERSION_2 = 540  # bytes
+_LARGEST_EXTENSION = 2**26  # bytes
+
 
 class ArrayInput(NumpyInput):
     """An array per sample, ``.npy`` or ``.npz``, as it is: `(...)`, float32. A single number becomes `(1,)`.
@@ -102,19 +105,29 @@ class VolumeInput(NumpyInput):
         """The shape as stored."""
         if is_numpy(path):
             return stated_shape(path, self.name)
-        return tuple(int(side) for side in _nibabel(path).load(path).shape)
+        _, image = _opened(path)
+        return tuple(int(side) for side in image.shape)
 
 
-def _nibabel(path: Path) -> Any:
+def _opened(path: Path) -> tuple[Any, Any]:
+    """The library, and the image of a file whose numbers are not read yet."""
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError("its name ends in none of .npy, .npz, .nii and .nii.gz")
-    return import_extra("nibabel", "nifti", repr(path.name))
+    nibabel = import_extra("nibabel", "nifti", repr(path.name))
+    with nibabel.openers.ImageOpener(path) as file:
+        start = file.read(_HEADER_OF_VERSION_2)
+    is_second = _HEADER_OF_VERSION_2 in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))
+    kind = nibabel.Nifti2Header if is_second else nibabel.Nifti1Header
+    header = kind(start[: kind.sizeof_hdr], check=False)
+    # the library reads all before the numbers, however much it unpacks to
+    if not header["vox_offset"] <= _LARGEST_EXTENSION:
+        raise ValueError(f"its numbers begin at byte {header['vox_offset']}, behind more than a volume has to say")
+    return nibabel, nibabel.load(path)
 
 
 def _read_nifti(path: Path) -> Array:
     """`(D, H, W)` or `(C, D, H, W)`, float64 if float32 cannot hold what is stored."""
-    nibabel = _nibabel(path)
-    image = nibabel.load(path)  # the header alone
+    nibabel, image = _opened(path)
     stored = image.get_data_dtype()
     if stored.kind not in "biuf":
         raise ValueError(

@@ -95,7 +95,7 @@ def test_log_mel_equals_its_formulas(tmp_path):
     rate, mels = 16000, 40
     sound = np.random.default_rng(0).standard_normal(1600).astype(np.float32) / 4
     write(tmp_path, sound, rate)
-    found = read(tmp_path, features="log_mel", mels=mels)
+    found = read(tmp_path, features="log_mel", mels=mels, standardize=False)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
     padded = np.pad(sound.astype(np.float64), 200)
     frames = np.stack([padded[start : start + 400] * window / window.sum() for start in range(0, 1601, 160)])
@@ -109,6 +109,44 @@ def test_log_mel_equals_its_formulas(tmp_path):
         expected[band] = np.log(energy @ weights + 1e-6)
     assert found.shape == (1, mels, 11)
     torch.testing.assert_close(found[0], torch.from_numpy(expected).float(), atol=1e-3, rtol=1e-3)
+
+
+def loud_and_soft(folder, **given):
+    """Entries of three noises, the third a tenth as long; fitted on the first two."""
+    noise = np.random.default_rng(0).standard_normal((3, 1600)).astype(np.float32)
+    names = [write(folder, noise[0, None].T / 20, 16000, "soft.wav"), write(folder, noise[1, None].T / 4, 16000)]
+    names.append(write(folder, noise[2, None, :160].T / 4, 16000, "short.wav"))
+    return bound(folder, {"file": names}, fit_rows=[0, 1], audio="file", features="log_mel", mels=16, **given)
+
+
+def test_bands_of_log_mel_are_standardized_with_the_training_sounds(tmp_path):
+    entry = loud_and_soft(tmp_path)
+    bands = torch.cat([entry.read(0, False), entry.read(1, False)], dim=2)[0]
+    assert bands.shape == (16, 22)
+    torch.testing.assert_close(bands.mean(1), torch.zeros(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(bands.std(1, correction=0), torch.ones(16), atol=1e-4, rtol=0)
+    assert loud_and_soft(tmp_path, standardize=False).statistics == {}
+
+
+def test_a_standardized_sound_that_is_too_short_ends_in_the_mean(tmp_path):
+    entry = loud_and_soft(tmp_path, seconds=0.1)
+    short = entry.read(2, False)
+    assert short.shape == entry.read(0, False).shape == (1, 16, 11)
+    assert (short[..., 2:] == 0).all()
+    assert (short[..., :2] != 0).all()
+
+
+def test_statistics_of_a_run_that_did_not_standardize_leave_the_logarithms(tmp_path):
+    entry = loud_and_soft(tmp_path)
+    entry.statistics = {}
+    assert torch.equal(entry.read(0, False), loud_and_soft(tmp_path, standardize=False).read(0, False))
+
+
+def test_only_log_mel_is_standardized_and_pooled_over_time(tmp_path):
+    write(tmp_path, tone(440, 16000, 0.1), 16000)
+    entry = bound(tmp_path, {"file": ["a.wav"]}, audio="file")
+    assert (entry.statistics, entry.inferred_arguments) == ({}, {})
+    assert loud_and_soft(tmp_path).inferred_arguments == {"part_pool": "time"}
 
 
 def test_what_cannot_be_read_is_told_with_row_file_and_reason(tmp_path):
@@ -150,9 +188,11 @@ def test_an_entry_can_be_sent_to_another_process(tmp_path):
     assert torch.equal(pickle.loads(pickle.dumps(entry)).read(0, False), entry.read(0, False))
 
 
-def test_a_missing_library_is_named_with_its_installation(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "soundfile", None)
-    with pytest.raises(ConfigError, match=r"^data\.inputs\.x: sound needs soundfile: .*\[audio\]"):
+@pytest.mark.parametrize("module", ["soundfile", "scipy.signal"])
+def test_a_missing_library_is_named_with_its_installation(tmp_path, monkeypatch, module):
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    library = module.partition(".")[0]
+    with pytest.raises(ConfigError, match=rf"^data\.inputs\.x: sound needs {library}: .*\[audio\]"):
         bound(tmp_path, {"file": ["a.wav"]}, audio="file")
 
 

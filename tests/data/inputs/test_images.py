@@ -271,3 +271,18 @@ def test_the_stated_shape_is_that_of_the_turned_image(tmp_path, suffix):
         Image.fromarray(COLOR).save(tmp_path / f"a.{suffix}", exif=exif)
         entry = bound(tmp_path, {"file": [f"a.{suffix}"]}, image="file")
         assert entry.peek(0) == tuple(entry.read(0, False).shape)
+
+
+def test_a_format_that_a_program_would_have_to_run_is_refused(tmp_path):
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ConfigError, match="cannot be read: cannot identify image file"):
+        read(tmp_path, program)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["bmp", "gif", "ico", "jp2", "jpg", "pcx", "png", "ppm", "sgi", "tga", "tif", "webp"]
+)
+def test_the_usual_formats_are_read(suffix, tmp_path):
+    assert read(tmp_path, np.full((16, 16, 3), 100, np.uint8), f"a.{suffix}").mean().item() == pytest.approx(
+        100 / 255, abs=0.02
+    )

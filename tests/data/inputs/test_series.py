@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_lightning.data.inputs.series import spread
+from hybrid_lightning.data.inputs.moments import spread
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.modules.convolution import ResidualConv1d
 from hybrid_lightning.network.modules.transformer import SequenceTransformer
@@ -157,7 +157,7 @@ def test_of_many_rows_some_at_equal_distances_are_fitted(files, monkeypatch):
     assert spread(range(10), 4) == [0, 3, 6, 9]
     assert spread(range(3), 4) == [0, 1, 2]
     assert (spread([7], 4), spread([], 4)) == ([7], [])
-    monkeypatch.setattr("hybrid_lightning.data.inputs.series._MOST_FITTED", 2)
+    monkeypatch.setattr("hybrid_lightning.data.inputs.files.MOST_FITTED", 2)
     entry = bound(files, {"file": NAMES}, series="file")
     np.testing.assert_allclose(entry.statistics["mean"], np.concatenate([SERIES[0], SERIES[3]]).mean(0), rtol=1e-6)
 

@@ -59,3 +59,19 @@ def test_comments_above_are_left_out(folder):
 
 def test_numbers_keep_all_of_their_digits(folder):
     assert read("1700000000001\n1700000000002\n").steps[:, 0].tolist() == [1700000000001, 1700000000002]
+
+
+def test_a_field_that_is_no_number_by_its_length_is_refused(folder):
+    with pytest.raises(ValueError, match=r"its line '9+'\.\.\. of 5001 letters does not hold numbers"):
+        read("1\n" + "9" * 5000 + "\n")
+
+
+def test_many_numbers_take_the_memory_of_numbers(folder):
+    import tracemalloc
+
+    text = "1,2,3\n" * 100_000
+    tracemalloc.start()
+    assert read(text).steps.shape == (100_000, 3)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 12 * 300_000 + 4 * len(text)

@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import scipy.signal
 import torch
 
 from hybrid_lightning.data.inputs.signals import log_mel, mel_filters, resample
@@ -15,27 +14,18 @@ def test_what_the_new_rate_cannot_hold_vanishes():
     torch.testing.assert_close(constant, torch.ones_like(constant), atol=1e-3, rtol=0)
 
 
-def test_resampling_agrees_with_scipys():
-    noise = torch.randn(1, 4410)
-    smooth = torch.from_numpy(
-        scipy.signal.sosfiltfilt(scipy.signal.butter(8, 5000, fs=44100, output="sos"), noise).copy()
-    )
-    expected = scipy.signal.resample_poly(smooth.numpy(), 160, 441, axis=1, window=("kaiser", 8.0))
-    found = resample(smooth.float(), 44100, 16000)
-    assert found.shape == expected.shape
-    torch.testing.assert_close(found[:, 60:-60], torch.from_numpy(expected).float()[:, 60:-60], atol=5e-3, rtol=0)
-
-
-@pytest.mark.parametrize(("rate", "wanted"), [(8000, 16000), (44100, 16000), (48000, 16000), (3, 1000), (1000, 7)])
-def test_a_matrix_and_pieces_give_the_same_samples(monkeypatch, rate, wanted):
+@pytest.mark.parametrize(("rate", "wanted"), [(8000, 16000), (44100, 16000), (48000, 16000), (3, 100), (1000, 7)])
+def test_a_new_sample_is_a_sum_over_the_old_ones_under_a_sinc(rate, wanted):
     for length in (1, 2, 500, 3001):
         sound = torch.randn(2, length)
-        whole = resample(sound, rate, wanted)
-        assert whole.shape == (2, math.ceil(length * wanted / rate))
-        with monkeypatch.context() as patch:
-            patch.setattr("hybrid_lightning.data.inputs.signals._DENSE", 0)
-            patch.setattr("hybrid_lightning.data.inputs.signals._PIECE", 77)
-            torch.testing.assert_close(resample(sound, rate, wanted), whole, atol=1e-5, rtol=1e-5)
+        found = resample(sound, rate, wanted)
+        assert (found.shape, found.dtype) == ((2, math.ceil(length * wanted / rate)), torch.float32)
+        for new in {0, found.shape[1] // 3, found.shape[1] - 1}:
+            cutoff = 0.95 * min(1, wanted / rate)  # in old samples, as is the distance
+            distance = torch.arange(length) - torch.tensor(new * rate / wanted, dtype=torch.float64)
+            window = torch.cos(distance * cutoff * math.pi / 24).square() * (distance.abs() * cutoff < 12)
+            weights = (cutoff * torch.sinc(cutoff * distance) * window).float()
+            torch.testing.assert_close(found[:, new], sound @ weights, atol=6e-3, rtol=0)
 
 
 def test_a_tone_is_loudest_in_its_band():

@@ -43,11 +43,11 @@ def note(folder, **given):
 
 def test_the_words_of_the_training_rows_are_numbered_by_frequency(tmp_path):
     entry = note(tmp_path)
-    assert entry.statistics == {"words": ["the", "cat", "dog", "a", "bird", "s"]}
+    assert entry.statistics == {"words": ["the", "cat", "dog", "a", "bird", "s"], "length": 4}
     assert json.loads(json.dumps(entry.statistics)) == entry.statistics
     assert entry.inferred_arguments == {"vocabulary": 8}
     assert entry.read(0, True)["values"].tolist() == [2, 3, 2, 4]
-    assert entry.read(5, True)["values"].tolist() == [2, 3, 1, 1, 1, 1]
+    assert note(tmp_path, length=9).read(5, True)["values"].tolist() == [2, 3, 1, 1, 1, 1]
     few = note(tmp_path, vocabulary=2)
     assert few.inferred_arguments == {"vocabulary": 4}
     assert few.read(1, True)["values"].tolist() == [2, 1, 1, 3]
@@ -72,6 +72,26 @@ def test_a_batch_without_any_word_has_one_step_of_padding(tmp_path):
 
 def test_longer_texts_are_cut(tmp_path):
     assert note(tmp_path, length=3).read(5, True)["values"].tolist() == [2, 3, 1]
+
+
+def test_texts_are_cut_by_default_where_few_training_texts_go_on(tmp_path, caplog):
+    texts = ["word " * (count + 1) for count in range(40)] + ["long " * 100]
+    caplog.set_level("INFO")
+    entry = bound(tmp_path, {"note": texts}, fit_rows=range(40), text="note")
+    assert entry.statistics["length"] == 39
+    assert len(entry.read(40, False)["values"]) == 39
+    assert "data.inputs.x: texts are read up to word 39; 2.5% of the training texts have more, the longest 40" in (
+        caplog.text
+    )
+    caplog.clear()
+    assert len(bound(tmp_path, {"note": texts}, text="note", length=60).read(40, False)["values"]) == 60
+    assert not caplog.text
+    del entry.statistics["length"]
+    assert len(entry.read(40, False)["values"]) == 100, "an earlier version's checkpoint keeps what it was trained on"
+
+
+def test_no_text_is_long_by_default(tmp_path):
+    assert bound(tmp_path, {"note": ["word " * 2000] * 3}, text="note").statistics["length"] == 512
 
 
 def test_training_rows_without_words_are_refused(tmp_path):

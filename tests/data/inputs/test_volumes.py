@@ -287,3 +287,18 @@ def test_small_types_count_as_the_numbers_that_they_become(tmp_path, monkeypatch
         read(tmp_path, "a.npz")
     np.savez_compressed(tmp_path / "a.npz", np.zeros(200, bool))
     assert read(tmp_path, "a.npz").shape == (200,)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_volume_whose_numbers_begin_far_behind_its_header_is_refused(tmp_path, name):
+    nibabel.save(nibabel.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[108:112] = struct.pack("<f", 2.0**30)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(ConfigError, match="its numbers begin at byte 1073741824"):
+        read(tmp_path, name, "volume")
+
+
+def test_the_second_version_of_the_format_is_read(tmp_path):
+    nibabel.save(nibabel.Nifti2Image(VOXELS, np.eye(4)), tmp_path / "a.nii")
+    assert torch.equal(read(tmp_path, "a.nii", "volume"), torch.from_numpy(VOXELS.T.copy())[None])

@@ -1,3 +1,26 @@
 """The cases, a module for each kind or two."""
 
-from tests.hostile.cases import checkpoints, damage, data, materials, ranks, run_folders, terminal, writes  # noqa: F401
+from tests.hostile.cases import (  # noqa: F401
+    bombs,
+    checkpoints,
+    commands,
+    damage,
+    data,
+    folders,
+    materials,
+    ranks,
+    received,
+    results,
+    run_folders,
+    settings,
+    sharded,
+    sharing,
+    states,
+    tables,
+    terminal,
+    texts,
+    trainer_only,
+    values,
+    weights,
+    writes,
+)

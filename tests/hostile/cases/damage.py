@@ -215,3 +215,23 @@ def optimizer_of_other_groups(content: Content) -> None:
 @rebuilt("load_from_checkpoint", "nan in the head", "head.linear.weight holds values that are not finite", kind=2)
 def rebuilt_from_nan(content: Content) -> None:
     content["state_dict"]["network.parts.head.linear.weight"].fill_(math.nan)
+
+
+def no_checkpoint(name: str, content: bytes, says: str) -> None:
+    """Registers a file that is no checkpoint any more, from which a fit is to continue."""
+
+    def run(box: Box) -> None:
+        box.start_from("fitted")
+        whole = (RUN / "last.ckpt").read_bytes()
+        Path("e.ckpt").write_bytes(content or whole[: len(whole) // 2])
+        for words in (CONTINUE, ("test", "--config", "small.yaml", "--ckpt_path", "e.ckpt")):
+            told = box.refused(*words, says=f"--ckpt_path: 'e.ckpt' {says}.* fetch it again")
+            assert len(told.err.strip()) < 300, told.err
+
+    run.__name__ = f"checkpoint_of_{name}_bytes"
+    case(2, "file of --ckpt_path", f"{name} bytes")(run)
+
+
+no_checkpoint("half_its", b"", "is cut off or damaged: its")
+no_checkpoint("no_true", bytes(range(7, 250)) * 9, "is neither safetensors nor a file of torch.save")
+no_checkpoint("four", b"PK\x03\x04", "is cut off or damaged: its 4")

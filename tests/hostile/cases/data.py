@@ -389,7 +389,7 @@ def copies() -> None:
 @warned(5, "categories", "letter case", "holds 'A', 'a', which count as different ones")
 def categories_by_letter_case() -> None:
     table(site=lambda row: "Aa"[row % 2])
-    config({"x": {"categorical": ["site"]}})
+    config({"x": {"categorical": ["site"], "one_hot": True}})
 
 
 # 6: tables that are no such table

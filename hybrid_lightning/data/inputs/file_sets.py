@@ -1,0 +1,99 @@
+"""Several files per sample that are of one kind, such as a photo of the front and one of the back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybrid_lightning.data.in_memory import map_tensors
+from hybrid_lightning.data.inputs.base import FILES_POOL, PRESENT, Input
+from hybrid_lightning.data.inputs.files import FileInput, fit_files
+from hybrid_lightning.data.table import Array, Table
+from hybrid_lightning.errors import ConfigError, check_choice
+
+FILES_POOLS = ("mean", "max")
+
+
+class FileSet(Input):
+    """Files of several columns, which the part that reads them encodes with the same weights and then pools.
+
+    A batch has a dict: ``values`` `(B, K, ...)` for K columns, what else a file of this kind has, such as ``mask``, and
+    ``present`` `(B, K)` bool, False for an empty cell, whose values are zeros. A sample lacks the input if all its
+    cells are empty. What is standardized gets the same mean and deviation in all columns.
+
+    Args:
+        key: Key in the batch.
+        files: Column → input that reads it.
+        pool: How the features of a sample's files become those of the sample: ``mean`` or ``max`` of those that are
+            there.
+    """
+
+    def __init__(self, key: str, files: Mapping[str, FileInput], pool: Any = "mean") -> None:
+        super().__init__(key, list(files))
+        self.pool = check_choice(pool, "pool", FILES_POOLS, "pooling")
+        self._files = dict(files)
+        for file in files.values():
+            file.where = self.where
+
+    @property
+    def members(self) -> dict[str, Input]:
+        """``key.column`` → the input of that column."""
+        return {file.key: file for file in self._current_files()}
+
+    def _current_files(self) -> list[FileInput]:
+        """The inputs of single columns, with the folder and the statistics that were given to the set."""
+        for file in self._files.values():
+            file.folder = self.folder
+            file.statistics = self.statistics
+        return list(self._files.values())
+
+    @property
+    def inferred_arguments(self) -> dict[str, Any]:
+        """Those of a single file, and the pooling."""
+        return {**self._first.inferred_arguments, FILES_POOL: self.pool}
+
+    @property
+    def _first(self) -> FileInput:
+        return self._files[self.columns[0]]
+
+    def fit(self, table: Table, rows: Array) -> dict[str, Any]:
+        """Statistics over the files of all columns."""
+        return fit_files(self._current_files(), table, rows)
+
+    def bind(self, table: Table) -> None:
+        """Takes the columns of paths."""
+        self._is_filled = {column: ~table.empty(column) for column in self.columns}
+        for file in self._current_files():
+            file.bind(table)
+
+    def read(self, row: int, training: bool) -> Any:
+        """The value of each column's file; None where there is none."""
+        values = []
+        for column, file in self._files.items():
+            is_filled = bool(self._is_filled[column][row])
+            values.append(file.read(row, training) if is_filled else None)
+        return values
+
+    def collate(self, values: Sequence[Any], placeholder: Any) -> dict[str, Tensor]:
+        """All files as one batch, which is then parted by samples."""
+        count = len(self.columns)
+        files: list[Any] = []
+        for of_sample in values:
+            files += [None] * count if of_sample is None else of_sample
+        if isinstance(placeholder, list):
+            placeholder = next(value for value in placeholder if value is not None)
+        joined = self._first.collate(files, placeholder)
+        named = joined if isinstance(joined, dict) else {"values": joined}
+        named = {**named, PRESENT: torch.tensor([value is not None for value in files])}
+        parted = map_tensors(lambda tensor: tensor.reshape(-1, count, *tensor.shape[1:]), named)
+        assert isinstance(parted, dict)
+        return parted
+
+
+def check_columns(columns: Sequence[Any]) -> None:
+    """Raises `ConfigError` unless it names different columns, and at least one."""
+    if not columns:
+        raise ConfigError("there is no column in the list. Name the columns of the files.")
+    if len(set(map(str, columns))) < len(columns):
+        raise ConfigError(f"{list(columns)!r} names a column twice.")
