@@ -9,8 +9,7 @@ from hybrid_lightning.data.inputs.text import TextInput
 from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.data.target import FittedTarget
 
-_LEAST_ROWS = 20
-"""In fewer rows a column may agree with the target by chance."""
+_LEAST_ROWS = 20  # in fewer rows a column may agree with the target by chance
 
 
 def answers(table: Table, entries: Mapping[str, Input], target: FittedTarget) -> list[str]:

@@ -30,8 +30,7 @@ class FirstSamples:
                 generator=torch.Generator().manual_seed(0),
             )
         self.most = most
-        self.count = 0
-        """Samples of the newest pass."""
+        self.count = 0  # samples of the newest pass
 
     def __iter__(self) -> Iterator[Any]:
         iterator = iter(self.loader)

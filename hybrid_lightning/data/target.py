@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 KINDS = ("binary", "multiclass", "multilabel", "regression")
-TRANSFORMS = {"log": 0, "log1p": -1}
-"""Transform of numbers → what they have to be above."""
+TRANSFORMS = {"log": 0, "log1p": -1}  # transform of numbers → what they have to be above
 _MOST_CODES = 20  # distinct whole numbers up to which a column may mean classes; with more it is a quantity
 _SEPARATOR = ";"
 _DATE = r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?)?"

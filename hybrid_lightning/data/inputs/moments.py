@@ -7,8 +7,7 @@ import numpy as np
 from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import ConfigError
 
-MOST_FITTED = 1000
-"""Most files that moments are taken from; of more, so many at equal distances in the manifest."""
+MOST_FITTED = 1000  # most files that moments are taken from; of more, so many at equal distances in the manifest
 
 
 class Moments:
