@@ -9,10 +9,9 @@ from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.data.loaders import first_batch, number_of_batches
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import attach
-from hybrid_lightning.network.selection import serve
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.building import in_given_precision
-from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, read_checkpoint, refuse_other_model, take_selection
+from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, read_checkpoint, refuse_other_model, serve_selection
 from hybrid_lightning.tasks.planning import refuse_without_validation
 from hybrid_lightning.trainer import length_of
 from hybrid_lightning.weights.loading import WeightSource
@@ -84,7 +83,7 @@ def load_checkpoint(model: HybridTask, path: str) -> None:
     """Loads the weights of a checkpoint into a task whose network has been built."""
     saved, state = read_checkpoint(path, "--ckpt_path")
     checkpoint = {CHECKPOINT_KEY: saved, "state_dict": state}
-    serve(model.built(), take_selection(checkpoint, model.serves_selection), model.objective.closed_form)
+    serve_selection(model, checkpoint, model.serves_selection)
     state = checkpoint["state_dict"]
     model.follow_part_heads(state)
     refuse_other_model(model.state_dict(), state)

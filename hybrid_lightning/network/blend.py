@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hybrid_lightning.distributed.sharding import set_full
 from hybrid_lightning.errors import check_choice
 from hybrid_lightning.network.fusion import Features, checked_rate
-from hybrid_lightning.network.missing import Presence
+from hybrid_lightning.network.missing import Presence, rows_with
 from hybrid_lightning.network.modules.mlp import LinearVote, set_linear
 from hybrid_lightning.probe.blend import mixture
 from hybrid_lightning.probe.targets import KINDS, Kind
@@ -134,8 +134,7 @@ class BlendFusion(nn.Module):
             assert isinstance(scale, FeatureScale)
             piece = joint.weight[first : first + len(scale.mean)]
             first += len(scale.mean)
-            rows = features[part]
-            scale.set(rows[present[part]] if part in present else rows)
+            scale.set(rows_with(part, features, present))
             set_linear(self.heads[part], scale.scaled(votes[part]))
             own = scale.scaled(LinearVote(piece, torch.zeros_like(joint.bias)))
             scaled_weights.append(own.weight)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybrid_lightning.errors import ConfigError, check_keys, check_number
-from hybrid_lightning.network.missing import Presence, everybody
+from hybrid_lightning.network.missing import Presence, everybody, rows_with
 from hybrid_lightning.network.modules.mlp import LinearVote, set_linear
 
 Features = Mapping[str, Tensor]
@@ -332,7 +332,7 @@ class PartHeads(nn.Module):
                 continue
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            rows = features[part][present[part]] if part in present else features[part]
+            rows = rows_with(part, features, present)
             variance, mean = torch.var_mean(rows.double(), dim=0, correction=0)
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)

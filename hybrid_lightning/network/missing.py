@@ -108,6 +108,12 @@ def take(value: Any, rows: Tensor) -> Any:
     return value[rows] if isinstance(value, Tensor) else value
 
 
+def rows_with(part: str, features: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+    """The features of a part `(N, features)` of the samples that have it."""
+    own = features[part]
+    return own[present[part]] if part in present else own
+
+
 def _has_own_statistics(norm: nn.Module) -> bool:
     # on several ranks a SyncBatchNorm joins a collective, which all of them have to call
     return has_statistics(norm) and not isinstance(norm, nn.SyncBatchNorm)

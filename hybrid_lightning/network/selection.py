@@ -10,7 +10,7 @@ from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.blend import FeatureScale
 from hybrid_lightning.network.fusion import Features
 from hybrid_lightning.network.hybrid_network import HybridNetwork
-from hybrid_lightning.network.missing import Presence
+from hybrid_lightning.network.missing import Presence, rows_with
 from hybrid_lightning.network.modules.mlp import LinearVote
 from hybrid_lightning.probe.blend import mixture
 from hybrid_lightning.probe.targets import Kind
@@ -82,8 +82,7 @@ class Selection(nn.Module):
         """Takes votes on features as the parts give them, those of training samples `(N, features)`, and the shares."""
         for part, vote in self.votes.items():
             assert isinstance(vote, FixedVote)
-            rows = features[part]
-            vote.set(rows[present[part]] if part in present else rows, votes[part])
+            vote.set(rows_with(part, features, present), votes[part])
         self.shares.copy_(torch.tensor(shares))
 
 

@@ -94,8 +94,10 @@ def has_16_bits(group: Group) -> bool:
 
 def _rightly_stepped(group: Group) -> Group:
     """The group of an SGD, not fused where it must not be, whether somebody chose that or a checkpoint says so."""
+    if not group.get("fused") or not has_16_bits(group):
+        return group
     on_cpu = any(parameter.device.type == "cpu" for parameter in group["params"])
-    return {**group, "fused": False} if group.get("fused") and on_cpu and has_16_bits(group) else group
+    return {**group, "fused": False} if on_cpu else group
 
 
 def _merged(groups: list[Group], options: dict[str, Any]) -> list[Group]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hybrid_lightning.probe.score import Score, check_outputs
-from hybrid_lightning.probe.targets import Kind, encode
+from hybrid_lightning.probe.targets import Kind, encode, numbered
 
 _DRAWS = 1000
 _AT_ONCE = 100
@@ -45,8 +45,8 @@ def average_precision(
     goal = encode(target, kind, outputs.shape[1])
     scores = outputs.double().log_softmax(1) if kind == "classes" else outputs.double()
     rows = torch.ones(1, len(scores), dtype=torch.float64)
-    value = float(_mean_over_classes(scores, goal, rows))
-    drawn = [_mean_over_classes(scores, goal, counts) for counts in _draws(len(scores), groups)]
+    value = float(mean_over_classes(scores, goal, rows))
+    drawn = [mean_over_classes(scores, goal, counts) for counts in _draws(len(scores), groups)]
     values = torch.cat(drawn)
     return Ranking(Score("average_precision", value, _spread(values)), values)
 
@@ -64,7 +64,7 @@ def _spread(values: Tensor) -> float:
 
 def _draws(rows: int, groups: Tensor | None) -> Iterator[Tensor]:
     """How often each row is in each draw, `(draws, rows)` in pieces."""
-    member = torch.arange(rows) if groups is None else torch.unique(groups, return_inverse=True)[1]
+    member = numbered(rows, groups)
     count = int(member.max()) + 1
     generator = torch.Generator().manual_seed(0)
     for _ in range(_DRAWS // _AT_ONCE):
@@ -74,8 +74,11 @@ def _draws(rows: int, groups: Tensor | None) -> Iterator[Tensor]:
         yield times[:, member]
 
 
-def _mean_over_classes(scores: Tensor, goal: Tensor, counts: Tensor) -> Tensor:
-    """The mean average precision `(draws,)` over the columns of `scores` `(N, K)` that occur in the draw."""
+def mean_over_classes(scores: Tensor, goal: Tensor, counts: Tensor) -> Tensor:
+    """The mean average precision `(draws,)` over the columns of `scores` `(N, K)` that occur in the draw; nan for none.
+
+    A row is a hit where `goal` `(N, K)` is above 0, and counts as often as `counts` `(draws, N)` says.
+    """
     by_class = zip(scores.T, goal.T > 0, strict=True)
     found = [_of_column(own, is_hit, counts) for own, is_hit in by_class]
     return torch.stack(found).nanmean(0)

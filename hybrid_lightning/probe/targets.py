@@ -34,6 +34,11 @@ def encode(target: Tensor, kind: Kind, outputs: int) -> Tensor:
     return numbers
 
 
+def numbered(rows: int, groups: Tensor | None) -> Tensor:
+    """The number of each row's group `(rows,)`, from 0 without gaps; without groups each row is one."""
+    return torch.arange(rows) if groups is None else torch.unique(groups, return_inverse=True)[1]
+
+
 def _check_classes(target: Tensor, outputs: int) -> None:
     """Raises `ConfigError` unless the target holds class numbers from 0 to outputs - 1."""
     if target.ndim != 1 or target.is_floating_point() or target.is_complex():

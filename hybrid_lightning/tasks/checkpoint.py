@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hybrid_lightning.errors import RENAMED, ConfigError, at, check_keys, listing, reason
 from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.network.registry import registered_name
+from hybrid_lightning.network.selection import serve
 from hybrid_lightning.tasks.init_from import OBJECTIVE
 from hybrid_lightning.weights.safe_files import peek, read_file
 from hybrid_lightning.weights.tensor_values import refuse_unfit
@@ -60,12 +61,14 @@ def network_record(saved: Mapping[str, Any]) -> NetworkRecord:
         return NetworkRecord.parse(saved["network"])
 
 
-def take_selection(checkpoint: dict[str, Any], is_wanted: bool) -> dict[str, int]:
-    """Part → features, of the votes that a checkpoint serves; if they are not wanted, none, and it is without them."""
-    if is_wanted:
-        return network_record(checkpoint[CHECKPOINT_KEY]).selection if _is_ours(checkpoint) else {}
-    checkpoint.update(without_selection(checkpoint))
-    return {}
+def serve_selection(task: Any, checkpoint: dict[str, Any], is_wanted: bool) -> None:
+    """Lets a task serve what a checkpoint has selected; if that is not wanted, its joint network alone is in both."""
+    selection: dict[str, int] = {}
+    if not is_wanted:
+        checkpoint.update(without_selection(checkpoint))
+    elif _is_ours(checkpoint):
+        selection = network_record(checkpoint[CHECKPOINT_KEY]).selection
+    serve(task.built(), selection, task.objective.closed_form)
 
 
 def without_selection(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torchmetrics import classification, regression
 from torchmetrics.utilities import dim_zero_cat
 
 from hybrid_lightning.errors import listing
+from hybrid_lightning.probe.ranking import mean_over_classes
 from hybrid_lightning.tasks.chosen_metrics import ChosenMetric, computed
 
 
@@ -201,18 +202,9 @@ class MeanAveragePrecision(torchmetrics.Metric):
 
     def compute(self) -> Tensor:
         """The mean; nan if no sample has any of the labels."""
-        scores, order = dim_zero_cat(self.predictions).sort(dim=0, descending=True)
-        hits = dim_zero_cat(self.targets).gather(0, order).double()
-        found = hits.cumsum(0)
-        ranks = torch.arange(1, len(hits) + 1, device=hits.device)[:, None]
-        precision = found / ranks
-        # of equal scores none comes first: each has the precision behind the last of them
-        is_last = torch.ones_like(scores, dtype=torch.bool)
-        is_last[:-1] = scores[1:] != scores[:-1]
-        behind = torch.where(is_last, ranks, len(hits)).flip(0).cummin(0).values.flip(0) - 1
-        total = found[-1]
-        each = (precision.gather(0, behind) * hits).sum(0) / total
-        return each[total > 0].mean().float()
+        scores = dim_zero_cat(self.predictions)
+        once = torch.ones(1, len(scores), dtype=torch.float64, device=scores.device)
+        return mean_over_classes(scores, dim_zero_cat(self.targets), once)[0].float()
 
 
 def classification_metrics(

@@ -35,7 +35,7 @@ from hybrid_lightning.tasks.checkpoint import (
     measure_average,
     network_record,
     refuse_other_model,
-    take_selection,
+    serve_selection,
     task_name,
     translated,
 )
@@ -327,10 +327,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
         is_fit = self.trainer.state.fn == "fit"
         checkpoint.update(translated(checkpoint))
-        # a fit trains the joint network
-        serve(
-            self.built(), take_selection(checkpoint, not is_fit and self.serves_selection), self.objective.closed_form
-        )
+        serve_selection(self, checkpoint, self.serves_selection and not is_fit)  # a fit trains the joint network
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         if "settings" in saved:
             self.objective.adopt(saved, is_fit)

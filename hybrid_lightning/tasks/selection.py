@@ -19,12 +19,13 @@ from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.drift.reference_batch import batches_on_device, evaluation_loaders, first_of
 from hybrid_lightning.errors import ConfigError, format_table
 from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.missing import rows_with
 from hybrid_lightning.network.modules.mlp import LinearVote
 from hybrid_lightning.network.selection import JOINT, Selection, serve
 from hybrid_lightning.probe.blend import blended, fit_blend
 from hybrid_lightning.probe.ranking import average_precision, paired_ranking
 from hybrid_lightning.probe.score import Score, log_likelihood, paired_difference, score
-from hybrid_lightning.probe.targets import Kind, relative_weights
+from hybrid_lightning.probe.targets import Kind, numbered, relative_weights
 from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.tasks.best_checkpoint import BestCheckpoint
 from hybrid_lightning.tasks.checkpoint import (
@@ -90,7 +91,7 @@ class SelectOutput(FitCallback):
 def _select_and_write(trainer: Trainer, task: Any, path: Any) -> None:
     """Lets a checkpoint serve what is best; it stays as it is where nothing can be compared, as the fit is sound."""
     try:
-        with weights_of(trainer, task, path):
+        with weights_of(trainer, task, path) as serves_another:
             rows = rows_to_select_from(trainer, task)
             voters = fit_voters(task.objective, rows.training, rows.training_groups)
             found = candidates(task, rows, voters)
@@ -99,7 +100,7 @@ def _select_and_write(trainer: Trainer, task: Any, path: Any) -> None:
         return
     chosen = choose(found)
     print(described(found, chosen, path.name))
-    if chosen == JOINT and not has_selection(path):
+    if chosen == JOINT and not serves_another:
         return
     try:
         select(task, rows.training, voters, found[chosen].shares)
@@ -118,12 +119,6 @@ def best_checkpoint(trainer: Trainer) -> Path | None:
     return None
 
 
-def has_selection(path: Path) -> bool:
-    """Whether a checkpoint serves something else than its joint network, from an earlier end of the fit."""
-    saved, _ = read_checkpoint(path, tensors=False)
-    return bool(network_record(saved).selection)
-
-
 def selects(trainer: Trainer, task: Any) -> bool:
     """Whether a fit has outputs to select from, rows that decide, and a file to serve them."""
     is_wanted = task.settings.selection == "validation" and best_checkpoint(trainer) is not None
@@ -135,10 +130,11 @@ def selects(trainer: Trainer, task: Any) -> bool:
 
 
 @contextmanager
-def weights_of(trainer: Trainer, task: Any, path: Path) -> Iterator[None]:
+def weights_of(trainer: Trainer, task: Any, path: Path) -> Iterator[bool]:
     """A task with the weights of a checkpoint, on the Trainer's device in eval mode, for a while.
 
-    Raises `ConfigError` if the checkpoint is of another model, such as one that the Trainer fitted before.
+    Gives whether the file serves something else than its joint network, from an earlier end of the fit. Raises
+    `ConfigError` if the checkpoint is of another model, such as one that the Trainer fitted before.
     """
     saved, state = read_checkpoint(path)
     state = without_selection({CHECKPOINT_KEY: saved, "state_dict": state})["state_dict"]
@@ -151,7 +147,7 @@ def weights_of(trainer: Trainer, task: Any, path: Path) -> Iterator[None]:
         task.to(trainer.strategy.root_device)
         task.load_state_dict(state)
         with dry_run(task):
-            yield
+            yield bool(network_record(saved).selection)
     finally:
         task.to(device)
         task.load_state_dict(own)
@@ -237,7 +233,7 @@ def _ranked(
     return found
 
 
-def _log_loss(outputs: Tensor, target: Tensor, kind: Any, weights: Tensor) -> float:
+def _log_loss(outputs: Tensor, target: Tensor, kind: Kind, weights: Tensor) -> float:
     """The mean over rows, which have `weights` `(N,)`, and labels."""
     losses = -log_likelihood(outputs, target, kind).mean(1)
     return float(weights @ losses / weights.sum())
@@ -249,14 +245,9 @@ def _alone(name: str, voter: Voter, rows: Rows) -> Tensor:
     mask = rows.validation.present.get(name)
     if mask is None:
         return outputs
-    of_mean = voter.vote(_present_rows(rows.training, name).mean(0, keepdim=True))
+    in_training = rows_with(name, rows.training.parts, rows.training.present)
+    of_mean = voter.vote(in_training.mean(0, keepdim=True))
     return torch.where(mask[:, None], outputs, of_mean)
-
-
-def _present_rows(features: SplitFeatures, name: str) -> Tensor:
-    """The features of a part of the rows that have it."""
-    own = features.parts[name]
-    return own[features.present[name]] if name in features.present else own
 
 
 def _as_fitted(task: Any, outputs: Tensor) -> Tensor:
@@ -270,10 +261,10 @@ def _as_fitted(task: Any, outputs: Tensor) -> Tensor:
 
 
 def _crossed(
-    outputs: Mapping[str, Tensor], target: Tensor, kind: Any, groups: Tensor | None
+    outputs: Mapping[str, Tensor], target: Tensor, kind: Kind, groups: Tensor | None
 ) -> tuple[Tensor, dict[str, float]]:
     """The blend of outputs, each row by shares fitted to other rows, and the shares fitted to all."""
-    member = torch.arange(len(target)) if groups is None else torch.unique(groups, return_inverse=True)[1]
+    member = numbered(len(target), groups)
     if int(member.max()) == 0:
         raise ConfigError("there is one validation row, or one group of them; two are needed.", "data")
     folds = member % _FOLDS
