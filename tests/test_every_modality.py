@@ -10,6 +10,7 @@ import pytest
 from tests.data.make_files import INPUTS, LABELS, make_manifest
 from tests.processes import succeed, succeed_on
 from tests.small import changed, write
+from tests.tables import write_rows
 
 PARTS: dict[str, Any] = {
     "photo": {"module": "ConvExtractor", "args": {"channels": [4]}},
@@ -81,13 +82,6 @@ def make_new(folder: Path) -> None:
         made[place] |= {name: whole[place][name] if name in kept else "" for name in INPUTS}
     columns = ["sample", *INPUTS]
     write_rows(folder / "new.csv", [{name: row[name] for name in columns} for row in reversed(made)])
-
-
-def write_rows(path: Path, table: list[dict[str, str]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
 
 
 def train(folder: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.processes import succeed_on
 from tests.small import changed, command, write
+from tests.tables import write_rows
 
 ROWS = 48
 PARTS = {"photos": {"module": "ConvExtractor", "args": {"channels": [4]}}, "size": {"module": "MLP"}}
@@ -32,10 +33,7 @@ def folder(tmp_path, monkeypatch):
         cells |= {"back": ""} if row % 8 == 1 else {}
         cells |= {"front": "", "back": ""} if row % 16 == 5 else {}
         rows.append(cells)
-    with Path("m.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows("m.csv", rows)
     return tmp_path
 
 

@@ -12,6 +12,7 @@ import torch
 from hybrid_lightning import HybridClassifier
 from tests.processes import succeed_on
 from tests.small import changed, command, write
+from tests.tables import write_rows
 
 ENCODER = {"module": "ResidualConv2d", "args": {"channels": [4], "norm": "batch"}, "unfreeze": "7 steps"}
 PARTS = {"front": ENCODER, "back": {"share": "front"}}
@@ -29,10 +30,7 @@ def folder(tmp_path, monkeypatch):
         for name, side in zip(("front", "back"), sides, strict=True):
             np.save(f"{name}{row}.npy", side)
         rows.append({"front": f"front{row}.npy", "back": f"back{row}.npy" if row % 9 else "", "label": "abc"[row % 3]})
-    with Path("m.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows("m.csv", rows)
     return tmp_path
 
 

@@ -9,6 +9,7 @@ import torch
 from hybrid_lightning import HybridClassifier, ManifestDataModule
 from hybrid_lightning.data.inputs.images import ImageInput
 from tests.data.make_files import make_manifest
+from tests.tables import write_rows
 from tests.tiny import trainer
 
 CONV = {"module": "ConvExtractor", "args": {"channels": [4]}}
@@ -21,10 +22,7 @@ def manifest(tmp_path_factory):
         rows = list(csv.DictReader(file))
     for number, row in enumerate(rows):
         row["photo" if number % 2 else "xray"] *= number % 5 > 0
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, rows)
     return path
 
 

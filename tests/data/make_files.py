@@ -19,12 +19,13 @@ Beside them ``sample`` (a name), ``patient``, ``split`` (train, val, test; patie
 middle, high), ``score`` (a number that grows with the label), and ``fever`` and ``cough`` (0 or 1).
 """
 
-import csv
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.tables import write_rows
 
 LABELS = ["low", "middle", "high"]
 INPUTS = ["photo", "xray", "scan", "emb", "spectrum", "curve", "sound", "report", "age", "dose", "site", "sex"]
@@ -66,10 +67,7 @@ def make_manifest(folder: str | Path, rows: int = 40, missing: float = 0.3, seed
             }
         )
     path = folder / "manifest.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    write_rows(path, table)
     return path
 
 

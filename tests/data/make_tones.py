@@ -8,12 +8,13 @@ length of the throat of its own.
 Columns: ``sample``, ``sound`` (path), ``vowel``, ``speaker``.
 """
 
-import csv
 import sys
 from pathlib import Path
 
 import numpy as np
 import soundfile
+
+from tests.tables import write_rows
 
 RATE = 8000
 SPEAKERS = 8
@@ -38,10 +39,7 @@ def make_tones(folder: str | Path, rows: int = 320, seed: int = 0) -> Path:
         soundfile.write(folder / name, loudness[speaker] * sound, RATE, subtype="PCM_16")
         table.append({"sample": f"s{row:04}", "sound": name, "vowel": vowel, "speaker": f"speaker{speaker}"})
     path = folder / "manifest.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    write_rows(path, table)
     return path
 
 

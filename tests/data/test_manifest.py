@@ -18,6 +18,7 @@ from hybrid_lightning.errors import ConfigError
 from tests.processes import ROOT, succeed, succeed_on
 from tests.resume.resuming import differences
 from tests.small import trainer
+from tests.tables import write_rows
 from tests.tiny import hybrid
 
 INPUTS = {"ages": {"numeric": ["age", "dose"]}, "table": {"numeric": ["dose"], "categorical": ["site"]}}
@@ -42,10 +43,7 @@ def cells(rows: int = 60) -> list[dict[str, str]]:
 
 
 def write(rows: list[dict[str, str]], path: str = "rows.csv") -> str:
-    with Path(path).open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, rows)
     return path
 
 

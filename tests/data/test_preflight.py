@@ -22,6 +22,7 @@ from hybrid_lightning.errors import ConfigError
 from tests.data.make_files import make_manifest
 from tests.processes import ranks, succeed_on
 from tests.small import changed, command, write
+from tests.tables import write_rows
 
 PHOTO = {"photo": {"image": "photo", "size": 8}}
 SPLITS = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
@@ -43,10 +44,7 @@ def manifest(table: list[dict[str, Any]], path: str = "samples.csv", sides: Any 
         pixels = np.random.default_rng(row).integers(0, 256, (height, width, 3)).astype(np.uint8)
         if cells.get("photo") and not Path(cells["photo"]).exists():
             Image.fromarray(pixels).save(cells["photo"])
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    write_rows(path, table)
     return path
 
 

@@ -64,25 +64,21 @@ def leftovers_elsewhere(box: Box) -> None:
     box.command(*RESUME)
 
 
-@case(1, "metrics.csv of a run", "a link to a file elsewhere, to which rows would be added")
-def table_elsewhere(box: Box) -> None:
-    box.start_from("fitted")
-    replaced(FOLDER / "metrics.csv", f"{VICTIM}/keep.txt")
-    box.command(*RESUME)
+def file_elsewhere(name: str, path: Path, consequence: str) -> None:
+    """Registers a file of a received run that is a link to one elsewhere."""
+
+    def run(box: Box) -> None:
+        box.start_from("fitted")
+        replaced(path, f"{VICTIM}/keep.txt")
+        box.command(*RESUME)
+
+    run.__name__ = name
+    case(1, f"{path.name} of a run", f"a link to a file elsewhere, {consequence}")(run)
 
 
-@case(1, "config.yaml of a run", "a link to a file elsewhere, which would be overwritten")
-def config_elsewhere(box: Box) -> None:
-    box.start_from("fitted")
-    replaced(FOLDER / "config.yaml", f"{VICTIM}/keep.txt")
-    box.command(*RESUME)
-
-
-@case(1, "last.ckpt of a run", "a link to a file elsewhere, which would be overwritten")
-def last_elsewhere(box: Box) -> None:
-    box.start_from("fitted")
-    replaced(CHECKPOINTS / "last.ckpt", f"{VICTIM}/keep.txt")
-    box.command(*RESUME)
+file_elsewhere("table_elsewhere", FOLDER / "metrics.csv", "to which rows would be added")
+file_elsewhere("config_elsewhere", FOLDER / "config.yaml", "which would be overwritten")
+file_elsewhere("last_elsewhere", CHECKPOINTS / "last.ckpt", "which would be overwritten")
 
 
 @case(1, "config.yaml of a run", "a class to run, at a resume with a config of one's own")

@@ -180,12 +180,17 @@ def classes_of_many_digits(content: Content) -> None:
     ours(content)["settings"]["num_classes"] = BIG
 
 
+def put_back(content: dict[str, Any]) -> None:
+    """Writes what both checkpoints of the run are to hold."""
+    for name in ("last.ckpt", "best.ckpt"):
+        torch.save(content, RUN / name)
+
+
 @case(10, "global_step", "a number of 400 digits, at a resume")
 def resume_of_many_digits(box: Box) -> None:
     content = opened(box)
     content["global_step"] = BIG
-    for name in ("last.ckpt", "best.ckpt"):
-        torch.save(content, RUN / name)
+    put_back(content)
     box.refused("fit", "--config", "small.yaml", "--resume", "auto", "--trainer.max_epochs", "3")
 
 
@@ -193,8 +198,7 @@ def resume_of_many_digits(box: Box) -> None:
 def rows_of_many_digits(box: Box) -> None:
     content = opened(box)
     content["metrics_rows"] = BIG
-    for name in ("last.ckpt", "best.ckpt"):
-        torch.save(content, RUN / name)
+    put_back(content)
     box.command("fit", "--config", "small.yaml", "--resume", "auto", "--trainer.max_epochs", "3")
 
 

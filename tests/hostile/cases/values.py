@@ -1,6 +1,7 @@
 """Kind 2: scales, statistics and names of a checkpoint that parse and are wrong."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,16 +14,14 @@ from tests.hostile.cases.checkpoints import (
 from tests.hostile.harness import Box, case
 
 
-def regression(place: str, mechanism: str, says: str) -> Callable[[Callable[[Content], None]], None]:
-    """Registers an edit of the checkpoint of a regression."""
+def edited(
+    train: Callable[[Box], None], place: str, mechanism: str, says: str
+) -> Callable[[Callable[[Content], None]], None]:
+    """Registers an edit of the checkpoint of what `train` has trained."""
 
     def register(edit: Callable[[Content], None]) -> None:
         def run(box: Box) -> None:
-            from tests.hostile.cases.data import config, table
-
-            table(label=lambda row: row % 7 + row / 9)
-            config(model="HybridRegressor")
-            box.accepted("fit", "--config", "x.yaml")
+            train(box)
             content = torch.load("runs/x/version_0/checkpoints/last.ckpt", weights_only=True)
             edit(content)
             torch.save(content, "e.ckpt")
@@ -32,6 +31,26 @@ def regression(place: str, mechanism: str, says: str) -> Callable[[Callable[[Con
         case(2, place, mechanism)(run)
 
     return register
+
+
+def train_numbers(box: Box) -> None:
+    from tests.hostile.cases.data import config, table
+
+    table(label=lambda row: row % 7 + row / 9)
+    config(model="HybridRegressor")
+    box.accepted("fit", "--config", "x.yaml")
+
+
+def train_classes(box: Box) -> None:
+    from tests.hostile.cases.data import config, table
+
+    table(site=lambda row: f"s{row % 3}")
+    config({"x": {"numeric": ["size"]}, "c": {"categorical": ["site"], "one_hot": True}})
+    box.accepted("fit", "--config", "x.yaml", "--model.class_weights", "balanced")
+
+
+regression = partial(edited, train_numbers)
+classified = partial(edited, train_classes)
 
 
 def scales(content: Content) -> dict[str, Any]:
@@ -71,27 +90,6 @@ def statistics_of_others(content: Content) -> None:
 @regression("statistics of columns", "none", "statistics|mean|size")
 def no_statistics(content: Content) -> None:
     content["ManifestDataModule"]["inputs"]["x"]["statistics"] = {}
-
-
-def classified(place: str, mechanism: str, says: str) -> Callable[[Callable[[Content], None]], None]:
-    """Registers an edit of the checkpoint of a classification of a table."""
-
-    def register(edit: Callable[[Content], None]) -> None:
-        def run(box: Box) -> None:
-            from tests.hostile.cases.data import config, table
-
-            table(site=lambda row: f"s{row % 3}")
-            config({"x": {"numeric": ["size"]}, "c": {"categorical": ["site"], "one_hot": True}})
-            box.accepted("fit", "--config", "x.yaml", "--model.class_weights", "balanced")
-            content = torch.load("runs/x/version_0/checkpoints/last.ckpt", weights_only=True)
-            edit(content)
-            torch.save(content, "e.ckpt")
-            box.refused("predict", "--config", "x.yaml", "--ckpt_path", "e.ckpt", says=says)
-
-        run.__name__ = edit.__name__
-        case(2, place, mechanism)(run)
-
-    return register
 
 
 def target(content: Content) -> Content:

@@ -7,6 +7,7 @@ import torch
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.modules.bag_of_words import BagOfWords
 from tests.small import changed, classifier, command, loader, trainer
+from tests.tables import write_rows
 
 WORDS = torch.tensor([[3, 5, 2, 0], [4, 0, 0, 0], [0, 0, 0, 0]])
 MASK = WORDS > 0
@@ -60,10 +61,7 @@ def test_a_column_of_texts_needs_no_library_and_no_sizes(tmp_path, monkeypatch):
         words = [f"w{int(word)}" for word in torch.randint(9, (8,), generator=draws)]
         words[row % 8] = topics[row % 3][row % 2]
         rows.append({"note": " ".join(words) if row % 30 else "", "number": row, "label": "abc"[row % 3]})
-    with Path("m.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["note", "number", "label"])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows("m.csv", rows)
     inputs = {"note": {"text": "note", "tokenizer": "words"}, "number": {"numeric": "number"}}
     config = changed(
         {
