@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hybrid_lightning.callbacks import (
         L2SP,
+        AverageWeights,
         ExactResume,
         FrozenFeatureCache,
         GradientClipping,
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from hybrid_lightning.data import InMemoryDataModule, ManifestDataModule
     from hybrid_lightning.demo.digits import DigitsDataModule
     from hybrid_lightning.demo.elpv import ElpvDataModule
+    from hybrid_lightning.demo.mnist import MnistDataModule
     from hybrid_lightning.demo.plaid import PlaidDataModule
+    from hybrid_lightning.demo.series import SeriesDataModule
     from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
     from hybrid_lightning.distributed.sharding import shard
     from hybrid_lightning.duration import Duration, FitLength
@@ -40,6 +43,7 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "L2SP": "callbacks",
     "AtomicCheckpointIO": "resume.atomic_checkpoint_io",
+    "AverageWeights": "callbacks",
     "ConfigError": "errors",
     "DigitsDataModule": "demo.digits",
     "Duration": "duration",
@@ -60,11 +64,13 @@ _HOMES = {
     "InMemoryDataModule": "data",
     "LastCheckpoint": "callbacks",
     "ManifestDataModule": "data",
+    "MnistDataModule": "demo.mnist",
     "NonFiniteGradients": "callbacks",
     "Part": "network.part",
     "PlaidDataModule": "demo.plaid",
     "PretrainedDrift": "callbacks",
     "ReestimateStatistics": "callbacks",
+    "SeriesDataModule": "demo.series",
     "SpikeGuard": "callbacks",
     "UnfreezingSchedule": "unfreezing.schedule",
     "from_config": "cli.from_config",
@@ -76,6 +82,7 @@ _HOMES = {
 __all__ = [
     "L2SP",
     "AtomicCheckpointIO",
+    "AverageWeights",
     "ConfigError",
     "DigitsDataModule",
     "Duration",
@@ -96,11 +103,13 @@ __all__ = [
     "InMemoryDataModule",
     "LastCheckpoint",
     "ManifestDataModule",
+    "MnistDataModule",
     "NonFiniteGradients",
     "Part",
     "PlaidDataModule",
     "PretrainedDrift",
     "ReestimateStatistics",
+    "SeriesDataModule",
     "SpikeGuard",
     "UnfreezingSchedule",
     "from_config",

@@ -1,5 +1,6 @@
 """Callbacks for `HybridTask` and for any LightningModule whose groups come from `named_param_groups`."""
 
+from hybrid_lightning.averaging.average_weights import AverageWeights
 from hybrid_lightning.cache.frozen_feature_cache import FrozenFeatureCache
 from hybrid_lightning.drift.l2sp import L2SP
 from hybrid_lightning.drift.pretrained_drift import PretrainedDrift
@@ -14,6 +15,7 @@ from hybrid_lightning.unfreezing.reestimate_statistics import ReestimateStatisti
 
 __all__ = [
     "L2SP",
+    "AverageWeights",
     "ExactResume",
     "FrozenFeatureCache",
     "GradientClipping",

@@ -19,7 +19,7 @@ def direction_of(metric: str, directions: Directions | None = None) -> str | Non
     stated = (directions or {}).get(metric)
     if stated is not None:
         return stated
-    # val/macro_f1, val_auroc and val/loss-image (of the part's own head) too
+    # val/macro_f1, val_auroc and the like too
     words = metric.partition("-")[0].replace("_", "/").lower().split("/")
     if not _TURNED.isdisjoint(words):
         return None

@@ -5,6 +5,7 @@ import inspect
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -150,10 +151,19 @@ def import_extra(module: str, extra: str, user: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ModuleNotFoundError, OSError) as error:  # OSError: a C library that it needs is missing
-        raise ConfigError(
-            f"{user} needs {module.partition('.')[0]}: {error}. Install it with: "
-            f"pip install 'hybrid_lightning[{extra}]'"
-        ) from None
+        raise _needs(user, f"{module.partition('.')[0]}: {error}", extra) from None
+
+
+def package_folder(package: str, extra: str, user: str) -> Path:
+    """Where an optional package is installed, for its files; it is not imported, so that what it needs may lack."""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise _needs(user, f"the package {package}", extra)
+    return Path(spec.submodule_search_locations[0])
+
+
+def _needs(user: str, what: str, extra: str) -> ConfigError:
+    return ConfigError(f"{user} needs {what}. Install it with: pip install 'hybrid_lightning[{extra}]'")
 
 
 def cache_hint(path: Any) -> str:

@@ -254,6 +254,15 @@ def set_average(callback: WeightAveraging, module: LightningModule) -> None:
         average.load_state_dict(module.state_dict())
 
 
+# Modules
+
+
+def is_compiled(module: LightningModule) -> bool:
+    """Whether `torch.compile` has wrapped a LightningModule that the Trainer has taken out again."""
+    # its steps are compiled functions from then on (2.6 says so in private)
+    return getattr(module, "_compiler_ctx", None) is not None
+
+
 # Strategies
 
 

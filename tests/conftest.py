@@ -1,3 +1,5 @@
+import functools
+import gc
 import os
 import random
 import time
@@ -48,6 +50,13 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def libraries_are_no_garbage() -> None:
+    """Spares every collection of garbage the million objects of the imported libraries."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -56,9 +65,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seeded() -> Iterator[None]:
     torch.manual_seed(0)
-    os.environ.pop("PL_GLOBAL_SEED", None)  # of a command line that an earlier test ran
+    # of a command line; afterwards, too, because what a module makes for all its tests is made before this
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
 
 
 @pytest.fixture
@@ -78,3 +90,13 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         os.chdir(before)
     return where
+
+
+@pytest.fixture(scope="session")
+def elpv_is_unpacked_once() -> Iterator[None]:
+    """Keeps the images of the solar cells, which take seconds to read."""
+    from elpv_dataset import utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "load_dataset", functools.cache(utils.load_dataset))
+        yield

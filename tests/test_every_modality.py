@@ -95,13 +95,10 @@ def train(folder: Path) -> None:
     succeed("-m", "hybrid_lightning", "predict", *words, *new, "--output", "one.csv", cwd=folder)
 
 
-def check_that_each_part_trained_and_is_judged_alone(folder: Path) -> None:
+def check_that_each_part_trained(folder: Path) -> None:
     metrics = rows(folder / "runs/all/version_0/metrics.csv")
     for name in PARTS:
         assert any(float(row[f"update_ratio/{name}"] or 0) > 0 for row in metrics), name
-        alone = [float(row[f"val/accuracy-{name}"]) for row in metrics if row[f"val/accuracy-{name}"]]
-        assert alone, name
-        assert all(0 <= value <= 1 for value in alone), name
 
 
 def check_that_patients_are_on_one_side_of_the_split(folder: Path) -> None:
@@ -142,7 +139,7 @@ def check_that_what_a_sample_lacks_contributes_nothing(folder: Path) -> None:
 
 def test_every_kind_of_input_with_gaps_goes_from_files_to_predictions_on_two_ranks_as_on_one(tmp_path):
     train(tmp_path)  # once for all that follows, because it takes most of the time
-    check_that_each_part_trained_and_is_judged_alone(tmp_path)
+    check_that_each_part_trained(tmp_path)
     check_that_patients_are_on_one_side_of_the_split(tmp_path)
     check_that_predictions_are_whole_and_in_order(tmp_path)
     check_that_what_a_sample_lacks_contributes_nothing(tmp_path)

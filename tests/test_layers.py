@@ -16,7 +16,7 @@ LAYERS = (
     {"importing", "weights", "duration", "direction"},
     {"optim", "distributed", "trainer", "probe"},
     {"data", "unfreezing", "resume"},
-    {"demo", "gradients"},
+    {"demo", "gradients", "averaging"},
     {"network", "drift"},
     {"cache"},
     {"callbacks"},
@@ -40,6 +40,7 @@ KNOW_LIGHTNING = {
     *("gradients.step", "gradients.gradient_clipping", "gradients.gradient_norm_monitor"),
     *("cache.frozen_feature_cache", "cache.filling", "cache.splits", "cache.decision"),
     *("cache.boundaries", "cache.choices", "cache.fingerprints", "cache.ranks", "cache.verification"),
+    "averaging.average_weights",
     *("gradients.skipping", "gradients.non_finite_gradients", "gradients.spike_guard"),
 }
 """The files that import Lightning, beside those of whole rooms."""

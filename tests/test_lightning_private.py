@@ -37,6 +37,7 @@ from hybrid_lightning.lightning_private import (
     ddp_options,
     forget_restart,
     hands_out_iterator,
+    is_compiled,
     is_local,
     is_restoring,
     loaders_to_read,
@@ -692,3 +693,10 @@ def test_is_restoring_until_all_of_a_checkpoint_is_restored(tmp_path):
     asked = Asked()
     trainer(max_epochs=2, callbacks=[asked]).fit(module, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert asked.answers == [True, False]
+
+
+def test_is_compiled_is_a_module_that_was_given_compiled():
+    module = BoringModel()
+    assert not is_compiled(module)
+    trainer(max_epochs=1, limit_train_batches=0).validate(torch.compile(module, backend="eager"), verbose=False)
+    assert is_compiled(module)

@@ -6,11 +6,20 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.processes import LIMIT
+from tests.processes import LIMIT, succeed
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_the_cells_of_a_notebook_run_with_small_values(path: Path, tmp_path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    code = "\n\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    # in the fork of a process that has imported Lightning; the exhaustive run has a kernel for each
+    succeed("-c", code, cwd=tmp_path, HYBRID_LIGHTNING_SMALL="1", MPLBACKEND="agg")
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs_with_small_values(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRID_LIGHTNING_SMALL", "1")

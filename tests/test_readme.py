@@ -41,7 +41,7 @@ def test_the_yaml_plans_alone_and_with_what_watches_the_gradients(tmp_path, caps
         path.write_text(yaml)
         configs += ["--config", str(path)]
         assert main(["plan", *configs]) == 0
-        assert "encoder     pretrained" in capsys.readouterr().out
+        assert "encoder  pretrained" in capsys.readouterr().out
     assert len(configs) == 4
 
 

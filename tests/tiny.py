@@ -38,8 +38,7 @@ def hybrid(unfreeze: Any = "never", dropout: float = 0.5, **options: Any) -> Hyb
         "new": {"module": "MLP", "args": {"hidden": [5]}},
     }
     fusion = {"args": {"standardize": "features"}}  # without batch statistics, so that ranks can be compared
-    # heads that look on would be in the optimizer, but not in what is measured
-    return HybridClassifier(num_classes=2, parts=parts, fusion=fusion, **{"lr": 0.01, "part_heads": False, **options})
+    return HybridClassifier(num_classes=2, parts=parts, fusion=fusion, **{"lr": 0.01, **options})
 
 
 class Foreign(pl.LightningModule):

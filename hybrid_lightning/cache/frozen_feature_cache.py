@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
@@ -282,7 +283,7 @@ class FrozenFeatureCache(FitCallback):
         if not isinstance(network, HybridNetwork) or not isinstance(batch, dict) or CACHED not in batch:
             return
         # most batches end here
-        is_frozen = not any(tensor.requires_grad for tensor in self._watched.tensors)
+        is_frozen = not any(map(attrgetter("requires_grad"), self._watched.tensors))
         if is_frozen and batch[CACHED].keys() == set(self.serving):
             return
         trains = training_parameters(trainer)

@@ -30,6 +30,8 @@ class ServedDataset(Dataset[Any]):
         rest: The other entries of all rows; None reads them from the dataset, batch by batch.
     """
 
+    _is_complete = False  # before that, what is set is an attribute of its own
+
     def __init__(
         self,
         original: Any,
@@ -60,11 +62,21 @@ class ServedDataset(Dataset[Any]):
         self.workers: tuple[int, float] = (0, 0)  # of the loader that it stands in, and their timeout
         # copies share it, so that the one which a running iterator reads follows
         self._retired: set[str] = set()
+        self._is_complete = True
 
     def __getattr__(self, name: str) -> Any:
         if "original" not in vars(self):  # while it is being unpickled
             raise AttributeError(name)
         return getattr(self.original, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_own = name in vars(self) or not self._is_complete
+        if is_own:
+            object.__setattr__(self, name, value)
+            return
+        # what somebody else sets is meant for the dataset, also after the cache is gone
+        for dataset in {id(one): one for one in (self.original, self._reader)}.values():
+            setattr(dataset, name, value)
 
     def __len__(self) -> int:
         return len(self.original)

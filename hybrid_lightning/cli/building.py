@@ -14,6 +14,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from hybrid_lightning.callbacks import LastCheckpoint
 from hybrid_lightning.cli.commands import COMMANDS
+from hybrid_lightning.cli.members import member_paths, refuse_other_members
 from hybrid_lightning.cli.metrics_table import RunLogger
 from hybrid_lightning.cli.parser import Parsed, Parser, parse
 from hybrid_lightning.cli.parser_errors import cause_of, explained
@@ -46,6 +47,7 @@ class Setup:
     options: Namespace = field(default_factory=Namespace)  # the config, with objects in the place of classes
     checkpoint: str | None = None  # the file that the command reads, also that of a continued run; None reads none
     continued: Run | None = None  # the run that ``--resume`` continues
+    others: list["Setup"] = field(default_factory=list)  # the further members of an ensemble, with the same Trainer
 
 
 def run_with_setup(words: Sequence[str]) -> None:
@@ -71,9 +73,10 @@ def build(parsed: Parsed) -> Setup:
         problem = f"{config.name!r} is not the name of one folder below runs/. Choose one without slashes."
         raise ConfigError(problem, "name")
     for key in ("ckpt_path", "output", "resume", "trainer.default_root_dir"):
-        path = config.get(key)
-        if isinstance(path, str) and has_controls(path):
-            raise ConfigError(f"{path!r} holds characters that steer a terminal. Rename it.", key)
+        given = config.get(key)
+        for path in given if isinstance(given, list) else [given]:
+            if isinstance(path, str) and has_controls(path):
+                raise ConfigError(f"{path!r} holds characters that steer a terminal. Rename it.", key)
     check_number(config.trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches", low=1)
     _check_output(command, config)
     _seed(config)
@@ -94,6 +97,7 @@ def build(parsed: Parsed) -> Setup:
             check_before_data(options.model, trainer, reads_weights=saved is None)
         if saved is not None:
             _follow_checkpoint(command, setup, saved)
+            setup.others = _other_members(parsed, setup, saved)
     except BaseException as error:
         if continued and continued.lock:
             continued.lock.release()
@@ -166,15 +170,18 @@ def _given_checkpoint(command: str, config: Namespace) -> str | None:
             f"Add --ckpt_path best, --ckpt_path last (of the newest run of this name) or a path."
         )
     if path in ("best", "last"):
-        path = str(newest_checkpoint(runs_folder(config), f"{path}.ckpt"))
-    if path.endswith(".pt2"):
-        raise ConfigError(
-            f"{path!r} is an exported program, which is for other programs (torch.export.load). Give the .ckpt file of "
-            f"a fit, from which it was exported.",
-            "--ckpt_path",
-        )
-    config.ckpt_path = path
-    return str(path)
+        paths = [str(newest_checkpoint(runs_folder(config), f"{path}.ckpt"))]
+    else:
+        paths = member_paths(path) if command == "predict" else [str(path)]
+    for path in paths:
+        if path.endswith(".pt2"):
+            raise ConfigError(
+                f"{path!r} is an exported program, which is for other programs (torch.export.load). Give the .ckpt "
+                f"file of a fit, from which it was exported.",
+                "--ckpt_path",
+            )
+    config.ckpt_path = paths if len(paths) > 1 else paths[0]
+    return paths[0]
 
 
 def _read_facts(checkpoint: str, strategy: Any) -> Mapping[str, Any]:
@@ -198,6 +205,24 @@ def _follow_checkpoint(command: str, setup: Setup, saved: Mapping[str, Any]) -> 
     use_statistics = getattr(setup.data, "use_statistics", None)
     if callable(use_statistics):
         use_statistics(setup.checkpoint)
+
+
+def _other_members(parsed: Parsed, setup: Setup, saved: Mapping[str, Any]) -> list[Setup]:
+    """The members of an ensemble after the first one, each with data as they were for its own fit."""
+    paths = parsed.config.get("ckpt_path")
+    if not isinstance(paths, list):
+        return []
+    facts = {str(setup.checkpoint): saved}
+    for path in paths[1:]:
+        facts[path] = _read_facts(path, parsed.config.trainer.strategy)
+    refuse_other_members(facts)
+    members = []
+    for path in paths[1:]:
+        options = _instantiated(parsed.parser, parsed.config)
+        member = Setup(options.model, options.data, setup.trainer, options, path)
+        _follow_checkpoint(parsed.command, member, facts[path])
+        members.append(member)
+    return members
 
 
 # The Trainer

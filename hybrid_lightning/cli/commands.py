@@ -45,6 +45,11 @@ COMMANDS = {
     "cross_validate": Command(
         "cross_validation.cross_validate", "Fits, tests and predicts on each fold of the data.", has_setup=False
     ),
+    "compare": Command(
+        "compare.compare",
+        "Fits recipes and baselines over several seeds, and prints a table of their scores.",
+        has_setup=False,
+    ),
 }
 """Name → command, in the order of the help."""
 

@@ -1,6 +1,7 @@
 """Config files: several merge deeply, flags reach into them, and a path in one is looked up beside it."""
 
 import contextlib
+import copy
 import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, islice
@@ -11,9 +12,11 @@ import torch
 import yaml
 
 from hybrid_lightning.cli.parser_errors import refuse_missing_class
-from hybrid_lightning.errors import ConfigError, at, check_keys, reason
+from hybrid_lightning.errors import ConfigError, at, check_keys, listing, reason
 from hybrid_lightning.files import exists, is_regular_file
 from hybrid_lightning.gradients import clipping_rule
+from hybrid_lightning.network.part import implied_origin
+from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.optim.factory import torch_classes
 from hybrid_lightning.tasks.losses import LOSSES, TORCH_LOSSES
 from hybrid_lightning.unfreezing import schedule
@@ -21,6 +24,7 @@ from hybrid_lightning.unfreezing import schedule
 _MOST_NODES = 100_000  # values of a config with its aliases written out
 _MOST_BITS = 256  # of a whole number
 _LARGEST = 16 * 2**20  # bytes
+_RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class _Loader(yaml.SafeLoader):
@@ -95,16 +99,24 @@ def read_yaml_file(path: Path, place: str) -> Any:
         raise ConfigError(f"{str(path)!r} is not valid YAML: {str(error)[:500]}", place) from None
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path, flag: str = "--config") -> dict[str, Any]:
     """One YAML file as a dict; relative paths of weights and data that exist beside the file become absolute."""
     path = Path(path)
     if not is_regular_file(path):
-        raise ConfigError(f"--config: there is no file {str(path)[:300]!r}.")
-    config = read_yaml_file(path, "--config")
+        if str(path) not in recipes():
+            known = "" if path.suffix else f" Recipes: {listing(recipes(), 20)}."
+            raise ConfigError(f"there is no file {str(path)[:300]!r}.{known}", flag)
+        path = recipes()[str(path)]
+    config = read_yaml_file(path, flag)
     if not isinstance(config, dict):
-        raise ConfigError(f"--config: {str(path)!r} holds no keys and values at its top level.")
+        raise ConfigError(f"{str(path)!r} holds no keys and values at its top level.", flag)
     _anchor_paths(config, path.resolve().parent)
     return config
+
+
+def recipes() -> dict[str, Path]:
+    """Name → file of each recipe that comes with the package."""
+    return {path.stem: path for path in sorted(_RECIPES.glob("*.yaml"))}
 
 
 def _anchor_paths(config: Mapping[str, Any], folder: Path) -> None:
@@ -148,8 +160,8 @@ _FORMS = {"unfreeze": schedule.FORMS, "clip": clipping_rule.METHODS}
 """Option of a part → keys that only one of its forms has."""
 
 
-def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """`overlay` over `base`, key by key at every depth; lists and values replace."""
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], are_flags: bool = False) -> dict[str, Any]:
+    """`overlay` over `base`, key by key at every depth; lists and values replace; of flags, stages add up."""
     # where the overlay names another class or module, that one's old arguments are dropped with it; so is a schedule or
     # a limit where the overlay gives one of another form
     merged = dict(base)
@@ -162,19 +174,43 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             new_keys = value.keys() - old.keys()
             is_of_another_form = not new_keys.isdisjoint(_FORMS.get(key, ()))
-            merged[key] = value if is_of_another_form else merge(old, value)
+            # the first pattern that fits counts, so that one behind an old '*' would mean nothing
+            are_other_stages = key == "stages" and not are_flags and bool(new_keys or "*" in value)
+            merged[key] = value if is_of_another_form or are_other_stages else merge(old, value, are_flags)
         else:
             merged[key] = value
     return merged
 
 
+def overlaid(config: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """`overlay` over a config; what it says of all parts of an origin beats what the config says of one of them."""
+    config = copy.deepcopy(dict(config))
+    stated = mapping_at(overlay, "model", "init_args")
+    arguments = mapping_at(config, "model", "init_args")
+    merged = mapping_at(merge(config, overlay), "model", "init_args")
+    earlier = {**mapping_at(arguments, "parts"), "fusion": arguments.get("fusion")}
+    later = {**mapping_at(merged, "parts"), "fusion": merged.get("fusion")}
+    for name, part in earlier.items():
+        if isinstance(part, dict) and isinstance(later.get(name), dict):
+            for option in mapping_at(stated, origin_in(later[name])):
+                part.pop(option, None)
+    return merge(config, overlay)
+
+
+def origin_in(part: Mapping[str, Any]) -> str:
+    """The origin of a part by its options in a config."""
+    module = part.get("module")
+    named = registered_name(module) if isinstance(module, str) else None
+    return str(part.get("origin") or implied_origin(named, part.get("weights")))
+
+
 def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None = None) -> list[str]:
     """Command-line arguments with all ``--config`` files merged to one, before the flags, which therefore beat it."""
     config, overlays, rest = _sorted_words(arguments)
-    if overlay:
-        overlays.append(overlay)
+    flags: dict[str, Any] = {}
     for one in overlays:
-        config = merge(config, one)
+        flags = merge(flags, one, are_flags=True)
+    config = overlaid(overlaid(config, flags), overlay or {})
     if not config:
         return rest
     for section in ("model", "data"):
@@ -209,7 +245,7 @@ def _sorted_words(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Mappin
                 raise ConfigError("its value is missing, at the end of the command.", flag)
             value = own_words[-1]
         if is_config:
-            config = merge(config or {"name": Path(value).stem}, read_config(value))
+            config = overlaid(config or {"name": Path(value).stem}, read_config(value))
         elif reaches_in and (from_flag := _overlay_of(flag, value)):
             overlays.append(from_flag)
         else:

@@ -83,7 +83,7 @@ def cross_validate(words: Sequence[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="Keep the folds that are finished, and go on.")
     options, fit_words = parser.parse_known_args(words)  # unknown ones are checked by the parser of fit
     plan = Plan.parse(fit_words, options.folds)
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         runs = [_run_fold(plan, fold, options.resume) for fold in range(1, plan.folds + 1)]
     try:
         scores = [_test_scores(run) for run in runs]
@@ -145,7 +145,7 @@ def _run(words: list[str], fold: str) -> None:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """While it is open, SIGTERM ends the running fold too."""
 
     def end(*_: Any) -> None:

@@ -53,6 +53,8 @@ def export(
     note = model.objective.export_note()
     if note:
         print(note)
+    if format == "safetensors" and model.built().temperature != 1:
+        print(f"a temperature is no tensor: divide the outputs by {model.built().temperature}")
     _print_digest(output)
 
 

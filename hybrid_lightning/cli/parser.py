@@ -1,7 +1,9 @@
 """From the words of a command to a config: the parser of each command, and `parse`."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from jsonargparse import Namespace
@@ -12,7 +14,7 @@ from hybrid_lightning import data  # noqa: F401  bare names in configs resolve t
 from hybrid_lightning.cli.commands import COMMANDS
 from hybrid_lightning.cli.config_files import merged_arguments
 from hybrid_lightning.cli.parser_errors import parser_error
-from hybrid_lightning.demo import digits, elpv, plaid  # noqa: F401  for the same reason
+from hybrid_lightning.demo import digits, elpv, mnist, plaid, series  # noqa: F401  for the same reason
 from hybrid_lightning.direction import MAIN
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.best_checkpoint import BestCheckpoint
@@ -83,9 +85,22 @@ def make_parser(name: str) -> Parser:
     return parser
 
 
+def several_values(words: Sequence[str], flag: str) -> list[str]:
+    """Words in which several values after a flag, as a shell makes them of a pattern, are one list."""
+    if flag not in words:
+        return list(words)
+    start = list(words).index(flag) + 1
+    values = list(takewhile(lambda word: not word.startswith("-"), words[start:]))
+    if len(values) < 2:
+        return list(words)
+    return [*words[:start], json.dumps(values), *words[start + len(values) :]]
+
+
 def parse(words: Sequence[str], overlay: Mapping[str, Any] | None = None) -> Parsed:
     """Reads a command and its config, and builds nothing."""
     name, *flags = words
+    if name == "predict":
+        flags = several_values(flags, "--ckpt_path")
     parser = make_parser(name)
     config = parser.parse_args(merged_arguments(flags, overlay))
     return Parsed(name, config, parser)

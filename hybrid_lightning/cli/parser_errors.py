@@ -12,6 +12,7 @@ from hybrid_lightning.cli.commands import COMMANDS
 from hybrid_lightning.errors import ConfigError, check_keys, listing, unknown
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.checkpoint import concrete_subclasses
+from hybrid_lightning.tasks.settings import REMOVED
 
 _BASES: dict[str, type] = {
     "model": HybridTask,
@@ -20,6 +21,7 @@ _BASES: dict[str, type] = {
     "trainer.logger": Logger,
 }
 _REMOVED = {
+    **REMOVED,
     "weights_only": "checkpoints are always read as plain data. Leave it out.",
     "verbose": "results are always printed. Leave it out.",
     "return_predictions": "predict writes them to a table. Leave it out.",
@@ -51,8 +53,9 @@ def parser_error(message: str, known: Sequence[str]) -> ConfigError:
         stray = _STRAY.fullmatch(message.strip())
         return ConfigError(_stray(stray[1]) if stray else explained(message))
     path = found["option"] or found["flag"] or f"{found['section']}.{found['key']}"
-    if path in _REMOVED:
-        return ConfigError(_REMOVED[path], path)
+    name = path.partition(".")[0]
+    if name in _REMOVED:
+        return ConfigError(_REMOVED[name], name)
     section, key, possible = _first_unknown(path, known)
     hidden = _HIDDEN if found["flag"] is None else _HIDDEN[:1]
     return unknown(section or "config", "key", key, [name for name in possible if name not in hidden])

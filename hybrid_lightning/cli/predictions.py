@@ -13,10 +13,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from hybrid_lightning.cli.building import Select, Setup
+from hybrid_lightning.cli.members import mean_and_spread, refuse_other_names
 from hybrid_lightning.cli.tables import Columns, as_array, write_table
 from hybrid_lightning.cli.training import restoring
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.tasks import HybridTask
+from hybrid_lightning.tasks.objective import output_names
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a cell begins with that a spreadsheet computes."""
@@ -24,7 +26,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def predict(
     setup: Setup,
-    ckpt_path: str | None = None,
+    ckpt_path: list[str] | str | None = None,  # noqa: ARG001  the members have their paths
     output: str | None = None,
     row_numbers: bool = False,
     quote_formulas: bool = False,
@@ -34,29 +36,81 @@ def predict(
 
     Args:
         setup: The model and what it predicts.
-        ckpt_path: best, last (of the newest run of this name) or a path.
+        ckpt_path: best, last (of the newest run of this name) or a path. Several paths, folders of runs or a pattern
+            in quotes, such as 'runs/x_fold*', are an ensemble: the table has the mean of what they predict, and std.
         output: The table to write, .csv or .parquet (extra 'data'); null: predictions.csv in the run's folder.
         row_numbers: Whether the table also has the samples' row numbers if the data name them by ids.
         quote_formulas: Whether ids, classes and names of columns that a spreadsheet would take for a formula, because
             they begin with =, +, - or @, get a ' before them.
         select: best is what the fit has selected for its best checkpoint; joint is the joint network in any case.
     """
-    model, trainer = setup.model, setup.trainer
+    trainer = setup.trainer
+    members = [setup, *setup.others]
+    of_members = [_predicted(member, select, is_one=len(members) == 1) for member in members]
+    folder = trainer.log_dir or "."  # a collective call: the answer is broadcast
+    if not trainer.is_global_zero:
+        return
+    predicted, spread = _together(members, of_members)
+    path = Path(folder) / "predictions.csv" if output is None else Path(output)
+    table = prediction_table(predicted, setup.model, setup.data, row_numbers, spread)
+    write_table(quoted(table) if quote_formulas else table, path)
+    if setup.others:
+        print(f"the mean of {len(members)} checkpoints: {listing([str(member.checkpoint) for member in members], 20)}")
+    print(f"predictions: {path}")
+
+
+def _predicted(member: Setup, select: Select, is_one: bool) -> "Predicted | None":
+    """What one checkpoint predicts, on the first rank; None elsewhere."""
+    model, trainer, path = member.model, member.trainer, member.checkpoint
     model.serves_selection = select == "best"
-    model.explain = True  # adds what each part contributes
+    # adds what each part contributes; to a mean of several, it is known only then
+    model.explain = "without" if not is_one and type(model).predict_step is HybridTask.predict_step else True
     collected = CollectPredictions()
     trainer.callbacks.append(collected)  # type: ignore[attr-defined]
-    with restoring(trainer, ckpt_path):
-        trainer.predict(model, datamodule=setup.data, return_predictions=False, ckpt_path=ckpt_path, weights_only=True)
+    with restoring(trainer, path):
+        trainer.predict(model, datamodule=member.data, return_predictions=False, ckpt_path=path, weights_only=True)
+    trainer.callbacks.remove(collected)  # type: ignore[attr-defined]
     predicted = collected.gathered()
     if predicted is not None:
         refuse_not_finite(predicted)
-    folder = trainer.log_dir or "."  # a collective call: the answer is broadcast
-    if predicted is not None:
-        path = Path(folder) / "predictions.csv" if output is None else Path(output)
-        table = prediction_table(predicted, model, setup.data, row_numbers)
-        write_table(quoted(table) if quote_formulas else table, path)
-        print(f"predictions: {path}")
+    return predicted
+
+
+def _together(members: Sequence[Setup], of_members: Sequence[Any]) -> "tuple[Predicted, Tensor | None]":
+    """The mean of what members predict, and their standard deviation; None of one member."""
+    first = of_members[0]
+    if len(members) == 1:
+        return first, None
+    names = [getattr(member.data, "target_names", None) for member in members]
+    for member, own, predicted in zip(members, names, of_members, strict=True):
+        refuse_other_names(str(member.checkpoint), own, str(members[0].checkpoint), names[0])
+        if (
+            not torch.equal(predicted.places, first.places)
+            or predicted.contributions.keys() != first.contributions.keys()
+        ):
+            raise ConfigError(
+                f"{str(member.checkpoint)!r} predicts {len(predicted.places)} samples from the parts "
+                f"{listing(predicted.contributions)}, {str(members[0].checkpoint)!r} {len(first.places)} from "
+                f"{listing(first.contributions)}. Give checkpoints of one model for the same rows.",
+                "--ckpt_path",
+            )
+    _leave_out_decisions(members)
+    model = members[0].model
+    mean, spread = mean_and_spread([predicted.predictions for predicted in of_members])
+    contributions = {}
+    for part in first.contributions:
+        of_part, _ = mean_and_spread([predicted.contributions[part] for predicted in of_members])
+        is_without = model.explain == "without"
+        contributions[part] = model.objective.contribution(mean, of_part) if is_without else of_part
+    return first._replace(predictions=mean, contributions=contributions), spread
+
+
+def _leave_out_decisions(members: Sequence[Setup]) -> None:
+    """Thresholds, sets and intervals are those of one checkpoint's outputs; for a mean of several none are known."""
+    found = [member.model.objective.calibration for member in members]
+    if any(one is not None and (one.thresholds is not None or one.quantiles is not None) for one in found):
+        print("Thresholds, sets and intervals of the checkpoints are left out: none of them is for their mean.")
+    members[0].model.objective.calibration = None
 
 
 class Predicted(NamedTuple):
@@ -65,7 +119,7 @@ class Predicted(NamedTuple):
     places: Tensor  # in the data, (N,) int64
     predictions: Tensor  # as the task gives them, (N,) or (N, outputs)
     rows: Tensor | None  # the batches' own id, (N,) int64, if all have it
-    contributions: dict[str, Tensor]  # part → (N,); empty if the model gives none
+    contributions: dict[str, Tensor]  # part → (N,), or predictions without it; empty if the model gives none
 
 
 class CollectPredictions(BasePredictionWriter):
@@ -192,8 +246,12 @@ def prediction_table(
     task: HybridTask,
     data: Any,
     row_numbers: bool,
+    spread: Tensor | None = None,
 ) -> Columns:
-    """The columns of a table: ``id`` or ``row``, those that the task gives, and ``contribution_<part>``."""
+    """The columns of a table: ``id`` or ``row``, those that the task gives, and ``contribution_<part>``.
+
+    `spread`, like the predictions, is ``std``, or ``std_<name>`` of several outputs.
+    """
     ids = getattr(data, "predict_ids", None)
     columns: Columns = {}
     if ids is not None:
@@ -207,7 +265,13 @@ def prediction_table(
     if ids is None or row_numbers:
         columns["row"] = predicted.places if predicted.rows is None else predicted.rows
     names = getattr(data, "target_names", None)
-    columns |= task.objective.prediction_columns(predicted.predictions, None if names is None else list(names))
+    known = None if names is None else list(names)
+    columns |= task.objective.prediction_columns(predicted.predictions, known)
+    if spread is not None and spread.ndim == 1:
+        columns["std"] = spread
+    elif spread is not None:
+        for index, name in enumerate(output_names(known, spread.shape[1])):
+            columns[f"std_{name}"] = spread[:, index]
     for part, values in predicted.contributions.items():
         columns[f"contribution_{part}"] = values
     return {name: as_array(values) for name, values in columns.items()}

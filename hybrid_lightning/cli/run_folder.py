@@ -14,7 +14,7 @@ from hybrid_lightning.cli.metrics_table import GO_ON, RunLogger
 from hybrid_lightning.cli.run_lock import RunLock
 from hybrid_lightning.errors import ConfigError, printable, writing
 from hybrid_lightning.files import is_regular_file, whole_file
-from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY
+from hybrid_lightning.tasks.formats import CHECKPOINT_KEY
 from hybrid_lightning.weights.safe_files import peek, verify
 from hybrid_lightning.weights.sharded_files import OLD
 

@@ -84,6 +84,14 @@ def stratified_mask(targets: Tensor, fraction: float, seed: int) -> Tensor:
     return chosen
 
 
+def stratified_rows(strata: Tensor, test_share: float, val_fraction: float, seed: int) -> dict[str, Tensor]:
+    """The rows of ``train``, ``val`` and ``test``, each class alike; the test rows are the same for every seed."""
+    in_test = stratified_mask(strata, test_share, seed=0)
+    rest = (~in_test).nonzero().flatten()
+    in_val = stratified_mask(strata[rest], val_fraction, seed)
+    return {"train": rest[~in_val], "val": rest[in_val], "test": in_test.nonzero().flatten()}
+
+
 class InMemoryDataModule(pl.LightningDataModule, ABC):
     """A DataModule over `DictDataset`; a subclass says how each split is loaded.
 

@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 
 from hybrid_lightning.data.augment import make_augmentation
@@ -30,14 +29,15 @@ from hybrid_lightning.data.prepared import (
     warn_of_other_split,
     write_split,
 )
+from hybrid_lightning.data.row_groups import RowGroups
 from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of, make_loader
-from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule, groups_of
+from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule
 from hybrid_lightning.data.table import Array, Table, checked_path
 from hybrid_lightning.data.target import FittedTarget, Target
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
 
 
-class ManifestDataModule(TargetOfState, pl.LightningDataModule):
+class ManifestDataModule(TargetOfState, RowGroups, pl.LightningDataModule):
     """Data from a manifest: a CSV or Parquet file with a row per sample.
 
     Batches have an entry per key of ``inputs``; ``target``, int64 `(B,)` for classes, float32 `(B, labels)` for labels,
@@ -57,8 +57,10 @@ class ManifestDataModule(TargetOfState, pl.LightningDataModule):
             (or ``log1p``) lets the network learn logarithms of numbers. Null: only predict.
         root: Folder that relative paths in cells start from; null is the folder of the manifest.
         id: Column that names the samples for predictions; null names them by row.
-        split_column: Column with train, val or test in each row; null draws the split.
-        fractions: Shares of val and test, 0.15 each if left out; with ``fold``, share of val in the other folds.
+        split_column: Column with train, val, test or calibration in each row; null draws the split.
+        fractions: Shares of val and test, 0.15 each if left out, and of calibration, none if left out; with ``fold``,
+            shares of val and calibration in the other folds. A model with ``calibrate: {coverage: 0.9}`` takes the
+            calibration rows for its sets or intervals, and nothing else reads them.
         fold: Such as 2/5: the second of five folds is the test split. Each row is in one of them.
         stratify: Whether classes, combinations of labels, or ranges of a number are split alike.
         split_by: Column such as a patient; rows of one value stay together. With ``split_column`` it is checked.
@@ -294,22 +296,6 @@ class ManifestDataModule(TargetOfState, pl.LightningDataModule):
         train = self.datasets["train"]
         return dataset_of(train.samples, train.rows)
 
-    @property
-    def train_groups(self) -> Tensor | None:
-        """A number per training row `(N,)`, the same for rows of one value of ``split_by``; None without it."""
-        return self._groups("train")
-
-    @property
-    def val_groups(self) -> Tensor | None:
-        """The same for the validation rows."""
-        return self._groups("val")
-
-    def _groups(self, split: str) -> Tensor | None:
-        column = self.split_rule.group_column
-        if column is None:
-            return None
-        return torch.from_numpy(groups_of(self._tables[self.path], column))[self.datasets[split].rows]
-
     # Loading
 
     def train_dataloader(self) -> Loader:
@@ -329,6 +315,10 @@ class ManifestDataModule(TargetOfState, pl.LightningDataModule):
     def test_dataloader(self) -> Loader:
         """Test batches in order of the rows."""
         return self._loader("test")
+
+    def calibration_dataloader(self) -> Loader | list[Any]:
+        """Batches of the rows that nothing but the sets and intervals of a model may see; none if there are none."""
+        return self._loader("calibration") if len(self.datasets["calibration"]) else []
 
     def predict_dataloader(self) -> Loader:
         """The rows of ``predict_path``, or else the test batches."""

@@ -11,7 +11,7 @@ from hybrid_lightning.data.inputs.text import TextInput
 from hybrid_lightning.data.preflight_files import FileFindings
 from hybrid_lightning.data.repeated_files import repeated_files
 from hybrid_lightning.data.spelling import alike, seem_codes
-from hybrid_lightning.data.splits import SPLITS, TRAIN, groups_of
+from hybrid_lightning.data.splits import CALIBRATION, SPLITS, TRAIN, groups_of
 from hybrid_lightning.data.table import Array, Table, rows_of
 from hybrid_lightning.data.target import FittedTarget
 from hybrid_lightning.errors import format_table, listing
@@ -44,8 +44,10 @@ def overview(
     lines = _sizes(manifest, rows)
     lines += _targets(manifest.target, split, rows)
     lines += _gaps(manifest, rows)
-    header = (manifest.table.path.name, *SPLITS)
+    header: tuple[str, ...] = (manifest.table.path.name, *SPLITS)
     splits = [dict(zip(header, line, strict=True)) for line in lines]
+    if not len(rows[CALIBRATION]):
+        header = header[:-1]
     inputs = [_shapes(manifest, key, findings.get(key)) for key in manifest.entries]
     warnings = _warnings(manifest, rows[TRAIN])
     warnings += _codes(manifest)

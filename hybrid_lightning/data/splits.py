@@ -14,8 +14,8 @@ from hybrid_lightning.data.spelling import key_of, positions
 from hybrid_lightning.data.table import Array, Table, rows_of
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing
 
-SPLITS = ("train", "val", "test")  # names of the splits; a row's split is the position in this list, int8
-TRAIN, VAL, TEST = range(3)
+SPLITS = ("train", "val", "test", "calibration")  # a row's split is the position in this list, int8
+TRAIN, VAL, TEST, CALIBRATION = range(4)
 
 _MOST_BINS, _ROWS_OF_BIN = 10, 20  # strata of numbers: at most so many, of about so many rows or more
 
@@ -53,7 +53,7 @@ class SplitRule:
         if strata is None or not self.stratify:
             strata = np.zeros(len(table), dtype=np.int64)
         if self.fold is not None:
-            return split_by_fold(strata, self.fold, self.fractions["val"], self.seed, groups, labels)
+            return split_by_fold(strata, self.fold, self.fractions, self.seed, groups, labels)
         return split_by_fractions(strata, self.fractions, self.seed, groups, labels)
 
 
@@ -70,8 +70,10 @@ def parse_fold(fold: str) -> tuple[int, int]:
 
 
 def parse_fractions(fractions: Mapping[str, Any] | None, fold: str | None) -> dict[str, float]:
-    """Shares of all rows, 0.15 each if left out; with folds ``val`` alone, of the other folds."""
-    shares = {"val": 0.15, "test": 0.15} if fold is None else {"val": 0.15}
+    """Shares of all rows, of val and test 0.15 each if left out; with folds, shares of the other folds and no test."""
+    shares = {"val": 0.15, "test": 0.15, "calibration": 0.0}
+    if fold is not None:
+        del shares["test"]
     with at("data.fractions"):
         check_keys(fractions or {}, shares, kind="split" if fold is None else "split (the fold is the test split)")
         shares.update(fractions or {})
@@ -83,7 +85,7 @@ def parse_fractions(fractions: Mapping[str, Any] | None, fold: str | None) -> di
 
 
 def split_from_column(table: Table, column: str) -> Array:
-    """The split of each row, `(rows,)`, from a column that holds ``train``, ``val`` and ``test`` and nothing else."""
+    """The split of each row, `(rows,)`, from a column that holds names of `SPLITS` and nothing else."""
     with at("data.split_column"):
         table.require(column)
         texts = table.names(column)
@@ -150,7 +152,8 @@ def split_by_fractions(
     """
     # scikit-learn's train_test_split refuses strata of one row, and more strata than rows of a share: all 50 draws of
     # 200 rows in 64 combinations of labels, which are off by at most 1.5 rows of a combination here.
-    shares = [1 - fractions["val"] - fractions["test"], fractions["val"], fractions["test"]]
+    val, test, calibration = fractions["val"], fractions["test"], fractions.get("calibration", 0.0)
+    shares = [1 - val - test - calibration, val, test, calibration]
     if groups is None:
         split = _draw_rows(strata, shares, seed)
     else:
@@ -161,15 +164,15 @@ def split_by_fractions(
 def split_by_fold(
     strata: Array,
     fold: tuple[int, int],
-    val: float,
+    fractions: Mapping[str, float],
     seed: int,
     groups: Array | None = None,
     labels: Array | None = None,
 ) -> Array:
     """One of several splits of which each row is in the test split of exactly one; arguments as `split_by_fractions`.
 
-    The folds differ by at most one row, in all and in each stratum. With groups see `assign_groups`. The share `val` is
-    one of the rows of the other folds.
+    The folds differ by at most one row, in all and in each stratum. With groups see `assign_groups`. The shares of val
+    and calibration are of the rows of the other folds.
     """
     number, folds = fold
     count = len(strata)
@@ -185,8 +188,7 @@ def split_by_fold(
     rest = np.flatnonzero(fold_of_row != number - 1)
     groups = None if groups is None else groups[rest]
     labels = None if labels is None else labels[rest]
-    fractions = {"val": val, "test": 0.0}
-    split[rest] = split_by_fractions(strata[rest], fractions, seed, groups, labels)
+    split[rest] = split_by_fractions(strata[rest], {**fractions, "test": 0.0}, seed, groups, labels)
     return split
 
 
@@ -204,10 +206,13 @@ def _by_stratum(strata: Array, seed: int) -> Array:
 
 
 def _draw_rows(strata: Array, shares: list[float], seed: int) -> Array:
-    """Takes every so many-th of the rows ordered by stratum, first for the test, then of the rest for validation."""
+    """Takes every so many-th of the rows ordered by stratum, first for the test, then of the rest for the others."""
     order = _by_stratum(strata, seed)
     split = np.full(len(strata), TRAIN, dtype=np.int8)
-    for code, share in ((TEST, shares[TEST]), (VAL, shares[VAL] / (1 - shares[TEST]))):
+    left = 1.0
+    for code in (TEST, VAL, CALIBRATION):
+        share = shares[code] / left
+        left -= shares[code]
         # After n rows, n * share of them are taken, rounded. 1e-9: products that are a half but for their last bit.
         taken = np.floor(np.arange(len(order) + 1) * share + 0.5 + 1e-9)
         is_taken = np.diff(taken) > 0

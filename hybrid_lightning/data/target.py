@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybrid_lightning.data.rounding import as_float32
 from hybrid_lightning.data.spelling import alike, positions
-from hybrid_lightning.data.splits import SPLITS, TEST, TRAIN, VAL, combinations_of, quantile_bins
+from hybrid_lightning.data.splits import SPLITS, TRAIN, combinations_of, quantile_bins
 from hybrid_lightning.data.table import Array, Table, is_plain_number, is_written_number, rows_of
 from hybrid_lightning.errors import ConfigError, check_choice, check_keys, listing
 
@@ -51,21 +51,21 @@ class FittedTarget:
         return combinations_of(array) if self.kind == "multilabel" else array
 
     def counts(self, split: Array) -> Array:
-        """Rows of each split and class or label, `(3, labels)`; there are none of numbers."""
+        """Rows of each split and class or label, `(splits, labels)`; there are none of numbers."""
         array, number = self.values.numpy(), len(self.names)
         if self.kind == "regression":
             return np.zeros((len(SPLITS), 0), dtype=np.int64)
         if self.kind == "multilabel":
-            return np.stack([array[split == code].sum(axis=0) for code in (TRAIN, VAL, TEST)]).astype(np.int64)
+            return np.stack([array[split == code].sum(axis=0) for code in range(len(SPLITS))]).astype(np.int64)
         cells = split * np.int64(number) + array  # of the table of counts, line by line
         return np.bincount(cells, minlength=len(SPLITS) * number).reshape(len(SPLITS), number)
 
     def check_split(self, split: Array) -> None:
-        """Raises `ConfigError` if a class or label of a validation or test row has no training row."""
+        """Raises `ConfigError` if a class or label of a row of another split has no training row."""
         if not (split == TRAIN).any():  # another run trained
             return
         counts = self.counts(split)
-        for code in (VAL, TEST):
+        for code in range(TRAIN + 1, len(SPLITS)):
             lacking = np.flatnonzero((counts[TRAIN] == 0) & (counts[code] > 0))
             if len(lacking):
                 first = int(lacking[0])

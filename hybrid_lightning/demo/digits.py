@@ -1,5 +1,8 @@
 """Scikit-learn's bundled handwritten digits as small color images."""
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -50,9 +53,7 @@ class DigitsDataModule(InMemoryDataModule):
 
     def load(self) -> dict[str, DictDataset]:
         """The splits ``train``, ``val`` and ``test``."""
-        digits = import_extra("sklearn.datasets", "demo", "DigitsDataModule").load_digits()
-        images = torch.from_numpy(digits.images)
-        labels = torch.from_numpy(digits.target)
+        images, labels = _digits(import_extra("sklearn.datasets", "demo", "DigitsDataModule"))
         generator = torch.Generator().manual_seed(self.seed)
         test_rows = []
         val_rows = []
@@ -78,3 +79,10 @@ class DigitsDataModule(InMemoryDataModule):
         color = large.expand(-1, 3, -1, -1).contiguous()  # pretrained models take three channels
         target = torch.tensor([self.classes.index(digit) for digit in labels.tolist()])
         return DictDataset({"image": color, "target": target})
+
+
+@cache
+def _digits(datasets: Any) -> tuple[Tensor, Tensor]:
+    """The images `(1797, 8, 8)` with gray levels 0 to 16 and their digits, which are not to be changed."""
+    digits = datasets.load_digits()
+    return torch.from_numpy(digits.images), torch.from_numpy(digits.target)

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, stratified_mask
+from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, stratified_rows
 from hybrid_lightning.errors import ConfigError, check_number
 from hybrid_lightning.importing import import_extra
 
@@ -59,14 +59,7 @@ class ElpvDataModule(InMemoryDataModule):
         kind = functional.one_hot(is_poly, 2).float()
 
         strata = 2 * target + is_poly
-        in_test = stratified_mask(strata, TEST_SHARE, seed=0)
-        rest = (~in_test).nonzero().flatten()
-        in_val = stratified_mask(strata[rest], self.val_fraction, self.seed)
-        parts = {
-            "train": rest[~in_val],
-            "val": rest[in_val],
-            "test": in_test.nonzero().flatten(),
-        }
+        parts = stratified_rows(strata, TEST_SHARE, self.val_fraction, self.seed)
         splits = {}
         for split, rows in parts.items():
             color = image[rows].expand(-1, 3, -1, -1)

@@ -1,17 +1,13 @@
 """PLAID: which of 11 household appliances was switched on, from its electric current."""
 
-from importlib.util import find_spec
-from itertools import compress
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, stratified_mask
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.data.in_memory import Tensors
+from hybrid_lightning.demo.series import SeriesDataModule, as_measured
 
 
-class PlaidDataModule(InMemoryDataModule):
+class PlaidDataModule(SeriesDataModule):
     """The PLAID appliance data (Gao et al., BuildSys 2014; UCR archive), read from the installed package sktime.
 
     537 training and 537 test traces of 100 to 1344 samples, 11 classes. A stratified share of the training traces
@@ -46,51 +42,26 @@ class PlaidDataModule(InMemoryDataModule):
         val_fraction: float = 0.15,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size)
-        if not 0 < val_fraction < 1:
-            raise ConfigError(f"{val_fraction!r} is not between 0 and 1.", "data.val_fraction")
+        super().__init__("PLAID", batch_size, val_fraction, seed)
         self.context = context
         self.wave_length = wave_length
         self.series_length = series_length
-        self.val_fraction = val_fraction
-        self.seed = seed
 
-    def load(self) -> dict[str, DictDataset]:
-        """The splits ``train``, ``val`` and ``test``."""
-        folder = _data_folder()
-        traces, target = read_ts(folder / "PLAID_TRAIN.ts")
-        in_val = stratified_mask(target, self.val_fraction, self.seed)
-        parts = {
-            "train": (list(compress(traces, ~in_val)), target[~in_val]),
-            "val": (list(compress(traces, in_val)), target[in_val]),
-            "test": read_ts(folder / "PLAID_TEST.ts"),
-        }
-        training, _ = parts["train"]
+    def entries(
+        self,
+        series: list[Tensor],
+        training: list[Tensor],
+        longest: int,
+    ) -> dict[str, Tensors]:
+        """What the samples of some traces have apart from the target."""
         std, mean = torch.std_mean(describe(training), dim=0)
-        splits = {}
-        for split, (own, labels) in parts.items():
-            values, mask = pad_left(own, self.context)
-            wave = pad_right(own, self.wave_length)
-            stats = (describe(own) - mean) / std
-            trace = {"values": values, "mask": mask}
-            series = as_measured(own, self.series_length)
-            splits[split] = DictDataset(
-                {"trace": trace, "wave": wave, "series": series, "stats": stats, "target": labels}
-            )
-        return splits
-
-
-def read_ts(path: Path) -> tuple[list[Tensor], Tensor]:
-    """Series `(L,)` and labels `(N,)` of a ``.ts`` file without time stamps: ``value,value,...:label`` per row."""
-    _, _, data = path.read_text(encoding="utf-8").partition("@data")
-    traces = []
-    labels = []
-    for row in data.split():
-        values, _, label = row.rpartition(":")
-        numbers = [float(value) for value in values.split(",")]
-        traces.append(torch.tensor(numbers))
-        labels.append(int(label))
-    return traces, torch.tensor(labels)
+        values, mask = pad_left(series, self.context)
+        return {
+            "trace": {"values": values, "mask": mask},
+            "wave": pad_right(series, self.wave_length),
+            "series": as_measured(series, self.series_length),
+            "stats": (describe(series) - mean) / std,
+        }
 
 
 def pad_left(traces: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
@@ -119,17 +90,6 @@ def pad_right(traces: list[Tensor], length: int) -> Tensor:
     return wave
 
 
-def as_measured(traces: list[Tensor], length: int) -> dict[str, Tensor]:
-    """The first samples of each trace, ``values`` and ``mask`` `(N, length)`, zeros and False after the last one."""
-    values = torch.zeros(len(traces), length)
-    mask = torch.zeros(len(traces), length, dtype=torch.bool)
-    for row, trace in enumerate(traces):
-        kept = trace[:length]
-        values[row, : len(kept)] = kept
-        mask[row, : len(kept)] = True
-    return {"values": values, "mask": mask}
-
-
 def describe(traces: list[Tensor]) -> Tensor:
     """Logarithms of length, standard deviation and peak, and the mean, `(N, 4)`."""
     rows = []
@@ -141,13 +101,3 @@ def describe(traces: list[Tensor]) -> Tensor:
     positive = stats[:, :3].clamp(min=1e-5)
     stats[:, :3] = positive.log()  # but not of the mean, which may be negative
     return stats
-
-
-def _data_folder() -> Path:
-    """Where sktime keeps PLAID; the package is located, never imported, because it needs more than its data."""
-    spec = find_spec("sktime")
-    for location in (spec and spec.submodule_search_locations) or ():
-        folder = Path(location, "datasets", "data", "PLAID")
-        if folder.is_dir():
-            return folder
-    raise ConfigError("PlaidDataModule needs the package sktime. Install it with: pip install 'hybrid_lightning[demo]'")

@@ -60,7 +60,7 @@ class GradientClipping(FitCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the names of the parts."""
-        parts = {group["part"]: None for group in self.groups(trainer) if not group.get("observer")}
+        parts = {group["part"]: None for group in self.groups(trainer)}
         check_keys(self.rules, parts, "clip", kind="part")
 
     def state_dict(self) -> dict[str, Any]:

@@ -110,8 +110,6 @@ class NonFiniteGradients(SkippingCallback):
             total = worst.sum()
             norms = partial(Tensor.clone, worst)
         scaled = has_scaler(trainer)
-        if scaled:  # the scaler skips a step because of an observer's gradients, too
-            total = total + gradients.observers()
         place = trainer.global_step, trainer.current_epoch, trainer.fit_loop.batch_idx
         machine = f"precision {trainer.precision}, rank {trainer.global_rank}"
         on_host = LaterOnHost(total.view(1))

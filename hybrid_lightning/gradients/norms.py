@@ -67,14 +67,11 @@ class MeasuredGroups:
     """The groups whose gradients are measured, for as long as no others train: `training` of all `groups`."""
 
     def __init__(self, groups: Sequence[Group], training: Sequence[Group]) -> None:
-        # nothing depends on an observer, which is neither measured nor clipped
-        self.observers = [group["params"] for group in groups if group.get("observer")]
-        self.training = [group["params"] for group in training if not group.get("observer")]
+        self.training = [group["params"] for group in training]
         trains = {id(group) for group in training}
         self._names: list[tuple[str, str, bool]] = []
         for group in groups:
-            if not group.get("observer"):
-                self._names.append((group["part"], label(group), id(group) in trains))
+            self._names.append((group["part"], label(group), id(group) in trains))
         self._tables: dict[tuple[torch.device, tuple[int, ...]], NormTable] = {}
 
     def rows(self, counts: Sequence[int], device: torch.device) -> "NormTable":
@@ -92,7 +89,6 @@ class GradientPass:
 
     def __init__(self, measured: MeasuredGroups) -> None:
         self.parameters: list[nn.Parameter] = []  # those that have a gradient
-        self._groups = measured
         counts = []
         for parameters in measured.training:
             own = [parameter for parameter in parameters if parameter.grad is not None]
@@ -105,16 +101,6 @@ class GradientPass:
         self.complete = False
         """Whether the global limit has acted through this pass, so that `norms` are what the optimizer gets."""
         self.rows = measured.rows(counts, self.norms.device)
-
-    def _observers(self) -> list[nn.Parameter]:
-        found = []
-        for parameters in self._groups.observers:
-            found += [parameter for parameter in parameters if parameter.grad is not None]
-        return found
-
-    def observers(self) -> Tensor:
-        """Sum of the norms of the observers' gradients, a scalar: a gradient scaler also checks these."""
-        return gradient_norms(self._observers()).sum()
 
     def norms_of(self, part: str | None) -> Tensor:
         """Norms of one part's gradients as they are now, `(parameters of the part,)`; None: of all."""
@@ -166,7 +152,7 @@ class GradientPass:
     def skip(self) -> None:
         """Removes all gradients: the optimizer's step will change nothing, neither weights nor its own state."""
         self.skipped = True
-        for parameter in (*self.parameters, *self._observers()):
+        for parameter in self.parameters:
             parameter.grad = None
 
     def _of(self, part: str | None) -> list[nn.Parameter]:

@@ -153,8 +153,7 @@ class SpikeGuard(SkippingCallback):
             self._rows = rows
             self._trains = dict.fromkeys(rows.parts, 0)
             for group in self.groups(trainer):
-                if not group.get("observer"):
-                    self._trains[group["part"]] += sum(parameter.requires_grad for parameter in group["params"])
+                self._trains[group["part"]] += sum(parameter.requires_grad for parameter in group["params"])
         norms = rows.combine(gradients.before)[: len(rows.parts)]
         if self.skips:
             norms = worst_of_ranks(trainer, norms)

@@ -14,10 +14,11 @@ from hybrid_lightning.network.calling import refuse_other_precision, run_module
 from hybrid_lightning.network.channels import Normalize, refuse_wrong_channels, require_channels
 from hybrid_lightning.network.contracts import takes_presence
 from hybrid_lightning.network.file_sets import pool_of_files, pooled_over_files, rows_of_files
-from hybrid_lightning.network.fusion import PartHeads
+from hybrid_lightning.network.fusion import SHRINK_ABOVE
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.lazy import give_shapes, names_of_tensors, shapes_found
 from hybrid_lightning.network.libraries import auto_config, family_of, timm_stages
+from hybrid_lightning.network.longest_text import refuse_longer_texts
 from hybrid_lightning.network.making import PartMaker
 from hybrid_lightning.network.missing import presence
 from hybrid_lightning.network.outputs import described, find_output, find_pool, fix_unused, mask_of, pooled
@@ -29,7 +30,6 @@ from hybrid_lightning.network.wiring import OWN, Wiring
 from hybrid_lightning.unfreezing.freezing import dry_run
 
 FUSION = Part("ConcatFusion", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
-PART_HEADS = Part("PartHeads", lr_scale=1.0, layer_decay=1.0, unfreeze="always")
 _OUTPUT_ARGUMENTS = ("out_features", "num_classes")
 
 
@@ -42,26 +42,23 @@ def build(
     load: bool = True,
     trust: Collection[str] | None = None,
     initialized: Collection[str] = (),
-    part_heads: bool = False,
-    part_weight: float = 0.0,
     inferred: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> HybridNetwork:
     """Builds a network part by part along one dry run that infers all sizes.
 
     `example` is a batch of two samples. The parts in `initialized` get their weights from elsewhere later, so that
     their own are not read; with `load` False none are, because a checkpoint follows. `trust` is that of `resolve`.
-    With `part_heads` each part that feeds the fusion has a head of its own; with a `part_weight` of 0 these only
-    observe, above 0 their losses are added with this weight. `inferred`: key of the batch → arguments that a part
-    which reads it may leave out.
+    `inferred`: key of the batch → arguments that a part which reads it may leave out.
     """
     wiring = Wiring(parts)
-    options = _options(parts, wiring, fusion, part_heads)
+    options = _options(parts, wiring, fusion)
     with_weights = set(options).difference(initialized) if load else ()
     draft = _Draft(options, outputs, wiring, PartMaker(trust, with_weights=with_weights), inferred or {})
     draft.make_all(example)
     record = NetworkRecord(draft.records, _fixed(draft.modules), draft.absent)
-    network = HybridNetwork(options, outputs, draft.modules, record, part_weight)
+    network = HybridNetwork(options, outputs, draft.modules, record)
     network.weight_reports = draft.reports
+    refuse_longer_texts(network, example, inferred)
     return network
 
 
@@ -72,12 +69,10 @@ def rebuild(
     *,
     fusion: Part = FUSION,
     trust: Collection[str] | None = None,
-    part_heads: bool = False,
-    part_weight: float = 0.0,
 ) -> HybridNetwork:
     """Builds the network of a record again, without data and without weights; for the arguments see `build`."""
     wiring = Wiring(parts)
-    options = _options(parts, wiring, fusion, part_heads)
+    options = _options(parts, wiring, fusion)
     maker = PartMaker(trust, sizes_from_file=True)
     modules: dict[str, nn.Module] = {}
     records: dict[str, PartRecord] = {}
@@ -97,14 +92,13 @@ def rebuild(
                 raise ConfigError("the record of the network lacks the scale. Use another checkpoint.")
     _fix(modules, record.fixed)
     complete = NetworkRecord(records, _fixed(modules), record.absent)
-    return HybridNetwork(options, outputs, modules, complete, part_weight)
+    return HybridNetwork(options, outputs, modules, complete)
 
 
 def _options(
     parts: Mapping[str, Part],
     wiring: Wiring,
     fusion: Part,
-    part_heads: bool,
 ) -> dict[str, Part]:
     """The options of all that the network consists of."""
     options = dict(parts)
@@ -114,8 +108,6 @@ def _options(
     if several:
         options["fusion"] = fusion
     options["head"] = head
-    if several and part_heads:
-        options["part_heads"] = PART_HEADS
     return options
 
 
@@ -175,8 +167,6 @@ class _Draft:
                 f"({len(head_input)}, {self.outputs}). Leave its output size out, or correct it.",
                 "model.parts.head",
             )
-        if "part_heads" in self.options:
-            self._add_part_heads(features)
 
     def _find_absent(self, example: Batch) -> list[str]:
         """The parts that feed the fusion and that samples may lack: by the data, or because the fusion drops them."""
@@ -187,14 +177,6 @@ class _Draft:
         drops = fusion.args.get("modality_dropout") or getattr(fusion.module, "modality_dropout", 0.0)
         masks = presence(self.wiring.order, self.wiring.reads, example)
         return [name for name in self.wiring.feeding if drops or name in masks]
-
-    def _add_part_heads(self, features: Mapping[str, Tensor]) -> None:
-        standardize = self.options["fusion"].args.get("standardize", "samples")
-        sizes = {"in_features": _widths(features), "out_features": self.outputs, "standardize": standardize}
-        # whatever is drawn later is drawn as without them
-        with torch.random.fork_rng(devices=[]):
-            self.modules["part_heads"] = PartHeads(**sizes)
-        self.records["part_heads"] = PartRecord(sizes)
 
     def _add(self, name: str, inputs: list[Any]) -> Tensor:
         """Makes a part, runs it on its inputs, records what that shows, and returns its output."""
@@ -265,7 +247,7 @@ class _Draft:
                 return {"config": auto_config(part.args.get("name"), part.args.get("config"))}
         known: dict[str, Any] = {}
         if name == "fusion":
-            known = {"in_features": _widths(inputs[0]), "out_features": self.outputs}
+            known = {"in_features": _widths(inputs[0]), "out_features": self.outputs, "shrink_above": SHRINK_ABOVE}
             if self.absent:
                 known["absent"] = self.absent
         else:

@@ -1,80 +1,22 @@
 """Fusion: from the features of several parts to one vector, also for samples that lack some of them."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hybrid_lightning.errors import ConfigError, check_keys, check_number
-from hybrid_lightning.network.missing import Presence, everybody, rows_with
-from hybrid_lightning.network.modules.mlp import LinearVote, set_linear
+from hybrid_lightning.errors import ConfigError, check_number
+from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.network.missing import Presence, everybody
+from hybrid_lightning.network.standardize import sample_norm, standardized
 
 Features = Mapping[str, Tensor]
 """Part → `(B, features)`."""
-
-
-class SampleNorm(nn.BatchNorm1d):
-    """BatchNorm without parameters that takes its running statistics for a batch of one sample."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features, affine=False)
-
-    def forward(self, features: Tensor, present: Tensor | None = None) -> Tensor:
-        """Standardizes each feature `(B, num_features)` over the samples; while training, over those `present`."""
-        if not self.training or (present is None and len(features) > 1):
-            return super().forward(features)
-        if present is None:
-            return functional.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
-        # sums in half precision would overflow
-        exact = features if features.dtype == torch.float64 else features.float()
-        mean, variance = self._statistics(exact, present.unsqueeze(1))
-        return ((features - mean) * (variance + self.eps).rsqrt()).to(features.dtype)
-
-    def _statistics(self, features: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the present samples; the running ones if they are fewer than two."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        count = present.sum()
-        enough = count > 1
-        samples = count.clamp(min=1)
-        mean = torch.where(present, features, 0.0).sum(0) / samples
-        deviations = torch.where(present, features - mean, 0.0)
-        variance = deviations.square().sum(0) / samples
-        with torch.no_grad():
-            # 0 with fewer than two samples, so that the running statistics stay
-            momentum = self.momentum or 0.0
-            share = (momentum * enough).to(self.running_mean)
-            # as in torch's BatchNorm, the running variance is the unbiased one
-            unbiased = variance * count / (count - 1).clamp(min=1)
-            self.running_mean.lerp_(mean.to(self.running_mean), share)
-            self.running_var.lerp_(unbiased.to(self.running_var), share)
-            self.num_batches_tracked += enough
-        mean = torch.where(enough, mean, self.running_mean)
-        variance = torch.where(enough, variance, self.running_var)
-        return mean, variance
-
-
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "samples": SampleNorm,
-    "features": partial(nn.LayerNorm, elementwise_affine=False),
-    "none": nn.Identity,
-}
-"""``standardize`` → layer for features `(B, size)`."""
-
-
-def sample_norm(size: int, standardize: str) -> nn.Module:
-    """The layer that ``standardize`` names, for features `(B, size)`."""
-    check_keys([standardize], _NORMS, "standardize", "choice")
-    return _NORMS[standardize](size)
-
-
-def standardized(norm: nn.Module, features: Tensor, present: Tensor | None) -> Tensor:
-    """Features `(B, size)` after a layer of `sample_norm`; those of absent samples have no meaning."""
-    normed: Tensor = norm(features, present) if isinstance(norm, SampleNorm) else norm(features)
-    return normed
+SHRINK_ABOVE = 64
+"""What the dry run fills in; a checkpoint holds it, so that another number here would leave old ones as they are."""
 
 
 class StandIn(nn.Module):
@@ -92,6 +34,10 @@ class StandIn(nn.Module):
 class Fusion(nn.Module):
     """What the fusions share: each part's features are standardized, projected to one width, and go through a ReLU.
 
+    Adam moves every weight by the rate, so that a projection of many features learns, and overfits, in fewer steps than
+    one of few. With `shrink_above` the standardized features of a wide part are shrunk, so that what its projection
+    gives starts small and moves as fast as that of a narrow part (rates by fan-in, arXiv 2203.03466).
+
     Where a part is absent, its learned vector stands in; in a model that has never seen it absent, what features of 0
     after standardizing give, those of an average sample if `standardize` is ``samples``.
 
@@ -104,6 +50,8 @@ class Fusion(nn.Module):
             or ``none`` (features as they are, so that a part on a larger scale drowns the others).
         modality_dropout: Probability of leaving a part out of a sample while training, in [0, 1); never all of them.
         absent: Parts that samples may lack; filled in by the dry run.
+        shrink_above: Number of features above which those of a part are multiplied by ``shrink_above / features``, at
+            least 1; filled in by the dry run (64). None, as in models that are older than this option, shrinks nothing.
 
     Raises:
         ConfigError: If an argument is impossible.
@@ -117,6 +65,7 @@ class Fusion(nn.Module):
         standardize: str = "samples",
         modality_dropout: float = 0.0,
         absent: Collection[str] = (),
+        shrink_above: int | None = None,
     ) -> None:
         super().__init__()
         if width < 1:
@@ -127,6 +76,7 @@ class Fusion(nn.Module):
         for part, size in in_features.items():
             norm = sample_norm(size, standardize)
             self.projections[part] = nn.Sequential(norm, nn.Linear(size, width))
+        self.shrink_above = checked_shrinking(shrink_above)
         self.dropout = nn.Dropout(dropout)
         self.stand_ins = nn.ModuleDict({part: StandIn(width) for part in absent})
         self.extend(len(in_features))
@@ -140,7 +90,7 @@ class Fusion(nn.Module):
         for part, layers in self.projections.items():
             norm, linear = layers.children()
             mask = (present or {}).get(part)
-            vectors = linear(standardized(norm, features[part], mask)).relu()
+            vectors = linear(shrunk(standardized(norm, features[part], mask), self.shrink_above)).relu()
             if part in self.stand_ins:
                 there = everybody(vectors) if mask is None else mask
                 vectors = self.stand_ins[part](vectors, there)
@@ -149,6 +99,36 @@ class Fusion(nn.Module):
                 vectors = torch.where(mask.unsqueeze(1), vectors, average)
             found[part] = vectors
         return found
+
+
+def shrunk(features: Tensor, above: int | None) -> Tensor:
+    """Standardized features `(B, size)` times ``above / size`` if they are more than `above`; None shrinks none."""
+    size = features.shape[1]
+    return features if above is None or size <= above else features * (above / size)
+
+
+def checked_shrinking(above: int | None) -> int | None:
+    """The number of features above which a part is shrunk, if there may be such."""
+    if above is not None:
+        check_number(above, "shrink_above", low=1)
+    return above
+
+
+def follow_shrinking(network: HybridNetwork, made_with: Mapping[str, Any] | None) -> None:
+    """Lets a network shrink wide parts as that did whose weights it takes; its fusion was `made_with` these ``args``.
+
+    Nothing changes if that is not known, or if the options of today say it themselves.
+    """
+    is_stated = "fusion" not in network.parts or "shrink_above" in network.options["fusion"].args
+    if made_with is None or is_stated:
+        return
+    fusion = network.parts["fusion"]
+    above = made_with.get("args", {}).get("shrink_above")  # None in files that are older than this option
+    if isinstance(fusion, Fusion | LogitFusion) and fusion.shrink_above != above:
+        fusion.shrink_above = checked_shrinking(above)
+        of_fusion = network.record.parts["fusion"]
+        changed = replace(of_fusion, sizes={**of_fusion.sizes, "shrink_above": above})
+        network.record = replace(network.record, parts={**network.record.parts, "fusion": changed})
 
 
 def checked_rate(rate: float) -> float:
@@ -225,8 +205,9 @@ class AttentionFusion(Fusion):
         modality_dropout: float = 0.0,
         absent: Collection[str] = (),
         heads: int = 4,
+        shrink_above: int | None = None,
     ) -> None:
-        super().__init__(in_features, width, dropout, standardize, modality_dropout, absent)
+        super().__init__(in_features, width, dropout, standardize, modality_dropout, absent, shrink_above)
         if heads < 1 or width % heads:
             raise ConfigError(f"{heads} heads do not divide the width {width}.", "heads")
         self.marks = nn.Parameter(torch.randn(1 + len(in_features), width) * width**-0.5)
@@ -260,6 +241,7 @@ class LogitFusion(nn.Module):
         dropout: Share of each part's features that is dropped while training, in [0, 1).
         standardize: ``samples``, ``features`` or ``none``, as in `Fusion`.
         modality_dropout: Probability of leaving a part out of a sample while training, in [0, 1); never all of them.
+        shrink_above: As in `Fusion`.
 
     Raises:
         ConfigError: If an argument is impossible.
@@ -275,15 +257,17 @@ class LogitFusion(nn.Module):
         dropout: float = 0.0,
         standardize: str = "samples",
         modality_dropout: float = 0.0,
+        shrink_above: int | None = None,
     ) -> None:
         super().__init__()
         self.modality_dropout = checked_rate(modality_dropout)
+        self.shrink_above = checked_shrinking(shrink_above)
         self.heads = PartHeads(in_features, out_features, standardize, dropout)
         self.scores = nn.Parameter(torch.zeros(len(in_features)))
 
     def forward(self, features: Features, present: Presence | None = None) -> Tensor:
         """Features of each part `(B, features)` → outputs `(B, out_features)`."""
-        of_parts = self.heads(features, present)
+        of_parts = self.heads(features, present, self.shrink_above)
         outputs = torch.stack(list(of_parts.values()), dim=1)
         there = masks(features, present, outputs)
         scores = self.scores.to(outputs.dtype).expand(there.shape)
@@ -292,7 +276,7 @@ class LogitFusion(nn.Module):
 
 
 class PartHeads(nn.Module):
-    """A linear head on the standardized features of each part, which measures that part alone."""
+    """A linear head on the standardized features of each part."""
 
     def __init__(
         self,
@@ -310,32 +294,14 @@ class PartHeads(nn.Module):
                 nn.Linear(size, out_features),
             )
 
-    def forward(self, features: Features, present: Presence | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, features: Features, present: Presence | None = None, shrink_above: int | None = None
+    ) -> dict[str, Tensor]:
         """Features of each part `(B, features)` → outputs of each part `(B, out_features)`."""
         outputs = {}
         for part, layers in self.heads.items():
             norm, dropout, linear = layers.children()
             mask = (present or {}).get(part)
-            vectors = standardized(norm, features[part], mask)
+            vectors = shrunk(standardized(norm, features[part], mask), shrink_above)
             outputs[part] = linear(dropout(vectors))
         return outputs
-
-    @torch.no_grad()
-    def start_at(self, features: Features, present: Presence, votes: Mapping[str, LinearVote]) -> None:
-        """Makes each head compute a vote in evaluation; `features` `(N, features)` of training samples give the scales.
-
-        With another ``standardize`` than ``samples`` the heads stay as they are.
-        """
-        for part, layers in self.heads.items():
-            norm, _, linear = layers.children()
-            if not isinstance(norm, SampleNorm):
-                continue
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            rows = rows_with(part, features, present)
-            variance, mean = torch.var_mean(rows.double(), dim=0, correction=0)
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
-            weight, bias = votes[part]
-            spread = (variance + norm.eps).sqrt().to(weight.device)
-            set_linear(linear, LinearVote(weight * spread[:, None], bias + mean.to(weight) @ weight))

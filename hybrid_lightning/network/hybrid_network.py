@@ -1,6 +1,5 @@
 """The network: parts in chains and parallel towers, a fusion where several meet, and a head."""
 
-import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -23,7 +22,7 @@ from hybrid_lightning.network.missing import (
     presence,
     take,
 )
-from hybrid_lightning.network.outputs import Outputs, mask_of, pooled
+from hybrid_lightning.network.outputs import mask_of, pooled
 from hybrid_lightning.network.part import Part, place_of
 from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.network.sharing import Modules
@@ -37,9 +36,8 @@ from hybrid_lightning.unfreezing.freezing import apply_modes
 class HybridNetwork(nn.Module):
     """Parts → fusion → head; made by `build` or `rebuild`.
 
-    `options` and `modules` have the names of the parts, the ``fusion``, the ``head`` and the ``part_heads``, as far as
-    they exist; the modules in the order in which they run. The losses of the part heads have `part_weight`; with 0 they
-    only observe.
+    `options` and `modules` have the names of the parts, of the ``fusion`` where there is one, and of the ``head``; the
+    modules in the order in which they run.
 
     A module whose outputs pass no gradient back to its inputs says so by an attribute ``passes_gradient = False``; a
     part that would train through such modules alone is refused with a `ConfigError`.
@@ -51,12 +49,10 @@ class HybridNetwork(nn.Module):
         outputs: int,
         modules: Mapping[str, nn.Module],
         record: NetworkRecord,
-        part_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.options = dict(options)
         self.outputs = outputs
-        self.part_weight = part_weight
         self.record = record
         self.wiring = Wiring(options)
         self.feeding = self.wiring.feeding
@@ -73,6 +69,7 @@ class HybridNetwork(nn.Module):
         """Place within a part → how to run the part from there on, for what a cache keeps of it."""
         self.selection: nn.Module | None = None
         """What is served in place of the joint outputs, see `Selection`."""
+        self.temperature = 1.0  # by which what is served is divided, see `fit_temperature`
         self._compiled: dict[str, Callable[..., Any]] = {}
         refuse_untrainable_parts(self.options, self.parts, self.wiring)
         refuse_contradicting_ties(self.options, self.parts)
@@ -92,19 +89,14 @@ class HybridNetwork(nn.Module):
         _, features = self._run(batch, present)
         return self._served(features, present)
 
-    def forward_parts(
-        self, batch: Batch, contributions: bool = False, cached: Mapping[str, Tensor] | None = None
-    ) -> Outputs:
-        """The outputs, and those of single parts: of their own heads, and with `contributions` also without each.
+    def forward_and_without(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The outputs, and part → the outputs if no sample had it, of a fusion that takes the presence.
 
-        The latter take a fusion and a head more per part. There are none for a fusion that takes no presence. For
-        `cached` see `features`.
+        The latter take a fusion and a head more per part.
         """
         present = self._sampled_presence(batch)
-        _, features = self._run(batch, present, cached)
-        joint = self._served(features, present)
-        without = self._without(features, present) if contributions else {}
-        return Outputs(joint, self._alone(features, present), without)
+        _, features = self._run(batch, present)
+        return self._served(features, present), self._without(features, present)
 
     def features(
         self,
@@ -265,7 +257,8 @@ class HybridNetwork(nn.Module):
     def _served(self, features: Mapping[str, Tensor], present: Presence) -> Tensor:
         """The outputs `(B, outputs)`, or what was selected in their place."""
         joint = self.join(features, present)
-        return joint if self.selection is None else self.selection(joint, features, present)
+        served = joint if self.selection is None else self.selection(joint, features, present)
+        return served if self.temperature == 1 else served / self.temperature
 
     def join(self, features: Mapping[str, Tensor], present: Presence) -> Tensor:
         """The outputs `(B, outputs)` from the features of the parts."""
@@ -277,15 +270,6 @@ class HybridNetwork(nn.Module):
         else:
             (head_input,) = features.values()
         return self._callable("head")(head_input)  # type: ignore[no-any-return]
-
-    def _alone(self, features: Mapping[str, Tensor], present: Presence) -> dict[str, tuple[Tensor, Tensor | None]]:
-        if "part_heads" not in self.parts:
-            return {}
-        # the losses of heads that only observe do not reach the parts
-        if not self.part_weight:
-            features = {name: tensor.detach() for name, tensor in features.items()}
-        outputs = self._callable("part_heads")(features, present)
-        return {name: (own, present.get(name)) for name, own in outputs.items()}
 
     def _without(self, features: Mapping[str, Tensor], present: Presence) -> dict[str, Tensor]:
         if "fusion" not in self.parts or not takes_presence(self.parts["fusion"]):
@@ -315,10 +299,7 @@ class HybridNetwork(nn.Module):
         return self._compiled.get(name, self.parts[name])
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Named param groups of all parts, see `named_param_groups`.
-
-        Each also has the ``origin`` of its part, and whether it is an ``observer``, which nothing else depends on.
-        """
+        """Named param groups of all parts, see `named_param_groups`; each also has the ``origin`` of its part."""
         patterns = {}
         stages: dict[str, dict[str, list[str]]] = {}
         for name, module in self.parts.items():
@@ -338,11 +319,4 @@ class HybridNetwork(nn.Module):
         )
         for group in groups:
             group["origin"] = self.options[group["part"]].origin
-            group["observer"] = group["part"] == "part_heads" and not self.part_weight
         return groups
-
-    def leave_out_part_heads(self) -> None:
-        """Takes the parts' own heads away, such as for a checkpoint that has none; nothing else depends on them."""
-        del self.parts["part_heads"], self.options["part_heads"]
-        left = {name: of_part for name, of_part in self.record.parts.items() if name != "part_heads"}
-        self.record = dataclasses.replace(self.record, parts=left)

@@ -56,6 +56,7 @@ class PartMaker:
         report = ""
         if factory is None:
             module = part.module
+            _refuse_unready(module)
             # whoever passed a live module has loaded it
             is_loaded = part.weights == "pretrained"
         else:
@@ -111,6 +112,24 @@ def _refuse_compile_options(part: Part) -> None:
                 f"predict --config ... --ckpt_path ..., or from_config(...).",
                 "compile",
             )
+
+
+def _refuse_unready(module: nn.Module) -> None:
+    """Raises `ConfigError` for a live module that torch.compile has wrapped, or that has no values."""
+    if hasattr(module, "_orig_mod"):
+        raise ConfigError(
+            "torch.compile has wrapped it, which hides its layers and names. Pass the module itself (module._orig_mod) "
+            "and write 'compile: true' on the part.",
+            "module",
+        )
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise ConfigError(
+            f"{listing(empty, 4)} lie on the meta device, which holds no values. Make the module on the CPU, or "
+            f"module.to_empty(device='cpu') and load its weights.",
+            "module",
+        )
 
 
 def _call(factory: Callable[..., Any], args: Mapping[str, Any], path: str) -> nn.Module:

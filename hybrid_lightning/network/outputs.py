@@ -1,7 +1,7 @@
 """From what a part's module returns to one tensor, and from that to features."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,17 +9,6 @@ from hybrid_lightning.errors import ConfigError
 
 POOLS = ("mean", "max", "flatten", "time", "tokens")
 _KNOWN_OUTPUTS = ("last_hidden_state", "out")
-
-
-class Outputs(NamedTuple):
-    """What a network makes of a batch, and what single parts have to do with it."""
-
-    joint: Tensor
-    """The outputs `(B, outputs)`."""
-    alone: dict[str, tuple[Tensor, Tensor | None]]
-    """Part → outputs of its own head, and which samples have the part (`(B,)` bool; None: all)."""
-    without: dict[str, Tensor]
-    """Part → the joint outputs if no sample had it."""
 
 
 def described(value: Any) -> str:

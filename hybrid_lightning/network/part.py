@@ -12,7 +12,7 @@ from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, c
 from hybrid_lightning.gradients.clipping_rule import ClippingRule
 from hybrid_lightning.network.adapters import AdapterSpec
 from hybrid_lightning.network.contracts import ReadsTrainingData
-from hybrid_lightning.network.defaults import DEFAULTS, Defaults, all_defaults, without_none
+from hybrid_lightning.network.defaults import DEFAULTS, Defaults, all_defaults, defaults_of, without_none
 from hybrid_lightning.network.outputs import POOLS
 from hybrid_lightning.network.registry import RANDOM_MODULES, registered_name
 from hybrid_lightning.optim.groups import PartRates
@@ -22,7 +22,7 @@ from hybrid_lightning.weights.loading import WeightSource
 
 _OF_SHARING = ("share", "input")
 NEVER = UnfreezingSchedule.parse("never")
-RESERVED = ("fusion", "part_heads", "cached", "target", "id", "present", "pretrained", "untrained", "total")
+RESERVED = ("fusion", "cached", "target", "id", "present", "pretrained", "untrained", "total")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TYPES: dict[str, Any] = {
     "weights": WeightSource,
@@ -177,7 +177,7 @@ def parse_part(name: str, value: Any, defaults: Defaults) -> Part:
         options = _options_of(value)
         origin = options.get("origin") or implied_origin(_named(options["module"]), options.get("weights"))
         check_choice(origin, "origin", tuple(DEFAULTS), "origin")
-        return Part(**{**defaults[origin], **options})
+        return Part(**{**defaults_of(name, origin, defaults), **options})
 
 
 def _owner_of(value: Any) -> Any:

@@ -28,7 +28,6 @@ REGISTRY: dict[str, str | Callable[..., nn.Module]] = {
     "LogitFusion": "hybrid_lightning.network.fusion.LogitFusion",
     "BlendFusion": "hybrid_lightning.network.blend.BlendFusion",
     "ScaledHead": "hybrid_lightning.network.blend.ScaledHead",
-    "PartHeads": "hybrid_lightning.network.fusion.PartHeads",
     "EfficientNetLite0": "hybrid_lightning.demo.efficientnet_lite.EfficientNetLite0",
     "FracastEncoder": "hybrid_lightning.demo.fracast.FracastEncoder",
 }

@@ -11,7 +11,7 @@ from hybrid_lightning.network.batch import Batch
 from hybrid_lightning.network.missing import PREFIX, Presence
 from hybrid_lightning.network.part import Part
 
-OWN = ("fusion", "head", "part_heads")
+OWN = ("fusion", "head")
 """What follows the parts, in this order."""
 
 

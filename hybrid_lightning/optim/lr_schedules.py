@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hybrid_lightning.duration import Duration, FitLength
 from hybrid_lightning.errors import ConfigError, check_choice
+from hybrid_lightning.optim.rate_watch import RateWatch
 from hybrid_lightning.optim.shapes import SHAPES, multiplier, rise
 from hybrid_lightning.optim.torch_course import TorchCourse
 
@@ -48,6 +49,7 @@ class GroupLR(LRScheduler):
         self.warm_up = Duration.parse(warm_up, f"{self.place}.warm_up")
         self.restored_clock: str | None = None  # what the steps of a restored state count; None before one is restored
         self._warm_up_steps = 0
+        self.watch = RateWatch()
         self._bound = False
         try:
             # without a length only what does not depend on it passes, such as a warm-up in steps
@@ -102,6 +104,7 @@ class GroupLR(LRScheduler):
                 "bind(length) before the first step.",
                 self.place,
             )
+        self.watch.tell_others(self.optimizer.param_groups)
         # not torch's, which warns if a gradient scaler skips the first step, which counts nevertheless
         self._step_count += 1
         self.last_epoch += 1
@@ -124,6 +127,7 @@ class GroupLR(LRScheduler):
         rates = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
+        self.watch.written = rates
         self._last_lr = [*rates]
 
     def state_dict(self) -> dict[str, Any]:
@@ -268,7 +272,7 @@ class GroupScheduler(GroupLR):
             return
         # runs through the whole course once, so that a scheduler that fails does so at the start
         trial = TorchCourse(self._make, self.base_lr, self.optimizer)
-        trial.advance(math.ceil(length.total_steps / steps_per_call), self.interval)
+        trial.run(math.ceil(length.total_steps / steps_per_call), self.interval)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Each group's rate at the current step."""

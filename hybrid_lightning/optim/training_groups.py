@@ -1,6 +1,7 @@
 """Optimizer steps that cost nothing for what is frozen: the groups that train are found once and stepped together."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,6 +11,8 @@ from torch import nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 
 Group = dict[str, Any]
+_TRAINS = attrgetter("requires_grad")
+_GRADIENT = attrgetter("grad")
 
 
 class TrainingGroups:
@@ -35,7 +38,8 @@ class TrainingGroups:
         # restoring a state replaces the list
         if every is not self._every or len(every) != self._count:
             return False
-        return not any(parameter.requires_grad or parameter.grad is not None for parameter in self._frozen)
+        # at each step, so that it runs over the parameters without Python's own loop
+        return not any(map(_TRAINS, self._frozen)) and set(map(_GRADIENT, self._frozen)) <= {None}
 
 
 _FOUND: WeakKeyDictionary[Optimizer, TrainingGroups] = WeakKeyDictionary()

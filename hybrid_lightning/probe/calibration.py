@@ -1,13 +1,21 @@
-"""From outputs of a linear fit to logits: a factor (an inverse temperature) and offsets with the least log loss."""
+"""From outputs to honest logits: a factor (an inverse temperature), and of a linear fit offsets, by the log loss."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hybrid_lightning.probe.score import check_outputs, log_likelihood, mean_with_error
+from hybrid_lightning.probe.targets import Kind, encode
+
 _STEPS = 100
 _CONVERGED = 1e-12  # nats per row
 _FLAT = 1e-9  # added to the curvature: adding a number to all offsets changes nothing
+TEMPERATURES = (0.01, 100.0)
+"""The least and the greatest temperature; beyond them probabilities of a network are damaged, not miscalibrated."""
+FEWEST_ROWS = 100
+"""For a temperature. Found on 50 rows it raised the log loss of others on four of six generated sets, by up to 0.008;
+on 100 rows on one, by 0.005, and it lowered that of the others by up to 0.021."""
 
 
 class Link(NamedTuple):
@@ -31,7 +39,8 @@ def class_link(raw: Tensor, goal: Tensor, weights: Tensor) -> Link:
     goal = _softened(goal)
     weights = weights / weights.sum()
     unit = raw.std().clamp(min=1e-30)
-    factor, offset, loss = _newton(raw / unit, goal, weights)
+    found, loss = _newton(raw / unit, goal, weights)
+    factor, offset = found[0], found[1:]
     if factor < 0:
         # the problem is convex, so the best under the bound lies on it: logits that are the same for all rows
         frequency = weights @ goal
@@ -61,6 +70,35 @@ def label_link(raw: Tensor, goal: Tensor, weights: Tensor) -> Link:
     return Link(torch.cat(factors), torch.stack(offsets), sum(losses))
 
 
+@torch.no_grad()
+def fit_temperature(logits: Tensor, target: Tensor, kind: Kind, groups: Tensor | None = None) -> float:
+    """What to divide logits `(N, K)` by, for the least log loss on these rows (Guo et al. 2017, arXiv 1706.04599).
+
+    One number for all classes or labels, so that the likeliest class stays the same. It is 1, which changes nothing,
+    with fewer than `FEWEST_ROWS`, and unless the log loss falls by more than one standard error, that of `groups`
+    `(N,)` if rows belong together: else a gain is often chance.
+    """
+    check_outputs(logits, target)
+    if len(logits) < FEWEST_ROWS:
+        return 1.0
+    goal = encode(target, kind, logits.shape[1])
+    raw = logits.double()
+    if kind == "labels":
+        # each label is a choice of two classes, without it and with it
+        own = raw.flatten()
+        raw = torch.stack([torch.zeros_like(own), own], 1)
+        goal = torch.stack([1 - goal.flatten(), goal.flatten()], 1)
+    unit = raw.std().clamp(min=1e-30)
+    weights = torch.full((len(raw),), 1 / len(raw), dtype=raw.dtype)
+    found, _ = _newton(raw / unit, _softened(goal), weights, has_offsets=False)
+    factor = float(found[0] / unit)
+    low, high = TEMPERATURES
+    temperature = min(max(1 / factor, low), high) if factor > 0 else high
+    gain = log_likelihood(logits / temperature, target, kind) - log_likelihood(logits, target, kind)
+    mean = mean_with_error(gain.mean(1), torch.ones(len(gain), dtype=gain.dtype), groups, "log loss")
+    return temperature if mean.value > mean.error > 0 else 1.0
+
+
 def _softened(goal: Tensor) -> Tensor:
     """Shares `(N, K)` of classes, mixed with one row that is equally of every class (after Platt, 1999).
 
@@ -71,16 +109,18 @@ def _softened(goal: Tensor) -> Tensor:
     return total / (rows + 1)
 
 
-def _newton(raw: Tensor, goal: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Factor (a scalar) and offsets `(K,)` with the least weighted cross-entropy, and this loss, by Newton's method."""
-    outputs = raw.shape[1]
-    found = raw.new_zeros(1 + outputs)
+def _newton(raw: Tensor, goal: Tensor, weights: Tensor, has_offsets: bool = True) -> tuple[Tensor, Tensor]:
+    """Factor and offsets `(1 + K,)` with the least weighted cross-entropy, and this loss, by Newton's method."""
+    found = raw.new_zeros(1 + raw.shape[1])
+    free = len(found) if has_offsets else 1
     loss = _cross_entropy(found, raw, goal, weights)
     for _ in range(_STEPS):
         gradient, curvature = _derivatives(found, raw, goal, weights)
         diagonal = curvature.diagonal()
         diagonal.add_(_FLAT)
-        step = torch.linalg.solve(curvature, gradient)
+        gradient[free:] = 0
+        step = torch.zeros_like(found)
+        step[:free] = torch.linalg.solve(curvature[:free, :free], gradient[:free])
         decrease = float(gradient @ step)
         if decrease < _CONVERGED:
             break
@@ -93,7 +133,7 @@ def _newton(raw: Tensor, goal: Tensor, weights: Tensor) -> tuple[Tensor, Tensor,
             new_loss = _cross_entropy(moved, raw, goal, weights)
         found = moved
         loss = new_loss
-    return found[0], found[1:], loss
+    return found, loss
 
 
 def _cross_entropy(

@@ -47,7 +47,7 @@ def score(
     """
     weights = relative_weights(row_weights, outputs)
     rows = _row_scores(outputs, target, kind, weights)
-    return _mean(rows, weights, groups, _NAMES[kind])
+    return mean_with_error(rows, weights, groups, _NAMES[kind])
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def paired_difference(
     weights = relative_weights(row_weights, first)
     of_first = _row_scores(first, target, kind, weights)
     of_second = _row_scores(second, target, kind, weights)
-    return _mean(of_first - of_second, weights, groups, _NAMES[kind])
+    return mean_with_error(of_first - of_second, weights, groups, _NAMES[kind])
 
 
 def _row_scores(
@@ -100,7 +100,7 @@ def _row_scores(
     return rows.mean(1)
 
 
-def _mean(
+def mean_with_error(
     rows: Tensor,
     weights: Tensor,
     groups: Tensor | None,

@@ -15,9 +15,9 @@ from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, at, check_number, listing
 from hybrid_lightning.lightning_private import trainer_of
 from hybrid_lightning.network.batch import Batch
-from hybrid_lightning.network.outputs import Outputs
 from hybrid_lightning.optim.lr_schedules import GroupLR
 from hybrid_lightning.tasks import changed_config
+from hybrid_lightning.tasks.calibration import check_options
 from hybrid_lightning.tasks.checkpoint import rebuilt
 from hybrid_lightning.tasks.default_callbacks import schedules_of, with_parameters
 from hybrid_lightning.tasks.evaluation import (
@@ -30,9 +30,8 @@ from hybrid_lightning.tasks.evaluation import (
 )
 from hybrid_lightning.tasks.network_module import NetworkModule
 from hybrid_lightning.tasks.objective import Objective
-from hybrid_lightning.tasks.planning import plan_of, refuse_without_validation
-from hybrid_lightning.tasks.selection import selects
-from hybrid_lightning.tasks.settings import Options, TaskSettings, parse_network, taken_arguments
+from hybrid_lightning.tasks.planning import log_settings, plan_of, refuse_without_validation
+from hybrid_lightning.tasks.settings import Options, TaskSettings, has_own_steps, parse_network, taken_arguments
 from hybrid_lightning.tasks.start import validate_start
 from hybrid_lightning.tasks.trials import give_rates, is_trial, start_trial
 from hybrid_lightning.trainer import fit_length, is_log_step, log_values
@@ -46,16 +45,17 @@ class HybridTask(NetworkModule):
     data, which a checkpoint stores.
 
     Logged on each log step: ``train/loss`` (mean since the last log) and ``lr/<group>``; after each validation or test:
-    ``val/loss`` or ``test/loss`` and the objective's metrics; the same of each part's own head, with ``-<part>`` after
-    it.
+    ``val/loss`` or ``test/loss`` and the objective's metrics.
 
     Args:
         parts: Name → options of each part (see `Part`); ``head`` names the head, a linear one if left out.
         lr: Base learning rate, the only one; each group's own rate is a multiple of it.
         weight_decay: Weight decay of parameters with two or more dimensions.
         pretrained: Defaults of all pretrained parts: ``lr_scale`` (0.1), ``layer_decay`` (1), ``weight_decay``,
-            ``decay_all`` (false), ``l2sp`` (null), ``unfreeze`` (10%), ``batch_norm`` (null).
-        untrained: Defaults of all untrained parts; ``lr_scale`` is 1 and ``unfreeze`` is ``always``.
+            ``decay_all`` (false), ``l2sp`` (null), ``unfreeze`` (10%), ``batch_norm``, ``clip`` and ``adapter``
+            (null).
+        untrained: Defaults of all untrained parts; ``lr_scale`` is 1 and ``unfreeze`` is ``always``. ``origin: random``
+            leaves them as they were drawn, all but the fusion and the head.
         fusion: Options of the fusion of several parts, such as ``{module: ConcatFusion, args: {width: 64}}``.
         optimizer: A class of `torch.optim`, by name or as ``{class_path: ..., init_args: {...}}``; null is AdamW.
         rates: ``{shape: ..., warm_up: ...}``: the course of the rates from each group's unfreezing on. Shapes: constant
@@ -67,9 +67,6 @@ class HybridTask(NetworkModule):
         init_from: Checkpoint of an earlier run whose weights a new one starts from, or ``{path: ..., parts: {part here:
             part in the file}, coverage: 0.5}``. What does not fit, such as a head for other classes, starts fresh;
             less than ``coverage`` of all values is an error. A part that is found there does not read its ``weights``.
-        part_heads: Whether each of several parts that meet in the fusion also gets a head of its own, whose metrics
-            ``val/<metric>-<part>`` show what it can do alone. These heads only observe: everything else trains as
-            without them. ``{weight: 0.3}`` lets their losses, times 0.3, train the parts too (arXiv 1905.12681).
         cache: Whether features of frozen parts are computed once and served in every epoch, see `FrozenFeatureCache`:
             ``auto`` where that saves time and the task's steps are not your own, true wherever it can be, or false.
         start: Where training begins: ``default``, with heads at random; or ``probe``: before the first step a ridge
@@ -77,14 +74,24 @@ class HybridTask(NetworkModule):
             a `BlendFusion` of them. Training goes on from there (linear probing, then fine-tuning, arXiv 2202.10054).
         selection: What ``best.ckpt`` serves where several parts meet: ``validation`` is the best on the validation
             rows, of the joint network, each part alone and their blend, see `SelectOutput`; ``none`` the joint network.
+        average: What takes the place of the weights in validations and checkpoints, while training goes on without it:
+            ``ema``, or ``{ema: 200 steps}``, is the exponential average with this half-life (``1 epochs``), see
+            `AverageWeights`; ``soup``, or ``{soup: 8}``, the mean of the best of the 5 or 8 best validations, at the
+            end, see `GreedySoup`; null is none.
+        calibrate: What ``best.ckpt`` says of its certainty, from held-out rows: ``{temperature: true}`` divides logits
+            by a number, from validation rows (by default where it helps, see `fit_temperature`); ``threshold: f1``
+            takes for decisions the threshold, of two classes, or of each label, that is best on validation rows, for
+            one of ``accuracy``, ``balanced_accuracy``, ``f1`` and ``macro_f1``; ``coverage: 0.9`` gives sets of
+            classes, or intervals of numbers, that hold the truth in 90 % of all cases, from at least 100 calibration
+            rows of the data. See `CalibrateOutput`.
         objective: Loss, predictions and metrics; a subclass gives it.
 
     Raises:
         ConfigError: If an option is impossible.
     """
 
-    explain = False
-    """Whether `predict_step` also gives what each part contributes."""
+    explain: bool | str = False
+    """Whether `predict_step` also gives what each part contributes; ``without``: the predictions without the part."""
     _has_trained = False
 
     @abstractmethod
@@ -101,10 +108,11 @@ class HybridTask(NetworkModule):
         scheduler: str | Options | None = None,
         unfreezing: Options | None = None,
         init_from: str | Options | None = None,
-        part_heads: bool | dict[str, float] = True,
         cache: bool | str = "auto",
         start: str = "default",
         selection: str = "validation",
+        average: str | dict[str, Any] | None = None,
+        calibrate: Options | None = None,
         *,
         objective: Objective,
     ) -> None:
@@ -116,10 +124,11 @@ class HybridTask(NetworkModule):
             scheduler=scheduler,
             unfreezing=unfreezing,
             init_from=init_from,
-            part_heads=part_heads if objective.reads_target else False,
             cache=cache,
             start=start,
             selection=selection,
+            average=average,
+            calibrate=check_options(calibrate, objective, has_own_steps(type(self))),
             arguments=taken_arguments(self),
         )
         network = parse_network(parts, fusion, pretrained, untrained, start, objective.closed_form)
@@ -155,30 +164,11 @@ class HybridTask(NetworkModule):
         """What metrics and users see, from outputs `(B, outputs)`: those of the objective, unless overridden."""
         return self.objective.predictions(outputs)
 
-    def _with_parts(self, batch: Batch) -> Outputs:
-        """The outputs, and those of the parts' own heads."""
-        if not self.parts_with_heads:
-            return Outputs(self(batch), {}, {})
-        return self.built().forward_parts(batch)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a training batch, and that of the parts' own heads."""
-        outputs, alone, _ = self._with_parts(batch)
-        target = batch.get("target")
-        loss = self.loss(outputs, target)
+        """The loss of a training batch."""
+        loss = self.loss(self(batch), batch.get("target"))
         self._train_loss.add(loss)
-        weight = self.settings.part_weight or 1.0  # heads that only observe train themselves, at full weight
-        for of_part, present in alone.values():
-            of_head = self._loss_alone(of_part, present, batch["target"])
-            loss = loss + (of_head if weight == 1 else weight * of_head)
         return loss
-
-    def _loss_alone(self, outputs: Tensor, present: Tensor | None, target: Tensor) -> Tensor:
-        """The loss of a part's own head over the samples that have the part."""
-        if present is not None:
-            outputs, target = outputs[present], target[present]
-        # an empty sum is 0, and still gives every rank gradients of the same parameters
-        return self.loss(outputs, target) if len(outputs) else outputs.sum()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the validation metrics."""
@@ -190,37 +180,31 @@ class HybridTask(NetworkModule):
 
     def _evaluate(self, batch: Batch, batch_idx: int, split: str, loaders: Any) -> None:
         refuse_several(loaders, split)
-        outputs, alone, _ = self._with_parts(batch)
-        target = batch.get("target")
-        size = len(outputs)
-        own = own_samples(loaders, batch_idx, size)
-        self._measure(split, outputs, target, slice(own))
-        for part, (of_part, present) in alone.items():
-            counted: Tensor | slice = slice(own)
-            if present is not None:
-                counted = present & (torch.arange(size, device=present.device) < own)
-            self._measure(f"{split}/{part}", of_part, target, counted)
+        outputs = self(batch)
+        own = own_samples(loaders, batch_idx, len(outputs))
+        self._measure(split, outputs, batch.get("target"), own)
 
-    def _measure(self, name: str, outputs: Tensor, target: Any, counted: Tensor | slice) -> None:
-        """Adds the samples that are counted; all have gone through the network, on every rank."""
-        metrics = self.evaluator.metrics_of(name)
-        chosen = outputs[counted]
-        labels = None if target is None else target[counted]
-        if len(chosen):
-            weight = self.objective.loss_weight(chosen, labels)
-            metrics.update(self.loss(chosen, labels), weight, self.predictions(chosen), labels)
-        else:
+    def _measure(self, split: str, outputs: Tensor, target: Any, own: int) -> None:
+        """Adds the first `own` samples; all have gone through the network, on every rank."""
+        metrics = self.evaluator.metrics_of(split)
+        if not own:
             metrics.update_without_samples(self.predictions(outputs), target)
+            return
+        chosen = outputs[:own]
+        labels = None if target is None else target[:own]
+        weight = self.objective.loss_weight(chosen, labels)
+        metrics.update(self.loss(chosen, labels), weight, self.predictions(chosen), labels)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """Predictions for a batch, see `predictions`; with `explain` a dict of them and of ``contributions``."""
         if not self.explain:
             return self.predictions(self(batch))
-        outputs, _, without = self.built().forward_parts(batch, contributions=True)
+        outputs, without = self.built().forward_and_without(batch)
         predictions = self.predictions(outputs)
-        contributions = {}
-        for part, other in without.items():
-            contributions[part] = self.objective.contribution(predictions, self.predictions(other))
+        contributions = {part: self.predictions(other) for part, other in without.items()}
+        if self.explain != "without":
+            for part, other in contributions.items():
+                contributions[part] = self.objective.contribution(predictions, other)
         return {"predictions": predictions, "contributions": contributions}
 
     # Checks and logs around the steps
@@ -256,6 +240,7 @@ class HybridTask(NetworkModule):
             refuse_without_validation(self.trainer, scheduler)
             scheduler.bind(length)
         self._print(self.plan(self.trainer.optimizers[0].param_groups, self.trainer, length))
+        log_settings(self)
         if self.settings.start == "probe" and self.trainer.ckpt_path is None:
             validate_start(self.trainer, self)
 
@@ -291,14 +276,8 @@ class HybridTask(NetworkModule):
         log_metrics(self, "test")
 
     def on_fit_end(self) -> None:
-        """Reports a fit that had nothing to do, or a part whose own head beats the joint model."""
-        if self._has_trained:
-            # where an output is selected, a table of better evidence is printed
-            message = None
-            if not selects(self.trainer, self):
-                message = self.evaluator.better_alone(self.trainer.callback_metrics, self.objective.main_metric)
-        else:
-            message = changed_config.finished(self.trainer)
+        """Reports a fit that had nothing to do."""
+        message = None if self._has_trained else changed_config.finished(self.trainer)
         self._has_trained = False
         if message:
             self._print(message)

@@ -14,8 +14,8 @@ from hybrid_lightning.direction import MAIN, Directions, checked_mode
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.files import exists
 from hybrid_lightning.lightning_private import RankingCheckpoint
-from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY
 from hybrid_lightning.tasks.evaluation import write_tables
+from hybrid_lightning.tasks.formats import CHECKPOINT_KEY
 from hybrid_lightning.tasks.monitored import directions_of
 from hybrid_lightning.weights.safe_files import peek
 
@@ -118,6 +118,11 @@ class BestCheckpoint(RankingCheckpoint):
         if value < floor:
             return False
         return best < floor or float(self._loss) < self.best_loss
+
+    def prefers(self, trainer: Trainer, value: Tensor, loss: Tensor) -> bool:
+        """Whether weights with this value and ``val/loss`` would take the place of the best checkpoint."""
+        self._loss = loss
+        return trainer.strategy.reduce_boolean_decision(self._is_better(trainer, value))
 
     def _height(self, value: Tensor) -> float:
         """A value as a number that is better when higher, nan being the worst."""

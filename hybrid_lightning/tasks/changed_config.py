@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hybrid_lightning.averaging.average_weights import AverageWeights
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, check_choice, listing
 from hybrid_lightning.importing import ClassSpec
@@ -17,13 +18,15 @@ from hybrid_lightning.resume import own_files
 from hybrid_lightning.resume.loop_counters import first_damaged
 from hybrid_lightning.resume.optimizer_states import Make, damaged, first_problem, require_groups
 from hybrid_lightning.resume.saved_fit import refuse_damaged_fit
-from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY, other_tensors
+from hybrid_lightning.tasks.checkpoint import other_tensors
+from hybrid_lightning.tasks.formats import CHECKPOINT_KEY
 from hybrid_lightning.weights.tensor_values import refuse_unfit
 
 ON_GROUP_CHANGE = ("error", "weights_only", "match")
-_DESCRIBING = ("part", "stage", "origin", "observer", "fixed")
+_DESCRIBING = ("part", "stage", "origin", "fixed")
 _OF_TODAY = ("params", "name", *_DESCRIBING, "lr_factor", "initial_lr", "weight_decay")
 """Entries of an optimizer's group that follow the config of today, not the checkpoint."""
+_DEFAULTS = {"cache": "auto", "start": "default", "selection": "validation", "average": None, "calibrate": None}
 Groups = Mapping[str, list[str]]
 """Group name → names of its parameters."""
 Checkpoint = dict[str, Any]
@@ -87,7 +90,7 @@ def all_settings(saved: Settings) -> dict[str, Any]:
     """What a task adds to a checkpoint, as one dict of all settings that may be changed on a restart."""
     settings = dict(saved.get("settings", {}))
     settings.pop("init_from", None)  # where the weights came from is over
-    for option, default in (("cache", "auto"), ("start", "default"), ("selection", "validation")):
+    for option, default in _DEFAULTS.items():
         settings.setdefault(option, default)  # of a checkpoint that is older than this option
     optimizer = ClassSpec.parse(settings.get("optimizer") or "AdamW", "AdamW").plain()
     settings["optimizer"] = {**optimizer, "class_path": optimizer["class_path"].removeprefix("torch.optim.")}
@@ -151,7 +154,7 @@ def apply_current_settings(
     of_today = {group["name"]: group for group in wanted}
     for group in optimizer.param_groups:
         today = of_today[group["name"]]
-        for key in ("lr_factor", "weight_decay", "observer"):
+        for key in ("lr_factor", "weight_decay"):
             group[key] = today[key]
         group["initial_lr"] = today["lr"]
         group.update(changed)
@@ -207,27 +210,28 @@ def _not_allowed(changes: list[str]) -> ConfigError:
 
 
 def take_copies(checkpoint: Checkpoint, own: Tensors, trainer: pl.Trainer) -> list[str]:
-    """Checks the second copy of all weights in a checkpoint of `WeightAveraging`; returns lines to print.
+    """Checks the second copy of all weights in a checkpoint with an average; returns lines to print.
 
-    Its ``state_dict`` is the average. A fit without that callback goes on from the weights that were in training.
+    Its ``state_dict`` is the average. A fit without a callback for it goes on from the weights that were in training.
     """
     if "current_model_state" not in checkpoint:
         return []
     state, averaging = checkpoint["current_model_state"], checkpoint.get("averaging_state")
     if not isinstance(state, Mapping) or other_tensors(state, checkpoint["state_dict"]):
         raise own_files.damaged("its 'current_model_state' is of another model than its 'state_dict'.")
-    path = first_damaged(averaging, {"n_averaged": torch.zeros((), dtype=torch.long)}, "averaging_state")
-    if path is not None:
-        raise own_files.damaged(f"{path!r} is missing or of another type.")
     refuse_unfit(state, own, "the checkpoint", "--ckpt_path")
-    if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+    kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    if any(issubclass(kind, AverageWeights) for kind in kinds):
+        return []
+    if averaging is not None or any(issubclass(kind, WeightAveraging) for kind in kinds):
+        path = first_damaged(averaging, {"n_averaged": torch.zeros((), dtype=torch.long)}, "averaging_state")
+        if path is not None:
+            raise own_files.damaged(f"{path!r} is missing or of another type.")
+    if any(issubclass(kind, WeightAveraging) for kind in kinds):
         return []
     checkpoint["state_dict"] = checkpoint.pop("current_model_state")
-    del checkpoint["averaging_state"]
-    return [
-        "The checkpoint has averaged weights beside those in training. This fit averages none (trainer.callbacks), and "
-        "goes on from those in training."
-    ]
+    checkpoint.pop("averaging_state", None)
+    return ["The checkpoint serves averaged weights. This fit goes on from those in training, which stand beside them."]
 
 
 def take_matching_weights(own: Tensors, checkpoint: Checkpoint) -> list[str]:
@@ -287,6 +291,8 @@ def match_optimizer(
     for key, callback in checkpoint.get("callbacks", {}).items():
         if key.startswith("GradualUnfreezing"):
             callback.pop("best", None)  # whole weights of the other model
+        if key.startswith("GreedySoup"):
+            callback["ingredients"] = {}
         if "statistics" in callback:
             callback["statistics"] = None
     return len(states)

@@ -6,22 +6,17 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from hybrid_lightning.errors import RENAMED, ConfigError, at, check_keys, listing, reason
+from hybrid_lightning.errors import ConfigError, at, check_keys, listing, reason
 from hybrid_lightning.network.record import NetworkRecord
-from hybrid_lightning.network.registry import registered_name
 from hybrid_lightning.network.selection import serve
-from hybrid_lightning.tasks.init_from import OBJECTIVE
+from hybrid_lightning.tasks.calibration import CALIBRATION, Calibration
+from hybrid_lightning.tasks.formats import CHECKPOINT_KEY, CHECKPOINT_VERSION, READABLE, is_ours, translated
 from hybrid_lightning.weights.safe_files import peek, read_file
 from hybrid_lightning.weights.tensor_values import refuse_unfit
 
-CHECKPOINT_KEY = "hybrid_lightning"
 SELECTION = "network.selection."
 """How the names of tensors of a `Selection` begin."""
-CHECKPOINT_VERSION = 4
-READABLE = (3, 4)
-"""Older formats among these are translated, see `translated`; 1 and 2 were never released."""
 _PACKAGE = __name__.partition(".")[0]
-_PLAIN = (bool, int, float, str, type(None))
 _WANTED = {"version", "task", "settings", "parts", "fusion", "network"}
 Task = TypeVar("Task")
 Saved = dict[str, Any]
@@ -35,7 +30,7 @@ def read_checkpoint(path: Any, place: str = "checkpoint_path", tensors: bool = T
     """
     checkpoint = read_file(path, place, without=("optimizer_states",)) if tensors else peek(path, place)
     foreign = ConfigError(f"{str(path)!r} was not written by a task of this program.", place)
-    if not _is_ours(checkpoint):
+    if not is_ours(checkpoint):
         raise foreign
     version = checkpoint[CHECKPOINT_KEY]["version"]
     if version not in READABLE:
@@ -50,11 +45,6 @@ def read_checkpoint(path: Any, place: str = "checkpoint_path", tensors: bool = T
     return checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
 
 
-def _is_ours(checkpoint: Saved) -> bool:
-    saved = checkpoint.get(CHECKPOINT_KEY)
-    return isinstance(saved, dict) and "version" in saved
-
-
 def network_record(saved: Mapping[str, Any]) -> NetworkRecord:
     """What a dry run found out about the network, in what a task added to a checkpoint."""
     with at("checkpoint.network"):
@@ -62,13 +52,32 @@ def network_record(saved: Mapping[str, Any]) -> NetworkRecord:
 
 
 def serve_selection(task: Any, checkpoint: dict[str, Any], is_wanted: bool) -> None:
-    """Lets a task serve what a checkpoint has selected; if that is not wanted, its joint network alone is in both."""
+    """Lets a task serve what a checkpoint has selected, calibrated.
+
+    If that is not wanted, both have the joint network alone, as it was trained.
+    """
     selection: dict[str, int] = {}
+    saved: Mapping[str, Any] = {}
     if not is_wanted:
         checkpoint.update(without_selection(checkpoint))
-    elif _is_ours(checkpoint):
-        selection = network_record(checkpoint[CHECKPOINT_KEY]).selection
+    elif is_ours(checkpoint):
+        saved = checkpoint[CHECKPOINT_KEY]
+        selection = network_record(saved).selection
     serve(task.built(), selection, task.objective.closed_form)
+    calibrate(task, saved)
+
+
+def calibrate(task: Any, saved: Mapping[str, Any]) -> None:
+    """Lets a task serve calibrated outputs, by what was added to a checkpoint; without a record as it was trained."""
+    objective = task.objective
+    found = None
+    if CALIBRATION in saved:
+        with at(f"checkpoint.{CALIBRATION}"):
+            found = Calibration.parse(saved[CALIBRATION], objective)
+    objective.calibration = found
+    task.built().temperature = 1.0 if found is None else found.temperature
+    task.evaluator.follow(objective)
+    task.evaluator.to(task.device)
 
 
 def without_selection(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,6 +87,7 @@ def without_selection(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(saved, Mapping) and isinstance(saved.get("network"), Mapping):
         network = {name: value for name, value in saved["network"].items() if name != "selection"}
         found[CHECKPOINT_KEY] = {**saved, "network": network}
+        found[CHECKPOINT_KEY].pop(CALIBRATION, None)  # of what was selected
     if isinstance(state, Mapping):
         found["state_dict"] = {name: value for name, value in state.items() if not str(name).startswith(SELECTION)}
     return found
@@ -116,88 +126,6 @@ def task_name(task: type) -> str:
     if task.__module__.partition(".")[0] == _PACKAGE:
         return task.__name__
     return f"{task.__module__}.{task.__qualname__}"
-
-
-# Format 3
-
-
-def translated(checkpoint: Saved) -> Saved:
-    """A checkpoint of format 3 as one of today's format; any other as it is.
-
-    Format 3 had other names of options (`RENAMED`), module paths where there are registered names now, ``facts`` for
-    ``settings``, and the scale of a regression beside its objective. What is damaged is left to whoever reads it.
-    """
-    if not _is_ours(checkpoint):
-        return checkpoint
-    other = _first_not_plain(checkpoint[CHECKPOINT_KEY], CHECKPOINT_KEY)
-    if other is not None:
-        raise ConfigError(f"the checkpoint is damaged: {other!r} is not plain. Use another checkpoint of the run.")
-    if checkpoint[CHECKPOINT_KEY]["version"] != 3:
-        return checkpoint
-    saved = dict(checkpoint[CHECKPOINT_KEY])
-    saved["version"] = CHECKPOINT_VERSION
-    task, parts = saved.get("task"), saved.get("parts")
-    if isinstance(task, str) and task.startswith(f"{_PACKAGE}."):
-        saved["task"] = task.rpartition(".")[2]
-    if "facts" in saved:
-        saved["settings"] = _with_new_keys(saved.pop("facts"))
-    if isinstance(parts, Mapping):
-        saved["parts"] = {name: _part(options) for name, options in parts.items()}
-    saved["fusion"] = _part(saved.get("fusion"))
-    network = saved.get("network")
-    if isinstance(network, Mapping) and isinstance(network.get("sizes"), Mapping):
-        sizes = {name: _with_new_keys(of_part) for name, of_part in network["sizes"].items()}
-        saved["network"] = {**network, "sizes": sizes}
-    tensors = {}
-    for key in ("state_dict", "current_model_state"):
-        if isinstance(checkpoint.get(key), Mapping):
-            tensors[key] = {_with_objective(name): tensor for name, tensor in checkpoint[key].items()}
-    return {**checkpoint, CHECKPOINT_KEY: saved, **tensors}
-
-
-def _first_not_plain(value: Any, path: str) -> str | None:
-    """Path of the first value, or name, that is neither a number, a text nor nothing; a list or dict may hold such."""
-    if isinstance(value, Mapping):
-        if not all(isinstance(name, _PLAIN) for name in value):
-            return path
-        entries = list(value.items())
-    elif isinstance(value, list | tuple):
-        entries = list(enumerate(value))
-    else:
-        return None if isinstance(value, _PLAIN) else path
-    for name, entry in entries:
-        found = _first_not_plain(entry, f"{path}.{name}")
-        if found is not None:
-            return found
-    return None
-
-
-def _with_objective(name: Any) -> Any:
-    return f"{OBJECTIVE}{name}" if isinstance(name, str) and name.startswith("scale.") else name
-
-
-def _part(options: Any) -> Any:
-    """The options of a part by their names of today; anything that is damaged as it is."""
-    if not isinstance(options, Mapping):
-        return options
-    part = dict(_with_new_keys(options))
-    if isinstance(part.get("module"), str):
-        part["module"] = registered_name(part["module"])
-    if "norm" in part:
-        mode = part.pop("norm")
-        part["batch_norm"] = RENAMED.get(mode, mode) if isinstance(mode, str) else mode
-    part["args"] = _with_new_keys(part.get("args"))
-    return part
-
-
-def _with_new_keys(options: Any) -> Any:
-    """A dict whose keys are spelled as today; anything else as it is. ``norm`` is also an argument of modules."""
-    if not isinstance(options, Mapping):
-        return options
-    return {key if key == "norm" else RENAMED.get(key, key): value for key, value in options.items()}
-
-
-# Comparison and rebuilding
 
 
 def refuse_other_model(own: Tensors, saved: Tensors, place: str = "--ckpt_path") -> None:
@@ -269,6 +197,7 @@ def rebuilt(
         model.rebuild(network_record(saved), trust)  # the file's names are resolved under this trust alone
         refuse_other_model(model.state_dict(), state, "checkpoint_path")
         model.load_state_dict(state)
+        calibrate(model, saved)
     except ConfigError:
         raise
     except Exception as error:  # what a file says reaches constructors of torch and others

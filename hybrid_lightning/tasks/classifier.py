@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybrid_lightning.data.loaders import training_targets
-from hybrid_lightning.errors import ConfigError, at, check_choice, check_number, listing, reason
+from hybrid_lightning.errors import ConfigError, at, check_choice, listing, reason
+from hybrid_lightning.probe.conformal import class_scores, class_sets
+from hybrid_lightning.probe.targets import Kind
 from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.chosen_metrics import parse_metrics
+from hybrid_lightning.tasks.class_weights import balanced_weights, has_rare_class, parse_weights
 from hybrid_lightning.tasks.losses import make_loss, parse_loss
-from hybrid_lightning.tasks.metrics import SplitMetrics, classification_metrics
-from hybrid_lightning.tasks.objective import Objective, output_names
+from hybrid_lightning.tasks.metrics import COVERAGE, SplitMetrics, classification_metrics
+from hybrid_lightning.tasks.objective import Objective, named_columns, output_names
 from hybrid_lightning.tasks.settings import Options
 
 KINDS = ("multiclass", "binary", "multilabel")
-RARE = 0.1
-"""Share of the training rows below which the rarer one of two classes is rare."""
 
 
 class ClassificationObjective(Objective):
@@ -53,8 +54,8 @@ class ClassificationObjective(Objective):
         self.main_metric = "average_precision" if kind == "multilabel" else "accuracy"
         with at("model.metrics"):
             form = "Multilabel" if kind == "multilabel" else "Multiclass"
-            self.chosen = parse_metrics(metrics, form, num_classes, self.metrics().logged)
-        self.closed_form = "classes" if kind == "multiclass" else "labels"
+            self.chosen = parse_metrics(metrics, form, num_classes, [*self.metrics().logged, *COVERAGE])
+        self.closed_form, self.thresholds, self.intervals = _form_of(kind, num_classes)
         self.label_smoothing = label_smoothing
         self.counted = ("class_weights",) if weights == "balanced" else ()
         self.loss_module: nn.Module | None = None
@@ -114,22 +115,53 @@ class ClassificationObjective(Objective):
         positive = outputs.sigmoid()
         return positive if self.kind == "multilabel" else torch.cat([1 - positive, positive], dim=1)
 
+    def decisions(self, predictions: Tensor) -> Tensor:
+        """Classes `(B,)`, or labels `(B, labels)` of 0 and 1: the likeliest, or by thresholds where these are set."""
+        thresholds = None if self.calibration is None else self.calibration.thresholds
+        if thresholds is None:
+            return (predictions > 0.5).long() if self.kind == "multilabel" else predictions.argmax(1)
+        above = self.of_labels(predictions) > predictions.new_tensor(thresholds)
+        return above.long() if self.kind == "multilabel" else above.squeeze(1).long()
+
+    def of_labels(self, predictions: Tensor) -> Tensor:
+        """The probabilities that thresholds are for: of each label `(B, labels)`, or of the second class `(B, 1)`."""
+        return predictions if self.kind == "multilabel" else predictions[:, 1:]
+
+    def sets(self, predictions: Tensor) -> Tensor | None:
+        """Which classes each set holds, bool `(B, classes)`; None without a coverage, see `class_sets`."""
+        if self.calibration is None or self.calibration.quantiles is None:
+            return None
+        return class_sets(predictions, self.decisions(predictions), self.calibration.quantiles[0])
+
+    def conformal_scores(self, predictions: Tensor, target: Tensor) -> Tensor:
+        """See `class_scores`."""
+        return class_scores(predictions, target)
+
+    def coverage(self, predictions: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Whether the set of each sample holds its class, and how many classes it has, `(B,)`; none without sets."""
+        sets = self.sets(predictions)
+        if sets is None:
+            return {}
+        return {"coverage": sets.gather(1, target.long()[:, None]).squeeze(1), "set_size": sets.sum(1)}
+
     def contribution(self, predictions: Tensor, without: Tensor) -> Tensor:
         """What a part adds to the probability of the predicted class; for multilabel the mean absolute change."""
         if self.kind == "multilabel":
             return super().contribution(predictions, without)
-        chosen = predictions.argmax(1, keepdim=True)
+        chosen = self.decisions(predictions)[:, None]
         return (predictions - without).gather(1, chosen).squeeze(1)
 
     def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """``prediction`` (the likeliest class) and ``probability_<class>``; ``prediction_<label>`` if multilabel."""
+        """``prediction``, of labels each, ``probability_<class>`` and, with a coverage, ``set_<class>`` of 0 and 1."""
         known = output_names(names, self.num_classes)
-        probabilities = {f"probability_{name}": predictions[:, index] for index, name in enumerate(known)}
+        columns = named_columns("probability", predictions, known)
+        decided = self.decisions(predictions)
         if self.kind == "multilabel":
-            labels = (predictions > 0.5).long()  # as the metrics decide
-            return {f"prediction_{name}": labels[:, index] for index, name in enumerate(known)} | probabilities
-        likeliest = predictions.argmax(1)
-        return {"prediction": likeliest if names is None else [known[i] for i in likeliest.tolist()], **probabilities}
+            return named_columns("prediction", decided, known) | columns
+        sets = self.sets(predictions)
+        if sets is not None:
+            columns |= named_columns("set", sets.long(), known)
+        return {"prediction": decided if names is None else [known[i] for i in decided.tolist()], **columns}
 
     def closed_form_target(self, target: Tensor) -> Tensor:
         """Classes `(N,)`; or labels `(N, labels)`, of which a binary target is one."""
@@ -236,7 +268,7 @@ class ClassificationObjective(Objective):
             with at("data: train targets"):
                 self.check_target(targets)
         if has_two:
-            is_rare = targets is not None and 0 < rarer_share(targets) < RARE
+            is_rare = targets is not None and has_rare_class(targets)
             self.main_metric = trainer.strategy.broadcast("average_precision" if is_rare else "accuracy")
         if not is_balanced:
             return
@@ -262,6 +294,13 @@ class ClassificationObjective(Objective):
         # a fit that asks for balance, of a model that had none, counts anew
         if self.counted and is_possible and (was_counted or not is_fit):
             self._weigh(weights)
+
+
+def _form_of(kind: str, classes: int) -> tuple[Kind, int, int]:
+    """What a closed-form fit learns; how many thresholds decide, and how many quantiles a coverage takes."""
+    if kind == "multilabel":
+        return "labels", classes, 0
+    return "classes" if kind == "multiclass" else "labels", int(classes == 2), 1
 
 
 class HybridClassifier(HybridTask):
@@ -308,42 +347,3 @@ class HybridClassifier(HybridTask):
     ) -> None:
         objective = ClassificationObjective(num_classes, kind, class_weights, label_smoothing, loss_function, metrics)
         super().__init__(objective=objective, **common)
-
-
-def parse_weights(given: Any, classes: int) -> list[float] | str | None:
-    """Class weights as plain data: None, ``balanced`` or a list."""
-    if given is None:
-        return None
-    place = "class_weights"
-    if isinstance(given, str):
-        if given != "balanced":
-            raise ConfigError(f"{given!r} is neither 'balanced' nor a list of a weight per class.", place)
-        return given
-    if len(given) != classes:
-        raise ConfigError(f"{len(given)} weights are given for {classes} classes.", place)
-    weights = [float(weight) for weight in given]
-    for weight in weights:
-        check_number(weight, place, low=0)
-    return weights
-
-
-def rarer_share(targets: Tensor) -> float:
-    """The share of the rarer one of two classes `(N,)`, 0 to 0.5."""
-    ones = targets.double().mean()
-    return float(torch.minimum(ones, 1 - ones))
-
-
-def balanced_weights(targets: Tensor, classes: int, kind: str) -> list[float]:
-    """Weights with which all classes count alike, from all training labels `(N,)`, or `(N, classes)` if multilabel.
-
-    N / (classes × samples of the class); if multilabel, negatives / positives of each label. What no sample has counts
-    as if one had it.
-    """
-    samples = len(targets)
-    if kind == "multilabel":
-        positives = targets.long().sum(0).double()
-        weights = (samples - positives).clamp(min=1) / positives.clamp(min=1)
-    else:
-        counts = torch.bincount(targets.long(), minlength=classes).double()
-        weights = samples / (classes * counts.clamp(min=1))
-    return weights.tolist()

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 
 from hybrid_lightning.callbacks import (
     L2SP,
+    AverageWeights,
     ExactResume,
     FrozenFeatureCache,
     GradientClipping,
@@ -17,18 +18,23 @@ from hybrid_lightning.callbacks import (
 )
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.part import Part
+from hybrid_lightning.tasks.calibrate_output import CalibrateOutput
 from hybrid_lightning.tasks.selection import SelectOutput
-from hybrid_lightning.tasks.settings import has_own_steps
+from hybrid_lightning.tasks.settings import check_average, has_own_steps
+from hybrid_lightning.tasks.soup import GreedySoup
 from hybrid_lightning.tasks.start import StartOfTraining
 from hybrid_lightning.trainer import FitCallback
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
 
 def default_callbacks(
-    parts: Collection[Part], unfreezing: Mapping[str, Any], cache: bool | str = False
+    parts: Collection[Part], unfreezing: Mapping[str, Any], cache: bool | str = False, average: Any = None
 ) -> list[FitCallback]:
     """Those that the options of the parts need, in the order in which they have to see the gradients."""
     callbacks: list[FitCallback] = [StartOfTraining()]
+    kind, value = check_average(average)
+    if kind == "ema":
+        callbacks.append(AverageWeights(value))
     if any(part.l2sp for part in parts):
         callbacks.append(L2SP(strength={}))
     callbacks += [GradualUnfreezing({}, **unfreezing), NonFiniteGradients()]
@@ -41,7 +47,9 @@ def default_callbacks(
     callbacks.append(ExactResume())
     if any(part.batch_norm == "recalibrate" for part in parts):
         callbacks.append(ReestimateStatistics())
-    callbacks.append(SelectOutput())
+    if kind == "soup":
+        callbacks.append(GreedySoup(value))
+    callbacks += [SelectOutput(), CalibrateOutput()]
     return callbacks
 
 
@@ -106,7 +114,7 @@ def merge_callbacks(callbacks: list[pl.Callback], own: list[FitCallback]) -> lis
         callback.made_by_task = True
     users = [callback for callback in callbacks if not (isinstance(callback, FitCallback) and callback.made_by_task)]
     added = [callback for callback in own if not any(isinstance(other, type(callback)) for other in users)]
-    # the first of ours come before the user's, which measure and change what these set and add
-    first = [callback for callback in added if isinstance(callback, StartOfTraining | L2SP)]
+    # the first of ours come before the user's, which measure, change and save what these set and add
+    first = [callback for callback in added if isinstance(callback, StartOfTraining | AverageWeights | L2SP)]
     callbacks[:] = first + users
     return added[len(first) :]

@@ -7,6 +7,7 @@ from torch import nn
 
 from hybrid_lightning.errors import ConfigError, at
 from hybrid_lightning.importing import check_names
+from hybrid_lightning.lightning_private import is_compiled
 from hybrid_lightning.network.libraries import refuse_other_ways
 from hybrid_lightning.network.making import PartMaker
 from hybrid_lightning.network.part import Part, place_of
@@ -43,7 +44,13 @@ def check_before_data(task: Any, trainer: pl.Trainer, reads_weights: bool) -> No
 
 
 def check_trainer(task: Any, trainer: pl.Trainer) -> None:
-    """Raises `ConfigError` for a Trainer whose callbacks or limits do not go with a task."""
+    """Raises `ConfigError` for a Trainer whose callbacks or limits do not go with a task, or for a compiled task."""
+    if is_compiled(task):
+        raise ConfigError(
+            "torch.compile has wrapped the whole task, with its metrics and checks, which it cannot compile. Give the "
+            "Trainer the task itself, and write 'compile: true' on the parts that are worth it.",
+            "model",
+        )
     check_monitors(task, trainer.callbacks)  # type: ignore[attr-defined]
     refuse_breaking_callbacks(trainer)
     refuse_changing_windows(trainer)

@@ -1,6 +1,7 @@
-"""Evaluation: the metrics of each split, of the model and of each part's own head, over each sample once."""
+"""Evaluation: the metrics of each split, over each sample once."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,76 +18,50 @@ from hybrid_lightning.network.batch import Batch
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.missing import PREFIX
 from hybrid_lightning.optim.lr_schedules import GroupScheduler
-from hybrid_lightning.tasks.metrics import SplitMetrics
+from hybrid_lightning.tasks.metrics import COVERAGE, MeanOf, SplitMetrics
+from hybrid_lightning.tasks.objective import Objective
 
 _SPLITS = ("val", "test")
 
 
 class Evaluator(nn.Module):
-    """The metrics of ``val`` and ``test``, of the model and, as ``val/<part>``, of each part's own head."""
+    """The metrics of ``val`` and ``test``."""
 
     def __init__(self, make_metrics: Callable[[], SplitMetrics]) -> None:
         super().__init__()
-        self._make_metrics = make_metrics
         self.splits = nn.ModuleDict({split: make_metrics() for split in _SPLITS})
 
-    def set_parts(self, parts: Collection[str]) -> None:
-        """Makes metrics for the heads of these parts, and for no others."""
-        for name in list(self.splits):
-            if name not in _SPLITS:
-                del self.splits[name]
+    def follow(self, objective: Objective) -> None:
+        """Lets the model's metrics decide by an objective's thresholds, and measure its coverage on test rows."""
+        calibration = objective.calibration
         for split in _SPLITS:
-            for part in parts:
-                self.splits[f"{split}/{part}"] = self._make_metrics()
+            has_thresholds = calibration is not None and calibration.thresholds is not None
+            self.metrics_of(split).decide = objective.decisions if has_thresholds else None
+        measured = self.metrics_of("test").metrics
+        for name in COVERAGE:
+            if name in measured:
+                del measured[name]
+        if calibration is not None and calibration.quantiles is not None:
+            size = "set_size" if objective.closed_form != "values" else "interval_width"
+            for name in ("coverage", size):
+                measured[name] = MeanOf(partial(_value_of, objective, name))
 
     def metrics_of(self, name: str) -> SplitMetrics:
-        """The metrics of a split, or of a part's own head, ``val/<part>``."""
+        """The metrics of a split."""
         metrics = self.splits[name]
         assert isinstance(metrics, SplitMetrics)
         return metrics
 
     def compute(self, split: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Values by ``<metric>`` and ``<metric>-<part>``, and metric → reason of the model's undefined ones.
+        """Values by metric, and metric → reason of the undefined ones; all start anew afterwards.
 
-        All metrics start anew afterwards. Collective: call it on every rank.
+        Collective: call it on every rank.
         """
-        values, undefined = self.metrics_of(split).compute()
-        for name in self.splits:
-            if name.startswith(f"{split}/"):
-                part = name.removeprefix(f"{split}/")
-                of_part, _ = self.metrics_of(name).compute()
-                values |= {f"{metric}-{part}": value for metric, value in of_part.items()}
-        return values, undefined
+        return self.metrics_of(split).compute()
 
-    def better_alone(self, logged: Mapping[str, Tensor], main: str) -> str | None:
-        """A sentence if, of the logged values, a part's own head beats the model in validation.
 
-        They are compared by the `main` metric; where that is the loss, by the first of the others.
-        """
-        metrics = self.metrics_of("val").metrics
-        name = main if main in metrics else next(iter(metrics), "")
-        joint = logged.get(f"val/{name}")
-        if joint is None:
-            return None
-        higher = getattr(metrics[name], "higher_is_better", None)
-        if higher is None:
-            return None
-        # of errors, less is better
-        sign = 1 if higher else -1
-        samples = self.metrics_of("val").samples
-        margin = self.metrics_of("val").error(name, float(joint))  # a smaller difference is chance
-        better = []
-        for key, value in logged.items():
-            part = key.removeprefix(f"val/{name}-")
-            if part != key and sign * (float(value) - float(joint)) > margin:
-                better.append(f"{part} {float(value):.4g}")
-        if not better:
-            return None
-        return (
-            f"val/{name} on {samples} samples: all parts together have {float(joint):.4g}, and better alone, by their "
-            f"own heads: {', '.join(better)}. Lower the rates or raise the weight decay of the other parts, or leave "
-            f"parts out."
-        )
+def _value_of(objective: Objective, name: str, predictions: Tensor, target: Tensor) -> Tensor:
+    return objective.coverage(predictions, target)[name]
 
 
 def log_metrics(task: Any, split: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number, listing, unknown
 from hybrid_lightning.network.contracts import ReadsTrainingData
+from hybrid_lightning.network.fusion import follow_shrinking
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.weights.loading import MERGE, Fit, parts_of, tensors_of
 from hybrid_lightning.weights.safe_files import read_file
@@ -73,7 +74,7 @@ class StartTensors:
             for new, old in source.parts.items():
                 if old not in found:
                     raise unknown(f"parts.{new}", "part of the file", str(old), found)
-        described = _described(content.get(key))
+        described = made_with(content.get(key))
         parts = {}
         options = {}
         for name in known:
@@ -119,6 +120,8 @@ class StartTensors:
         # only now, so that an error leaves the network as it was built
         for name, fit in fits.items():
             network.parts[name].load_state_dict(fit.found, strict=False)
+        if "fusion" in fits and fits["fusion"].found:
+            follow_shrinking(network, self.options.get("fusion"))
         lines = [f"init_from {self.source.path}: {share:.1%} of the values."]
         for name, fit in fits.items():
             said = f"fresh, because {refused[name]}" if name in refused else str(fit)
@@ -234,14 +237,15 @@ def _made_with(options: Any, sizes: Any) -> Options:
     return {"module": options.get("module"), "args": found}
 
 
-def _described(saved: Any) -> dict[str, Options]:
-    """Part → what it was made with, of what a task added to a checkpoint; nothing where that is damaged."""
+def made_with(saved: Any) -> dict[str, Options]:
+    """Part, or fusion → what it was made with, of what a task added to a checkpoint; nothing where that is damaged."""
     network = saved.get("network") if isinstance(saved, Mapping) else None
     sizes = network.get("sizes") if isinstance(network, Mapping) else None
     parts = saved.get("parts") if isinstance(saved, Mapping) else None
     if not isinstance(sizes, Mapping) or not isinstance(parts, Mapping):
         return {}
-    return {name: _made_with(options, sizes.get(name)) for name, options in parts.items()}
+    with_fusion = {**parts, "fusion": saved.get("fusion")}
+    return {name: _made_with(options, sizes.get(name)) for name, options in with_fusion.items()}
 
 
 def covered_share(network: HybridNetwork, fits: Mapping[str, Fit]) -> float:

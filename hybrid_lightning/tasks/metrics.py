@@ -1,7 +1,7 @@
 """Metrics of a split, from torchmetrics states over all samples; undefined ones are left out and named."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,18 @@ from torchmetrics.utilities import dim_zero_cat
 from hybrid_lightning.errors import listing
 from hybrid_lightning.probe.ranking import mean_over_classes
 from hybrid_lightning.tasks.chosen_metrics import ChosenMetric, computed
+
+COVERAGE = ("coverage", "set_size", "interval_width")
+"""Metrics of test rows under a `Calibration` with a coverage."""
+_DECIDING = (
+    classification.MulticlassStatScores,
+    classification.MulticlassConfusionMatrix,
+    classification.MulticlassExactMatch,
+    classification.MultilabelStatScores,
+    classification.MultilabelConfusionMatrix,
+    classification.MultilabelExactMatch,
+)
+"""The metrics, and those made of them, that count decisions; the others read probabilities."""
 
 
 class SampleCounts(torchmetrics.Metric):
@@ -63,6 +75,8 @@ class SplitMetrics(nn.Module):
         self.chosen = {metric.key: metric for metric in chosen}
         self.loss = torchmetrics.MeanMetric()
         self.counts = SampleCounts(classes)
+        self.decide: Callable[[Tensor], Tensor] | None = None
+        """What makes decisions of predictions, where thresholds are set; None: metrics decide at 0.5."""
         self.samples = 0
         """How many samples the last values were of."""
         self.tables: dict[str, Tensor] = {}
@@ -92,7 +106,14 @@ class SplitMetrics(nn.Module):
         self.loss.update(loss, weight)
         self.counts.update(predictions, target)
         for metric in self.metrics.values():
-            metric.update(predictions, target)  # type: ignore[operator]
+            metric.update(self._given(metric, predictions), target)  # type: ignore[operator]
+
+    def _given(self, metric: nn.Module, predictions: Tensor) -> Tensor:
+        """Decisions for a metric that counts these, unless it has a threshold of its own; else the predictions."""
+        is_open = getattr(metric, "threshold", 0.5) == 0.5 and getattr(metric, "top_k", 1) == 1
+        if self.decide is None or not is_open or not isinstance(metric, _DECIDING):
+            return predictions
+        return self.decide(predictions)
 
     def update_without_samples(self, predictions: Tensor, target: Any) -> None:
         """Adds nothing, but gives the states the shapes that they have on the ranks which count these samples."""
@@ -103,7 +124,7 @@ class SplitMetrics(nn.Module):
             assert isinstance(metric, torchmetrics.Metric)
             if metric.update_called:
                 continue
-            metric.update(predictions, target)
+            metric.update(self._given(metric, predictions), target)
             for name, default in metric._defaults.items():
                 state = getattr(metric, name)
                 if isinstance(default, list):
@@ -177,6 +198,18 @@ class SplitMetrics(nn.Module):
             classes = map(str, constant.nonzero().flatten().tolist())
             found["auroc"] = f"class {listing(classes)} has no samples, or all of them"
         return found
+
+
+class MeanOf(torchmetrics.MeanMetric):
+    """The mean over samples of what a function gives for predictions and targets, `(B,)`."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def update(self, predictions: Tensor, target: Tensor) -> None:  # type: ignore[override]
+        """Adds the values of a batch."""
+        super().update(self.function(predictions, target).float())
 
 
 class MeanAveragePrecision(torchmetrics.Metric):

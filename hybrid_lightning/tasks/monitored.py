@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from hybrid_lightning.direction import MAIN, Directions, checked_mode
 from hybrid_lightning.errors import at, unknown
 from hybrid_lightning.network.part import place_of
-from hybrid_lightning.network.wiring import Wiring
 from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
@@ -18,17 +17,13 @@ _WHOSE_LOGS_ARE_KNOWN = ("hybrid_lightning", "lightning", "pytorch_lightning")
 
 
 def directions_of(task: Any) -> dict[str, str | None]:
-    """The metrics that a task's steps log in a fit, also those of the parts' own heads, each with its own direction."""
+    """The metrics that a task's steps log in a fit, each with its own direction."""
     own: dict[str, str | None] = {"loss": "min"}
     metrics = task.evaluator.metrics_of("val")
     for name in metrics.logged:
         higher = getattr(metrics.metrics[name], "higher_is_better", None)
         own[name] = None if higher is None else ("max" if higher else "min")
-    feeding = Wiring(task.parts).feeding if task.settings.part_heads is not False else []
     found = {f"val/{name}": direction for name, direction in own.items()}
-    if len(feeding) > 1:
-        for part in feeding:
-            found |= {f"val/{name}-{part}": direction for name, direction in own.items()}
     return {**found, "train/loss": "min"}
 
 

@@ -2,12 +2,10 @@
 
 from abc import ABC
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from hybrid_lightning.data.loaders import example_batch
@@ -17,6 +15,7 @@ from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.lightning_private import BatchCheckingModule
 from hybrid_lightning.network.batch import Batch, first_samples
 from hybrid_lightning.network.builder import build, rebuild
+from hybrid_lightning.network.fusion import follow_shrinking
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.part import Part
 from hybrid_lightning.network.record import NetworkRecord
@@ -28,8 +27,7 @@ from hybrid_lightning.resume.own_files import rebuild_paths
 from hybrid_lightning.tasks.best_checkpoint import follow_main_metric, keep_followed_metric
 from hybrid_lightning.tasks.building import building, example_as_given, in_given_precision
 from hybrid_lightning.tasks.checkpoint import (
-    CHECKPOINT_KEY,
-    CHECKPOINT_VERSION,
+    calibrate,
     group_names,
     is_same_network,
     measure_average,
@@ -37,7 +35,6 @@ from hybrid_lightning.tasks.checkpoint import (
     refuse_other_model,
     serve_selection,
     task_name,
-    translated,
 )
 from hybrid_lightning.tasks.continuing import adapt_to_fit
 from hybrid_lightning.tasks.default_callbacks import (
@@ -48,7 +45,8 @@ from hybrid_lightning.tasks.default_callbacks import (
     require_callbacks,
 )
 from hybrid_lightning.tasks.evaluation import Evaluator
-from hybrid_lightning.tasks.init_from import StartTensors
+from hybrid_lightning.tasks.formats import CHECKPOINT_KEY, CHECKPOINT_VERSION, translated
+from hybrid_lightning.tasks.init_from import StartTensors, made_with
 from hybrid_lightning.tasks.monitored import directions_of
 from hybrid_lightning.tasks.objective import Objective
 from hybrid_lightning.tasks.settings import TaskSettings, check_plain, prepare_subclass
@@ -84,7 +82,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         """What a fit does with a checkpoint of other groups or another optimizer: ``error``; ``weights_only`` takes the
         weights that match and starts at step 0; ``match`` also keeps the optimizer state that matches, and goes on."""
         self.serves_selection = True
-        """Whether a checkpoint's selection is served; False takes its joint network."""
+        """Whether a checkpoint's selection is served, calibrated; False takes its joint network as it was trained."""
         self._record: NetworkRecord | None = None
         self.trust: Collection[str] | None = None
         self._own_callbacks: list[FitCallback] = []
@@ -126,7 +124,8 @@ class NetworkModule(BatchCheckingModule, ABC):
             load=load,
             initialized=() if start is None else start.parts,
             inferred=hints,
-            **self._network_options(),
+            fusion=self.fusion,
+            trust=self.trust,
         )
         if start is not None:
             self.network.weight_reports["init_from"] = start.load_into(self.network)
@@ -138,21 +137,12 @@ class NetworkModule(BatchCheckingModule, ABC):
         """Builds the network of a checkpoint's record without data, for `trust` see `resolve`."""
         self.trust = trust
         self.is_started = True
-        self.network = rebuild(self.parts, self.objective.outputs, record, **self._network_options())
+        self.network = rebuild(self.parts, self.objective.outputs, record, fusion=self.fusion, trust=self.trust)
         serve(self.network, record.selection if self.serves_selection else {}, self.objective.closed_form)
         self._follow_network()
 
-    def _network_options(self) -> dict[str, Any]:
-        return {
-            "fusion": self.fusion,
-            "trust": self.trust,
-            "part_heads": self.settings.part_heads is not False,
-            "part_weight": self.settings.part_weight,
-        }
-
     def _follow_network(self) -> None:
-        """Makes the metrics of the parts' heads, and what of the objective needs imports."""
-        self.evaluator.set_parts(self.parts_with_heads)
+        """Makes what of the objective needs imports."""
         self.objective.build(self.trust)
         self.objective.to(self.device)  # a network may be built again on the device of an earlier fit
 
@@ -164,8 +154,6 @@ class NetworkModule(BatchCheckingModule, ABC):
         own = {**self._plain_network(), "outputs": self.objective.outputs}
         if is_same_network(saved, own):
             self._record = network_record(saved)
-            if "fusion" in self._record.parts and "part_heads" not in self._record.parts:
-                self._give_up_part_heads()
 
     def check_data(self, data: Any) -> None:
         """Raises `ConfigError` if a DataModule that says what its target is has one that this task cannot learn."""
@@ -192,12 +180,6 @@ class NetworkModule(BatchCheckingModule, ABC):
         """The options of the parts and of the fusion, which is not used where one part feeds the head."""
         return {**self.parts, "fusion": self.fusion}
 
-    @property
-    def parts_with_heads(self) -> list[str]:
-        """The parts that have a head of their own."""
-        network = self.built()
-        return list(network.feeding) if "part_heads" in network.parts else []
-
     def build_if_needed(self) -> None:
         """Builds the network for the Trainer, if it is not built yet."""
         self.check_data(getattr(self.trainer, "datamodule", None))
@@ -205,6 +187,7 @@ class NetworkModule(BatchCheckingModule, ABC):
             self.build_for(self.trainer, lambda: example_batch(self.trainer), self.reads_weights)
         if self.trainer.state.fn == "fit":
             serve(self.built(), {}, None)  # a fit trains the joint network, which callbacks copy in their setup
+            calibrate(self, {})
 
     def configure_model(self) -> None:
         """Builds what is not built yet; a fit may take class weights or a scale from its training data."""
@@ -215,7 +198,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         groups = self.param_groups()  # before sharding, which replaces the parameters
         shard_if_asked(self.trainer.strategy, network, groups)
         # so that fully_shard gathers the parameters for these methods, too; without sharding nothing changes
-        for method in ("forward_parts", "features", "inputs_of", "kept_outputs"):
+        for method in ("forward_and_without", "features", "inputs_of", "kept_outputs"):
             register_fsdp_forward_method(network, method)
         give_options(self._own_callbacks, self.all_options, groups)
         network.compile_parts()
@@ -231,7 +214,9 @@ class NetworkModule(BatchCheckingModule, ABC):
         # Lightning calls this before `configure_model`, which gives them the options of the parts
         if not self._own_callbacks:
             cache = cache_mode(type(self), self.settings.cache)
-            self._own_callbacks = default_callbacks(self.all_options.values(), self.settings.unfreezing or {}, cache)
+            self._own_callbacks = default_callbacks(
+                self.all_options.values(), self.settings.unfreezing or {}, cache, self.settings.average
+            )
         return merge_callbacks(self.trainer.callbacks, self._own_callbacks)  # type: ignore[attr-defined]
 
     # Optimizing
@@ -308,20 +293,8 @@ class NetworkModule(BatchCheckingModule, ABC):
             "network": self.built().record.plain(),
             "groups": group_names(self.built(), self.param_groups()),
             "counted": list(self.objective.counted),
+            **self.objective.calibration_record(),
         }
-
-    def follow_part_heads(self, state: Saved) -> None:
-        """Leaves the parts' own heads out if a checkpoint, whose ``state_dict`` is given, has none."""
-        is_saved = any(name.startswith("network.parts.part_heads.") for name in state)
-        if state and not is_saved and self.parts_with_heads:
-            self.built().leave_out_part_heads()
-            self.evaluator.set_parts(())
-            self._give_up_part_heads()
-
-    def _give_up_part_heads(self) -> None:
-        if self.settings.part_heads is not False:
-            self.settings = replace(self.settings, part_heads=False)
-            rank_zero_info("part_heads: the checkpoint has none, so there are none now.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
@@ -330,13 +303,12 @@ class NetworkModule(BatchCheckingModule, ABC):
         serve_selection(self, checkpoint, self.serves_selection and not is_fit)  # a fit trains the joint network
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         if "settings" in saved:
+            follow_shrinking(self.built(), made_with(saved).get("fusion"))
             self.objective.adopt(saved, is_fit)
             self.objective.to(self.device)
         self._print(*keep_followed_metric(self.trainer, self, checkpoint))
         rebuild_paths(self.trainer, checkpoint)
         state = checkpoint.get("state_dict", {})
-        if not (is_fit and self.settings.part_weight):  # of heads that train the parts, a lack is a change
-            self.follow_part_heads(state)
         if not is_fit:
             refuse_other_model(self.state_dict(), state)
             checkpoint.pop("loops", None)  # counters of another command, which Lightning would count on from

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.network.modules.mlp import LinearVote
 from hybrid_lightning.probe.targets import Kind
+from hybrid_lightning.tasks.calibration import CALIBRATION, Calibration
 from hybrid_lightning.tasks.chosen_metrics import ChosenMetric
 from hybrid_lightning.tasks.metrics import SplitMetrics
 
@@ -25,7 +26,7 @@ class Objective(nn.Module, ABC):
     """
 
     reads_target: ClassVar[bool] = True
-    """Whether batches have a ``target``. If not, `loss` is given None, and parts have no heads of their own."""
+    """Whether batches have a ``target``. If not, `loss` is given None."""
 
     closed_form: Kind | None = None
     """What a closed-form fit learns for this objective: ``classes``, ``labels`` or ``values``; None: there is none."""
@@ -35,6 +36,15 @@ class Objective(nn.Module, ABC):
 
     main_metric: str = "loss"
     """The metric that the best checkpoint follows, and by which parts are compared; known once a fit is prepared."""
+
+    thresholds: int = 0
+    """How many thresholds decide: one of two classes, one of each label; 0: nothing is decided by them."""
+
+    intervals: int = 0
+    """How many numbers a coverage takes: one for sets of classes, one of each number for intervals; 0: none."""
+
+    calibration: Calibration | None = None
+    """What a fit has found on held-out rows; None before."""
 
     chosen: Sequence[ChosenMetric] = ()
     """The metrics that a config names."""
@@ -93,13 +103,32 @@ class Objective(nn.Module, ABC):
         if predictions.ndim == 1:
             return {"prediction": predictions}
         columns = predictions.flatten(1)
-        known = output_names(names, columns.shape[1])
-        return {f"prediction_{name}": columns[:, index] for index, name in enumerate(known)}
+        return named_columns("prediction", columns, output_names(names, columns.shape[1]))
 
     def contribution(self, predictions: Tensor, without: Tensor) -> Tensor:
         """What a part adds to each prediction, `(B,)`; of several outputs the mean absolute change."""
         difference = predictions - without
         return difference if difference.ndim == 1 else difference.abs().mean(1)
+
+    def decisions(self, predictions: Tensor) -> Tensor:
+        """What is decided by predictions: these themselves, unless they are probabilities."""
+        return predictions
+
+    def of_labels(self, predictions: Tensor) -> Tensor:
+        """The probabilities `(B, thresholds)` that thresholds are for."""
+        return predictions
+
+    def conformal_scores(self, predictions: Tensor, target: Tensor) -> Tensor:
+        """How bad each prediction is, `(B, intervals)`: in the units of the quantiles of a `Calibration`."""
+        raise NotImplementedError
+
+    def coverage(self, predictions: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Metric → a value per sample, of test rows under a coverage; empty without one."""
+        return {}
+
+    def calibration_record(self) -> dict[str, Any]:
+        """The entry of a checkpoint that has the calibration; empty without one."""
+        return {} if self.calibration is None else {CALIBRATION: self.calibration.plain()}
 
     def closed_form_target(self, target: Tensor) -> Tensor:
         """Targets `(N, ...)` in the form that a closed-form fit of the kind `closed_form` takes."""
@@ -138,6 +167,11 @@ class Objective(nn.Module, ABC):
     def export_note(self) -> str:
         """What is to be done with the outputs of the exported network, as a line; empty: nothing."""
         return ""
+
+
+def named_columns(prefix: str, values: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Columns of `(N, names)` values, such as ``probability_cat``."""
+    return {f"{prefix}_{name}": values[:, index] for index, name in enumerate(names)}
 
 
 def output_names(names: Sequence[str] | None, count: int) -> list[str]:

@@ -6,9 +6,10 @@ import lightning.pytorch as pl
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.tasks.changed_config import all_settings
 from hybrid_lightning.tasks.default_callbacks import schedules_of, with_parameters
 from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing
-from hybrid_lightning.unfreezing.plan import plan_rows, plan_table
+from hybrid_lightning.unfreezing.plan import plan_rows, plan_table, with_sharing
 from hybrid_lightning.unfreezing.promises import check_moments, refuse_unwatched
 from hybrid_lightning.unfreezing.timeline import training_at_start
 
@@ -35,7 +36,15 @@ def plan_of(task: Any, groups: list[dict[str, Any]], trainer: pl.Trainer, length
     lines += [_DOUBT.format(name) for name, part in options.items() if part.is_doubtful]
     origins = {name: str(part.origin) for name, part in options.items()}
     rows = plan_rows(groups, schedules, origins, length, decided)
-    return "\n".join([*lines, plan_table(rows, length)])
+    shares = {name: part.share for name, part in options.items() if part.share is not None}
+    return "\n".join([*lines, plan_table(with_sharing(rows, shares), length)])
+
+
+def log_settings(task: Any) -> None:
+    """Gives the task's settings and the options of its parts to each logger, by which runs are compared."""
+    settings = all_settings(task.saved_task())
+    for logger in task.loggers:
+        logger.log_hyperparams(settings)
 
 
 def refuse_without_validation(trainer: pl.Trainer, scheduler: Any) -> None:

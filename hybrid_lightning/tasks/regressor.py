@@ -14,8 +14,8 @@ from hybrid_lightning.errors import ConfigError, at, check_choice, listing
 from hybrid_lightning.network.modules.mlp import LinearVote
 from hybrid_lightning.tasks.base import HybridTask
 from hybrid_lightning.tasks.chosen_metrics import parse_metrics
-from hybrid_lightning.tasks.metrics import SplitMetrics, regression_metrics
-from hybrid_lightning.tasks.objective import Objective
+from hybrid_lightning.tasks.metrics import COVERAGE, SplitMetrics, regression_metrics
+from hybrid_lightning.tasks.objective import Objective, named_columns, output_names
 from hybrid_lightning.tasks.settings import Options
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -136,8 +136,9 @@ class RegressionObjective(Objective):
         self.standardize = standardize
         self.scale = TargetScale(num_outputs)
         self.main_metric = "r2"
+        self.intervals = num_outputs
         with at("model.metrics"):
-            self.chosen = parse_metrics(metrics, "", num_outputs, self.metrics().logged)
+            self.chosen = parse_metrics(metrics, "", num_outputs, [*self.metrics().logged, *COVERAGE])
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Mean over samples and outputs, of standardized targets."""
@@ -151,6 +152,50 @@ class RegressionObjective(Objective):
     def predictions(self, outputs: Tensor) -> Tensor:
         """The predicted numbers, in the shape and the units of the targets."""
         return self.scale.restored(self._numbers(outputs))
+
+    def conformal_scores(self, predictions: Tensor, target: Tensor) -> Tensor:
+        """How far numbers are off, `(B, outputs)`, on the scale that the network learns, where intervals are even."""
+        difference = self._learned(target) - self._learned(predictions)
+        return difference.abs().reshape(len(difference), -1)
+
+    def _learned(self, numbers: Tensor) -> Tensor:
+        """Numbers on the scale that the network learns."""
+        return self.scale.standardized(numbers.double())
+
+    def interval(self, predictions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The least and the greatest number of each interval, in the shape and the units of the predictions.
+
+        None without a coverage. A transform is undone at both ends, so that intervals of logarithms are factors.
+        """
+        if self.calibration is None or self.calibration.quantiles is None:
+            return None
+        middle = self._learned(predictions)
+        half = middle.new_tensor(self.calibration.quantiles).reshape(middle.shape[1:])
+        return self.scale.restored(middle - half), self.scale.restored(middle + half)
+
+    def coverage(self, predictions: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Whether the numbers of each sample are in their intervals, and how wide these are; `(B,)`, of several means.
+
+        Empty without intervals.
+        """
+        ends = self.interval(predictions)
+        if ends is None:
+            return {}
+        low, high = ends
+        is_inside = (low <= target) & (target <= high)
+        values = {"coverage": is_inside.double(), "interval_width": high - low}
+        return {name: value.reshape(len(value), -1).mean(1) for name, value in values.items()}
+
+    def prediction_columns(self, predictions: Tensor, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """``prediction``, and with a coverage ``lower`` and ``upper``; of several numbers each with ``_<name>``."""
+        columns = super().prediction_columns(predictions, names)
+        ends = self.interval(predictions)
+        for side, values in zip(("lower", "upper"), ends or (), strict=False):
+            if values.ndim == 1:
+                columns[side] = values
+            else:
+                columns |= named_columns(side, values, output_names(names, values.shape[1]))
+        return columns
 
     def in_outputs(self, vote: LinearVote) -> LinearVote:
         """A linear map to numbers in their units, as one to numbers on the scale of the training targets."""

@@ -29,14 +29,15 @@ from hybrid_lightning.probe.targets import Kind, numbered, relative_weights
 from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.tasks.best_checkpoint import BestCheckpoint
 from hybrid_lightning.tasks.checkpoint import (
-    CHECKPOINT_KEY,
     SELECTION,
     network_record,
     other_tensors,
     read_checkpoint,
+    serve_selection,
     without_selection,
 )
 from hybrid_lightning.tasks.features import SplitFeatures, collect_features, reading
+from hybrid_lightning.tasks.formats import CHECKPOINT_KEY
 from hybrid_lightning.tasks.probing import Voter, fit_voters
 from hybrid_lightning.tasks.settings import has_own_steps
 from hybrid_lightning.tasks.start import samples_of_fit
@@ -130,25 +131,28 @@ def selects(trainer: Trainer, task: Any) -> bool:
 
 
 @contextmanager
-def weights_of(trainer: Trainer, task: Any, path: Path) -> Iterator[bool]:
+def weights_of(trainer: Trainer, task: Any, path: Path, select: bool = False) -> Iterator[bool]:
     """A task with the weights of a checkpoint, on the Trainer's device in eval mode, for a while.
 
-    Gives whether the file serves something else than its joint network, from an earlier end of the fit. Raises
-    `ConfigError` if the checkpoint is of another model, such as one that the Trainer fitted before.
+    With `select` it serves what the file does. Gives whether that is not its joint network, from an earlier end of the
+    fit. Raises `ConfigError` if the checkpoint is of another model, such as one that the Trainer fitted before.
     """
     saved, state = read_checkpoint(path)
-    state = without_selection({CHECKPOINT_KEY: saved, "state_dict": state})["state_dict"]
-    if other_tensors(task.state_dict(), state):
-        raise ConfigError("It is of another model.")
+    content = {CHECKPOINT_KEY: saved, "state_dict": state}
     own = copy.deepcopy(task.state_dict())
     device = task.device
     try:
+        serve_selection(task, content, select)
+        state = content["state_dict"]
+        if other_tensors(task.state_dict(), state):
+            raise ConfigError("It is of another model.")
         # the end of a fit has moved it to the CPU
         task.to(trainer.strategy.root_device)
         task.load_state_dict(state)
         with dry_run(task):
             yield bool(network_record(saved).selection)
     finally:
+        serve_selection(task, {}, False)
         task.to(device)
         task.load_state_dict(own)
 
@@ -159,7 +163,7 @@ def rows_to_select_from(trainer: Trainer, task: Any) -> Rows:
     data = trainer.datamodule  # type: ignore[attr-defined]
     with samples_of_fit(trainer, _MOST_SAMPLES) as loader:
         training = collect_features(network, batches_on_device(trainer, task, loader))
-        training_groups = _groups_of(loader, getattr(data, "train_groups", None))
+        training_groups = groups_of(loader, getattr(data, "train_groups", None))
     joint: list[Tensor] = []
 
     def seen(batches: Iterable[Any]) -> Iterator[Any]:
@@ -168,19 +172,20 @@ def rows_to_select_from(trainer: Trainer, task: Any) -> Rows:
             yield batch
 
     with reading(trainer):
-        loader = plain_samples(None, evaluation_loaders(trainer), _most_validation_rows(trainer))
+        loader = plain_samples(None, evaluation_loaders(trainer), most_validation_rows(trainer))
         validation = collect_features(network, seen(batches_on_device(trainer, task, loader)))
-        validation_groups = _groups_of(loader, getattr(data, "val_groups", None))
+        validation_groups = groups_of(loader, getattr(data, "val_groups", None))
     return Rows(training, validation, torch.cat(joint), training_groups, validation_groups)
 
 
-def _groups_of(loader: Any, groups: Tensor | None) -> Tensor | None:
+def groups_of(loader: Any, groups: Tensor | None) -> Tensor | None:
+    """The group of each sample of a loader of `plain_samples`, in its order; None without groups, or of a stream."""
     if groups is None or isinstance(loader, FirstSamples):
         return None
     return groups[list(loader.sampler)]
 
 
-def _most_validation_rows(trainer: Trainer) -> int:
+def most_validation_rows(trainer: Trainer) -> int:
     """`_MOST_SAMPLES`, or fewer with the Trainer's ``limit_val_batches``."""
     batches = first_of(trainer.num_val_batches)
     size = getattr(first_of(evaluation_loaders(trainer)), "batch_size", None)

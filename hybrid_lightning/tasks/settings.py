@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from hybrid_lightning.duration import Duration
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number, listing
 from hybrid_lightning.network.contracts import MakesOutputs
 from hybrid_lightning.network.defaults import all_defaults
@@ -26,8 +27,15 @@ _NOT_SETTINGS = ("parts", "fusion", "pretrained", "untrained", "objective")
 _OF_OBJECTIVES = ("make_metrics", "check_target", "loss_weight", "prediction_columns", "contribution")
 """Methods that tasks had before there were objectives, where ``make_metrics`` is called ``metrics``."""
 
+REMOVED = {
+    "part_heads": "was removed: at the end of a fit a table says what each part scores alone (see 'selection'). Delete "
+    "this option."
+}
+"""Former argument of a task → what to do without it."""
 SELECTIONS = ("validation", "none")
 STARTS = ("default", "probe")
+AVERAGES: dict[str, Any] = {"ema": "1 epochs", "soup": 5}
+"""Kind of average → its half-life, or the number of weights, where nobody says it."""
 Options = dict[str, Any]
 """Names and values, as a config gives them."""
 
@@ -72,6 +80,8 @@ def recorded(constructor: Callable[..., None]) -> Callable[..., None]:
                 f"name, such as num_classes=3."
             )
         given = {**dict(zip(positional, args, strict=False)), **kwargs}
+        for name in REMOVED.keys() & given.keys() - {parameter.name for parameter in parameters}:
+            raise ConfigError(REMOVED[name], f"model.{name}")
         # not as an attribute: nothing can be assigned to a module before nn.Module.__init__
         arguments = vars(self).setdefault(_ARGUMENTS, Arguments(takes_more))
         arguments.note(given, defaults)
@@ -90,9 +100,9 @@ def prepare_subclass(task: type, base: type) -> None:
         task.__init__ = recorded(task.__init__)  # type: ignore[misc]
 
 
-def has_own_steps(task: type) -> bool:
+def has_own_steps(task: type, steps: Collection[str] = _STEPS) -> bool:
     """Whether a class of tasks has steps of its user, which may read and make anything."""
-    homes = [getattr(task, name).__module__.partition(".")[0] for name in _STEPS]
+    homes = [getattr(task, name).__module__.partition(".")[0] for name in steps]
     return any(home != __name__.partition(".")[0] for home in homes)
 
 
@@ -115,10 +125,11 @@ class TaskSettings:
     scheduler: str | Options | None
     unfreezing: Options | None
     init_from: InitFrom | None
-    part_heads: bool | dict[str, float]
     cache: bool | str
     start: str
     selection: str
+    average: str | dict[str, Any] | None
+    calibrate: Options | None
     arguments: Arguments
 
     @classmethod
@@ -131,26 +142,15 @@ class TaskSettings:
         check_keys(options["unfreezing"] or {}, ("restart_early_stopping", "check_ranks"), "unfreezing")
         check_choice(options["start"], "start", STARTS, "start")
         check_choice(options["selection"], "selection", SELECTIONS, "selection")
+        check_average(options["average"])
         check_number(options["lr"], "lr", low=0, above_low=True)
         check_number(options["weight_decay"], "weight_decay", low=0)
         check_choice(options["cache"], "cache", CACHE_MODES)
-        heads = options["part_heads"]
-        with at("part_heads"):
-            if not isinstance(heads, bool):
-                if not isinstance(heads, Mapping) or not heads:
-                    raise ConfigError(f"{heads!r} is neither true, nor false, nor {{weight: 0.3}}.")
-                check_keys(heads, ("weight",))
-                check_number(heads["weight"], "weight", low=0)
         with at("init_from"):
             start = None if init_from is None else InitFrom.parse(init_from)
         optimizer = named_class(optimizer, torch.optim)
         scheduler = named_class(scheduler, torch.optim.lr_scheduler)
         return cls(init_from=start, optimizer=optimizer, scheduler=scheduler, **options)
-
-    @property
-    def part_weight(self) -> float:
-        """The weight of the part heads' losses; 0: these heads only observe."""
-        return float(self.part_heads["weight"]) if isinstance(self.part_heads, Mapping) else 0.0
 
     def plain(self, current: Options) -> Options:
         """Name → value of each argument, as a checkpoint stores them; `current` has those that the objective holds."""
@@ -163,6 +163,24 @@ class TaskSettings:
             if name in values and name not in self.arguments.changed:
                 values[name] = value
         return values
+
+
+def check_average(given: Any) -> tuple[str, Any]:
+    """The kind of an average, ``ema``, ``soup`` or ``none``, and its half-life or size."""
+    if given is None:
+        return "none", None
+    with at("average"):
+        options = given if isinstance(given, Mapping) else {str(given): AVERAGES.get(str(given))}
+        kind, value = next(iter(options.items())) if len(options) == 1 else ("", None)
+        if kind not in AVERAGES:
+            raise ConfigError(f"{given!r} is none of ema, {{ema: 200 steps}}, soup, {{soup: 8}} and null.")
+        if kind == "soup":
+            check_number(value, "soup", low=2)
+            if not isinstance(value, int):
+                raise ConfigError(f"{value!r} is not a whole number.", "soup")
+        else:
+            Duration.parse(value, "ema")
+    return str(kind), value
 
 
 def parse_network(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-from torch import nn
+from torch import Tensor, nn
 
 from hybrid_lightning.cache.frozen_feature_cache import FrozenFeatureCache
 from hybrid_lightning.data.first_samples import FirstSamples
@@ -22,7 +22,6 @@ from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.lightning_private import loaders_to_read, save_now, set_average
 from hybrid_lightning.network.blend import BlendFusion, ScaledHead
-from hybrid_lightning.network.fusion import PartHeads
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.modules.mlp import LinearHead, LinearVote
 from hybrid_lightning.optim.lr_schedules import GroupLR
@@ -186,7 +185,7 @@ def start_at_probe(trainer: Trainer, task: Any) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, FrozenFeatureCache):
             callback.offer(network, features.parts)
-    for name in ("fusion", "head", "part_heads"):
+    for name in ("fusion", "head"):
         if name in network.parts:
             _share(trainer, network.parts[name])
 
@@ -197,20 +196,10 @@ def validate_start(trainer: Trainer, task: Any) -> None:
     Lightning's own validation loop is not used: it would count as one of the fit's validations, for which schedules and
     early stopping wait, and Lightning saves nothing at step 0.
     """
-    if not trainer.enable_validation:
+    values = validated(trainer, task)
+    if not values:
         return
-    loader = first_of(evaluation_loaders(trainer))
-    if not loader:
-        return  # there are no validation rows
-    with reading(trainer), dry_run(task):
-        most = first_of(trainer.num_val_batches)
-        count = None if math.isinf(most) else int(most)
-        batches = islice(batches_on_device(trainer, task, loader), count)
-        for index, batch in enumerate(batches):
-            task.validation_step(batch, index)
-        values, _ = task.evaluator.compute("val")
-    reshard(task)
-    log_values(trainer, {f"val/{name}": value for name, value in values.items()})
+    log_values(trainer, values)
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     for callback in trainer.checkpoint_callbacks:
@@ -219,6 +208,22 @@ def validate_start(trainer: Trainer, task: Any) -> None:
         # the best one knows what to do without its metric
         if isinstance(callback, BestCheckpoint) or callback.monitor in trainer.callback_metrics:
             save_now(callback, trainer)
+
+
+def validated(trainer: Trainer, task: Any) -> dict[str, Tensor]:
+    """``val/<metric>`` → its value for the weights of now; empty without validation rows. Collective."""
+    loader = first_of(evaluation_loaders(trainer)) if trainer.enable_validation else None
+    if not loader:
+        return {}
+    with reading(trainer), dry_run(task):
+        most = first_of(trainer.num_val_batches)
+        count = None if math.isinf(most) else int(most)
+        batches = islice(batches_on_device(trainer, task, loader), count)
+        for index, batch in enumerate(batches):
+            task.validation_step(batch, index)
+        values, _ = task.evaluator.compute("val")
+    reshard(task)
+    return {f"val/{name}": value for name, value in values.items()}
 
 
 def _share(trainer: Trainer, module: nn.Module) -> None:
@@ -254,10 +259,6 @@ def set_start(network: HybridNetwork, features: SplitFeatures, solution: Solutio
         assert isinstance(fusion, BlendFusion)
         weights = [solution.weights[name] for name in [*features.parts, TOGETHER]]
         fusion.start_at(on_device, present, votes, votes[TOGETHER], weights)
-        if "part_heads" in network.parts:
-            heads = network.parts["part_heads"]
-            assert isinstance(heads, PartHeads)
-            heads.start_at(on_device, present, votes)
         return
     [(name, own)] = on_device.items()
     head = network.parts["head"]

@@ -60,4 +60,4 @@ def give_rates(trainer: Trainer, groups: Iterable[dict[str, Any]]) -> None:
                 "model, ..., update_attr=False), and make the model with the rate that it suggests.",
                 "model.scheduler",
             )
-        config.scheduler.base_lrs = rates
+        config.scheduler.base_lrs = config.scheduler.watch.written = rates

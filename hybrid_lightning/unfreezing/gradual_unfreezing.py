@@ -170,7 +170,7 @@ class GradualUnfreezing(FitCallback):
         check_keys(self.batch_norm, {group["part"] for group in groups}, "batch_norm", "part")
         if any(schedule != ALWAYS for schedule in self.schedules.values()):
             refuse_other_strategies(trainer)
-        if restoring(groups, self.schedules):
+        if restoring(groups, self.schedules, groups):
             refuse_restoring(trainer)
         # a restart begins with the phase of the checkpoint, whose optimizer state is restored next
         names = [group["name"] for group in groups]
@@ -318,7 +318,7 @@ class GradualUnfreezing(FitCallback):
 
     def _keep_best(self, trainer: Trainer, pl_module: LightningModule, groups: Sequence[Group]) -> None:
         frozen = [group for group in groups if not group["fixed"] and group["unfrozen_at"] is None]
-        wanted = restoring(frozen, self.schedules)
+        wanted = restoring(frozen, self.schedules, groups)
         for metric in self._best.kept.keys() - wanted.keys():
             del self._best.kept[metric]  # a copy of all weights that nothing waits for any more
         for metric, plateau in wanted.items():
@@ -326,7 +326,7 @@ class GradualUnfreezing(FitCallback):
 
     def _before_unfreezing(self, trainer: Trainer, pl_module: LightningModule, begun: Sequence[Group]) -> None:
         stages = dict.fromkeys(label(group) for group in begun)
-        for metric in restoring(begun, self.schedules):
+        for metric in restoring(begun, self.schedules, self.groups(trainer)):
             if self._best.restore(metric, pl_module):
                 rank_zero_info(f"before {listing(stages)}: the weights with the best {metric}.")
         if self.restart_early_stopping:

@@ -52,6 +52,20 @@ def plan_rows(
     return rows
 
 
+def with_sharing(rows: Sequence[dict[str, str]], shares: Mapping[str, str]) -> list[dict[str, str]]:
+    """The rows with one for each part that has the module of another one, behind the rows of the latter.
+
+    `shares`: part → the part whose module it has.
+    """
+    found = list(rows)
+    for part, owner in shares.items():
+        places = [place for place, row in enumerate(found) if row["part"] == owner]
+        row = dict.fromkeys(COLUMNS, "-")
+        row |= {"part": part, "parameters": "0", "unfreezes at": f"with {owner}, whose module it has"}
+        found.insert(max(places, default=len(found) - 1) + 1, row)
+    return found
+
+
 def _row_of_random(part: str) -> dict[str, str]:
     """The row of a random part without parameters."""
     nothing = dict.fromkeys(COLUMNS, "-")

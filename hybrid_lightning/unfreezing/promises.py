@@ -1,6 +1,7 @@
 """Whether what was promised comes true: what is frozen stays as it is, and what trains gets gradients."""
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from hybrid_lightning.duration import Duration, FitLength
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.lightning_private import accumulates, average_of
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
-from hybrid_lightning.unfreezing.timeline import group_spans, label, reaching_output, refuse_impossible
+from hybrid_lightning.unfreezing.timeline import group_spans, label, refuse_impossible
+from hybrid_lightning.unfreezing.zero_gradients import ZeroGradients
 
 Group = Mapping[str, Any]
 _BREAKING: dict[type, str] = {
@@ -190,16 +192,21 @@ class Promises:
         self.frozen: FrozenValues | None = None  # what has been frozen since the first batch
         self._reached: set[nn.Parameter] = set()  # by a gradient, in any phase
         self._gradients: FirstGradients | None = None  # of the newest phase
+        self._zeros: ZeroGradients | None = None
+        self._told: set[str] = set()  # parts whose gradients were 0
         self._is_compared = False
 
     def begin_phase(self, groups: Sequence[Group], training: Collection[str]) -> None:
         """Waits for the gradients of the groups that train now; `training` are their names."""
         self._gradients = FirstGradients(groups, training, self._reached)
+        self._zeros = ZeroGradients(groups, training, self._told)
 
     def after_backward(self, trainer: Trainer) -> None:
-        """See `FirstGradients`."""
-        if self._gradients is not None:
-            self._gradients.observe(trainer)
+        """See `FirstGradients` and `ZeroGradients`."""
+        if self._gradients is None or self._zeros is None:
+            return
+        self._gradients.observe(trainer)
+        self._tell(self._zeros.observe(partial(_over_ranks, trainer)))
 
     def end_epoch(self) -> None:
         """Compares what is frozen after the first epoch, so that a long fit does not learn of a change in the end."""
@@ -209,10 +216,21 @@ class Promises:
 
     def end_fit(self, trainer: Trainer) -> None:
         """Raises `ConfigError` for what was not kept."""
-        if self._gradients is not None:
+        if self._gradients is not None and self._zeros is not None:
             self._gradients.conclude(trainer)
+            self._tell(self._zeros.conclude(partial(_over_ranks, trainer)))
         if self.frozen is not None:
             self.frozen.refuse_changed()
+
+    def _tell(self, lines: list[str]) -> None:
+        for line in lines:
+            rank_zero_info(line)
+
+
+def _over_ranks(trainer: Trainer, values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, which all have to ask for."""
+    total: Tensor = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="sum")
+    return total.cpu()
 
 
 def never_trained(groups: Sequence[Group], starts: Mapping[str, int | None], step: int) -> list[str]:
@@ -234,6 +252,4 @@ def check_moments(
 ) -> None:
     """Raises `ConfigError` if the moments do not fit into the fit; a fast development run is too short for any."""
     if not getattr(trainer, "fast_dev_run", False):
-        spans = group_spans(groups, schedules, length)
-        reaching = {group["name"] for group in reaching_output(groups)}
-        refuse_impossible({name: span for name, span in spans.items() if name in reaching}, length)
+        refuse_impossible(group_spans(groups, schedules, length), length)

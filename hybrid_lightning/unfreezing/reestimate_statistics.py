@@ -64,17 +64,18 @@ class ReestimateStatistics(FitCallback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimates the statistics, if this validation belongs to a fit."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._reestimate(trainer, pl_module)
+            self.estimate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimates the statistics, if the last weights have not been validated."""
         if self._estimated_at != trainer.global_step:
             modes = {module: module.training for module in pl_module.modules()}
             pl_module.eval()
-            self._reestimate(trainer, pl_module)
+            self.estimate(trainer, pl_module)
             apply_modes(modes)
 
-    def _reestimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Estimates the statistics for the weights of now; for use in eval mode."""
         self._estimated_at = trainer.global_step
         groups = [group for group in self.groups(trainer) if self.parts is None or group["part"] in self.parts]
         # of parts that train: the statistics of a frozen stage are those that its weights were trained with

@@ -11,6 +11,8 @@ from hybrid_lightning.unfreezing.plateau import EXAMPLE, Plateau
 
 FORMS = ("plateau", "start", "stages")
 """Keys each of which stands in one form of a written schedule alone."""
+_POSITIONS = {"first": 0, "last": -1}
+"""Word for a stage by its place from input to output, unless a stage is named so."""
 Trigger = Duration | Plateau  # what starts something: a duration, or the plateau of a metric
 
 
@@ -36,7 +38,8 @@ class UnfreezingSchedule:
         freeze_every: Time from the freezing of one stage, the first one at the input, to that of the next one towards
             the output; None freezes all together.
         restore_best: Metric whose best weights so far are restored before an unfreezing; None restores nothing.
-        stages: Pattern of stage names → schedule of these stages alone; the first pattern that fits counts.
+        stages: Pattern of stage names, or ``first`` (at the input) or ``last`` → schedule of these stages alone; the
+            first that fits counts.
         given: What `parse` read, for checkpoints and configs.
     """
 
@@ -56,7 +59,7 @@ class UnfreezingSchedule:
             value: ``always``; ``never``; a duration; a plateau, ``{plateau: val/loss, patience: 2 validations}``;
                 ``{start: 10%, every: 1 epochs}``, top-down by stage, where both may be plateaus; with ``freeze: 80%``
                 or ``freeze: {start: 50%, every: 1 epochs}`` (from the input on) and ``restore_best: val/loss``; or
-                ``{stages: {layer4: 10%, "*": never}}``.
+                ``{stages: {layer4: 10%, "*": never}}``, where ``first`` and ``last`` need no name.
             place: Path of the setting, within the places that `at` adds.
 
         Raises:
@@ -88,10 +91,10 @@ class UnfreezingSchedule:
         freeze, freeze_every = _parse_freeze(value.get("freeze"))
         return cls(start, every, freeze, freeze_every, _parse_restore_best(value.get("restore_best"), start))
 
-    def of_stage(self, stage: str) -> "UnfreezingSchedule":
+    def of_stage(self, stages: Sequence[str], stage: str) -> "UnfreezingSchedule":
         """The schedule of one stage; that of the part, unless stages have their own."""
         for pattern, schedule in self.stages:
-            if matches(pattern, stage):
+            if _fits(pattern, stages, stage):
                 return schedule
         return self
 
@@ -102,9 +105,9 @@ class UnfreezingSchedule:
         # a stage without a schedule would have to be guessed, so all of them are named
         forgotten = list(stages)
         for pattern, _ in self.stages:
-            if not any(matches(pattern, stage) for stage in stages):
+            if not any(_fits(pattern, stages, stage) for stage in stages):
                 raise unknown("stages", "stage", pattern, stages)
-            forgotten = [stage for stage in forgotten if not matches(pattern, stage)]
+            forgotten = [stage for stage in forgotten if not _fits(pattern, stages, stage)]
         if forgotten:
             raise ConfigError(f"{listing(forgotten, 5)} without a schedule. Name each stage, or add '*'.", "stages")
 
@@ -136,7 +139,7 @@ class UnfreezingSchedule:
         above = None
         for stage in reversed(stages):
             if above is None or self.every is None:
-                found[stage] = self.of_stage(stage).start, None
+                found[stage] = self.of_stage(stages, stage).start, None
             else:
                 found[stage] = self.every, above
             above = stage
@@ -159,7 +162,7 @@ class UnfreezingSchedule:
         return spans
 
     def _stop(self, stages: Sequence[str], stage: str, length: FitLength) -> int | None:
-        own = self.of_stage(stage)
+        own = self.of_stage(stages, stage)
         if own.freeze is None:
             return None
         stop = own.freeze.steps(length, "freeze")
@@ -185,7 +188,7 @@ class UnfreezingSchedule:
 
     def describe(self, stages: Sequence[str], stage: str) -> str:
         """The moments of a stage as they were written: ``10% + 2 × 1 epoch, until 80%``."""
-        own = self.of_stage(stage)
+        own = self.of_stage(stages, stage)
         if own.start is None:
             return "never"
         below = stages.index(stage)
@@ -199,6 +202,13 @@ class UnfreezingSchedule:
         if own.freeze_every is not None and below:
             text += f" + {below} × {own.freeze_every}"
         return text
+
+
+def _fits(pattern: str, stages: Sequence[str], stage: str) -> bool:
+    """Whether a pattern or a word of `_POSITIONS` means this one of the stages."""
+    if pattern in _POSITIONS and pattern not in stages:
+        return stage == stages[_POSITIONS[pattern]]
+    return matches(pattern, stage)
 
 
 def parse_trigger(value: object, place: str = "") -> Trigger:

@@ -1,6 +1,6 @@
 """Which named groups train at which step: functions of their arguments alone."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -93,12 +93,15 @@ def waiting_for(
     return found
 
 
-def restoring(groups: Sequence[Group], schedules: Mapping[str, UnfreezingSchedule]) -> dict[str, Plateau]:
-    """Metric → plateau, of those whose best weights are restored before one of these groups is unfrozen."""
+def restoring(
+    unfrozen: Iterable[Group], schedules: Mapping[str, UnfreezingSchedule], groups: Sequence[Group]
+) -> dict[str, Plateau]:
+    """Metric → plateau, of those whose best weights are restored before some of all `groups` are unfrozen."""
     found = {}
-    for group in groups:
+    stages = stages_by_part(groups)
+    for group in unfrozen:
         schedule = schedules.get(group["part"], ALWAYS)
-        plateau = schedule.of_stage(stage_name(group)).restore_best
+        plateau = schedule.of_stage(stages[group["part"]], stage_name(group)).restore_best
         if plateau is not None:
             found[plateau.metric] = plateau
     return found
@@ -113,13 +116,12 @@ def training_at_start(groups: Sequence[Group], schedules: Mapping[str, Unfreezin
             schedule.refuse_other_stages(stages[part])
     spans = group_spans(groups, schedules, _ONE_STEP)
     training = {name for name, span in spans.items() if span.start == 0}
-    reaching = reaching_output(groups)
-    learning = [group for group in reaching if group["name"] in training]
-    parts = listing(dict.fromkeys(group["part"] for group in reaching))
+    learning = [group for group in groups if group["name"] in training]
+    parts = listing(dict.fromkeys(group["part"] for group in groups))
     if not learning:
         raise ConfigError(
-            f"everything is frozen at step 0 that reaches the output, so nothing can be learned. Set 'unfreeze: "
-            f"always' for at least one of: {parts}.",
+            f"everything is frozen at step 0, so nothing can be learned. Set 'unfreeze: always' for at least one of: "
+            f"{parts}.",
             "unfreeze",
         )
     # a scheduler may begin at 0
@@ -130,11 +132,6 @@ def training_at_start(groups: Sequence[Group], schedules: Mapping[str, Unfreezin
             "lr_scale",
         )
     return training
-
-
-def reaching_output(groups: Sequence[Group]) -> list[Group]:
-    """The groups that the model's output depends on: not those of the parts' own heads."""
-    return [group for group in groups if group["part"] != "part_heads"]
 
 
 @at("unfreeze")

@@ -6,7 +6,8 @@ import pickle
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable, Collection
+import zlib
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
+from hybrid_lightning.errors import listing
 from hybrid_lightning.files import TEMPORARY, is_regular_file
 
 REST = "meta.pt"  # file in the folder that holds all that is not sharded
 OLD = ".old"  # what the name of a folder ends with while a new one takes its place
 _PLACE = "sharded_tensor"
+_SHARDS = "shards"  # key of `REST`: file of shards → checksum; older folders have none
+_END = 65536  # bytes at the end of an archive, in which its list of contents lies
 _HARMLESS = {
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
@@ -57,19 +61,17 @@ class _Unpickler(pickle.Unpickler):
 class _Reader(FileSystemReader):
     """Reads the records of a folder with `_Unpickler`; torch's own reader would run code from the file."""
 
+    checksums: Any = None  # of the files of shards, if the folder states them
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
-        if not is_regular_file(path):  # a pipe would never end
-            raise OSError(f"the record of its shards is missing: there is no file {path.name!r}")
-        with path.open("rb") as file:
-            metadata = _Unpickler(file).load()
-        if not isinstance(metadata, Metadata):
-            raise pickle.UnpicklingError(f"a {type(metadata).__name__} is not the record of a checkpoint")
+        metadata = _read_record(Path(self.path))
         for record in (metadata.storage_data or {}).values():
             name = str(record.relative_path)
             if Path(name).name != name:
                 raise pickle.UnpicklingError(f"{name!r} is not a file of this folder")
             _verify_record(Path(self.path) / name, record.offset, record.length)
+        if self.checksums is not None:
+            _refuse_other_shards(_checksums(Path(self.path), metadata), self.checksums)
         stored = sum(record.length for record in (metadata.storage_data or {}).values())
         for name, entry in metadata.state_dict_metadata.items():
             if not isinstance(entry, TensorStorageMetadata):
@@ -80,6 +82,43 @@ class _Reader(FileSystemReader):
                 raise OSError(f"a shard of {name!r} is missing, or reaches beyond it")
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
+
+
+def _read_record(folder: Path) -> Metadata:
+    """What a folder says about its shards; nothing of it has been checked."""
+    path = folder / ".metadata"
+    if not is_regular_file(path):  # a pipe would never end
+        raise OSError(f"the record of its shards is missing: there is no file {path.name!r}")
+    with path.open("rb") as file:
+        metadata = _Unpickler(file).load()
+    if not isinstance(metadata, Metadata):
+        raise pickle.UnpicklingError(f"a {type(metadata).__name__} is not the record of a checkpoint")
+    return metadata
+
+
+def _checksums(folder: Path, metadata: Metadata) -> dict[str, int]:
+    """File of shards → checksum of those of its tensors, which stand at the end of each; little is read."""
+    found: dict[str, int] = {}
+    records = (metadata.storage_data or {}).values()
+    for record in sorted(records, key=lambda record: (str(record.relative_path), record.offset)):
+        name = str(record.relative_path)
+        with (folder / name).open("rb") as file:
+            skipped = max(0, record.length - _END)
+            file.seek(record.offset + skipped)
+            end = io.BytesIO(file.read(record.length - skipped))
+        with zipfile.ZipFile(end) as archive:
+            own = [entry.CRC for entry in archive.infolist()]
+        found[name] = zlib.crc32(repr(own).encode(), found.get(name, 0))
+    return found
+
+
+def _refuse_other_shards(found: Mapping[str, int], stated: Any) -> None:
+    """Raises OSError if a file of shards is whole, and not the one that was written with this folder."""
+    if not isinstance(stated, Mapping):
+        raise OSError("the checksums of its shards are damaged.")
+    other = [name for name, checksum in found.items() if stated.get(name) != checksum]
+    if other:
+        raise OSError(f"{listing(other)} was written with another checkpoint, such as one of another step.")
 
 
 def _bytes_of(record: TensorStorageMetadata) -> int:
@@ -140,7 +179,8 @@ def write_folder(content: dict[str, Any], folder: Path) -> None:
     dist.barrier()
     save(tensors, storage_writer=FileSystemWriter(temporary))
     if is_first:
-        torch.save(rest, temporary / REST)
+        shards = _checksums(temporary, _read_record(temporary))
+        torch.save({**rest, _SHARDS: shards}, temporary / REST)
         if folder.is_dir():
             folder.rename(old)  # a folder cannot be replaced in one go; one of the two is always there
         folder.unlink(missing_ok=True)
@@ -157,10 +197,12 @@ def read_folder(
     # mesh, this process alone reads full tensors. Raises `pickle.UnpicklingError` if a file holds anything that could
     # run code, and OSError if a shard is missing or damaged.
     content = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    checksums = content.pop(_SHARDS, None)
     content = {key: value for key, value in content.items() if key not in without}
     if not tensors:
         return content
     reader = _Reader(folder)
+    reader.checksums = checksums
     records = reader.read_metadata().state_dict_metadata
     found: dict[str, Tensor] = {}
 

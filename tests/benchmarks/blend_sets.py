@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from hybrid_lightning.demo.efficientnet_lite import EfficientNetLite0
 from hybrid_lightning.demo.elpv import ElpvDataModule
 from hybrid_lightning.demo.fracast import FracastEncoder
-from hybrid_lightning.demo.plaid import _data_folder, as_measured, describe, pad_left, read_ts
+from hybrid_lightning.demo.plaid import describe, pad_left
+from hybrid_lightning.demo.series import as_measured, longest_of, read_set
 from hybrid_lightning.network.blend import BlendFusion
 from hybrid_lightning.network.modules.mlp import LinearVote
 from hybrid_lightning.network.modules.random_convolutions import RandomConvolutions
@@ -48,16 +49,13 @@ class Split(NamedTuple):
 
 def read_series(name: str) -> tuple[Split, Split]:
     """The training and the test split of a set of the UCR archive."""
-    folder = _data_folder().parent / name
-    train = read_ts(folder / f"{name}_TRAIN.ts")
-    test = read_ts(folder / f"{name}_TEST.ts")
-    longest = max(len(series) for series in train[0] + test[0])
-    first = int(train[1].min())  # some sets count their classes from 1
+    sets = read_set(name)
+    longest = longest_of(sets[0].values + sets[1].values)
     splits = []
-    for series, target in (train, test):
+    for series, target in sets:
         padded = as_measured(series, longest)["values"]
         inputs = {"stats": (describe(series),), "kernels": (padded,), "encoder": pad_left(series, CONTEXT)}
-        splits.append(Split(inputs, target - first))
+        splits.append(Split(inputs, target))
     return splits[0], splits[1]
 
 

@@ -91,9 +91,7 @@ def accuracy(way: str, splits: dict[str, Entries], seed: int, epochs: int) -> fl
         "wave": {"module": "ResidualConv1d", "args": {"channels": [16, 32, 32], "kernel_size": 15, "flip": 0.5}},
         "stats": {"module": "MLP"},
     }
-    model = HybridClassifier(
-        num_classes=11, lr=3e-3, rates={"shape": "one_cycle"}, parts=parts, fusion=FUSIONS[way], part_heads=False
-    )
+    model = HybridClassifier(num_classes=11, lr=3e-3, rates={"shape": "one_cycle"}, parts=parts, fusion=FUSIONS[way])
     loaders = {
         split: DataLoader(DictDataset(entries), 32, shuffle=split == "train", collate_fn=as_batch)
         for split, entries in splits.items()

@@ -31,9 +31,8 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from torch.nn import functional
 
-from hybrid_lightning.demo.plaid import _data_folder, read_ts
+from hybrid_lightning.demo.series import as_measured, longest_of, read_set
 from hybrid_lightning.network.modules.positive_pools import POOLS
 from hybrid_lightning.network.modules.random_convolutions import RandomConvolutions
 
@@ -47,13 +46,10 @@ Transform = Callable[[Tensor], Tensor]
 
 def read(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Series `(N, L)` and classes `(N,)` of the training split, then of the test split."""
-    folder = _data_folder().parent / name
-    train, train_labels = read_ts(folder / f"{name}_TRAIN.ts")
-    test, test_labels = read_ts(folder / f"{name}_TEST.ts")
-    longest = max(len(series) for series in train + test)
-    padded = [functional.pad(series, (0, longest - len(series))) for series in train + test]
-    series = torch.stack(padded)
-    return series[: len(train)], train_labels, series[len(train) :], test_labels
+    train, test = read_set(name)
+    longest = longest_of(train.values + test.values)
+    padded = [as_measured(split.values, longest)["values"] for split in (train, test)]
+    return padded[0], train.classes, padded[1], test.classes
 
 
 def ours(kind: str, train: Tensor, seed: int) -> Transform:

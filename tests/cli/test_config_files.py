@@ -137,6 +137,24 @@ def test_several_configs_become_one_before_the_flags(tmp_path):
     assert yaml.safe_load(config) == {"name": "base", "a": {"b": 1, "c": 3}}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_flags_of_one_command_are_one_statement_in_any_order(order, tmp_path):
+    (tmp_path / "c.yaml").write_text("model: {class_path: X, init_args: {parts: {a: {module: M, weights: a.pt}}}}")
+    flags = ["--model.init_args.parts.a.unfreeze=never", "--model.init_args.pretrained.unfreeze=always"]
+    config = yaml.safe_load(merged_arguments(["-c", f"{tmp_path}/c.yaml", *flags[::order]])[1])
+    assert config["model"]["init_args"]["parts"]["a"]["unfreeze"] == "never"
+
+
+def test_flags_for_stages_add_up(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "model: {class_path: X, init_args: {pretrained: {unfreeze: {stages: {b: 5%, '*': always}}}}}"
+    )
+    place = "--model.init_args.pretrained.unfreeze.stages"
+    flags = [f"{place}.a=10%", f"{place}.*=never"]
+    config = yaml.safe_load(merged_arguments(["-c", f"{tmp_path}/c.yaml", *flags])[1])
+    assert config["model"]["init_args"]["pretrained"]["unfreeze"]["stages"] == {"a": "10%", "*": "never"}
+
+
 def test_arguments_without_a_config_stay_as_they_are():
     assert merged_arguments(["--trainer.max_epochs", "3"]) == ["--trainer.max_epochs", "3"]
 
@@ -153,6 +171,13 @@ def test_a_text_that_looks_like_a_number_stays_a_text(tmp_path):
         ({"start": "10%", "freeze": "80%"}, {"plateau": "val/loss"}, {"plateau": "val/loss"}),
         ({"start": "10%", "every": "1 epochs"}, {"every": "2 epochs"}, {"start": "10%", "every": "2 epochs"}),
         ({"start": "10%"}, {"start": "20%", "freeze": "80%"}, {"start": "20%", "freeze": "80%"}),
+        (
+            {"stages": {"first": "always", "*": "never"}},
+            {"stages": {"last": "always", "*": "never"}},
+            {"stages": {"last": "always", "*": "never"}},
+        ),
+        ({"stages": {"a": "10%", "b": "5%"}}, {"stages": {"*": "never"}}, {"stages": {"*": "never"}}),
+        ({"stages": {"a": "10%", "*": "never"}}, {"stages": {"a": "5%"}}, {"stages": {"a": "5%", "*": "never"}}),
     ],
 )
 def test_a_schedule_of_another_form_replaces_the_old_one(old, new, merged):

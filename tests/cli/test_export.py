@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.cli import main
 from hybrid_lightning.cli.export import entries_read, export_network, exported_program, plain_network
+from hybrid_lightning.cli.preparation import load_checkpoint
 from hybrid_lightning.errors import ConfigError
 from tests.small import PARTS, changed, command, write
 
@@ -183,3 +184,17 @@ def test_a_network_with_modality_dropout_is_exported_on_data_without_gaps(tmp_pa
     model = HybridClassifier(num_classes=2, parts={"a": "MLP", "b": "MLP"}, fusion=fusion).build(batch)
     export_network(model.built(), batch, str(tmp_path / "x.pt2"), "torch_export")
     assert (tmp_path / "x.pt2").exists()
+
+
+def test_wide_parts_are_shrunk_as_in_the_file_though_its_options_are_others(tmp_path):
+    batch = {"a": torch.randn(4, 100), "b": torch.randn(4, 3)}
+    parts = {"a": "torch.nn.Identity", "b": "MLP"}
+    old = HybridClassifier(num_classes=3, parts=parts, fusion={"args": {"shrink_above": None}}).build(batch).eval()
+    checkpoint = {"state_dict": old.state_dict()}
+    old.on_save_checkpoint(checkpoint)
+    del checkpoint["hybrid_lightning"]["fusion"]["args"]  # as older programs wrote it
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    model = HybridClassifier(num_classes=3, parts=parts, untrained={"lr_scale": 2.0}).build(batch).eval()
+    load_checkpoint(model, str(tmp_path / "old.ckpt"))
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch), old(batch))

@@ -70,6 +70,30 @@ def with_images() -> list[dict[str, str]]:
 # Batches
 
 
+def test_calibration_rows_are_read_by_nothing_else(folder):
+    data = prepared(fractions={"val": 0.2, "test": 0.2, "calibration": 0.3}, split_by="patient")
+    seen = {}
+    for split in ("train", "val", "test", "calibration"):
+        batches = getattr(data, f"{split}_dataloader")()
+        seen[split] = {row for batch in batches for row in batch["id"].tolist()}
+    assert sum(map(len, seen.values())) == 60
+    assert len(seen["calibration"]) == 18
+    assert data.calibration_groups.tolist() == [row // 2 for row in sorted(seen["calibration"])]
+    without = prepared()
+    assert without.calibration_dataloader() == []
+    assert without.calibration_groups is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_a_check_counts_calibration_rows_where_there_are_some(folder, capsys, share):
+    path = write(cells())
+    data = ManifestDataModule(path, INPUTS, "label", fractions={"calibration": share}, workers=0)
+    data.check()
+    header, _, counts, *_ = capsys.readouterr().out.splitlines()
+    assert ("calibration" in header) == (share > 0)
+    assert counts.split()[1:] == (["30", "9", "9", "12"] if share else ["42", "9", "9"])
+
+
 def test_a_batch_holds_the_rows_that_its_ids_name(folder):
     data = prepared(id="name")
     rows = cells()

@@ -20,7 +20,7 @@ from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
 
 SHARES = {"val": 0.2, "test": 0.3}
-TRAIN, VAL, TEST = range(3)
+TRAIN, VAL, TEST, CALIBRATION = range(4)
 
 
 def alike(rows: int) -> np.ndarray:
@@ -37,8 +37,8 @@ def table(**columns):
 
 
 def test_a_column_says_the_split():
-    split = split_from_column(table(part=["val", "train", "test", "train"]), "part")
-    assert split.tolist() == [VAL, TRAIN, TEST, TRAIN]
+    split = split_from_column(table(part=["val", "train", "test", "calibration"]), "part")
+    assert split.tolist() == [VAL, TRAIN, TEST, CALIBRATION]
 
 
 def test_other_values_of_the_split_column_are_listed():
@@ -82,7 +82,7 @@ def test_each_row_is_tested_by_exactly_one_fold(grouped):
     generator = np.random.default_rng(3)
     strata = generator.integers(0, 3, 103)
     groups = generator.integers(0, 40, 103) if grouped else None
-    splits = [split_by_fold(strata, (fold, 5), 0.2, 7, groups, labels=strata) for fold in range(1, 6)]
+    splits = [split_by_fold(strata, (fold, 5), {"val": 0.2}, 7, groups, labels=strata) for fold in range(1, 6)]
     assert (np.stack([split == TEST for split in splits]).sum(axis=0) == 1).all()
     sizes = [int((split == TEST).sum()) for split in splits]
     assert max(sizes) - min(sizes) <= (4 if grouped else 1)
@@ -113,7 +113,7 @@ def test_folds_of_groups_with_a_class_each_are_equally_long():
     groups = np.repeat(np.arange(50), 5)
     for seed in range(10):
         strata = np.random.default_rng(seed).integers(0, 10, 50)[groups]
-        sizes = [(split_by_fold(strata, (fold, 5), 0.0, seed, groups) == TEST).sum() for fold in range(1, 6)]
+        sizes = [(split_by_fold(strata, (fold, 5), {"val": 0.0}, seed, groups) == TEST).sum() for fold in range(1, 6)]
         assert max(sizes) - min(sizes) <= 10
 
 
@@ -197,16 +197,39 @@ def test_impossible_shares_are_refused(fractions, fold, message):
 
 
 def test_left_out_shares_have_a_value():
-    assert parse_fractions(None, None) == {"val": 0.15, "test": 0.15}
-    assert parse_fractions({"val": 0}, None) == {"val": 0.0, "test": 0.15}
-    assert parse_fractions(None, "1/5") == {"val": 0.15}
+    assert parse_fractions(None, None) == {"val": 0.15, "test": 0.15, "calibration": 0.0}
+    assert parse_fractions({"val": 0}, None) == {"val": 0.0, "test": 0.15, "calibration": 0.0}
+    assert parse_fractions(None, "1/5") == {"val": 0.15, "calibration": 0.0}
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_calibration_rows_are_taken_from_the_training_rows_alone(grouped):
+    strata = np.random.default_rng(0).integers(0, 3, 400)
+    groups = np.arange(400) // 2 if grouped else None
+    without = split_by_fractions(strata, SHARES, 3, groups)
+    split = split_by_fractions(strata, {**SHARES, "calibration": 0.25}, 3, groups)
+    assert np.bincount(split, minlength=4).tolist() == [100, 80, 120, 100]
+    if grouped:
+        assert all(len(set(split[groups == group])) == 1 for group in range(200))
+    else:
+        changed = split != without
+        assert set(without[changed]) == {TRAIN}
+        assert set(split[changed]) == {CALIBRATION}
+
+
+def test_calibration_rows_of_a_fold_are_none_of_its_test_rows():
+    strata = np.arange(200) % 2
+    without = split_by_fold(strata, (2, 5), {"val": 0.25}, 0)
+    split = split_by_fold(strata, (2, 5), {"val": 0.25, "calibration": 0.5}, 0)
+    assert ((split == TEST) == (without == TEST)).all()
+    assert np.bincount(split).tolist() == [40, 40, 40, 80]
 
 
 def test_fewer_rows_or_groups_than_folds_are_refused():
     with pytest.raises(ConfigError, match="3 rows cannot fill 5 folds"):
-        split_by_fold(alike(3), (1, 5), 0.0, 0)
+        split_by_fold(alike(3), (1, 5), {"val": 0.0}, 0)
     with pytest.raises(ConfigError, match="2 values of split_by cannot fill 3 folds"):
-        split_by_fold(alike(8), (1, 3), 0.0, 0, groups=np.arange(8) % 2)
+        split_by_fold(alike(8), (1, 3), {"val": 0.0}, 0, groups=np.arange(8) % 2)
 
 
 def test_no_row_is_lost_when_nothing_is_held_out():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from hybrid_lightning.demo import digits
 from hybrid_lightning.demo.digits import DigitsDataModule
 from hybrid_lightning.errors import ConfigError
 
@@ -67,5 +68,6 @@ def test_impossible_fractions_are_refused(val, test):
 
 def test_a_missing_package_is_named_with_its_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    digits._digits.cache_clear()
     with pytest.raises(ConfigError, match=r"needs sklearn: .* Install it with: pip install .*\[demo\]"):
         splits()

@@ -8,7 +8,7 @@ from hybrid_lightning.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
-def elpv() -> ElpvDataModule:
+def elpv(elpv_is_unpacked_once: None) -> ElpvDataModule:
     data = ElpvDataModule(batch_size=16, size=8)
     data.setup()
     return data

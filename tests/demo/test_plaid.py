@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from hybrid_lightning.data.in_memory import stratified_mask
-from hybrid_lightning.demo.plaid import PlaidDataModule, describe, pad_left, pad_right, read_ts
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.demo.plaid import PlaidDataModule, describe, pad_left, pad_right
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +33,6 @@ def test_statistics_are_standardized_with_the_training_split_alone(plaid):
     assert plaid.splits["test"].entries["stats"].mean(0).abs().max() > 1e-3
 
 
-def test_a_ts_file_is_read_row_by_row(tmp_path):
-    (tmp_path / "x.ts").write_text("#comment\n@problemName x\n@data\n1.5,-2,3:4\n7,8:0\n\n")
-    traces, targets = read_ts(tmp_path / "x.ts")
-    assert [trace.tolist() for trace in traces] == [[1.5, -2.0, 3.0], [7.0, 8.0]]
-    assert targets.tolist() == [4, 0]
-
-
 def test_traces_are_scaled_and_their_ends_aligned():
     values, mask = pad_left([torch.tensor([2.0, 4.0]), torch.tensor([9.0, 0.0, 1.0, 2.0]), torch.tensor([5.0])], 3)
     assert values.tolist() == [[0, 0, 1], [0, 0.5, 1], [0, 0, 0]]
@@ -65,15 +57,3 @@ def test_a_stratified_share_of_each_class_is_chosen_by_the_seed():
     assert [int(chosen[targets == label].sum()) for label in range(3)] == [3, 6, 1]
     assert torch.equal(chosen, stratified_mask(targets, 0.3, seed=5))
     assert not torch.equal(chosen, stratified_mask(targets, 0.3, seed=6))
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.5, 2])
-def test_an_impossible_fraction_is_refused(fraction):
-    with pytest.raises(ConfigError, match=rf"^data\.val_fraction: {fraction} is not between 0 and 1"):
-        PlaidDataModule(val_fraction=fraction)
-
-
-def test_a_missing_package_is_named_with_its_installation(monkeypatch):
-    monkeypatch.setattr("hybrid_lightning.demo.plaid.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs the package sktime. Install it with: pip install .*\[demo\]"):
-        PlaidDataModule().setup()

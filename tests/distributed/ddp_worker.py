@@ -73,9 +73,7 @@ def main(kind: str, ranks: int, folder: Path) -> None:
     if kind == "plateau":
         schedule = {"plateau": "val/loss", "patience": "1 validations"}
     if kind == "task":
-        model: pl.LightningModule = plain_norm(
-            hybrid(schedule, dropout=0.0, part_heads=True, unfreezing={"check_ranks": "epochs"})
-        )
+        model: pl.LightningModule = plain_norm(hybrid(schedule, dropout=0.0, unfreezing={"check_ranks": "epochs"}))
         callbacks: list[pl.Callback] = [Reducer()]
     else:
         model = plain_norm(Judged() if kind == "plateau" else Foreign())

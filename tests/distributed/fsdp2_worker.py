@@ -107,7 +107,7 @@ def make(kind: str) -> tuple[pl.LightningModule, list[pl.Callback]]:
         limits = {"backbone": {"value": 0.05}, "head": {"zclip": {"z": 1.0, "warm_up": "3 steps"}}}
         callbacks = [GradualUnfreezing({"backbone": SCHEDULE}), GradientClipping(limits), GradientNormMonitor()]
         return plain_norm(ForeignSharded()), callbacks
-    task = hybrid(SCHEDULE, dropout=0.0, part_heads=True, untrained={"clip": {"agc": 0.02}})
+    task = hybrid(SCHEDULE, dropout=0.0, untrained={"clip": {"agc": 0.02}})
     return task if kind == "batch statistics" else plain_norm(task), []
 
 

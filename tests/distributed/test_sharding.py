@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,25 @@ def test_a_folder_without_a_shard_is_refused(folder: Path) -> None:
     (folder / "__0_0.distcp").unlink()
     with pytest.raises(ConfigError, match="a shard is missing or damaged"):
         read_file(folder)
+
+
+def test_a_whole_shard_of_another_checkpoint_is_refused(mesh: DeviceMesh, folder: Path, tmp_path: Path) -> None:
+    module, groups = network()
+    shard(module, mesh, groups)
+    for parameter in module.parameters():
+        parameter.data.add_(1)
+    later = tmp_path / "later.ckpt"
+    write_folder({"state_dict": module.state_dict(), "step": 4, "skipped": [module["head"].bias]}, later)
+    shutil.copy(later / "__0_0.distcp", folder)
+    with pytest.raises(ConfigError, match=r"'__0_0\.distcp' was written with another checkpoint"):
+        read_file(folder)
+    shutil.copy(later / ".metadata", folder)
+    with pytest.raises(ConfigError, match=r"was written with another checkpoint, such as one of another step"):
+        read_file(folder)
+
+
+def test_an_older_folder_without_checksums_is_read(folder: Path) -> None:
+    content = torch.load(folder / "meta.pt", weights_only=True)
+    assert content.pop("shards").keys() == {"__0_0.distcp"}
+    torch.save(content, folder / "meta.pt")
+    assert read_file(folder)["step"] == 3

@@ -278,7 +278,7 @@ def test_a_compiled_part_has_the_same_similarity_and_is_not_compiled_more_often(
     def fit(compiled: Any, *callbacks: pl.Callback) -> tuple[list[dict[str, float]], int]:
         GRAPHS.clear()
         torch._dynamo.reset()
-        model = hybrid({"start": "6 steps", "every": "5 steps"}, dropout=0.0)
+        model = hybrid("6 steps", dropout=0.0)
         model.parts["old"] = dataclasses.replace(model.parts["old"], compile=compiled)
         return logged(model, *callbacks), len(GRAPHS)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hybrid_lightning import L2SP, GradualUnfreezing, HybridClassifier, PretrainedDrift
 from hybrid_lightning.drift.start_weights import STARTING_WEIGHTS_KEY, StartingWeightsCallback
-from hybrid_lightning.tasks.checkpoint import CHECKPOINT_KEY
+from hybrid_lightning.tasks.formats import CHECKPOINT_KEY
 from tests.drift.test_l2sp import pretrained
 from tests.processes import succeed_on
 from tests.resume.resuming import differences
@@ -114,7 +114,6 @@ def test_groups_know_their_origin_and_a_checkpoint_from_before_that_goes_on(tmp_
         "new": "untrained",
         "fusion": "untrained",
         "head": "untrained",
-        "part_heads": "untrained",
     }
     checkpoint = torch.load(path, weights_only=True)
     for group in checkpoint["optimizer_states"][0]["param_groups"]:

@@ -23,7 +23,7 @@ def limited(clip: dict[str, Any], **options: Any) -> HybridClassifier:
     torch.manual_seed(0)
     parts = {name: {**facts, "clip": clip.get(name)} for name, facts in PARTS.items()}
     fusion = {"args": {"standardize": "features"}, "clip": clip.get("fusion")}
-    return HybridClassifier(num_classes=2, parts=parts, fusion=fusion, lr=0.01, part_heads=False, **options)
+    return HybridClassifier(num_classes=2, parts=parts, fusion=fusion, lr=0.01, **options)
 
 
 class Record(pl.Callback):

@@ -216,7 +216,7 @@ class Normed(nn.Module):
 
 def with_norms(unfreeze: str) -> HybridClassifier:
     parts = {"a": {"module": Normed(), "unfreeze": unfreeze}, "b": {"module": Normed()}}
-    return HybridClassifier(num_classes=2, parts=parts, part_heads=False)
+    return HybridClassifier(num_classes=2, parts=parts)
 
 
 def spoilt_batches(spoilt: int) -> DataLoader[Any]:

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from hybrid_lightning.network.blend import BlendFusion, FeatureScale, ScaledHead
-from hybrid_lightning.network.fusion import PartHeads
 from hybrid_lightning.network.modules.mlp import LinearVote
 from hybrid_lightning.probe.blend import blended
 
@@ -71,17 +70,3 @@ def test_a_single_head_begins_at_its_vote(features):
     head, own = ScaledHead(3, 2), vote(3)
     head.start_at(features["a"], own)
     assert torch.allclose(head(features["a"]), of(own, features["a"]), atol=1e-4)
-
-
-def test_the_parts_own_heads_begin_at_their_votes_in_evaluation(features):
-    heads, votes = PartHeads(SIZES, 2).eval(), {"a": vote(3), "b": vote(2)}
-    heads.start_at(features, {}, votes)
-    for name, outputs in heads(features).items():
-        assert torch.allclose(outputs, of(votes[name], features[name]), atol=1e-3)
-
-
-def test_heads_without_statistics_stay_as_they_are(features):
-    heads = PartHeads(SIZES, 2, standardize="features")
-    before = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
-    heads.start_at(features, {}, {"a": vote(3), "b": vote(2)})
-    assert all(torch.equal(before[name], tensor) for name, tensor in heads.state_dict().items())

@@ -57,7 +57,7 @@ def test_sizes_are_inferred_along_chains_and_towers():
         "stem": {"in_channels": 1},
         "upper": {"in_channels": 4},
         "table": {"in_features": 6},
-        "fusion": {"in_features": {"table": 5, "upper": 16}},
+        "fusion": {"in_features": {"table": 5, "upper": 16}, "shrink_above": 64},
         "head": {"in_features": 128, "out_features": 3},
     }
     assert sorted(network.feeding) == ["table", "upper"]
@@ -277,3 +277,27 @@ def test_maps_of_a_spectrogram_are_pooled_over_time_unless_the_part_says_otherwi
     network.eval()
     maps = network.parts["body"](network.parts["stem"](batch["sound"]))
     assert torch.equal(network.features(batch)["body"], maps.mean(-1).flatten(1))
+
+
+def meta_linear():
+    with torch.device("meta"):
+        return nn.Linear(4, 4)
+
+
+def with_meta_buffer():
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    module[1].running_mean = torch.zeros(4, device="meta")
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.compile(nn.Linear(4, 4), backend="eager"), r"torch\.compile has wrapped it.*'compile: true'"),
+        (meta_linear, r"'weight', 'bias' lie on the meta device, which holds no values"),
+        (with_meta_buffer, r"'1\.running_mean' lie on the meta device"),
+    ],
+)
+def test_a_live_module_that_is_not_ready_is_refused(make, message):
+    with pytest.raises(ConfigError, match=r"^model\.parts\.a\.module: " + message):
+        builder.build(parse_parts({"a": {"module": make(), "origin": "untrained"}}), 2, {"a": torch.randn(3, 4)})

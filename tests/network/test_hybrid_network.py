@@ -59,7 +59,7 @@ def test_a_cached_output_replaces_the_forward_of_its_part_and_of_what_it_alone_r
     stem = network.parts["stem"](batch["image"])
     cached = {"upper": network.parts["upper"](stem)}
     without_image = {"table": batch["table"]}
-    assert torch.equal(network.forward_parts(without_image, cached=cached).joint, network(batch))
+    assert torch.equal(network({**without_image, "cached": cached}), network(batch))
     assert torch.equal(network.features(without_image, cached)["upper"], network.features(batch)["upper"])
     assert torch.equal(network.features(without_image, {"stem": stem})["upper"], network.features(batch)["upper"])
 
@@ -72,13 +72,12 @@ def test_cached_tokens_are_pooled_without_what_the_mask_leaves_out():
     assert torch.equal(network.features({"text": text}, cached)["text"], network.features({"text": text})["text"])
 
 
-def test_outputs_of_single_parts_stand_beside_the_joint_ones():
+def test_outputs_without_single_parts_stand_beside_the_joint_ones():
     parts, batch = two_towers()
-    network = build(parts, batch, part_heads=True).eval()
-    outputs = network.forward_parts(batch, contributions=True)
-    assert torch.equal(outputs.joint, network(batch))
-    assert outputs.alone.keys() == outputs.without.keys() == {"table", "upper"}
-    assert network.forward_parts(batch).without == {}
+    network = build(parts, batch).eval()
+    joint, without = network.forward_and_without(batch)
+    assert torch.equal(joint, network(batch))
+    assert without.keys() == {"table", "upper"}
 
 
 class Detached(nn.Module):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.builder import build, rebuild
-from hybrid_lightning.network.fusion import SampleNorm
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.missing import drop_at_random, presence
 from hybrid_lightning.network.part import Part, parse_parts
+from hybrid_lightning.network.standardize import SampleNorm
 
 FUSIONS = ["ConcatFusion", "GatedFusion", "AttentionFusion", "LogitFusion"]
 
@@ -157,7 +157,7 @@ def test_a_fusion_of_ones_own_without_presence_is_refused_where_samples_lack_par
         build(parse_parts(parts), 3, {key: v[:2] for key, v in batch.items()}, fusion=Part(Sum()))
     plain = {key: batch[key] for key in ("a", "b")}
     network = build(parse_parts(parts), 3, {k: v[:2] for k, v in plain.items()}, fusion=Part(Sum()))
-    outputs, _, without = network.forward_parts(plain, contributions=True)
+    outputs, without = network.forward_and_without(plain)
     assert (outputs.shape, without) == ((8, 3), {})
 
 
@@ -165,7 +165,7 @@ def test_a_fusion_of_ones_own_without_presence_is_refused_where_samples_lack_par
 def test_outputs_without_a_part_are_those_of_a_sample_that_lacks_it(fusion: str) -> None:
     batch = a_batch(lacking_a=(), lacking_b=())
     network = a_network(batch, fusion).eval()
-    without = network.forward_parts(batch, contributions=True).without
+    _, without = network.forward_and_without(batch)
     lacking = {**batch, "present/a": torch.zeros(8, dtype=torch.bool)}
     torch.testing.assert_close(without["a"], network(lacking))
 

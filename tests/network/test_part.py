@@ -197,3 +197,35 @@ def test_a_live_module_whose_origin_is_not_said_is_doubtful():
     parts = {"a": live, "b": {"module": live, "origin": "untrained"}, "c": {"module": live, "weights": "pretrained"}}
     parsed = parse_parts({**parts, "d": "MLP"})
     assert [name for name, part in parsed.items() if part.is_doubtful] == ["a"]
+
+
+def test_untrained_parts_may_be_left_as_drawn_but_not_what_reads_them():
+    drawn = {"origin": "random", "unfreeze": "10%"}
+    parts = parse_parts({"tower": {"module": "MLP", "weights": "a.pt"}, "table": "MLP"}, untrained=drawn)
+    assert [(part.origin, part.unfreeze) for part in parts.values()] == [
+        ("pretrained", UnfreezingSchedule.parse("10%")),
+        ("random", UnfreezingSchedule.parse("never")),
+        ("untrained", UnfreezingSchedule.parse("10%")),
+    ]
+    fusion = parse_part("fusion", "ConcatFusion", all_defaults(None, drawn))
+    assert fusion.origin == "untrained"
+    assert parse_parts({"table": parts["table"]})["table"].origin == "random"  # as a checkpoint is read
+
+
+@pytest.mark.parametrize(
+    ("origin", "option", "message"),
+    [
+        ("untrained", {"origin": "pretrained"}, r"model\.untrained\.origin: .*'pretrained'.*'random'"),
+        ("untrained", {"adapter": "lora"}, r"model\.untrained: unknown key 'adapter'"),
+        ("pretrained", {"origin": "random"}, r"model\.pretrained: unknown key 'origin'"),
+    ],
+)
+def test_an_option_that_one_origin_alone_has_is_no_default_of_the_other(origin, option, message):
+    with pytest.raises(ConfigError, match=message):
+        all_defaults(**{"pretrained": None, "untrained": None, origin: option})
+
+
+def test_an_adapter_may_be_the_default_of_pretrained_parts():
+    parts = parse_parts({"tower": {"module": "MLP", "weights": "a.pt"}, "table": "MLP"}, {"adapter": "lora"})
+    assert parts["tower"].adapter == AdapterSpec.parse("lora")
+    assert parts["table"].adapter is None

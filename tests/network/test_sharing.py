@@ -46,11 +46,11 @@ def test_the_part_with_the_module_may_stand_behind_the_one_that_shares_it():
 
 def test_a_rebuilt_network_shares_again():
     parts = {**PARTS, "third": {"share": "front", "input": "other"}}
-    network = made(parts, part_heads=True)
+    network = made(parts)
     saved = {name: part.plain() for name, part in parse_parts(parts).items()}
     assert saved["third"] == {"share": "front", "input": "other"}
     record = NetworkRecord.parse(network.record.plain())
-    again = rebuild(parse_parts(saved), 2, record, part_heads=True).eval()
+    again = rebuild(parse_parts(saved), 2, record).eval()
     again.load_state_dict(network.state_dict())
     assert torch.equal(again(IMAGES), network(IMAGES))
     assert again.parts["third"] is again.parts["front"]

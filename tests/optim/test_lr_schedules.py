@@ -159,3 +159,16 @@ def test_impossible_facts_are_refused(options, message):
 def test_constant_rates_need_no_end():
     scheduler = GroupRates(an_optimizer({"lr": 0.3}), length=FitLength(None, None))
     assert course(scheduler) == [[0.3]] * (STEPS + 1)
+
+
+@pytest.mark.parametrize("shape", ["constant", "cosine"])
+def test_rates_that_something_else_sets_are_told_once_and_set_back(shape):
+    scheduler = GroupRates(an_optimizer({"name": "a"}, {"name": "b"}), shape, length=FitLength(None, STEPS))
+    alone = course(GroupRates(an_optimizer({}, {}), shape, length=FitLength(None, STEPS)), 3)
+    scheduler.optimizer.step()
+    scheduler.optimizer.param_groups[1]["lr"] = 0.5
+    with pytest.warns(UserWarning, match=r"sets the rates of 'b'\. They last until the schedule's next step"):
+        scheduler.step()
+    assert [group["lr"] for group in scheduler.optimizer.param_groups] == alone[1]
+    scheduler.optimizer.param_groups[0]["lr"] = 0.5
+    scheduler.step()

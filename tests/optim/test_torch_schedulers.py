@@ -32,6 +32,14 @@ def shrink(step: int) -> float:
     return 0.9
 
 
+def nothing(step: int) -> float:
+    return 0.0
+
+
+def late(epoch: int) -> float:
+    return float(epoch == EPOCHS - 1)
+
+
 def nested(*specs):
     return [{"class_path": name, "init_args": arguments} for name, arguments in specs]
 
@@ -87,15 +95,16 @@ def expected(name: str, every: int, steps: int = STEPS, kind=torch.optim.SGD) ->
 
 
 class Rates(pl.Callback):
-    """Global step → (name, share, rate, momentum, unfrozen_at) of each group; saves at every moment, if a folder is."""
+    """Global step → (name, share, rate, momentum, unfrozen_at) of each group; saves at moments, such as ``val8``."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, moments=()) -> None:
         self.seen: dict[int, list[tuple]] = {}
-        self.folder = folder
+        self.folder, self.moments = folder, moments
 
     def save(self, run, moment: str) -> None:
-        if self.folder is not None and not run.sanity_checking:
-            run.save_checkpoint(self.folder / f"{moment}{run.global_step}.ckpt")
+        name = f"{moment}{run.global_step}"
+        if self.folder is not None and not run.sanity_checking and name in self.moments:
+            run.save_checkpoint(self.folder / f"{name}.ckpt")
 
     def on_train_batch_end(self, run, *_) -> None:
         self.save(run, "")
@@ -124,8 +133,10 @@ def task(name: str, optimizer: str = "SGD", **options):
     return classifier(parts=PARTS, lr=LR, optimizer=spec, scheduler=scheduler)
 
 
-def rates_of(model, folder: Path | None = None, checkpoint: Path | None = None, **options) -> dict[int, list[tuple]]:
-    record = Rates(folder)
+def rates_of(
+    model, folder: Path | None = None, checkpoint: Path | None = None, moments=("7", "10"), **options
+) -> dict[int, list[tuple]]:
+    record = Rates(folder, moments)
     run = trainer(max_epochs=EPOCHS, callbacks=[record], **options)
     run.fit(model, data(), data(), ckpt_path=checkpoint, weights_only=True)
     return record.seen
@@ -168,8 +179,9 @@ def test_a_cycled_first_beta_reaches_every_group(name):
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_restart_anywhere_goes_on_with_the_same_rates(name, tmp_path):
-    whole = rates_of(task(name), tmp_path)
-    for file in ("3", "10", "val8", "end8", "val16"):
+    files = ("3", "10", "val8", "end8", "val16")
+    whole = rates_of(task(name), tmp_path, moments=files)
+    for file in files:
         again = rates_of(task(name), checkpoint=tmp_path / f"{file}.ckpt")
         first = int(file.removeprefix("val").removeprefix("end"))
         assert again == {step: groups for step, groups in whole.items() if step >= first}, file
@@ -291,10 +303,24 @@ def refused(scheduler, match, **options):
             {"class_path": "ChainedScheduler", "init_args": {"schedulers": nested(("ReduceLROnPlateau", {}))}},
             "ChainedScheduler refuses its arguments: .*ReduceLROnPlateau",
         ),
+        (
+            {"class_path": "ConstantLR", "init_args": {"factor": 0.0, "total_iters": 40}, "interval": "step"},
+            "ConstantLR gives a rate of 0 to each of the 20 steps of the fit, so nothing would train",
+        ),
+        (
+            {"class_path": "ConstantLR", "init_args": {"factor": 0.0, "total_iters": 9}},
+            "rate of 0 to each of the 5 epochs",
+        ),
+        ({"class_path": "LambdaLR", "init_args": {"lr_lambda": f"{__name__}.nothing"}}, "LambdaLR gives a rate of 0"),
     ],
 )
 def test_what_cannot_be_right_is_refused_before_the_first_step(scheduler, match):
     refused(scheduler, match)
+
+
+def test_a_scheduler_may_hold_the_rate_at_0_for_a_while():
+    scheduler = {"class_path": "LambdaLR", "init_args": {"lr_lambda": f"{__name__}.late"}}
+    trainer(max_epochs=EPOCHS).fit(classifier(lr=LR, scheduler=scheduler), data(), data())
 
 
 def test_a_plateau_without_validation_is_refused():

@@ -1,7 +1,8 @@
+import pytest
 import torch
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
-from hybrid_lightning.probe.calibration import class_link, label_link
+from hybrid_lightning.probe.calibration import class_link, fit_temperature, label_link
 
 
 def outputs(rows: int = 200, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -81,3 +82,64 @@ def test_a_label_that_never_occurs_is_improbable_and_finite():
     logits = link(raw)
     assert logits.isfinite().all()
     assert logits.sigmoid().max() < 0.02
+
+
+def too_sure(rows: int = 2000, factor: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are right but for a factor, and classes drawn by the right ones."""
+    right = torch.randn(rows, 4, dtype=torch.float64)
+    return factor * right, torch.distributions.Categorical(logits=right).sample()
+
+
+@pytest.mark.parametrize("factor", [0.4, 3.0])
+def test_the_temperature_takes_a_factor_of_logits_back(factor):
+    logits, target = too_sure(factor=factor)
+    assert fit_temperature(logits, target, "classes") == pytest.approx(factor, rel=0.1)
+
+
+def test_no_other_temperature_has_a_lower_loss():
+    logits, target = too_sure()
+    softened = (2000 * one_hot(target, 4).double() + 1 / 4) / 2001
+    temperature = torch.tensor(fit_temperature(logits, target, "classes"), dtype=torch.float64, requires_grad=True)
+    cross_entropy(logits / temperature, softened).backward()
+    assert temperature.grad.abs() < 1e-7
+
+
+def test_labels_share_one_temperature():
+    right = torch.randn(1500, 3)
+    target = torch.bernoulli(right.sigmoid())
+    found = fit_temperature(4 * right, target, "labels")
+    assert found == pytest.approx(4, rel=0.1)
+    assert binary_cross_entropy_with_logits(4 * right / found, target) < binary_cross_entropy_with_logits(
+        4 * right, target
+    )
+
+
+def test_logits_that_are_honest_stay_as_they_are():
+    found = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        found.append(fit_temperature(*too_sure(150, factor=1.0), "classes"))
+    assert sum(temperature == 1 for temperature in found) >= 34  # two standard errors, roughly
+
+
+def test_a_few_rows_say_nothing_of_a_temperature():
+    logits, target = too_sure(99)
+    assert fit_temperature(logits, target, "classes") == 1
+    assert fit_temperature(*too_sure(100), "classes") != 1
+
+
+def test_rows_that_are_told_twenty_times_are_hardly_more_evidence():
+    found = []
+    groups = torch.arange(12).repeat_interleave(20)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        logits, target = too_sure(12, 1.0)
+        rows = logits[groups], target[groups], "classes"
+        found.append([fit_temperature(*rows) != 1, fit_temperature(*rows, groups) != 1])
+    taken, by_groups = torch.tensor(found).sum(0).tolist()
+    assert by_groups <= taken / 2
+
+
+def test_outputs_that_separate_the_classes_have_a_finite_temperature():
+    target = torch.arange(300) % 3
+    assert 0.01 <= fit_temperature(5.0 * one_hot(target, 3), target, "classes") < 1

@@ -230,6 +230,7 @@ class Run:
         make: Makes the model.
         loader: Name among `LOADERS`.
         exact: Whether `ExactResume` takes part.
+        every: Of the batches, saves after each so many-th.
         options: Of the Trainer.
     """
 
@@ -240,6 +241,7 @@ class Run:
         path: Path | None = None,
         folder: Path | None = None,
         exact: bool = True,
+        every: int = 1,
         **options: Any,
     ) -> None:
         self.model, self.recorder, self.logger = make(), Recorder(), Rows()
@@ -249,7 +251,7 @@ class Run:
         callbacks += options.pop("callbacks", [])
         validation = LOADERS[options.pop("validation")]() if "validation" in options else batches(12)
         if folder:
-            callbacks += checkpoints(folder)
+            callbacks += checkpoints(folder, every)
         defaults = {"max_epochs": 3, "enable_checkpointing": bool(folder), "log_every_n_steps": 1}
         if "strategy" in options:  # each Trainer needs one of its own
             options["strategy"] = options["strategy"]()
@@ -284,20 +286,23 @@ class AtValidation(ModelCheckpoint):
 
 
 class AtBatch(Checkpoint):
-    """Saves after every batch, within accumulation windows too."""
+    """Saves after the first batch and every so many-th from there, within accumulation windows too."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.every = folder, every
+        self.batches = 0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        trainer.save_checkpoint(self.folder / f"batch-{trainer.current_epoch}-{batch_idx}.ckpt")
+        self.batches += 1
+        if (self.batches - 1) % self.every == 0:
+            trainer.save_checkpoint(self.folder / f"batch-{trainer.current_epoch}-{batch_idx}.ckpt")
 
 
-def checkpoints(folder: Path) -> list[pl.Callback]:
-    """Files after every batch, after every validation and at every epoch's end, and the last one."""
+def checkpoints(folder: Path, every_batch: int = 1) -> list[pl.Callback]:
+    """Files after every batch or each so many-th, after every validation and at every epoch's end, and the last one."""
     every: dict[str, Any] = {"save_top_k": -1, "enable_version_counter": False, "every_n_epochs": 1}
     return [
-        AtBatch(folder),
+        AtBatch(folder, every_batch),
         AtValidation(folder, "validation-{step:03d}", save_on_train_epoch_end=False, **every),
         ModelCheckpoint(folder, "end-{step:03d}", save_on_train_epoch_end=True, save_last=True, **every),
     ]
@@ -309,13 +314,15 @@ def differences(
     """Continues a fit from each of its checkpoints.
 
     Args:
-        every: Takes each so many-th file.
+        every: Takes each so many-th file, counted alone among those after batches and among the others.
 
     Returns:
         Number of checkpoints, and file name → first difference, for the files where there is one.
     """
-    whole = Run(make, loader, folder=folder, **options)
-    paths = sorted(folder.glob("*.ckpt"))[::every]
+    whole = Run(make, loader, folder=folder, every=every, **options)
+    after_batches = sorted(folder.glob("batch-*.ckpt"))
+    others = sorted(set(folder.glob("*.ckpt")).difference(after_batches), reverse=True)
+    paths = [*after_batches, *others[::every]]
     found = {}
     for path in paths:
         events = torch.load(path, weights_only=True)["events"]
@@ -347,6 +354,8 @@ def first_difference(one: Any, other: Any, where: str) -> str | None:
 
 MODELS: dict[str, Callable[[], Any]] = {
     "task": partial(hybrid, {"start": "3 steps", "every": "2 steps"}),
+    "ema": partial(hybrid, {"start": "3 steps", "every": "4 steps"}, average={"ema": "4 steps"}, lr=0.05),
+    "soup": partial(hybrid, {"start": "3 steps", "every": "4 steps"}, average={"soup": 3}, lr=0.05),
     "foreign": Dropping,
     "epoch_scheduler": partial(Dropping, "epoch"),
     "plateau": partial(Dropping, "plateau"),

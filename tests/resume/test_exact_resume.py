@@ -334,9 +334,11 @@ def test_a_module_that_reads_its_batches_itself_cannot_continue_within_an_epoch(
         ("task", "samples", {"accumulate_grad_batches": 2, "max_epochs": 5}),
         ("foreign", "weighted", {"accumulate_grad_batches": 3, "max_epochs": 5, "val_check_interval": 2}),
         ("plateau", "persistent", {}),
+        ("ema", "samples", {"val_check_interval": 3}),
+        ("soup", "samples", {"accumulate_grad_batches": 2, "max_epochs": 6}),
         ("task", "samples", {"strategy": "fsdp2"}),
     ],
-    ids=["task", "foreign", "workers", "fsdp2"],
+    ids=["task", "foreign", "workers", "ema", "soup", "fsdp2"],
 )
 def test_two_ranks_continue_exactly(
     model: str, loader: str, options: dict[str, Any], every: int, tmp_path: Path

@@ -4,6 +4,8 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -156,13 +158,15 @@ def test_each_batch_is_checked_once_on_the_cpu_and_no_warning_is_given(module):
 
 def test_importing_a_task_leaves_the_warning_filters_as_they_are():
     script = """
-import lightning.pytorch, torchmetrics, torch.optim, warnings
-before = list(warnings.filters)
+import sys, warnings
+for name in [name for name in sys.modules if name.startswith("hybrid_lightning")]:
+    del sys.modules[name]
+warnings.resetwarnings()
 import hybrid_lightning.tasks.base
-ours = [entry for entry in warnings.filters if entry not in before and "batch_transfer" in str(entry)]
+ours = [entry for entry in warnings.filters if "batch_transfer" in str(entry)]
 assert not ours, ours
 """
-    succeed("-c", script, fresh=True)
+    succeed("-c", script)
 
 
 def test_a_model_that_was_validated_before_trains_and_validates():
@@ -182,7 +186,10 @@ def test_prediction_needs_no_target():
 def test_a_model_that_was_not_built_says_how_to_build_it():
     with pytest.raises(ConfigError, match=r"model\.build\(batch\)"):
         classifier()({"x": table()})
-    assert classifier().build({"x": table()})({"x": table(5)}).shape == (5, 3)
+    built = classifier().build({"x": table()})
+    assert built({"x": table(5)}).shape == (5, 3)
+    with pytest.raises(ConfigError, match=r"^data: a batch is a dict such as .*; the loader gave Tensor"):
+        built(table(5))
 
 
 # Optimizer and logs
@@ -205,6 +212,25 @@ def test_the_same_training_written_by_hand_gives_the_same_weights():
             optimizer.step()
     for name, tensor in twin.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+class Notebook(DummyLogger):
+    """Keeps the settings by which runs are compared."""
+
+    def log_hyperparams(self, params) -> None:
+        self.settings = params
+
+
+def test_every_logger_gets_the_settings_by_which_runs_are_compared(tmp_path):
+    notebook = Notebook()
+    loggers = [notebook, CSVLogger(tmp_path)]
+    trainer(logger=loggers, log_every_n_steps=1, limit_val_batches=0).fit(
+        classifier(lr=0.2, rates={"shape": "cosine"}), data()
+    )
+    assert (notebook.settings["lr"], notebook.settings["rates"]) == (0.2, {"shape": "cosine"})
+    part = notebook.settings["parts"]["x"]
+    assert (part["module"], part["args"], part["lr_scale"]) == ("MLP", {"hidden": [5]}, 1.0)
+    assert "lr: 0.2" in (tmp_path / "lightning_logs/version_0/hparams.yaml").read_text()
 
 
 def test_the_logged_training_loss_is_the_mean_since_the_last_log():
@@ -371,7 +397,7 @@ def test_a_part_without_parameters_of_its_own_needs_no_unfreezing():
         "two": {"module": shared, "weights": "pretrained", "input": "x"},
     }
     parts["flat"]["unfreeze"] = "1 steps"
-    model = HybridClassifier(num_classes=3, parts=parts, pretrained={"unfreeze": "2 steps"}, part_heads=False)
+    model = HybridClassifier(num_classes=3, parts=parts, pretrained={"unfreeze": "2 steps"})
     run = trainer(max_epochs=1)
     run.fit(model, data())
     assert {g["part"]: g["unfrozen_at"] for g in run.optimizers[0].param_groups} == {"two": 2, "fusion": 0, "head": 0}
@@ -381,7 +407,7 @@ def test_defaults_of_untrained_parts_reach_the_fusion_and_the_head():
     parts = {"a": {"module": "MLP", "input": "x"}, "b": {"module": "MLP", "input": "x"}}
     model = HybridClassifier(num_classes=3, parts=parts, lr=1.0, untrained={"lr_scale": 0.5})
     groups = model.build(next(iter(data()))).built().param_groups(1.0, 0.0)
-    assert {g["part"]: g["lr"] for g in groups} == {"a": 0.5, "b": 0.5, "fusion": 0.5, "head": 0.5, "part_heads": 1}
+    assert {g["part"]: g["lr"] for g in groups} == {"a": 0.5, "b": 0.5, "fusion": 0.5, "head": 0.5}
 
 
 def test_defaults_of_pretrained_parts_without_any_are_refused():

@@ -1,4 +1,7 @@
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -156,7 +159,7 @@ def test_the_command_line_prints_it_too(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     words = ["--ckpt_path", "last", "--trainer.max_epochs", "2", "--model.lr", "0.5", "--model.parts.stem.lr_scale=0.2"]
     assert command("fit", *words) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "→" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "applied from" in line]
     assert lines == ["lr 0.001 → 0.5, applied from epoch 1", "parts.stem.lr_scale 1.0 → 0.2, applied from epoch 1"]
 
 
@@ -174,16 +177,37 @@ COURSES = [
 
 @pytest.mark.parametrize("new", range(len(COURSES)))
 @pytest.mark.parametrize("old", range(len(COURSES)))
-def test_after_a_restart_the_course_is_that_of_todays_facts_at_the_step_of_the_fit(old, new, tmp_path):
+def test_after_a_restart_the_course_is_that_of_todays_facts_at_the_step_of_the_fit(old, new, saved_course):
     """Rates, decays and the kind of course changed at once: as if today's facts had held from the start."""
-    path = saved(tmp_path / "x.ckpt", task(**COURSES[old]))
-    today = {**COURSES[new], "lr": 0.2, "weight_decay": 0.3}
-    today["parts"] = {**PARTS, "x": {**PARTS["x"], "lr_scale": 0.1}}
-    whole, again = fit(task(**today)), fit(task(**today), path)
+    whole = course_of_today(new)
+    again = fit(task(**today(new)), saved_course(old))
     assert again.step == 8
     assert again.rates == {step: rates for step, rates in whole.rates.items() if step >= 8}
     assert [g["weight_decay"] for g in again.groups] == [g["weight_decay"] for g in whole.groups]
     assert {g["weight_decay"] for g in again.groups} == {0.0, 0.3}
+
+
+def today(new: int) -> dict[str, Any]:
+    parts = {**PARTS, "x": {**PARTS["x"], "lr_scale": 0.1}}
+    return {**COURSES[new], "lr": 0.2, "weight_decay": 0.3, "parts": parts}
+
+
+@cache
+def course_of_today(new: int) -> Start:
+    """A fit that never stopped, for all that it is compared with."""
+    return fit(task(**today(new)))
+
+
+@pytest.fixture(scope="module")
+def saved_course(tmp_path_factory) -> Callable[[int], Path]:
+    """Gives a checkpoint of the second epoch of a fit with an old course, not to be changed."""
+    folder = tmp_path_factory.mktemp("courses")
+
+    @cache
+    def path_of(old: int) -> Path:
+        return saved(folder / f"{old}.ckpt", task(**COURSES[old]))
+
+    return path_of
 
 
 class Annealing(pl.Callback):

@@ -301,7 +301,7 @@ def test_the_command_line_takes_no_class_from_a_checkpoint(verb, tmp_path, monke
         (lambda path: path.unlink(), "there is no file"),
         (lambda path: torch.save({"state_dict": {}}, path), "was not written by a task"),
         (lambda path: torch.save([1, 2], path), "holds a list"),
-        (lambda path: forged(path, version=99), r"has format 99; this program reads 4"),
+        (lambda path: forged(path, version=99), r"has format 99; this program reads 5"),
         (lambda path: forged(path, task="elsewhere.Task"), "'elsewhere.Task'.*Import it first"),
         (lambda path: forged(path, task=["elsewhere"]), "Import it first"),
         (lambda path: forged(path, parts=[1]), "the settings in .* are damaged"),
@@ -413,7 +413,7 @@ class Sharpest(Sharper):
     """A user's task upon a user's task; it fixes an argument of the one, and has one that only a name collects."""
 
     def __init__(self, classes: int, *, extra: dict | None = None, **common) -> None:
-        super().__init__(num_classes=classes, part_heads=False, **common)
+        super().__init__(num_classes=classes, **common)
         self.extra = extra
 
 
@@ -423,10 +423,9 @@ def test_arguments_of_every_constructor_reach_the_checkpoint_with_their_defaults
     own = {"classes": 3, "extra": {"a": [1, None]}, "temperature": 0.5, "kind": "multiclass", "lr": 0.25}
     assert own.items() <= saved_settings.items()
     assert {"weight_decay", "label_smoothing", "rates"} <= saved_settings.keys()
-    assert not {"part_heads", "num_classes", "objective", "parts"} & saved_settings.keys(), "it cannot be given again"
+    assert not {"num_classes", "objective", "parts"} & saved_settings.keys(), "it cannot be given again"
     again = Sharpest.load_from_checkpoint(tmp_path / "x.ckpt")
     assert (again.extra, again.temperature, again.settings.lr) == ({"a": [1, None]}, 0.5, 0.25)
-    assert again.settings.part_heads is False
 
 
 class Doubled(HybridClassifier):

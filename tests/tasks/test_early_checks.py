@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     GradientAccumulationScheduler,
@@ -10,7 +11,7 @@ from lightning.pytorch.callbacks import (
 
 from hybrid_lightning import ConfigError
 from hybrid_lightning.tasks.early_checks import check_before_data
-from tests.small import classifier, trainer
+from tests.small import classifier, loader, table, trainer
 
 
 def checked(reads_weights: bool = True, **options: Any) -> None:
@@ -86,3 +87,9 @@ def test_weights_have_to_be_there_where_they_are_read(tmp_path: Path) -> None:
 )
 def test_a_loss_for_the_kind_of_target_is_not_refused(kind: str, classes: int, loss: str) -> None:
     checked(kind=kind, num_classes=classes, loss_function=loss)
+
+
+def test_a_compiled_task_is_refused_with_the_way_to_compile_parts() -> None:
+    data = loader({"x": table(), "target": torch.arange(27) % 3})
+    with pytest.raises(ConfigError, match=r"^model: torch\.compile has wrapped the whole task.*'compile: true'"):
+        trainer().fit(torch.compile(classifier(), backend="eager"), data)

@@ -134,7 +134,7 @@ def test_without_any_label_there_is_no_average_precision():
 
 def test_the_names_of_many_absent_classes_are_cut():
     metrics = filled(classification_metrics(300, False), torch.rand(23, 300).softmax(1), torch.zeros(23).long())
-    assert metrics.compute()[1]["auroc"].count(",") < 15
+    assert metrics.compute()[1]["auroc"].count(",") < 20
 
 
 def test_a_single_sample_leaves_r2_undefined():

@@ -15,12 +15,6 @@ def test_each_metric_says_its_own_direction() -> None:
     assert directions_of(regressor()) == {**of_validation, "train/loss": "min"}
 
 
-def test_so_do_those_of_parts_where_parts_have_heads() -> None:
-    assert directions_of(classifier(parts=TWO))["val/accuracy-a"] == "max"
-    assert "val/accuracy-a" not in directions_of(classifier(parts=TWO, part_heads=False))
-    assert "val/accuracy-x" not in directions_of(classifier())
-
-
 @pytest.mark.parametrize(
     ("callback", "message"),
     [

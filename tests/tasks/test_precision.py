@@ -59,7 +59,7 @@ def test_sgd_moves_weights_of_16_bits_as_those_of_32(precision):
     moves = []
     for chosen in ("32-true", precision):
         torch.manual_seed(0)
-        model = small.classifier(lr=1.0, optimizer=SGD, part_heads=False)
+        model = small.classifier(lr=1.0, optimizer=SGD)
         model.build({"x": small.table()})
         before = [parameter.detach().clone() for parameter in model.parameters()]
         small.trainer(precision=chosen, max_epochs=2).fit(model, small.loader({"x": small.table(), **targets()}))

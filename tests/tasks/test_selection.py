@@ -18,16 +18,17 @@ from hybrid_lightning.tasks.selection import (
     Candidate,
     Rows,
     _crossed,
-    _most_validation_rows,
     best_checkpoint,
     candidates,
     choose,
     described,
+    most_validation_rows,
 )
 from tests.small import loader, trainer, write
 
 ROWS = 160
 PARTS = {"photo": {"module": "torch.nn.Identity"}, "table": {"module": "MLP"}}
+OVERFITTING = {"args": {"shrink_above": None}}
 
 
 class Houses(pl.LightningDataModule):
@@ -59,9 +60,9 @@ class Houses(pl.LightningDataModule):
 
 
 def fitted(folder, data=None, epochs=12, ckpt_path=None, **options):
-    """A fit that keeps the best epoch; the model, the Trainer and the file."""
+    """A fit that keeps the best epoch; the model, the Trainer and the file. The joint network overfits the photos."""
     torch.manual_seed(0)
-    model = HybridRegressor(parts=PARTS, lr=3e-3, **options)
+    model = HybridRegressor(parts=PARTS, lr=3e-3, fusion=OVERFITTING, **options)
     best = ModelCheckpoint(folder, "best", monitor="val/loss", enable_version_counter=False)
     runner = trainer(max_epochs=epochs, callbacks=[best], enable_checkpointing=True)
     runner.fit(model, data or Houses(), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
@@ -369,6 +370,22 @@ def test_an_average_of_weights_is_served_with_what_was_selected(tmp_path):
     assert values["test/r2"] > 0.85
 
 
+@pytest.mark.filterwarnings("ignore:Be aware")
+@pytest.mark.parametrize("average", ["ema", "soup"])
+def test_what_is_selected_is_served_with_the_average(tmp_path, capsys, average):
+    torch.manual_seed(0)
+    model = HybridRegressor(parts=PARTS, lr=3e-3, average=average)
+    best = BestCheckpoint(tmp_path, "best", monitor="main", enable_version_counter=False)
+    runner = trainer(max_epochs=6, callbacks=[best], enable_checkpointing=True)
+    runner.fit(model, Houses())
+    out = capsys.readouterr().out
+    assert "best.ckpt serves: " in out
+    path = tmp_path / "best.ckpt"
+    [values] = runner.test(model, Houses(), ckpt_path=path, weights_only=True, verbose=False)
+    assert values["test/r2"] == pytest.approx(scores(HybridRegressor.load_from_checkpoint(path), path))
+    assert values["test/r2"] > 0.85
+
+
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging")
 def test_an_average_of_a_model_that_serves_a_selection_is_of_its_joint_network(houses, tmp_path):
     model = HybridRegressor.load_from_checkpoint(houses[2])
@@ -407,7 +424,7 @@ def test_the_validation_rows_are_those_of_all_ranks():
         val_dataloaders = Houses().val_dataloader()
         world_size = 2
 
-    assert _most_validation_rows(TwoRanks()) == 2 * 3 * 32
+    assert most_validation_rows(TwoRanks()) == 2 * 3 * 32
 
 
 def test_a_part_may_be_called_blend(tmp_path, capsys):

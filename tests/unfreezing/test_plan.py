@@ -3,7 +3,7 @@ from torch import nn
 
 from hybrid_lightning import FitLength, UnfreezingSchedule, named_param_groups
 from hybrid_lightning.errors import format_table
-from hybrid_lightning.unfreezing.plan import COLUMNS, plan_rows, plan_table
+from hybrid_lightning.unfreezing.plan import COLUMNS, plan_rows, plan_table, with_sharing
 
 
 class Net(nn.Module):
@@ -98,3 +98,13 @@ def test_a_fit_without_an_end_has_a_table_too():
 def test_numbers_stand_on_the_right():
     table = format_table([{"a": "x", "n": "1"}, {"a": "long", "n": "1,000"}], ("a", "n"), right=("n",))
     assert table.splitlines() == ["a         n", "----  -----", "x         1", "long  1,000"]
+
+
+def test_a_part_with_the_module_of_another_stands_behind_it():
+    rows = with_sharing(plan_rows(groups(), SCHEDULES, {}, LENGTH), {"back": "tower", "side": "elsewhere"})
+    names = [row["part"] for row in rows]
+    assert names[names.index("back") - 1] == "tower"
+    assert names[names.index("back") + 1] != "tower"
+    assert names[-1] == "side", "its owner has no parameters"
+    [shared] = [row for row in rows if row["part"] == "back"]
+    assert (shared["parameters"], shared["unfreezes at"]) == ("0", "with tower, whose module it has")

@@ -240,3 +240,53 @@ def test_an_optimizer_that_is_exchanged_later_is_refused():
     callbacks = [LambdaCallback(on_train_epoch_start=exchange)]
     with pytest.raises(ConfigError, match="the optimizer's groups have no part names"):
         trainer(callbacks=callbacks).fit(hybrid("never"), batches())
+
+
+class Dead(nn.Module):
+    """Clamps what it returns, so that gradients of 0 reach its weights from some call on."""
+
+    def __init__(self, calls_before: int) -> None:
+        super().__init__()
+        self.net, self.left = nn.Linear(4, 4), calls_before
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.net(x)
+        if self.training:
+            self.left -= 1
+        return y if self.left >= 0 and self.training else y.clamp(5e8, 1e9)
+
+
+def lines_on_zero_gradients(module, caplog, unfreeze="always", other="always", **options):
+    parts = {"old": {"module": module, "origin": "untrained", "unfreeze": unfreeze}}
+    parts["new"] = {"module": "MLP", "unfreeze": other}
+    with caplog.at_level("INFO"):
+        trainer(**options).fit(HybridClassifier(num_classes=2, parts=parts), batches(samples=80))
+    return [line for line in caplog.messages if "every gradient has been 0" in line]
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "epochs", "batches_seen"),
+    [("always", 6, 50), ("always", 2, 20), ("7 steps", 6, 50)],
+)
+def test_a_part_all_of_whose_gradients_are_0_is_named_once(unfreeze, epochs, batches_seen, caplog):
+    [line] = lines_on_zero_gradients(Dead(0), caplog, unfreeze, max_epochs=epochs)
+    assert line.startswith(f"old: every gradient has been 0 in {batches_seen} batches, ")
+
+
+def test_it_is_named_once_in_all_phases_together(caplog):
+    assert len(lines_on_zero_gradients(Dead(0), caplog, other="55 steps", max_epochs=12)) == 1
+
+
+@pytest.mark.parametrize(("module", "steps"), [(Dead(1), 60), (Dead(0), 9), (DroppedOut(), 60), (Tower(4), 60)])
+def test_gradients_of_0_in_some_steps_or_of_some_weights_are_no_news(module, steps, caplog):
+    if isinstance(module, Tower):
+        module.first[0].bias.data[:3] = -1e3  # units of a layer that are dead
+    assert not lines_on_zero_gradients(module, caplog, max_epochs=None, max_steps=steps)
+
+
+def test_a_last_layer_that_starts_at_0_is_no_news(caplog):
+    def start_at_0(run, module):
+        nn.init.zeros_(module.network.parts["head"].linear.weight)
+
+    callbacks = [LambdaCallback(on_train_start=start_at_0)]
+    assert not lines_on_zero_gradients(nn.Linear(4, 4), caplog, max_epochs=2, callbacks=callbacks)

@@ -181,3 +181,22 @@ def test_a_schedule_holds_what_it_was_read_from(value):
 def test_a_moment_is_described_as_it_was_written(value, texts):
     schedule = UnfreezingSchedule.parse(value)
     assert [schedule.describe(STAGES, "top"), schedule.describe(STAGES, "low")] == texts
+
+
+@pytest.mark.parametrize(
+    ("words", "stages", "training"),
+    [
+        ({"first": "always", "*": "never"}, ["stem", "body", "top"], ["stem"]),
+        ({"last": "always", "*": "never"}, ["stem", "body", "top"], ["top"]),
+        ({"first": "never", "last": "never", "*": "always"}, ["stem", "body", "top"], ["body"]),
+        ({"first": "always", "*": "never"}, ["all"], ["all"]),
+        # a name wins over the word
+        ({"first": "always", "*": "never"}, ["stem", "first"], ["first"]),
+    ],
+)
+def test_the_first_and_the_last_stage_need_no_name(words, stages, training):
+    schedule = UnfreezingSchedule.parse({"stages": words})
+    schedule.refuse_other_stages(stages)
+    spans = schedule.spans(stages, FitLength(10, 100))
+    assert [stage for stage in stages if spans[stage].start == 0] == training
+    assert all(schedule.describe(stages, stage) == ("start" if stage in training else "never") for stage in stages)

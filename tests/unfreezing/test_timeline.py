@@ -6,9 +6,9 @@ from torch import nn
 
 from hybrid_lightning import ConfigError, named_param_groups
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
-from hybrid_lightning.unfreezing.timeline import training_at_start
+from hybrid_lightning.unfreezing.timeline import restoring, training_at_start
 
-PARTS = ("body", "head", "part_heads")
+PARTS = ("body", "head")
 
 
 def training(never: tuple[str, ...], lr: float = 0.1) -> set[str]:
@@ -18,10 +18,10 @@ def training(never: tuple[str, ...], lr: float = 0.1) -> set[str]:
     return training_at_start(groups, {name: UnfreezingSchedule.parse("never") for name in never})
 
 
-def test_heads_that_look_on_are_not_what_learns() -> None:
+def test_something_trains_from_the_start() -> None:
     with pytest.raises(ConfigError, match=r"everything is frozen at step 0.*at least one of: 'body', 'head'\.$"):
         training(("body", "head"))
-    assert training(("body",)) == {"head", "part_heads"}
+    assert training(("body",)) == {"head"}
 
 
 def test_a_rate_of_0_is_no_training() -> None:
@@ -36,3 +36,14 @@ def test_a_warm_up_from_0_is_training() -> None:
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
     assert optimizer.param_groups[0]["lr"] == 0
     assert training_at_start(optimizer.param_groups, {}) == {"head"}
+
+
+def test_what_is_restored_goes_by_all_stages_of_a_part() -> None:
+    module = nn.ModuleDict({"tower": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))})
+    stages = {"tower": ["tower.0", "tower.1", "tower.2"]}
+    groups = named_param_groups(module, {"tower": "tower"}, lr=0.1, stages=stages)
+    waits = {"plateau": "val/loss", "patience": "1 validations", "restore_best": True}
+    schedules = {"tower": UnfreezingSchedule.parse({"stages": {"first": waits, "*": "always"}})}
+    of_last = [group for group in groups if group["stage"] == 2]
+    assert list(restoring(groups, schedules, groups)) == ["val/loss"]
+    assert not restoring(of_last, schedules, groups)

@@ -23,6 +23,8 @@ from hybrid_lightning.importing import cache_hint, import_extra
 _UNKNOWN = 1
 _FIRST_WORD = 2  # 0 is padding, 1 an unknown word
 _USUAL = 0.95  # share of the training texts that are kept whole by default
+_NO_LIMIT = 2**20  # pieces
+_LOOKED_AT = 32  # texts that are cut into pieces to find the longest
 _MOST_USUAL = 512  # words, beyond which attention over a batch takes much memory
 
 
@@ -84,8 +86,30 @@ class TextInput(Input):
 
     @property
     def inferred_arguments(self) -> dict[str, Any]:
-        """``vocabulary``: how many numbers there are, of ``words`` only."""
-        return {"vocabulary": _FIRST_WORD + len(self.statistics["words"])} if self._by_words else {}
+        """``most_steps``, the longest that a text may be; of ``words`` also ``vocabulary``, the count of numbers."""
+        if self._by_words:
+            # the statistics of an earlier version's checkpoint hold no length
+            longest = self.length or self.statistics.get("length")
+            vocabulary = _FIRST_WORD + len(self.statistics["words"])
+            return {"vocabulary": vocabulary} | ({"most_steps": longest} if longest else {})
+        if self._encoder is None:
+            return {}
+        most = self._most_pieces()
+        return {"most_steps": most if most < _NO_LIMIT else self._longest()}
+
+    def _most_pieces(self) -> int:
+        """The length to which the tokenizer cuts; one whose model has no limit states an enormous number."""
+        stated = min(int(self._encoder.model_max_length), _NO_LIMIT)
+        return stated if self.length is None else min(stated, self.length)
+
+    def _longest(self) -> int:
+        """Pieces of the longest text, found among those with the most letters."""
+        import pyarrow.compute as compute
+
+        letters = compute.fill_null(compute.utf8_length(self._texts), 0).to_numpy()
+        rows = np.argsort(-letters, kind="stable")[:_LOOKED_AT]
+        texts = self._texts.take(rows).drop_null().to_pylist()
+        return max((len(self._encoder(text)["input_ids"]) for text in texts), default=0)
 
     def bind(self, table: Table) -> None:
         """Takes the column, and loads the tokenizer from this machine."""
@@ -126,10 +150,7 @@ class TextInput(Input):
             most = self.length or self.statistics.get("length")
             values = torch.tensor(numbers[:most], dtype=torch.long)
             return {"values": values, "mask": torch.ones(len(values), dtype=torch.bool)}
-        # a tokenizer whose model has no limit states an enormous number
-        length = min(int(self._encoder.model_max_length), 2**20)
-        if self.length is not None:
-            length = min(length, self.length)
+        length = self._most_pieces()
         try:
             encoded = self._encoder(text, truncation=True, max_length=length, return_attention_mask=True)
         except Exception as error:  # which exception depends on the kind of tokenizer

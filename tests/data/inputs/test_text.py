@@ -45,11 +45,12 @@ def test_the_words_of_the_training_rows_are_numbered_by_frequency(tmp_path):
     entry = note(tmp_path)
     assert entry.statistics == {"words": ["the", "cat", "dog", "a", "bird", "s"], "length": 4}
     assert json.loads(json.dumps(entry.statistics)) == entry.statistics
-    assert entry.inferred_arguments == {"vocabulary": 8}
+    assert entry.inferred_arguments == {"vocabulary": 8, "most_steps": 4}
     assert entry.read(0, True)["values"].tolist() == [2, 3, 2, 4]
     assert note(tmp_path, length=9).read(5, True)["values"].tolist() == [2, 3, 1, 1, 1, 1]
     few = note(tmp_path, vocabulary=2)
-    assert few.inferred_arguments == {"vocabulary": 4}
+    assert few.inferred_arguments == {"vocabulary": 4, "most_steps": 4}
+    assert note(tmp_path, length=9).inferred_arguments["most_steps"] == 9
     assert few.read(1, True)["values"].tolist() == [2, 1, 1, 3]
 
 
@@ -59,7 +60,7 @@ def test_words_are_padded_to_the_longest_of_the_batch_as_a_transformer_takes_the
     assert batch["values"].tolist() == [[2, 3, 2, 4], [0] * 4, [5, 6, 0, 0], [0] * 4]
     assert batch["mask"].tolist() == [[True] * 4, [False] * 4, [True, True, False, False], [False] * 4]
     assert (batch["values"].dtype, batch["mask"].dtype) == (torch.int64, torch.bool)
-    assert SequenceTransformer(**entry.inferred_arguments, width=8)(**batch).isfinite().all()
+    assert SequenceTransformer(vocabulary=entry.inferred_arguments["vocabulary"], width=8)(**batch).isfinite().all()
 
 
 def test_a_batch_without_any_word_has_one_step_of_padding(tmp_path):
@@ -67,7 +68,7 @@ def test_a_batch_without_any_word_has_one_step_of_padding(tmp_path):
     for values in ([entry.read(4, True)] * 2, [None] * 2):
         batch = entry.collate(values, entry.read(4, True))
         assert batch["values"].shape == batch["mask"].shape == (2, 1)
-        assert SequenceTransformer(**entry.inferred_arguments, width=8)(**batch).isfinite().all()
+        assert SequenceTransformer(vocabulary=entry.inferred_arguments["vocabulary"], width=8)(**batch).isfinite().all()
 
 
 def test_longer_texts_are_cut(tmp_path):
@@ -101,7 +102,8 @@ def test_training_rows_without_words_are_refused(tmp_path):
 
 def test_a_tokenizers_pieces_are_those_of_transformers(tmp_path, tokenizer):
     entry = note(tmp_path, tokenizer=tokenizer)
-    assert (entry.statistics, entry.inferred_arguments) == ({}, {})
+    assert (entry.statistics, entry.inferred_arguments) == ({}, {"most_steps": 6})
+    assert note(tmp_path, tokenizer=tokenizer, length=4).inferred_arguments == {"most_steps": 4}
     expected = transformers.AutoTokenizer.from_pretrained(tokenizer)(
         [NOTES[0], NOTES[2], NOTES[5]], padding=True, truncation=True, return_tensors="pt"
     )
@@ -112,6 +114,14 @@ def test_a_tokenizers_pieces_are_those_of_transformers(tmp_path, tokenizer):
     assert found["input_ids"].shape == (3, 6)
     assert (found["input_ids"] == 1).any(), "the tokenizer's own padding, which models of RoBERTa's kind look for"
     assert note(tmp_path, tokenizer=tokenizer, length=4).read(5, True)["input_ids"].tolist() == [0, 4, 5, 2]
+
+
+def test_without_a_limit_of_its_own_the_longest_text_counts(tmp_path, tokenizer):
+    entry = note(tmp_path, tokenizer=tokenizer)
+    entry._encoder.model_max_length = int(1e30)
+    longest = max(len(entry.read(row, True)["input_ids"]) for row in range(6) if row != 3)
+    assert entry.inferred_arguments == {"most_steps": longest}
+    assert longest == 8
 
 
 def test_absent_texts_are_zeros_and_give_a_model_finite_features(tmp_path, tokenizer):

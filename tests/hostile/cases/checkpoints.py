@@ -339,6 +339,35 @@ def output_of_nothing(content: Content) -> None:
     ours(content)["network"]["outputs"] = {"stem": "nothing"}
 
 
+@rebuilt("record of a calibration", "a number to divide by that is zero", "calibration.temperature")
+def temperature_of_zero(content: Content) -> None:
+    ours(content)["calibration"] = {"temperature": 0.0}
+
+
+@rebuilt("record of a calibration", "a number that is none", "calibration.quantiles")
+def quantile_of_nan(content: Content) -> None:
+    ours(content)["calibration"] = {"temperature": 1.0, "coverage": 0.9, "quantiles": [math.nan]}
+
+
+@rebuilt("record of a calibration", "a list of another length", "calibration.thresholds")
+def thresholds_without_end(content: Content) -> None:
+    ours(content)["calibration"] = {"temperature": 1.0, "metric": "f1", "thresholds": [0.5] * 10**6}
+
+
+@rebuilt("record of a calibration", "a name that nobody knows", "calibration: the record")
+def entry_of_nothing(content: Content) -> None:
+    ours(content)["calibration"] = {"temperature": 1.0, "__class__": "os.system"}
+
+
+@case(2, "record of a calibration", "a promise of less than nothing")
+def coverage_of_a_stranger(box: Box) -> None:
+    content = opened(box)
+    ours(content)["calibration"] = {"temperature": 1.0, "coverage": -0.5, "quantiles": [0.5]}
+    torch.save(content, "e.ckpt")
+    for command in ("predict", "test", "validate"):
+        box.refused(command, "--config", "small.yaml", "--ckpt_path", "e.ckpt", says="calibration.coverage")
+
+
 @rebuilt("state_dict", "a tensor of one value that claims billions", "state_dict|memory|tensor|shape")
 def expanded_weights(content: Content) -> None:
     for name, tensor in content["state_dict"].items():

@@ -119,6 +119,26 @@ def shard_of_another_world() -> None:
     shutil.copy("one/__0_0.distcp", FOLDER)
 
 
+@damaged(2, "folder of shards", "a whole shard of another step", "'__1_0.distcp' was written with another checkpoint")
+def shard_of_another_step() -> None:
+    content = bytearray((FOLDER / "__1_0.distcp").read_bytes())
+    entries = recorded().storage_data.values()
+    entry = next(entry for entry in entries if entry.relative_path == "__1_0.distcp")
+    record = slice(entry.offset, entry.offset + entry.length)
+    values = torch.load(io.BytesIO(content[record]), weights_only=True)
+    moved = io.BytesIO()
+    torch.save(values + 1, moved)
+    assert len(moved.getvalue()) == entry.length, "its place among the others is as before"
+    content[record] = moved.getvalue()
+    (FOLDER / "__1_0.distcp").write_bytes(content)
+
+
+@damaged(2, "folder of shards", "checksums that are none", "checksums of its shards are damaged")
+def checksums_that_are_a_text() -> None:
+    content = torch.load(FOLDER / "meta.pt", weights_only=True)
+    torch.save({**content, "shards": "as written"}, FOLDER / "meta.pt")
+
+
 @damaged(2, "folder of shards", "the record of a fit on another number of ranks", "damaged")
 def record_of_another_world() -> None:
     shutil.copy("one/.metadata", FOLDER)

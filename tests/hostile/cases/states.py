@@ -274,6 +274,63 @@ def averaging_state_is_text(content: Content) -> None:
     content["averaging_state"] = {"n_averaged": "many"}
 
 
+def ingredient(content: Content) -> Content:
+    """The best weights that a `GreedySoup` keeps."""
+    found: Content = of_callback(content, "GreedySoup")["ingredients"]["0"]
+    return found
+
+
+@with_callbacks("weights of AverageWeights", "nan", [], "finite", kind=2, init__average="ema")
+def served_average_is_nan(content: Content) -> None:
+    content["state_dict"]["network.parts.head.linear.weight"].fill_(math.nan)
+
+
+@with_callbacks("weights beside an average", "nan", [], "finite", kind=2, init__average="ema")
+def weights_beside_an_average_are_nan(content: Content) -> None:
+    content["current_model_state"]["network.parts.head.linear.weight"].fill_(math.nan)
+
+
+@with_callbacks("weights beside an average", "other names", [], "current_model_state", init__average="ema")
+def weights_beside_an_average_have_other_names(content: Content) -> None:
+    content["current_model_state"] = {"x": torch.zeros(1)}
+
+
+@with_callbacks("state of AverageWeights", "a number of updates below 1", [], "AverageWeights", init__average="ema")
+def updates_below_one(content: Content) -> None:
+    of_callback(content, "AverageWeights")["updates"]["network.parts.head.linear.weight"] = 0
+
+
+@with_callbacks("state of AverageWeights", "more updates than steps", [], "more updates", init__average="ema")
+def more_updates_than_steps(content: Content) -> None:
+    of_callback(content, "AverageWeights")["updates"]["network.parts.head.linear.weight"] = 10**9
+
+
+@with_callbacks("state of AverageWeights", "what is no mapping", [], "AverageWeights", init__average="ema")
+def updates_are_a_list(content: Content) -> None:
+    of_callback(content, "AverageWeights")["updates"] = [1]
+
+
+@with_callbacks("weights of GreedySoup", "nan", [], "finite", kind=2, init__average="soup")
+def ingredient_is_nan(content: Content) -> None:
+    next(iter(ingredient(content)["weights"].values())).fill_(math.nan)
+
+
+@with_callbacks("weights of GreedySoup", "another shape", [], "shape", init__average="soup")
+def ingredient_of_another_shape(content: Content) -> None:
+    weights = ingredient(content)["weights"]
+    weights[next(iter(weights))] = torch.zeros(3)
+
+
+@with_callbacks("weights of GreedySoup", "names that the others do not have", [], "GreedySoup", init__average="soup")
+def ingredients_of_other_names(content: Content) -> None:
+    ingredient(content)["weights"].popitem()
+
+
+@with_callbacks("state of GreedySoup", "a value that is nan", [], "GreedySoup", kind=2, init__average="soup")
+def ingredient_of_no_value(content: Content) -> None:
+    ingredient(content)["value"] = math.nan
+
+
 STEP = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}}
 COSINE = {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": 9}}
 PLATEAU = {"class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau"}

@@ -115,3 +115,8 @@ def class_names_none(content: Content) -> None:
 @rebuilt("settings of the task", "weights of classes below zero", "class_weights", kind=2)
 def class_weights_below_zero(content: Content) -> None:
     ours(content)["settings"]["class_weights"] = [-1.0, 1.0, 1.0]
+
+
+@classified("record of the network", "features shrunk by a number below zero", "shrink_above")
+def shrunk_below_zero(content: Content) -> None:
+    ours(content)["network"]["sizes"]["fusion"]["shrink_above"] = -64

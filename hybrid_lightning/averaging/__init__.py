@@ -1,0 +1,1 @@
+"""Averages of weights, which are served in place of those that train."""
