@@ -9,12 +9,10 @@ from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.data.loaders import first_batch, number_of_batches
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import attach
-from hybrid_lightning.network.fusion import follow_shrinking
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.building import in_given_precision
 from hybrid_lightning.tasks.checkpoint import read_checkpoint, refuse_other_model, serve_selection
 from hybrid_lightning.tasks.formats import CHECKPOINT_KEY
-from hybrid_lightning.tasks.init_from import made_with
 from hybrid_lightning.tasks.planning import refuse_without_validation
 from hybrid_lightning.trainer import length_of
 from hybrid_lightning.weights.loading import WeightSource
@@ -88,7 +86,6 @@ def load_checkpoint(model: HybridTask, path: str) -> None:
     checkpoint = {CHECKPOINT_KEY: saved, "state_dict": state}
     serve_selection(model, checkpoint, model.serves_selection)
     state = checkpoint["state_dict"]
-    follow_shrinking(model.built(), made_with(saved).get("fusion"))
     refuse_other_model(model.state_dict(), state)
     model.load_state_dict(state)
 

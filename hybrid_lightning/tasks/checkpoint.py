@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from hybrid_lightning.errors import ConfigError, at, check_keys, listing, reason
+from hybrid_lightning.network.fusion import follow_shrinking
 from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.network.selection import serve
 from hybrid_lightning.tasks.calibration import CALIBRATION, Calibration
 from hybrid_lightning.tasks.formats import CHECKPOINT_KEY, CHECKPOINT_VERSION, READABLE, is_ours, translated
+from hybrid_lightning.tasks.init_from import made_with
 from hybrid_lightning.weights.safe_files import peek, read_file
 from hybrid_lightning.weights.tensor_values import refuse_unfit
 
@@ -52,12 +54,13 @@ def network_record(saved: Mapping[str, Any]) -> NetworkRecord:
 
 
 def serve_selection(task: Any, checkpoint: dict[str, Any], is_wanted: bool) -> None:
-    """Lets a task serve what a checkpoint has selected, calibrated.
+    """Lets a task serve what a checkpoint has selected, calibrated, by a network that shrinks wide parts as its own.
 
     If that is not wanted, both have the joint network alone, as it was trained.
     """
     selection: dict[str, int] = {}
     saved: Mapping[str, Any] = {}
+    follow_shrinking(task.built(), made_with(checkpoint.get(CHECKPOINT_KEY)).get("fusion"))
     if not is_wanted:
         checkpoint.update(without_selection(checkpoint))
     elif is_ours(checkpoint):

@@ -15,7 +15,6 @@ from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.lightning_private import BatchCheckingModule
 from hybrid_lightning.network.batch import Batch, first_samples
 from hybrid_lightning.network.builder import build, rebuild
-from hybrid_lightning.network.fusion import follow_shrinking
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.part import Part
 from hybrid_lightning.network.record import NetworkRecord
@@ -46,7 +45,7 @@ from hybrid_lightning.tasks.default_callbacks import (
 )
 from hybrid_lightning.tasks.evaluation import Evaluator
 from hybrid_lightning.tasks.formats import CHECKPOINT_KEY, CHECKPOINT_VERSION, translated
-from hybrid_lightning.tasks.init_from import StartTensors, made_with
+from hybrid_lightning.tasks.init_from import StartTensors
 from hybrid_lightning.tasks.monitored import directions_of
 from hybrid_lightning.tasks.objective import Objective
 from hybrid_lightning.tasks.settings import TaskSettings, check_plain, prepare_subclass
@@ -303,7 +302,6 @@ class NetworkModule(BatchCheckingModule, ABC):
         serve_selection(self, checkpoint, self.serves_selection and not is_fit)  # a fit trains the joint network
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         if "settings" in saved:
-            follow_shrinking(self.built(), made_with(saved).get("fusion"))
             self.objective.adopt(saved, is_fit)
             self.objective.to(self.device)
         self._print(*keep_followed_metric(self.trainer, self, checkpoint))
