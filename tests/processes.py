@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 1800
@@ -30,6 +30,24 @@ place: Path | None = None
 """Folder that the workers of a test session share."""
 _zygotes: list[subprocess.Popen[bytes]] = []
 """Started by this process; they end by themselves."""
+
+
+class Ended:
+    """Stands for a `subprocess.Popen` whose command was run in this process, and ended with `status`."""
+
+    status: int
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def wait(self) -> int:
+        return self.status
+
+    def terminate(self) -> None:
+        pass
 
 
 class Forked:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hybrid_lightning.errors import check_number
+from hybrid_lightning.errors import ConfigError, check_number
 
 Tensors = Tensor | dict[str, Tensor]
 Batch = dict[str, Any]  # key → `Tensors`; also a single sample
@@ -82,6 +82,13 @@ def stratified_mask(targets: Tensor, fraction: float, seed: int) -> Tensor:
         shuffled = members[torch.randperm(len(members), generator=generator)]
         chosen[shuffled[: max(1, round(fraction * len(members)))]] = True
     return chosen
+
+
+def checked_val_fraction(fraction: float) -> float:
+    """The share for validation, if it is between 0 and 1."""
+    if not 0 < fraction < 1:
+        raise ConfigError(f"{fraction!r} is not between 0 and 1.", "data.val_fraction")
+    return fraction
 
 
 def stratified_rows(strata: Tensor, test_share: float, val_fraction: float, seed: int) -> dict[str, Tensor]:

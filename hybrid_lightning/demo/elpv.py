@@ -3,8 +3,8 @@
 import torch
 from torch.nn import functional
 
-from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, stratified_rows
-from hybrid_lightning.errors import ConfigError, check_number
+from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, checked_val_fraction, stratified_rows
+from hybrid_lightning.errors import check_number
 from hybrid_lightning.importing import import_extra
 
 TEST_SHARE = 0.25
@@ -39,10 +39,8 @@ class ElpvDataModule(InMemoryDataModule):
     ) -> None:
         super().__init__(batch_size)
         check_number(size, "data.size", 1, 300)
-        if not 0 < val_fraction < 1:
-            raise ConfigError(f"{val_fraction} is not between 0 and 1.", "data.val_fraction")
         self.size = size
-        self.val_fraction = val_fraction
+        self.val_fraction = checked_val_fraction(val_fraction)
         self.seed = seed
 
     def load(self) -> dict[str, DictDataset]:

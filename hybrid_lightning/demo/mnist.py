@@ -5,8 +5,7 @@ import gzip
 import numpy as np
 import torch
 
-from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, stratified_rows
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, checked_val_fraction, stratified_rows
 from hybrid_lightning.importing import package_folder
 
 TEST_SHARE = 0.2
@@ -38,9 +37,7 @@ class MnistDataModule(InMemoryDataModule):
 
     def __init__(self, batch_size: int = 32, val_fraction: float = 0.15, seed: int = 0) -> None:
         super().__init__(batch_size)
-        if not 0 < val_fraction < 1:
-            raise ConfigError(f"{val_fraction!r} is not between 0 and 1.", "data.val_fraction")
-        self.val_fraction = val_fraction
+        self.val_fraction = checked_val_fraction(val_fraction)
         self.seed = seed
 
     def load(self) -> dict[str, DictDataset]:

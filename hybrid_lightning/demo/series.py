@@ -8,8 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule, Tensors, stratified_mask
-from hybrid_lightning.errors import ConfigError, check_choice
+from hybrid_lightning.data.in_memory import (
+    DictDataset,
+    InMemoryDataModule,
+    Tensors,
+    checked_val_fraction,
+    stratified_mask,
+)
+from hybrid_lightning.errors import check_choice
 from hybrid_lightning.importing import package_folder
 
 SETS = ("ACSF1", "ArrowHead", "JapaneseVowels", "OSULeaf", "PLAID")
@@ -60,9 +66,7 @@ class SeriesDataModule(InMemoryDataModule):
     def __init__(self, name: str, batch_size: int = 16, val_fraction: float = 0.15, seed: int = 0) -> None:
         super().__init__(batch_size)
         self.set_name = check_choice(name, "data.name", SETS, "set")
-        if not 0 < val_fraction < 1:
-            raise ConfigError(f"{val_fraction!r} is not between 0 and 1.", "data.val_fraction")
-        self.val_fraction = val_fraction
+        self.val_fraction = checked_val_fraction(val_fraction)
         self.seed = seed
 
     def load(self) -> dict[str, DictDataset]:

@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         checkpoint = super().load_checkpoint(path, *args, **kwargs)
         refuse_damaged_head(checkpoint)
         return checkpoint
+
+
+@contextmanager
+def rewriting(path: Path) -> Iterator[dict[str, Any]]:
+    """A checkpoint's content, to be changed in place; the file is replaced when this ends without an error."""
+    files = AtomicCheckpointIO()
+    checkpoint = files.load_checkpoint(path, weights_only=True)
+    yield checkpoint
+    files.save_checkpoint(checkpoint, path)
 
 
 def _cause(error: Exception, path: Path) -> str:

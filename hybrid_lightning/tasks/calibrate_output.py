@@ -19,7 +19,7 @@ from hybrid_lightning.probe.calibration import fit_temperature
 from hybrid_lightning.probe.conformal import FEWEST_ROWS, score_quantiles, too_few
 from hybrid_lightning.probe.score import log_likelihood
 from hybrid_lightning.probe.thresholds import best_thresholds, threshold_scores
-from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
+from hybrid_lightning.resume.atomic_checkpoint_io import rewriting
 from hybrid_lightning.tasks.calibration import CALIBRATION, Calibration
 from hybrid_lightning.tasks.checkpoint import read_checkpoint
 from hybrid_lightning.tasks.features import reading
@@ -234,8 +234,6 @@ def write(path: Path, found: Calibration) -> None:
     saved, _ = read_checkpoint(path, tensors=False)
     if saved.get(CALIBRATION) == record.get(CALIBRATION):
         return
-    writer = AtomicCheckpointIO()
-    checkpoint = writer.load_checkpoint(path, weights_only=True)
-    kept = {name: value for name, value in checkpoint[CHECKPOINT_KEY].items() if name != CALIBRATION}
-    checkpoint[CHECKPOINT_KEY] = {**kept, **record}
-    writer.save_checkpoint(checkpoint, path)
+    with rewriting(path) as checkpoint:
+        checkpoint[CHECKPOINT_KEY].pop(CALIBRATION, None)
+        checkpoint[CHECKPOINT_KEY].update(record)

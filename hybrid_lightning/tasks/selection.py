@@ -26,7 +26,7 @@ from hybrid_lightning.probe.blend import blended, fit_blend
 from hybrid_lightning.probe.ranking import average_precision, paired_ranking
 from hybrid_lightning.probe.score import Score, log_likelihood, paired_difference, score
 from hybrid_lightning.probe.targets import Kind, numbered, relative_weights
-from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
+from hybrid_lightning.resume.atomic_checkpoint_io import rewriting
 from hybrid_lightning.tasks.best_checkpoint import BestCheckpoint
 from hybrid_lightning.tasks.checkpoint import (
     SELECTION,
@@ -341,10 +341,9 @@ def select(task: Any, training: SplitFeatures, voters: Mapping[str, Voter], shar
 
 def write(task: Any, path: Path) -> None:
     """Writes what a task serves into a checkpoint, in which nothing else changes."""
-    writer = AtomicCheckpointIO()
-    checkpoint = without_selection(writer.load_checkpoint(path, weights_only=True))
-    checkpoint[CHECKPOINT_KEY]["network"] |= {"selection": task.built().record.selection}
-    for name, tensor in task.state_dict().items():
-        if name.startswith(SELECTION):
-            checkpoint["state_dict"][name] = tensor.cpu()
-    writer.save_checkpoint(checkpoint, path)
+    with rewriting(path) as checkpoint:
+        checkpoint.update(without_selection(checkpoint))
+        checkpoint[CHECKPOINT_KEY]["network"] |= {"selection": task.built().record.selection}
+        for name, tensor in task.state_dict().items():
+            if name.startswith(SELECTION):
+                checkpoint["state_dict"][name] = tensor.cpu()

@@ -13,7 +13,7 @@ from hybrid_lightning.averaging.moving_average import mean_of
 from hybrid_lightning.data.preflight import first_rank_first
 from hybrid_lightning.direction import checked_mode
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
+from hybrid_lightning.resume.atomic_checkpoint_io import rewriting
 from hybrid_lightning.resume.own_files import damaged
 from hybrid_lightning.tasks.best_checkpoint import BestCheckpoint
 from hybrid_lightning.tasks.checkpoint import without_selection
@@ -190,12 +190,11 @@ def statistics(module: LightningModule) -> dict[str, Tensor]:
 
 def serve_soup(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Lets a checkpoint serve a soup; the weights that it had stand beside it."""
-    writer = AtomicCheckpointIO()
-    checkpoint = without_selection(writer.load_checkpoint(path, weights_only=True))
-    trained = checkpoint.get(TRAINED, checkpoint["state_dict"])
-    checkpoint[TRAINED] = trained
-    checkpoint["state_dict"] = {name: weights.get(name, tensor) for name, tensor in trained.items()}
-    writer.save_checkpoint(checkpoint, path)
+    with rewriting(path) as checkpoint:
+        checkpoint.update(without_selection(checkpoint))
+        trained = checkpoint.get(TRAINED, checkpoint["state_dict"])
+        checkpoint[TRAINED] = trained
+        checkpoint["state_dict"] = {name: weights.get(name, tensor) for name, tensor in trained.items()}
 
 
 def _metric(task: Any) -> str:

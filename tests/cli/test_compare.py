@@ -23,7 +23,7 @@ from hybrid_lightning.cli.comparison_run import Result, read_result
 from hybrid_lightning.cli.comparison_table import Mean, chosen, mean_of, summary, t_quantile
 from hybrid_lightning.network.modules.convolution import ConvExtractor
 from hybrid_lightning.probe.vote import fit_vote
-from tests.processes import succeed
+from tests.processes import Ended, succeed
 from tests.small import changed, write
 
 PARTS = {
@@ -40,7 +40,7 @@ ROWS = ["full", "linear_probe", "part_fresh", "part_tower", "random_weights", "r
 HOME = Path("runs/small_compare")
 
 
-class Here:
+class Here(Ended):
     """In place of a new interpreter; a run that `killed` names dies before it begins."""
 
     given: ClassVar[list[list[str]]] = []
@@ -54,18 +54,6 @@ class Here:
             return
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
             self.status = main(words[3:])
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def wait(self):
-        return self.status
-
-    def terminate(self):
-        pass
 
 
 @pytest.fixture

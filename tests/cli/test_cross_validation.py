@@ -13,7 +13,7 @@ from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import cross_validation, main
 from hybrid_lightning.cli.cross_validation import in_order, mean_and_std, score_lines
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
-from tests.processes import Running, succeed
+from tests.processes import Ended, Running, succeed
 from tests.small import changed, table, write
 
 COUNT = 23
@@ -54,19 +54,10 @@ def commands(monkeypatch):
     """The folds' commands, which run in this process."""
     given = []
 
-    class Here:
+    class Here(Ended):
         def __init__(self, words):
             given.append(words[3:])
             self.status = main(words[3:])
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def wait(self):
-            return self.status
 
     monkeypatch.setattr(cross_validation.subprocess, "Popen", Here)
     return given
