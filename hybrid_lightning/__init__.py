@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hybrid_lightning.distributed.sharding import shard
     from hybrid_lightning.duration import Duration, FitLength
     from hybrid_lightning.errors import ConfigError
+    from hybrid_lightning.init.suggest import suggest
     from hybrid_lightning.network.part import Part
     from hybrid_lightning.network.registry import register
     from hybrid_lightning.optim.groups import named_param_groups
@@ -77,6 +78,7 @@ _HOMES = {
     "named_param_groups": "optim.groups",
     "register": "network.registry",
     "shard": "distributed.sharding",
+    "suggest": "init.suggest",
 }
 
 __all__ = [
@@ -116,6 +118,7 @@ __all__ = [
     "named_param_groups",
     "register",
     "shard",
+    "suggest",
 ]
 
 

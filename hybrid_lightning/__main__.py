@@ -6,7 +6,7 @@ from hybrid_lightning.cli import main
 
 if __name__ == "__main__":
     code = main()
-    if "torch" in sys.modules:  # else no command ran, and importing Lightning would take seconds
+    if "lightning" in sys.modules:  # else no command needed it, and importing it would take seconds
         from hybrid_lightning.distributed.fsdp2 import end_process_group
 
         end_process_group()

@@ -51,7 +51,7 @@ def at(place: str) -> Iterator[None]:
         raise
 
 
-def listing(names: Iterable[str], limit: int = 16) -> str:
+def listing(names: Iterable[str], limit: int = 20) -> str:
     """Names in quotes, at most `limit` of them, with a count of the rest."""
     names = list(names)
     shown = ", ".join(repr(name) for name in names[:limit])

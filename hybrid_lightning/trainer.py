@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing
-from hybrid_lightning.lightning_private import accumulates, logged_steps
+from hybrid_lightning.lightning_private import accumulates, logged_steps, skip_empty_hooks
 
 
 class FitCallback(Callback):
@@ -37,6 +37,7 @@ class FitCallback(Callback):
         """A fit starts without the memory of an earlier one."""
         if stage == "fit":
             self.forget()
+            skip_empty_hooks(self)
             measuring: list[str] = []
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 name = type(callback).__name__

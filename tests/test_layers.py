@@ -18,9 +18,10 @@ LAYERS = (
     {"data", "unfreezing", "resume"},
     {"demo", "gradients", "averaging"},
     {"network", "drift"},
-    {"cache"},
+    {"cache", "init"},
     {"callbacks"},
     {"tasks"},
+    {"report"},
     {"cli"},
     {"__main__", "__init__"},
 )
@@ -41,6 +42,7 @@ KNOW_LIGHTNING = {
     *("cache.frozen_feature_cache", "cache.filling", "cache.splits", "cache.decision"),
     *("cache.boundaries", "cache.choices", "cache.fingerprints", "cache.ranks", "cache.verification"),
     "averaging.average_weights",
+    *("report.collect", "report.summary"),
     *("gradients.skipping", "gradients.non_finite_gradients", "gradients.spike_guard"),
 }
 """The files that import Lightning, beside those of whole rooms."""

@@ -37,6 +37,7 @@ from hybrid_lightning.lightning_private import (
     ddp_options,
     forget_restart,
     hands_out_iterator,
+    holders,
     is_compiled,
     is_local,
     is_restoring,
@@ -50,6 +51,7 @@ from hybrid_lightning.lightning_private import (
     set_average,
     set_data_parallel_size,
     set_logged_steps,
+    skip_empty_hooks,
     trainer_of,
     validation_fetcher,
     validation_is_due,
@@ -665,6 +667,27 @@ def test_ddp_options_and_ddp_hook_state_are_what_the_strategy_was_told():
     assert ddp_hook_state(SingleDeviceStrategy()) is None
 
 
+def test_skip_empty_hooks_leaves_those_that_do_something():
+    called = []
+
+    class Own(pl.Callback):
+        def on_train_batch_end(self, *_: Any):
+            called.append("own")
+
+    class Task(BoringModel):
+        def on_before_backward(self, *_: Any):
+            called.append("task")
+
+    own, task = Own(), Task()
+    own.on_after_backward = lambda *_: called.append("given")
+    skip_empty_hooks(own)
+    skip_empty_hooks(task)
+    assert own.on_before_zero_grad is None
+    assert task.on_train_batch_start is None
+    trainer(callbacks=[own], max_steps=1).fit(task)
+    assert called == ["task", "given", "own"]
+
+
 def test_write_count_changes_with_each_write_to_a_tensor():
     tensor = torch.zeros(2)
     before = write_count(tensor)
@@ -674,6 +697,16 @@ def test_write_count_changes_with_each_write_to_a_tensor():
     assert write_count(tensor) != before
     with torch.inference_mode():
         assert write_count(torch.zeros(2)) == 0
+
+
+def test_holders_are_what_a_module_has_now():
+    module = torch.nn.BatchNorm1d(2)
+    module.add_module("child", torch.nn.Identity())
+    parameters, buffers, children = holders(module)
+    module.weight = torch.nn.Parameter(torch.zeros(2))
+    assert parameters["weight"] is module.weight
+    assert buffers["running_mean"] is module.running_mean
+    assert children == {"child": module.child}
 
 
 def test_is_restoring_until_all_of_a_checkpoint_is_restored(tmp_path):

@@ -63,8 +63,8 @@ def test_the_yaml_of_ones_own_data_fits_and_predicts_the_manifest_that_readme_na
     capsys.readouterr()
     assert main(["predict", "--config", "mine.yaml", "--ckpt_path", "best", "--output", "p.csv", *quick[4:]]) == 0
     header = Path("p.csv").read_text().splitlines()[0].split(",")
-    assert header[:5] == ["id", "prediction", "probability_high", "probability_low", "probability_middle"]
-    assert header[5:] == [f"contribution_{part}" for part in ("photo", "scan", "curve", "sound", "report", "table")]
+    assert header[:6] == ["id", "target", "prediction", "probability_high", "probability_low", "probability_middle"]
+    assert header[6:] == [f"contribution_{part}" for part in ("photo", "scan", "curve", "sound", "report", "table")]
 
 
 def test_the_callbacks_work_in_a_module_that_knows_nothing_of_us():

@@ -28,10 +28,10 @@ PARTS = {
     "fresh": {"module": "ConvExtractor", "args": {"channels": [4, 4]}, "input": "image"},
 }
 CHANGES = {"init.parts": PARTS, "init.lr": 1e-3, "trainer.max_epochs": 20}
-NEVER = ("0.0005", "never")
+NEVER = ("0.001", "never")
 STARTS = {
     "full": [("0.001", "start")] * 3,
-    "linear_probe": [NEVER] * 3,
+    "linear_probe": [("0.0005", "never")] * 3,
     "head_first": [("0.0001", "50% (step 30)")] * 3,
     "gradual": [
         ("0.000148", "10% + 2 × 5% (step 12)"),
@@ -40,11 +40,11 @@ STARTS = {
     ],
     "layer_decay": [("0.000563", "start"), ("0.00075", "start"), ("0.001", "start")],
     "discriminative": [("0.0001", "start")] * 3,
-    "shifted_inputs": [("0.0005", "start"), NEVER, NEVER],
-    "surgical": [NEVER, ("0.0005", "start"), NEVER],
-    "shifted_labels": [NEVER, NEVER, ("0.0005", "start")],
+    "shifted_inputs": [("0.001", "start"), NEVER, NEVER],
+    "surgical": [NEVER, ("0.001", "start"), NEVER],
+    "shifted_labels": [NEVER, NEVER, ("0.001", "start")],
     "l2sp": [("0.001", "start")] * 3,
-    "freeze_embed": [("0.001", "never"), ("0.001", "start"), ("0.001", "start")],
+    "freeze_embed": [NEVER, ("0.001", "start"), ("0.001", "start")],
     "lora": [("0.001", "start")] * 3,
     "random_features": [("0.0005", "30% (step 18)")] * 3,
 }

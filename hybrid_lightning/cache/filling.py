@@ -54,7 +54,7 @@ def _wait() -> None:
 class Filling:
     """One split's features of parts or their starts, and its other entries if the dataset only gives whole samples.
 
-    Collective: make and call it on every rank, alike. `samples` is the `samples_hash` of the split; `offered` are
+    Collective: make and call it on every rank, alike. `samples` is the split's of `samples_hashes`; `offered` are
     features of training samples that need not be computed again: fingerprint of a part → `(rows, ...)`.
     """
 

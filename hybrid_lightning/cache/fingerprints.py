@@ -1,19 +1,23 @@
 """Hashes of what features depend on: a part's weights and options, and raw samples."""
 
 import hashlib
+import operator
 import pickle
 import random
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybrid_lightning.distributed.sharding import own_share, own_shares
-from hybrid_lightning.lightning_private import write_count
+from hybrid_lightning.lightning_private import holders, write_count
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.short_circuit import is_inside, part_of
+
+_TRAINS = operator.attrgetter("requires_grad")
 
 
 def digest(*values: Any) -> str:
@@ -117,26 +121,49 @@ def part_fingerprint(network: HybridNetwork, place: str) -> str:
 
 
 class WatchedTensors:
-    """Weights and buffers of which is noticed when somebody changes them, or puts others in their place."""
+    """Weights and buffers of places in a network, of which is noticed when somebody changes or replaces them."""
 
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
-        self._written = _writes(tensors)
-        self._digest = digest(tensors)
+    def __init__(self, network: HybridNetwork, places: Iterable[str]) -> None:
+        self._network, self._places = network, list(places)
+        self._look()
+        self._digest = digest(self.tensors)
 
-    def have_same_values(self, tensors: list[Tensor]) -> bool:
-        """Whether those that a module has now hold what was given."""
-        written = _writes(tensors)
-        if written == self._written:
+    def _look(self) -> None:
+        """Finds them, and notes what they and the modules of the network are now."""
+        self.tensors = tensors_of(self._network, self._places)
+        self._parameters = [tensor for tensor in self.tensors if isinstance(tensor, nn.Parameter)]
+        self._written = _writes(self.tensors)
+        self._holders: list[dict[str, Any]] = []
+        for module in self._network.modules():
+            self._holders += holders(module)
+        self._held = self._now_held()
+
+    def _now_held(self) -> list[Any]:
+        """All parameters, buffers and modules of the modules that were there; several times as fast as a walk."""
+        held = map(dict.values, self._holders)
+        return list(chain.from_iterable(held))
+
+    def any_trains(self) -> bool:
+        """Whether one of the weights trains by now."""
+        # asked at each step, so that it runs over them without Python's own loop
+        return any(map(_TRAINS, self._parameters))
+
+    def have_same_values(self) -> bool:
+        """Whether those that the network has now hold what they did at first."""
+        written = self._written
+        now = self._now_held()
+        is_same = len(now) == len(self._held) and all(map(operator.is_, now, self._held))
+        if is_same and _writes(self.tensors) == written:
             return True
-        # such as by DDP, which sends buffers in every step
-        self._written = written
-        return digest(tensors) == self._digest
+        self._look()
+        # written in place such as by DDP, which sends buffers in every step
+        return self._written == written or digest(self.tensors) == self._digest
 
 
-def _writes(tensors: list[Tensor]) -> list[tuple[int, int]]:
+def _writes(tensors: list[Tensor]) -> list[int]:
     """Numbers that another write changes."""
-    return [(tensor.data_ptr(), write_count(tensor)) for tensor in own_shares(tensors)]
+    shares = own_shares(tensors)
+    return [*map(Tensor.data_ptr, shares), *map(write_count, shares)]
 
 
 def random_state() -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
@@ -13,7 +12,7 @@ from hybrid_lightning.cache.boundaries import about_to_train
 from hybrid_lightning.cache.choices import Choices, Scene, within
 from hybrid_lightning.cache.decision import described, outlook, training_parameters, unfreezing_of
 from hybrid_lightning.cache.filling import Filling, together
-from hybrid_lightning.cache.fingerprints import WatchedTensors, all_tensors, part_fingerprint, tensors_of
+from hybrid_lightning.cache.fingerprints import WatchedTensors, all_tensors, part_fingerprint
 from hybrid_lightning.cache.frozen_parts import (
     boundary,
     fixed_parts,
@@ -24,7 +23,7 @@ from hybrid_lightning.cache.frozen_parts import (
 )
 from hybrid_lightning.cache.ranks import gathered, opened_store, run_folder
 from hybrid_lightning.cache.served import ServedDataset
-from hybrid_lightning.cache.splits import CannotCacheError, Split, cacheable, network_of, samples_hash, splits_of
+from hybrid_lightning.cache.splits import CannotCacheError, Split, cacheable, network_of, samples_hashes, splits_of
 from hybrid_lightning.cache.store import FeatureStore
 from hybrid_lightning.drift.reference_batch import batches_on_device, own_random_state
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
@@ -101,7 +100,7 @@ class FrozenFeatureCache(FitCallback):
         self._splits: list[Split] = []
         self._served: dict[str, ServedDataset] = {}
         self._store: FeatureStore | None = None
-        self._watched = WatchedTensors([])  # weights and buffers that the served features depend on
+        self._watched: WatchedTensors | None = None  # weights and buffers that the served features depend on
         self._keys: list[str] = []  # of what is served, in the store
         self._seen: Any = None
         self._samples: dict[str, str] = {}
@@ -150,7 +149,7 @@ class FrozenFeatureCache(FitCallback):
         # an epoch that goes on is served as it was before
         only = (saved or []) if position(trainer) else None
         trains = training_parameters(trainer)
-        if self._is_unchanged(trainer, network, trains) and only is None:
+        if self._is_unchanged(trainer, trains) and only is None:
             return
         was_served = bool(self.serving)
         self._stop()
@@ -160,13 +159,13 @@ class FrozenFeatureCache(FitCallback):
         if was_served or self.serving:
             self._renew_iterator(trainer)
 
-    def _is_unchanged(self, trainer: Trainer, network: HybridNetwork, trains: set[nn.Parameter]) -> bool:
+    def _is_unchanged(self, trainer: Trainer, trains: set[nn.Parameter]) -> bool:
         """Whether all is as when it was decided what to serve."""
         is_same = self._seen == (trains, trainer.train_dataloader, trainer.val_dataloaders)
-        is_same = is_same and self._watched.have_same_values(tensors_of(network, self.serving))
-        for split in self._splits if is_same else ():
+        is_same = is_same and (self._watched is None or self._watched.have_same_values())
+        if is_same and self._splits:
             # a dataset may depend on the epoch
-            is_same = is_same and samples_hash(trainer, split) == self._samples[split.name]
+            is_same = samples_hashes(trainer, self._splits) == self._samples
         return trainer.strategy.reduce_boolean_decision(is_same) if trainer.world_size > 1 else is_same
 
     def _start(
@@ -241,8 +240,7 @@ class FrozenFeatureCache(FitCallback):
         trainer, pl_module, network, splits, folder = scene
         if not places:
             return
-        for split in splits:
-            self._samples[split.name] = together(trainer, partial(samples_hash, trainer, split))
+        self._samples = together(trainer, partial(samples_hashes, trainer, splits))
         if self._store is None:
             self._store = opened_store(trainer, folder, self.memory * _GIB, self._samples)
         served = {}
@@ -256,7 +254,7 @@ class FrozenFeatureCache(FitCallback):
             split.serve(served[split.name])
             self._sizes[split.name] = split.size
         self.serving, self._splits, self._served = places, list(splits), served
-        self._watched = WatchedTensors(tensors_of(network, places))
+        self._watched = WatchedTensors(network, places)
         size = sum(dataset.feature_bytes for dataset in served.values())
         ahead = outlook(trainer, self._watched.tensors, splits)
         self._report(described(places, splits, size, ahead, self._choices.saved))
@@ -283,7 +281,7 @@ class FrozenFeatureCache(FitCallback):
         if not isinstance(network, HybridNetwork) or not isinstance(batch, dict) or CACHED not in batch:
             return
         # most batches end here
-        is_frozen = not any(map(attrgetter("requires_grad"), self._watched.tensors))
+        is_frozen = self._watched is None or not self._watched.any_trains()
         if is_frozen and batch[CACHED].keys() == set(self.serving):
             return
         trains = training_parameters(trainer)
@@ -324,7 +322,7 @@ class FrozenFeatureCache(FitCallback):
         for split in self._splits:
             split.restore()
         self.serving, self._splits, self._served = [], [], {}
-        self._watched, self._keys, self._seen = WatchedTensors([]), [], None
+        self._watched, self._keys, self._seen = None, [], None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts back the datasets, and removes the files of features."""

@@ -33,7 +33,7 @@ def opened_store(
 ) -> FeatureStore:
     """The store of this rank in the folder of a run, with the files of its machine if ranks have the same samples.
 
-    Collective; `samples` are the `samples_hash` of each split.
+    Collective; `samples` are the `samples_hashes` of the splits.
     """
     strategy = trainer.strategy
     token = strategy.broadcast(uuid.uuid4().hex)

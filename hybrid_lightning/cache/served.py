@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from hybrid_lightning.data.in_memory import DictDataset, map_tensors
+from hybrid_lightning.data.in_memory import DictDataset
+from hybrid_lightning.data.tensors import map_tensors
 from hybrid_lightning.network.batch import CACHED, CACHED_INDEX
 
 Collate = Callable[[Any], Any]

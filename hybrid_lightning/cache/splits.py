@@ -134,14 +134,18 @@ def _is_readable(loader: Any) -> bool:
     return hasattr(dataset, "__len__") and len(dataset) > 0
 
 
-def samples_hash(trainer: Trainer, split: Split) -> str:
-    """A hash of a few raw samples and of their number."""
+def samples_hashes(trainer: Trainer, splits: Sequence[Split]) -> dict[str, str]:
+    """Split → a hash of a few raw samples and of their number."""
+    found = {}
+    # once for all, because it takes longer than the samples
     with own_random_state(trainer):
-        samples = split.read(split.spread_rows(2))
-    # to compare is several times as fast as to hash, and most often nothing has changed since the last epoch
-    if split.hashed is None or not same_values(split.hashed[0], samples):
-        split.hashed = copy.deepcopy(samples), digest(split.rows, samples)
-    return split.hashed[1]
+        for split in splits:
+            samples = split.read(split.spread_rows(2))
+            # to compare is several times as fast as to hash, and most often nothing has changed since the last epoch
+            if split.hashed is None or not same_values(split.hashed[0], samples):
+                split.hashed = copy.deepcopy(samples), digest(split.rows, samples)
+            found[split.name] = split.hashed[1]
+    return found
 
 
 def varying_keys(trainer: Trainer, pl_module: LightningModule, split: Split) -> set[str]:

@@ -1,17 +1,19 @@
 """The command line: ``main``. Lightning is imported only when a command runs."""
 
 import contextlib
-import inspect
 import io
 import os
 import sys
 from collections.abc import Sequence
 
 import hybrid_lightning
-from hybrid_lightning.cli.commands import COMMANDS, overview
+from hybrid_lightning.cli.commands import COMMANDS
+from hybrid_lightning.cli.help import help_of, overview
 from hybrid_lightning.errors import ConfigError, listing, reason, shortened, unknown
 
 __all__ = ["main"]
+
+_HELP = ("help", "--help", "-h")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; None takes those of the process.
 
     Returns:
-        0; 2 if an input was wrong (the reason is on standard error) or no command was given; 130 after an interrupt;
+        0; 2 if an input was wrong (the reason is on standard error) or no command was given (the overview is printed);
+        130 after an interrupt;
         143 if a fit was told to end by SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -31,33 +34,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stream.reconfigure(errors="backslashreplace")
     if not words:
         print(overview())
-        print(f"error: no command was given. Possible: {listing(COMMANDS)}.", file=sys.stderr)
         return 2
-    if words[0] in ("-h", "--help"):
-        print(overview())
-        return 0
     if "--version" in words:
         print(f"hybrid_lightning {hybrid_lightning.__version__}")
         return 0
+    topic = _topic(words)
+    if topic is not None:
+        return _help(topic)
     if words[0] not in COMMANDS:
         print(f"error: {shortened(_no_command(words))}", file=sys.stderr)
         return 2
-    if words[1:] == ["--help", "part"]:
-        from hybrid_lightning.network.part import Part
-
-        print(inspect.getdoc(Part))
-        return 0
     return _run(words)
+
+
+def _topic(words: list[str]) -> list[str] | None:
+    """What help is asked for, as the words after ``help``; None if for none, or for the parser's own."""
+    if words[0] in _HELP:
+        return [word for word in words[1:] if word not in _HELP]
+    asked = [index for index, word in enumerate(words) if word in _HELP[1:]]
+    if not asked or words[0] not in COMMANDS:
+        return None
+    rest = words[asked[0] + 1 :]
+    if rest == ["all"]:
+        words[:] = [words[0], "--help"]
+        return None
+    return rest or [words[0]]
+
+
+def _help(topic: list[str]) -> int:
+    """Prints what help is asked for; for what it returns see `main`."""
+    if not topic or topic == ["help"]:
+        print(overview())
+        return 0
+    if topic[0] in COMMANDS:
+        print(help_of(topic[0]))
+        return 0
+    # not at the top of the file: it imports torch, and for some topics Lightning
+    from hybrid_lightning.cli.help_topics import help_on
+
+    try:
+        print(help_on(topic))
+    except ConfigError as error:
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _no_command(words: list[str]) -> str:
     """What is wrong with words that do not begin with a command."""
     is_file = words[0].endswith((".yaml", ".yml"))
     if not is_file and not words[0].startswith("-"):
-        return str(unknown("", "command", words[0], COMMANDS))
-    command = next((word for word in words if word in COMMANDS), "COMMAND")
+        return str(unknown("", "command", words[0], [*COMMANDS, "help"]))
+    command = next((word for word in words if word in COMMANDS), "fit")
     rest = [word for word in words if word != command]
-    example = " ".join([command, *(["--config"] if is_file else []), *rest])
+    example = " ".join([command, *rest])
     return f"the command comes first: write '{example}'. Commands: {listing(COMMANDS)}."
 
 
@@ -83,9 +113,6 @@ def _silence_output() -> None:
 
 def _run(words: list[str]) -> int:
     """Runs a command; for what it returns see `main`."""
-    # not at the top of the file: importing Lightning takes seconds, and help needs none of it
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
     try:
         _call(words)
     except BrokenPipeError:
@@ -102,7 +129,7 @@ def _run(words: list[str]) -> int:
             raise
         print(f"error: {shortened(str(error))}", file=sys.stderr)
         return 2
-    except SIGTERMException as error:
+    except _sigterm() as error:
         return int(error.code or 0)
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns an interrupt of a fit into sys.exit(1)
@@ -115,14 +142,30 @@ def _run(words: list[str]) -> int:
     return 0
 
 
+def _sigterm() -> type[SystemExit]:
+    """What ends a fit by SIGTERM; where nobody has imported Lightning, which takes seconds, nothing does."""
+    if "lightning" not in sys.modules:
+        return _Never
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    found: type[SystemExit] = SIGTERMException
+    return found
+
+
+class _Never(SystemExit):
+    """Nobody raises it."""
+
+
 def _call(words: list[str]) -> None:
-    from hybrid_lightning.cli.building import run_with_setup
     from hybrid_lightning.cli.warning_filters import without_known_warnings
 
     command = COMMANDS[words[0]]
     with without_known_warnings():
         if command.has_setup:
-            run_with_setup(words)
+            from hybrid_lightning.cli.building import run_with_setup
+            from hybrid_lightning.cli.report import report_after
+
+            report_after(words[0], run_with_setup(words))
         else:
             command.function()(words[1:])
         sys.stdout.flush()  # so that a closed pipe is told here
@@ -130,9 +173,13 @@ def _call(words: list[str]) -> None:
 
 def _is_of_input(error: Exception) -> bool:
     """Whether an input was wrong, and not the program: our own errors, and what Lightning itself refuses."""
+    if isinstance(error, ConfigError):
+        return True
+    if "lightning" not in sys.modules:
+        return False
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    if isinstance(error, ConfigError | MisconfigurationException):
+    if isinstance(error, MisconfigurationException):
         return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
 from hybrid_lightning.callbacks import LastCheckpoint
+from hybrid_lightning.cli.class_count import fill_num_classes
 from hybrid_lightning.cli.commands import COMMANDS
 from hybrid_lightning.cli.members import member_paths, refuse_other_members
 from hybrid_lightning.cli.metrics_table import RunLogger
@@ -33,7 +34,7 @@ from hybrid_lightning.tasks.monitored import directions_of
 Select = Literal["best", "joint"]
 _WITHOUT_CHECKPOINT = ("fit", "probe", "embed")
 """Commands that also work with the weights at which training starts."""
-_BEFORE_A_FIT = ("fit", "plan", "check", "probe", "prefetch")
+_BEFORE_A_FIT = ("fit", "plan", "check", "probe", "prefetch", "lr_find")
 _WITH_RUN_FOLDER = ("fit", "validate", "test", "predict")
 
 
@@ -50,8 +51,8 @@ class Setup:
     others: list["Setup"] = field(default_factory=list)  # the further members of an ensemble, with the same Trainer
 
 
-def run_with_setup(words: Sequence[str]) -> None:
-    """Runs a command whose function takes a `Setup`."""
+def run_with_setup(words: Sequence[str]) -> Setup:
+    """Runs a command whose function takes a `Setup`; gives what it has worked with."""
     parsed = parse(words)
     setup = build(parsed)
     function = COMMANDS[parsed.command].function()
@@ -64,6 +65,7 @@ def run_with_setup(words: Sequence[str]) -> None:
     finally:
         if setup.continued and setup.continued.lock:
             setup.continued.lock.release()
+    return setup
 
 
 def build(parsed: Parsed) -> Setup:
@@ -88,6 +90,7 @@ def build(parsed: Parsed) -> Setup:
         checkpoint = str(continued.checkpoint)
     saved = None if checkpoint is None else _read_facts(checkpoint, config.trainer.strategy)
     try:
+        fill_num_classes(config, saved)
         options = _instantiated(parser, config)
         if command in _BEFORE_A_FIT:
             _follow_metric(config, options)

@@ -18,12 +18,12 @@ import yaml
 from hybrid_lightning.cli.building import runs_folder
 from hybrid_lightning.cli.comparison_rows import AS_IS, RIDGE, Row, rows_of
 from hybrid_lightning.cli.comparison_run import Job, Result, read_result, run
-from hybrid_lightning.cli.comparison_table import as_text, cells, chosen, summary, write_files
+from hybrid_lightning.cli.comparison_table import as_text, cells, readings, summary, write_files
 from hybrid_lightning.cli.config_files import read_yaml, read_yaml_file, recipes
 from hybrid_lightning.cli.cross_validation import ended_by_sigterm
 from hybrid_lightning.cli.parser import parse
-from hybrid_lightning.cli.parser_errors import WordParser
-from hybrid_lightning.cli.search import Search, overlay_of, ranges_of
+from hybrid_lightning.cli.search import Search, ranges_of
+from hybrid_lightning.cli.word_parser import WordParser
 from hybrid_lightning.errors import ConfigError, check_number, printable
 from hybrid_lightning.files import is_regular_file, whole_file
 
@@ -56,7 +56,6 @@ def compare(words: Sequence[str]) -> None:
     rows = rows_of(config, options.recipes, options.baselines == "true")
     if options.search:
         ranges = ranges_of(options.search)
-        parse(["fit", *fit_words], overlay_of({one.key: one.low for one in ranges}))  # refuses unknown keys
         search = Search(folder, ranges, options.trials, options.jobs, tested)
         with ended_by_sigterm():
             rows = _searched(rows, search)
@@ -106,7 +105,19 @@ def _searched(rows: Sequence[Row], search: Search) -> list[Row]:
         _write_configs(search.folder, tried)
         _Runner(jobs, search.at_a_time).run()
 
-    return [row if row.name == RIDGE else search.best(row, fit_all) for row in rows]
+    searched = [row for row in rows if row.name != RIDGE]
+    # a misspelled key is told before the first trial, not by each of them
+    refusals = {row.name: search.refusal(row) for row in searched}
+    if all(refusals.values()):
+        raise ConfigError(f"no row takes these values. {searched[0].name}: {refusals[searched[0].name]}", "--search")
+    found = []
+    for row in rows:
+        reason = refusals.get(row.name)
+        if reason is not None:
+            print(printable(f"{row.name}: without a search, because it takes no such values: {reason}"), flush=True)
+        is_fixed = row.name == RIDGE or reason is not None
+        found.append(row if is_fixed else search.best(row, fit_all))
+    return found
 
 
 def _read_config(words: list[str]) -> tuple[dict[str, Any], Path, str]:
@@ -171,6 +182,9 @@ class _Runner:
         """Runs what has no result yet; gives what failed."""
         try:
             return [failure for failure in self._outcomes() if failure is not None]
+        except (KeyboardInterrupt, SystemExit):
+            print("compare: cut off; the same command goes on, and keeps what is finished", flush=True)
+            raise
         finally:
             for process in list(self._running):
                 process.terminate()
@@ -194,7 +208,8 @@ class _Runner:
             print(f"{job.name}: finished before, {_score(before)}", flush=True)
             return None
         if job.row in self._refused:
-            return Failure(job.name, "not tried, because another seed was refused")
+            self._open -= 1
+            return None
         log = job.folder / "logs" / f"{job.name}.log"
         status = self._process(job, log)
         self._done += 1
@@ -205,7 +220,8 @@ class _Runner:
         reason = _reason(log, status)
         if status == _WRONG_INPUT:
             self._refused.add(job.row)
-        self._say(job, f"failed: {reason}")
+            reason += " No further seed is tried."
+        self._say(job, f"failed: {reason.removesuffix('.')}")
         return Failure(job.name, f"{reason} (all of it: {log})")
 
     def _process(self, job: Job, log: Path) -> int:
@@ -271,11 +287,10 @@ def _tell(folder: Path, rows: Sequence[Row], jobs: Sequence[Job], failures: Sequ
     any_result = _told_by_most(results)
     lines = summary(rows, results, any_result.main)
     shown = cells(lines, any_result.main, rows[0].title)
-    best = chosen(lines, any_result.is_better_high)
     notes = [
         "Means over seeds, with their 95 % interval (Student's t: how far another choice of seeds may move them, not "
         "other rows); differences over the same seeds. Drift: ‖w - w0‖ / ‖w0‖ at the end of the fit.",
-        f"Best recipe on validation: {best}." if best else "No recipe has a score on validation.",
+        *readings(rows, results, any_result.main, any_result.is_better_high),
         *failed,
     ]
     write_files(folder, lines, shown, results, "\n\n".join(notes))

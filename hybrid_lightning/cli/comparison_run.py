@@ -1,6 +1,9 @@
 """One run of a comparison: a fit, or ridge regression in closed form, then its validation and its test."""
 
+import contextlib
+import io
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -8,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hybrid_lightning.cli.building import Setup, build
-from hybrid_lightning.cli.comparison_rows import RIDGE
+from hybrid_lightning.cli.comparison_rows import RIDGE, Config
 from hybrid_lightning.cli.metrics_table import read_rows
 from hybrid_lightning.cli.parser import parse
+from hybrid_lightning.cli.preparation import plan
 from hybrid_lightning.cli.probe import prepared_on_device, training_features
 from hybrid_lightning.cli.run_folder import versions
 from hybrid_lightning.cli.run_lock import is_first_rank
@@ -79,6 +83,20 @@ def read_result(path: Path) -> Result | None:
 
 def _numbers(given: Mapping[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in given.items()}
+
+
+def refusal(config: Config) -> str | None:
+    """Why a fit of a config would end before its first step; None if it would not."""
+    planned = {key: value for key, value in config.items() if key != "ckpt_path"}  # which plan has not
+    logging.disable(logging.INFO)  # what Lightning tells about the machine, once for each Trainer
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            plan(build(parse(["plan"], planned)))
+    except ConfigError as error:
+        return str(error)
+    finally:
+        logging.disable(logging.NOTSET)
+    return None
 
 
 def run(job: Job) -> None:

@@ -16,6 +16,7 @@ Results = Mapping[str, Mapping[int, Result]]  # row → seed → its result
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Quantile 0.975 of Student's t for 1, 2, ... degrees of freedom."""
 _Z_95 = 1.959964
+_MOST_DECIMALS = 6
 
 
 class Mean(NamedTuple):
@@ -25,7 +26,11 @@ class Mean(NamedTuple):
     half: float | None
 
     def __str__(self) -> str:
-        return f"{self.value:.4g}" + ("" if self.half is None else f" ± {self.half:.2g}")
+        if not self.half:
+            return f"{self.value:.4g}" + ("" if self.half is None else " ± 0")
+        decimals = 1 - math.floor(math.log10(self.half))  # two digits of the interval
+        decimals = min(max(decimals, 0), _MOST_DECIMALS)
+        return f"{self.value:.{decimals}f} ± {self.half:.{decimals}f}"
 
 
 def t_quantile(freedom: int) -> float:
@@ -90,15 +95,46 @@ def _mean_drift(results: Mapping[int, Result]) -> dict[str, float]:
     return {part: statistics.fmean(of_part) for part, of_part in values.items()}
 
 
-def chosen(lines: Sequence[Mapping[str, Any]], is_better_high: bool) -> str | None:
-    """The recipe that is best on validation; no baseline is chosen."""
+def readings(rows: Sequence[Row], results: Results, main: str, is_better_high: bool) -> list[str]:
+    """What the validation rows say about recipes: which is best, which are as good, which change nothing."""
+    recipes = [row for row in rows if not row.is_baseline and row.name in results]
+    best = chosen(recipes, results, main, is_better_high)
+    if best is None:
+        return ["No recipe has a score on validation."]
+    sentences = [f"Best recipe on validation: {best.title}."]
+    near = [row.title for row in recipes if row is not best and _is_near(results[row.name], results[best.name], main)]
+    if near:
+        sentences.append(f"By these seeds not told apart from it: {', '.join(near)}.")
+    for index, row in enumerate(recipes):
+        twins = [one.title for one in recipes[:index] if _are_twins(results[one.name], results[row.name])]
+        if twins:
+            sentences.append(f"{row.title} trains this config as {twins[0]} does: every score is the same.")
+    return sentences
+
+
+def chosen(recipes: Sequence[Row], results: Results, main: str, is_better_high: bool) -> Row | None:
+    """The recipe that is best on validation."""
     sign = 1 if is_better_high else -1
-    scores = {line["recipe"]: sign * line["validation"].value for line in _candidates(lines)}
-    return max(scores, key=scores.__getitem__, default=None)
+    scored = [row for row in recipes if _values(results[row.name], "validation", main)]
+
+    def score(row: Row) -> float:
+        return sign * statistics.fmean(_values(results[row.name], "validation", main).values())
+
+    return max(scored, key=score, default=None)
 
 
-def _candidates(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [line for line in lines if line["validation"] is not None and not line["baseline"]]
+def _is_near(one: Mapping[int, Result], other: Mapping[int, Result], main: str) -> bool:
+    """Whether the 95 % interval of the paired differences of two rows on validation covers 0."""
+    before = _values(other, "validation", main)
+    values = _values(one, "validation", main)
+    mean = mean_of([values[seed] - before[seed] for seed in values if seed in before])
+    return mean is not None and mean.half is not None and abs(mean.value) <= mean.half
+
+
+def _are_twins(one: Mapping[int, Result], other: Mapping[int, Result]) -> bool:
+    """Whether two rows agree in every metric of every seed that both have, to the last bit."""
+    both = one.keys() & other.keys()
+    return bool(both) and all(one[seed][:2] == other[seed][:2] for seed in both)
 
 
 def cells(lines: Sequence[Mapping[str, Any]], main: str, first: str) -> list[dict[str, str]]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import yaml
 
-from hybrid_lightning.cli.parser_errors import refuse_missing_class
-from hybrid_lightning.errors import ConfigError, at, check_keys, listing, reason
+from hybrid_lightning.cli.parser_errors import refuse_missing_class, refuse_no_mapping
+from hybrid_lightning.errors import ConfigError, at, check_keys, listing, reason, unknown
 from hybrid_lightning.files import exists, is_regular_file
 from hybrid_lightning.gradients import clipping_rule
 from hybrid_lightning.network.part import implied_origin
@@ -210,6 +210,7 @@ def merged_arguments(arguments: Sequence[str], overlay: Mapping[str, Any] | None
     flags: dict[str, Any] = {}
     for one in overlays:
         flags = merge(flags, one, are_flags=True)
+    _refuse_unknown_part(config, flags)
     config = overlaid(overlaid(config, flags), overlay or {})
     if not config:
         return rest
@@ -271,6 +272,15 @@ def _overlay_of(flag: str, value: str) -> dict[str, Any] | None:
     return {section: {"init_args": overlay}}
 
 
+def _refuse_unknown_part(config: Mapping[str, Any], overlay: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if a flag sets options of a part that the files do not have, as a misspelled name does."""
+    known = mapping_at(config, "model", "init_args", "parts")
+    for name, part in mapping_at(overlay, "model", "init_args", "parts").items():
+        may_be_meant = name in (*known, "head") or not known
+        if not may_be_meant and isinstance(part, dict) and part.keys().isdisjoint(("module", "args", "share")):
+            raise unknown("model.parts", "part", name, known)
+
+
 def _complete_names(config: Mapping[str, Any]) -> None:
     """Writes the names of torch's optimizers and schedulers, and of losses, in full, as the parser needs them."""
     arguments = mapping_at(config, "model", "init_args")
@@ -299,6 +309,7 @@ def _complete(spec: Any, kind: str, prefix: str, known: Collection[str]) -> None
 def _fit_to_parser(config: dict[str, Any]) -> None:
     """Changes what jsonargparse would misread."""
     for section in ("trainer", "checkpoint"):
+        refuse_no_mapping(config.get(section), section)
         if config.get(section, "absent") is None:  # all of its keys are commented out
             del config[section]
     for section in ("model", "data"):

@@ -13,8 +13,8 @@ from hybrid_lightning.cli.building import runs_folder
 from hybrid_lightning.cli.config_files import mapping_at, read_yaml_file
 from hybrid_lightning.cli.metrics_table import read_rows
 from hybrid_lightning.cli.parser import parse
-from hybrid_lightning.cli.parser_errors import WordParser
 from hybrid_lightning.cli.run_folder import versions
+from hybrid_lightning.cli.word_parser import WordParser
 from hybrid_lightning.errors import ConfigError, reason
 from hybrid_lightning.files import is_regular_file, write_csv
 

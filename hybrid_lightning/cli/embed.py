@@ -11,8 +11,10 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.cli.probe import given, prepared_on_device, training_features
 from hybrid_lightning.cli.tables import Columns, as_array, write_table
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.tasks.features import SplitFeatures, collect_features, reading
+
+_COLUMNS = ("split", "row")  # beside the target, of which no part has the name
 
 
 def embed(setup: Setup, output: str, ckpt_path: str | None = None) -> None:
@@ -29,6 +31,11 @@ def embed(setup: Setup, output: str, ckpt_path: str | None = None) -> None:
         ckpt_path: Checkpoint whose weights are used: best, last (of the newest run of this name) or a path; null takes
             the weights with which training would start.
     """
+    taken = [name for name in setup.model.parts if name in _COLUMNS]
+    if taken:
+        raise ConfigError(
+            f"{listing(taken)} would be columns of two meanings in the table. Rename these parts.", "model.parts"
+        )
     data = setup.data
     network, training = prepared_on_device(setup, ckpt_path)
     splits = {"train": training_features(setup, network, training)}

@@ -11,9 +11,10 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from hybrid_lightning.cli.building import Select, Setup
-from hybrid_lightning.cli.parser_errors import WordParser
 from hybrid_lightning.cli.preparation import build_from_data, load_checkpoint
-from hybrid_lightning.errors import ConfigError, listing, printable, reason, unknown
+from hybrid_lightning.cli.tables import ELSEWHERE
+from hybrid_lightning.cli.word_parser import WordParser
+from hybrid_lightning.errors import ConfigError, at, listing, printable, reason, unknown, writing
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.network.adapters import merge_adapters
 from hybrid_lightning.network.batch import first_samples, tensors_in
@@ -68,16 +69,14 @@ def export_network(
     if not output.endswith(FORMATS[form]):
         raise ConfigError(f"{output!r} does not end in {FORMATS[form]}, as --format {form} does.", "output")
     plain = plain_network(network)
-    try:
-        if form == "safetensors":
+    if form == "safetensors":
+        with at("output"), writing(output, ELSEWHERE):
             save_weights(plain.state_dict(), output)
-            return
-        inputs = entries_read(batch, plain.keys_read)
-        program = exported_program(plain, inputs)
-        with whole_file(output) as temporary:
-            temporary.write_bytes(program)
-    except OSError as error:
-        raise ConfigError(f"{output!r} cannot be written: {error.strerror}.", "output") from error
+        return
+    inputs = entries_read(batch, plain.keys_read)
+    program = exported_program(plain, inputs)
+    with at("output"), writing(output, ELSEWHERE), whole_file(output) as temporary:
+        temporary.write_bytes(program)
     shapes = [described(key, value) for key, value in inputs.items()]
     print(f"inputs: {', '.join(shapes)}")
 
@@ -174,8 +173,6 @@ def export_part(words: Sequence[str]) -> None:
             raise ConfigError(f"{options.ckpt_path!r} is damaged: {name} {problem}. Use another one.", "--ckpt_path")
     if any(ADAPTED in name for name in found):
         raise ConfigError(f"{options.part!r} of {options.ckpt_path!r} cannot be loaded as it is.{MERGE}", "--part")
-    try:
+    with at("--output"), writing(options.output, ELSEWHERE):
         save_weights(found, options.output)
-    except OSError as error:
-        raise ConfigError(f"{options.output!r} cannot be written: {error.strerror}.", "--output") from error
     _print_digest(options.output)

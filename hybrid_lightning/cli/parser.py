@@ -10,10 +10,10 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from hybrid_lightning import data  # noqa: F401  bare names in configs resolve to imported classes
 from hybrid_lightning.cli.commands import COMMANDS
 from hybrid_lightning.cli.config_files import merged_arguments
 from hybrid_lightning.cli.parser_errors import parser_error
+from hybrid_lightning.data import in_memory, manifest  # noqa: F401  bare names in configs resolve to imported classes
 from hybrid_lightning.demo import digits, elpv, mnist, plaid, series  # noqa: F401  for the same reason
 from hybrid_lightning.direction import MAIN
 from hybrid_lightning.tasks import HybridTask
@@ -29,6 +29,7 @@ _DEFAULTS = {
     "checkpoint.auto_insert_metric_name": False,
 }
 """Ours in place of Lightning's."""
+_WITHOUT_VALUE = ("-h", "--help", "--print_config", "--print_shtab")
 
 
 @dataclass
@@ -41,6 +42,7 @@ class RunOptions:
         test_after_fit: Checkpoint that is tested once at the end of fit: best or last; null tests nothing.
         resume: Run that fit continues in its folder: auto (the newest of this name) or a path; null: a new one.
         save_every: How often last.ckpt is saved between the ends of epochs, such as '500 steps'; null: only there.
+        report: Whether fit and test write report.html into the run's folder where plotly is installed (extra 'report').
         on_group_change: If the groups or the optimizer differ from those of fit's --ckpt_path: error; weights_only
             starts a new fit with the weights that match; match also keeps the optimizer state that matches, and
             goes on.
@@ -51,6 +53,7 @@ class RunOptions:
     test_after_fit: Literal["best", "last"] | None = None
     resume: str | None = None
     save_every: str | None = None
+    report: bool = True
     on_group_change: Literal["error", "weights_only", "match"] = "error"
 
 
@@ -73,7 +76,7 @@ class Parsed(NamedTuple):
 def make_parser(name: str) -> Parser:
     """The parser of a command: model, data, trainer, checkpoint, `RunOptions`, and the arguments of its function."""
     command = COMMANDS[name]
-    parser = Parser(prog=f"hybrid_lightning {name}", description=command.description)
+    parser = Parser(prog=f"hybrid_lightning {name}", description=command.description, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="A YAML file; several are merged key by key.")
     parser.add_class_arguments(RunOptions, instantiate=False)
     parser.add_function_arguments(command.function(), skip={"setup"})
@@ -96,9 +99,25 @@ def several_values(words: Sequence[str], flag: str) -> list[str]:
     return [*words[:start], json.dumps(values), *words[start + len(values) :]]
 
 
+def with_flags(words: Sequence[str]) -> list[str]:
+    """Words in which a config that stands alone, such as ``mine.yaml`` or ``mine.yaml head_first``, has its flag."""
+    found: list[str] = []
+    waits, is_first = False, True  # whether a flag's value is due; whether no flag has come yet
+    for word in words:
+        is_flag = word.startswith("-") and not waits
+        is_config = word.endswith((".yaml", ".yml")) or (is_first and word not in COMMANDS)
+        if not is_flag and not waits and is_config:
+            found.append("--config")
+        found.append(word)
+        is_first = is_first and not is_flag
+        waits = is_flag and "=" not in word and word not in _WITHOUT_VALUE
+    return found
+
+
 def parse(words: Sequence[str], overlay: Mapping[str, Any] | None = None) -> Parsed:
     """Reads a command and its config, and builds nothing."""
     name, *flags = words
+    flags = with_flags(flags)
     if name == "predict":
         flags = several_values(flags, "--ckpt_path")
     parser = make_parser(name)

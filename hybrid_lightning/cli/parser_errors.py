@@ -1,14 +1,15 @@
 """What jsonargparse finds wrong, as ``where: what was given, what is possible``."""
 
-import argparse
+import ast
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from difflib import get_close_matches
+from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
 
-from hybrid_lightning.cli.commands import COMMANDS
+from hybrid_lightning.cli.word_parser import REQUIRED, TYPE_WORDS, of_words
 from hybrid_lightning.errors import ConfigError, check_keys, listing, unknown
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.checkpoint import concrete_subclasses
@@ -34,15 +35,18 @@ _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --(?P<flag>[\w.]+).*",
     re.DOTALL,
 )
-_STRAY = re.compile(r"unrecognized arguments: (\S+).*", re.DOTALL)
-_HIDDEN = ("help", "config", "print_config", "print_shtab")  # options that are not keys of a config
+_HIDDEN = ("help", "print_shtab", "config", "print_config")  # options that are not keys of a config
 _KEY = re.compile(r'Parser key "([^"]+)":')
 _TYPES = ("Expected a <", "Expected a typing", "Not a valid subclass")
+_TYPE = re.compile(
+    r"Expected a (<class '(?P<name>[^']+)'>|typing\.Literal(?P<choices>\[.*\]))(\. Got value: (?P<given>.*))?",
+    re.DOTALL,
+)
+_A_CLASS = "a class, as {class_path: ..., init_args: {...}} with nothing else beside these two keys"
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
-_REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _FRAME = re.compile(  # what surrounds the reasons in jsonargparse's messages
     r"Does not validate|Subtypes: |Errors:|Given value type: |Expected a <class 'NoneType'>|Subclass types expect|"
-    r"a class path \(str\)|a dict with"
+    r"Expected a path but |a class path \(str\)|a dict with"
 )
 
 
@@ -50,14 +54,13 @@ def parser_error(message: str, known: Sequence[str]) -> ConfigError:
     """The error for a message of jsonargparse; `known` are the dotted names of all options."""
     found = _UNKNOWN_KEY.fullmatch(message.strip())
     if found is None:
-        stray = _STRAY.fullmatch(message.strip())
-        return ConfigError(_stray(stray[1]) if stray else explained(message))
+        return of_words(message.strip()) or ConfigError(explained(message))
     path = found["option"] or found["flag"] or f"{found['section']}.{found['key']}"
     name = path.partition(".")[0]
     if name in _REMOVED:
         return ConfigError(_REMOVED[name], name)
     section, key, possible = _first_unknown(path, known)
-    hidden = _HIDDEN if found["flag"] is None else _HIDDEN[:1]
+    hidden = _HIDDEN if found["flag"] is None else _HIDDEN[:2]
     return unknown(section or "config", "key", key, [name for name in possible if name not in hidden])
 
 
@@ -74,25 +77,6 @@ def _first_unknown(path: str, known: Sequence[str]) -> tuple[str, str, list[str]
     return section.rstrip("."), word, possible
 
 
-def _stray(word: str) -> str:
-    """What to do about a word of the command line that belongs to no option."""
-    if word.endswith((".yaml", ".yml")):
-        return f"{word!r} stands alone. Write --config {word}."
-    if word in COMMANDS:
-        return f"{word!r} is a second command. Give one at a time, and it first."
-    if word.startswith("-"):
-        return f"unknown option {word!r}. Write options with two dashes: --{word.lstrip('-')} VALUE."
-    return f"{word!r} belongs to no option. Write options as --KEY VALUE, such as --trainer.max_epochs 5."
-
-
-class WordParser(argparse.ArgumentParser):
-    """The parser of a command without a config; what is wrong is a `ConfigError`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Replaces a method that prints and ends the process."""
-        raise ConfigError(f"{self.prog.split()[-1]}: {message}. '{self.prog} --help' lists its options.")
-
-
 def refuse_missing_class(section: str, content: Mapping[str, Any]) -> None:
     """Raises `ConfigError` unless a section, ``model`` or ``data``, names a class that can be made."""
     base = _BASES[section]
@@ -107,6 +91,13 @@ def refuse_missing_class(section: str, content: Mapping[str, Any]) -> None:
     if isinstance(path, str) and path.rpartition(".")[2] == base.__name__:
         raise ConfigError(f"{path!r} is abstract. Write one of these: {listing(possible)}.", section)
     check_keys(content, ("class_path", "init_args", "dict_kwargs"), section)
+    refuse_no_mapping(content.get("init_args"), f"{section}.init_args")
+
+
+def refuse_no_mapping(content: Any, place: str) -> None:
+    """Raises `ConfigError` if something else than keys and values stands in a section."""
+    if content is not None and not isinstance(content, Mapping):
+        raise ConfigError(f"write keys and values, not {content!r}.", place)
 
 
 def _classes(base: type) -> list[type]:
@@ -130,11 +121,10 @@ def explained(message: str) -> str:
     place = ".".join(path)
     # where a reason names a fault, those that list the types of a union say nothing more
     faults = [reason for reason in reasons if not reason.startswith(_TYPES)]
-    words = [_in_words(place, reason) for reason in dict.fromkeys(faults or reasons)]
-    text = " ".join(words)
-    if not faults:
-        text = " or ".join(words).replace(" or Expected a ", " or ")
-        text += f". Given: {given}" if given else ""
+    if faults:
+        text = " ".join([_in_words(place, reason) for reason in dict.fromkeys(faults)])
+    else:
+        text = _mismatch(list(dict.fromkeys(reasons)), given)
     if not place:
         return text
     is_nested = re.match(r"[\w.]+: ", text)  # a path within the arguments of a class
@@ -147,16 +137,42 @@ def _in_words(place: str, reason: str) -> str:
         base = _BASES.get(place)
         known = [] if base is None else [cls.__name__ for cls in _classes(base)]
         return f"{unknown('class_path', 'class', found[1], known)} Any other class needs its full dotted path."
-    if found := _REQUIRED.match(reason):
+    if found := REQUIRED.match(reason):
         missing = [name.rpartition(".")[2] for name in found[1].split(", ")]
+        if len(missing) > 1 and set(missing) <= _BASES.keys():
+            return (
+                "there is neither a model nor data. Give a config that has both: 'COMMAND FILE.yaml'; 'help config' "
+                "shows what stands in one."
+            )
         text = f"{listing(missing)} must be given."
         for name in missing:
             if name in _BASES:
-                text += f" Add '{name}: {{class_path: ..., init_args: {{...}}}}' to the config (--config FILE.yaml)."
+                text += f" Add '{name}: {{class_path: ..., init_args: {{...}}}}' to the config."
         return text
-    if reason.startswith("Not a valid subclass of"):
-        return "Expected a class: write {class_path: ..., init_args: {...}}, with nothing else beside these two keys"
     return re.sub(r"<class '([^']+)'>", r"\1", reason).replace("typing.Literal", "one of ")
+
+
+def _mismatch(reasons: Sequence[str], given: str) -> str:
+    """What to write in place of a value that is of none of the possible types."""
+    wanted: list[str] = []
+    choices: list[str] = []
+    for reason in reasons:
+        found = _TYPE.fullmatch(reason)
+        if found is None:
+            wanted.append(_A_CLASS if reason.startswith("Not a valid subclass of") else reason)
+            continue
+        given = given or found["given"] or ""
+        if found["choices"]:
+            choices += map(str, ast.literal_eval(found["choices"]))
+        else:
+            wanted.append(TYPE_WORDS.get(found["name"], found["name"]))
+    if choices and (not wanted or get_close_matches(given, choices)):
+        return str(unknown("", "value", given, dict.fromkeys(choices)))
+    if "a number" in wanted and "a whole number" in wanted:
+        wanted.remove("a whole number")
+    if choices:
+        wanted.append(listing(choices))
+    return f"write {' or '.join(dict.fromkeys(wanted))}, not {given[:300]!r}."
 
 
 def cause_of(error: BaseException) -> ConfigError | None:

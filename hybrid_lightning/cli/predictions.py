@@ -248,7 +248,7 @@ def prediction_table(
     row_numbers: bool,
     spread: Tensor | None = None,
 ) -> Columns:
-    """The columns of a table: ``id`` or ``row``, those that the task gives, and ``contribution_<part>``.
+    """The columns of a table: ``id`` or ``row``, ``target`` where it is known, the task's, ``contribution_<part>``.
 
     `spread`, like the predictions, is ``std``, or ``std_<name>`` of several outputs.
     """
@@ -264,6 +264,8 @@ def prediction_table(
         columns["id"] = [ids[place] for place in predicted.places.tolist()]
     if ids is None or row_numbers:
         columns["row"] = predicted.places if predicted.rows is None else predicted.rows
+    for name, values in (getattr(data, "predict_targets", None) or {}).items():
+        columns[name] = [values[place] for place in predicted.places.tolist()]
     names = getattr(data, "target_names", None)
     known = None if names is None else list(names)
     columns |= task.objective.prediction_columns(predicted.predictions, known)

@@ -30,7 +30,7 @@ class SameOnRanks(Callback):
             "version of Python": platform.python_version(),
         }
         for key, value in config.items():
-            is_path = isinstance(value, str) and ("/" in value or "\\" in value)
+            is_path = isinstance(value, str) and ("/" in value or "\\" in value) and not key.endswith(".fold")
             if not is_path and not key.startswith(_NOT_COMPARED):
                 self._facts[key] = repr(value)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hybrid_lightning.cli.comparison_rows import Config, Row
-from hybrid_lightning.cli.comparison_run import Job, Result, read_result
+from hybrid_lightning.cli.comparison_run import Job, Result, read_result, refusal
 from hybrid_lightning.cli.config_files import overlaid, read_yaml
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.importing import import_extra
@@ -77,6 +77,15 @@ class Search:
         self.trials = trials
         self.at_a_time = at_a_time
         self.tested = tested
+
+    def refusal(self, row: Row) -> str | None:
+        """Why a row takes no values of these ranges, by both ends of them."""
+        for end in ("low", "high"):
+            values = {one.key: getattr(one, end) for one in self.ranges}
+            found = refusal(overlaid(row.config, overlay_of(values)))
+            if found is not None:
+                return found
+        return None
 
     def best(self, row: Row, fit_all: Callable[[Sequence[Row], Sequence[Job]], None]) -> Row:
         """The row with the values whose trial is best on validation; `fit_all` runs jobs of rows."""

@@ -1,5 +1,6 @@
 """Tables of arrays as files: CSV, Parquet or npz."""
 
+import zipfile
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, at, writing
 from hybrid_lightning.files import whole_file, write_csv
 
+ELSEWHERE = "Make room, or write to another place."
 Columns = dict[str, Any]  # name → a value per row: an array `(rows,)` or `(rows, numbers)`, or a list
 
 
@@ -46,7 +48,7 @@ def check_output(path: str, formats: Collection[str]) -> None:
 def write_table(columns: Columns, path: str | Path) -> None:
     """Writes columns by the suffix, and makes its folder; the file appears whole or not at all."""
     place = Path(path)
-    try:
+    with at("output"), writing(place, ELSEWHERE):
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.suffix == ".csv":
             # numpy's text is the shortest number that reads back as the same
@@ -55,12 +57,17 @@ def write_table(columns: Columns, path: str | Path) -> None:
             return
         with whole_file(place) as temporary:
             if place.suffix == ".npz":
-                with temporary.open("wb") as file:
-                    np.savez(file, allow_pickle=False, **columns)
+                _write_npz(columns, temporary)
             else:
                 _write_parquet(columns, temporary)
-    except OSError as error:
-        raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror or error}.", "output") from error
+
+
+def _write_npz(columns: Columns, path: Path) -> None:
+    """As `numpy.savez`, which takes the names for arguments of its own, such as ``file``."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, values in columns.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(values), allow_pickle=False)
 
 
 def _write_parquet(columns: Columns, path: Path) -> None:

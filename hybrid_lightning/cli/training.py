@@ -13,6 +13,7 @@ from hybrid_lightning.cli.run_folder import mark_finished, say
 from hybrid_lightning.cli.run_lock import RunLock, is_first_rank
 from hybrid_lightning.errors import ConfigError, reason
 from hybrid_lightning.lightning_private import is_restoring
+from hybrid_lightning.report.summary import summary
 
 
 def fit(setup: Setup, ckpt_path: str | None = None) -> None:
@@ -29,6 +30,9 @@ def fit(setup: Setup, ckpt_path: str | None = None) -> None:
     # weights_only: plain data alone, so that a file cannot run code
     with owned(setup), restoring(trainer, ckpt_path):
         trainer.fit(setup.model, datamodule=setup.data, ckpt_path=ckpt_path, weights_only=True)
+    did = summary(trainer, setup.model)
+    if did:
+        say(did)
     _tell_best(setup)
     if setup.options.test_after_fit:
         _test_after_fit(setup, setup.options.test_after_fit)
@@ -36,6 +40,10 @@ def fit(setup: Setup, ckpt_path: str | None = None) -> None:
     if trainer.is_global_zero and folder:
         if trainer.logger:
             mark_finished(Path(folder), limits(setup.options))
+        best = setup.options.checkpoint
+        if best in trainer.checkpoint_callbacks and best.best_model_path:
+            config = Path(folder) / "config.yaml"
+            say(f"next: python -m hybrid_lightning predict --config {config} --ckpt_path {best.best_model_path}")
         print(f"results: {folder}")
 
 

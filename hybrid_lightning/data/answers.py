@@ -14,10 +14,21 @@ _LEAST_ROWS = 20  # in fewer rows a column may agree with the target by chance
 
 def answers(table: Table, entries: Mapping[str, Input], target: FittedTarget) -> list[str]:
     """A line for each column of cells from which the target of every row follows, and the other way round."""
-    lines: list[str] = []
+    lines = []
+    for entry, column in telling_columns(table, entries, target):
+        lines.append(
+            f"{entry.where}: column {column!r} tells the target of each row; if it is a copy of it, or made from it, "
+            f"leave it out"
+        )
+    return lines
+
+
+def telling_columns(table: Table, entries: Mapping[str, Input], target: FittedTarget) -> list[tuple[Input, str]]:
+    """These columns, each with its input."""
+    found: list[tuple[Input, str]] = []
     values = target.values.numpy()
     if values.ndim > 1 or len(values) < _LEAST_ROWS:
-        return lines
+        return found
     is_quantity = target.kind == "regression"
     agree = _are_linear if is_quantity else _are_renamed
     for entry in entries.values():
@@ -28,11 +39,8 @@ def answers(table: Table, entries: Mapping[str, Input], target: FittedTarget) ->
             known = ~table.empty(column)
             cells = _numbered(table, entry, column)[known]
             if len(cells) >= _LEAST_ROWS and agree(cells, values[known]):
-                lines.append(
-                    f"{entry.where}: column {column!r} tells the target of each row; if it is a copy of it, or made "
-                    f"from it, leave it out"
-                )
-    return lines
+                found.append((entry, column))
+    return found
 
 
 def _numbered(table: Table, entry: Input, column: str) -> Array:

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hybrid_lightning.data.tensors import Tensors, map_tensors
 from hybrid_lightning.errors import ConfigError, check_number
 
-Tensors = Tensor | dict[str, Tensor]
 Batch = dict[str, Any]  # key → `Tensors`; also a single sample
 Loader = DataLoader[Batch]
 
@@ -49,18 +49,6 @@ class DictDataset(Dataset[Batch]):
         smaller = copy.copy(self)
         smaller.entries = {key: entry for key, entry in self.entries.items() if key not in keys}
         return smaller
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], value: Tensors) -> Tensors:
-    """Applies a function to a tensor, or to each one of a dict."""
-    if isinstance(value, dict):
-        return {name: function(tensor) for name, tensor in value.items()}
-    return function(value)
-
-
-def per_sample(numbers: Tensor, values: Tensor) -> Tensor:
-    """`(B,)` → `(B, 1, ...)`, with as many dimensions as `values`."""
-    return numbers.view(-1, *[1] * (values.ndim - 1))
 
 
 def pick(entries: Mapping[str, Tensors], index: int | Tensor) -> Batch:

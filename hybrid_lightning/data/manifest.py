@@ -1,7 +1,6 @@
 """A DataModule for a table of one's own: a row per sample, cells with values and with paths of files."""
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,16 @@ import torch
 from torch.utils.data import Sampler
 
 from hybrid_lightning.data.augment import make_augmentation
+from hybrid_lightning.data.frames import frame_name, is_frame
 from hybrid_lightning.data.in_memory import Loader
 from hybrid_lightning.data.inputs import members_of, parse_inputs
 from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.loaders import balanced_sampler, padded_sampler
 from hybrid_lightning.data.overview import ManifestToCheck
+from hybrid_lightning.data.predicted_rows import PredictedRows
 from hybrid_lightning.data.preflight import check_on_first_rank
 from hybrid_lightning.data.prepared import (
     State,
-    TargetOfState,
     check_target,
     check_version,
     fit_inputs,
@@ -37,8 +37,8 @@ from hybrid_lightning.data.target import FittedTarget, Target
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
 
 
-class ManifestDataModule(TargetOfState, RowGroups, pl.LightningDataModule):
-    """Data from a manifest: a CSV or Parquet file with a row per sample.
+class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
+    """Data from a manifest: a table with a row per sample, in a file or in memory, or a folder per class.
 
     Batches have an entry per key of ``inputs``; ``target``, int64 `(B,)` for classes, float32 `(B, labels)` for labels,
     float32 `(B,)` or `(B, columns)` for numbers; ``id``, int64 `(B,)`, the row in the manifest; and ``present/<key>``,
@@ -49,13 +49,17 @@ class ManifestDataModule(TargetOfState, RowGroups, pl.LightningDataModule):
 
     Args:
         path: The manifest: ``.csv`` (commas), ``.tsv``, ``.parquet``, ``.json``, ``.jsonl``; or ``.xlsx`` with pandas.
+            Or a folder with a folder of files per class, which is a table with the columns ``file`` and ``label``, and
+            ``split`` where folders named train, val and test stand between them. Or, in Python, a DataFrame of pandas
+            or polars, a table of Arrow, or what else has Arrow's PyCapsule interface or dataframe interchange.
         inputs: Batch key → kind of input with its column or columns, and options: ``photo: {image: file, size: 64}``.
         target: Column to predict; a list of columns (several numbers, or labels of 0 and 1); or ``{column: ...,
             kind: binary | multiclass | multilabel | regression, classes: [...]}``. Without kind: text, booleans and
             whole numbers 0, 1, ... up to 20 of them are classes, other numbers a quantity, and doubtful ones an error.
             Classes are in sorted order unless listed. Labels in one column are separated by ``;``. ``transform: log``
             (or ``log1p``) lets the network learn logarithms of numbers. Null: only predict.
-        root: Folder that relative paths in cells start from; null is the folder of the manifest.
+        root: Folder that relative paths in cells start from; null is the folder of the manifest, or of a DataFrame the
+            working directory.
         id: Column that names the samples for predictions; null names them by row.
         split_column: Column with train, val, test or calibration in each row; null draws the split.
         fractions: Shares of val and test, 0.15 each if left out, and of calibration, none if left out; with ``fold``,
@@ -72,7 +76,7 @@ class ManifestDataModule(TargetOfState, RowGroups, pl.LightningDataModule):
             many rows with replacement.
         augment: Batch key → list of transforms of whole training batches on the device, such as ``[{class_path:
             kornia.augmentation.RandomHorizontalFlip, init_args: {p: 0.5}}]``.
-        predict_path: Manifest for predict, which needs no target or split; null predicts the test rows.
+        predict_path: Manifest for predict, as `path`, which needs no target or split; null predicts the test rows.
         statistics: Checkpoint of a run of this data whose statistics and classes are used; null takes them from the
             training rows.
         checks: Whether all files are opened, and ids, shapes and columns compared, before the first step of a fit, and
@@ -81,7 +85,7 @@ class ManifestDataModule(TargetOfState, RowGroups, pl.LightningDataModule):
 
     def __init__(
         self,
-        path: str,
+        path: str | Any,
         inputs: dict[str, Any],
         target: str | list[str] | dict[str, Any] | None = None,
         root: str | None = None,
@@ -96,7 +100,7 @@ class ManifestDataModule(TargetOfState, RowGroups, pl.LightningDataModule):
         workers: int | None = None,
         sampling: str = "shuffle",
         augment: dict[str, Any] | None = None,
-        predict_path: str | None = None,
+        predict_path: str | Any = None,
         statistics: str | None = None,
         checks: bool = True,
     ) -> None:
@@ -107,13 +111,29 @@ class ManifestDataModule(TargetOfState, RowGroups, pl.LightningDataModule):
         check_choice(sampling, "data.sampling", ("shuffle", "balanced"), "sampling")
         self.batch_size, self.workers, self.sampling = batch_size, workers, sampling
         self.split_rule = SplitRule(split_column, fold, fractions, stratify, split_by, split_seed)
-        self.path, self.root, self.id = checked_path(path), root, id
-        self.predict_path, self.statistics, self.checks = predict_path, statistics, checks
+        self._frames: dict[str, Any] = {}  # name → table in memory
+        self.path: str = self._named(path, "data.path")
+        self.predict_path = None if predict_path is None else self._named(predict_path, "data.predict_path")
+        self.root, self.id, self.statistics, self.checks = root, id, statistics, checks
         with at("data.target"):
             self.target = None if target is None else Target(target)
         self.inputs = parse_inputs(inputs, self.target.columns if self.target else ())
         self.augment = make_augmentation(augment, list(self.inputs))
         self._forget()
+
+    def _named(self, source: Any, place: str) -> str:
+        """The path of a manifest, or the name of one in memory, which is kept."""
+        if not is_frame(source):
+            with at(place):
+                return checked_path(source)
+        name = frame_name(source, place)
+        self._frames[name] = source
+        return name
+
+    def hold(self, **frames: Any) -> None:
+        """Takes tables in memory in the place of `path` or `predict_path`."""
+        for key, frame in frames.items():
+            setattr(self, key, self._named(frame, f"data.{key}"))
 
     def _forget(self) -> None:
         """Begins anew: nothing has been read."""
@@ -161,7 +181,8 @@ class ManifestDataModule(TargetOfState, RowGroups, pl.LightningDataModule):
             rows = torch.from_numpy(np.flatnonzero(self.split == code))
             # Random transforms are drawn for training alone.
             self.datasets[split] = dataset_of(samples, rows, training=split == "train")
-        self._state = state_of(samples, self._target, self.id, self.split)
+        groups = self.split_rule.group_column
+        self._state = state_of(samples, self._target, self.id, self.split, groups)
 
     def _split_rows(self, table: Table) -> Array:
         target, rule = self._target, self.split_rule
@@ -190,7 +211,8 @@ class ManifestDataModule(TargetOfState, RowGroups, pl.LightningDataModule):
             texts += self.target.text_columns if self.target else []
             for entry in self.inputs.values():
                 texts += entry.text_columns
-            table = Table.read(path, place, [column for column in texts if column is not None])
+            named = [column for column in texts if column is not None]
+            table = Table.read(self._frames.get(path, path), place, named)
             if self.id is not None:
                 table.require(self.id, "data.id")
             for entry in self.inputs.values():
@@ -279,16 +301,12 @@ class ManifestDataModule(TargetOfState, RowGroups, pl.LightningDataModule):
         samples = next(iter(self.datasets.values())).samples
         return {key: entry.inferred_arguments for key, entry in samples.entries.items()}
 
-    @property
-    def predict_ids(self) -> Sequence[Any] | None:
-        """The id of each sample that predict reads, in its order; None if no column has ids."""
-        if self.id is None:
-            return None
-        path, split = self.path, "test"
-        if self.predict_path is not None and "predict" in self.datasets:
-            path, split = self.predict_path, "predict"
-        rows = self.datasets[split].rows.numpy()
-        return list(self._tables[path].texts(self.id).take(rows).to_pylist())
+    def cells(self, row: int) -> dict[str, str]:
+        """Column → cell of a row of the manifest, as text, of the columns that the inputs read, without empty ones."""
+        table = self._tables[self.path]
+        columns = dict.fromkeys(column for entry in self.inputs.values() for column in entry.columns)
+        cells = {column: table.values(column)[row].as_py() for column in columns}
+        return {column: str(cell) for column, cell in cells.items() if cell not in (None, "")}
 
     @property
     def plain_train_dataset(self) -> SampleDataset:

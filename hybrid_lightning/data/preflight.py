@@ -64,8 +64,8 @@ def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool, bar: b
         repeated = _repeated_ids(manifest.table.names(manifest.id), manifest.split)
         problems += _problems_of_ids(repeated)
         lines += _lines_of_ids(manifest.id, repeated, manifest.split)
-    name = manifest.table.path.name.removesuffix(".gz").rpartition(".")[0]
-    path = folder / f"{name}.problems.csv"
+    name = manifest.table.path.name.removesuffix(".gz")
+    path = folder / f"{name.rpartition('.')[0] or name}.problems.csv"
     if problems:
         _write_problems(sorted(problems), manifest, path)
         more = "" if decode else " Only the first bytes were read; the command 'check' reads whole files."
@@ -110,9 +110,8 @@ def _is_shared(rows: Array, split: Array) -> bool:
 def _problems_of_ids(repeated: Mapping[str, Array]) -> list[Problem]:
     problems = []
     for name, rows in repeated.items():
-        for row in rows.tolist():
-            reason = f"{name!r} is also in {rows_of(rows[rows != row])}"
-            problems.append(Problem(row, "id", "", reason))
+        reason = f"{name!r} stands in {rows_of(rows)}"
+        problems += [Problem(row, "id", "", reason) for row in rows.tolist()]
     return problems
 
 

@@ -136,7 +136,7 @@ def check_files(
 ) -> FileFindings:
     """Checks files of an input, with several threads and in bounded memory."""
     if isinstance(entry, SeriesInput):
-        entry.standardize = False  # it has not been fitted
+        entry.is_fitted = False
     findings = FileFindings(entry, rows, total)
     check = partial(inspect, entry, decode=decode)
     failed = []

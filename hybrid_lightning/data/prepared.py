@@ -16,7 +16,7 @@ from hybrid_lightning.data.saved_state import check_state, check_statistics
 from hybrid_lightning.data.spelling import positions
 from hybrid_lightning.data.splits import SPLITS
 from hybrid_lightning.data.table import Array, Table
-from hybrid_lightning.data.target import FittedTarget
+from hybrid_lightning.data.target import FittedTarget, Target
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.files import write_csv
 from hybrid_lightning.weights.safe_files import peek
@@ -32,6 +32,20 @@ class TargetOfState:
     """What a task reads of the target of a DataModule, which may be a checkpoint's."""
 
     _state: State
+    path: str
+    target: Target | None
+    statistics: str | None
+
+    def _table(self, path: str, place: str) -> Table:
+        raise NotImplementedError
+
+    def find_classes(self) -> list[str] | None:
+        """The names of the classes, labels or numbers of the manifest, before its `setup`; None without a target."""
+        if self.target is None:
+            return None
+        saved = {} if self.statistics is None else read_statistics(self.statistics, type(self).__qualname__)
+        with at("data.target"):
+            return self.target.fit(self._table(self.path, "data.path"), saved.get("target")).names
 
     @property
     def target_names(self) -> list[str] | None:
@@ -74,12 +88,13 @@ def check_version(state: State) -> State:
     return dict(state)
 
 
-def state_of(samples: Samples, target: FittedTarget | None, id: str | None, split: Array) -> State:
-    """What a checkpoint keeps, as plain data."""
+def state_of(samples: Samples, target: FittedTarget | None, id: str | None, split: Array, groups: str | None) -> State:
+    """What a checkpoint keeps, as plain data; `groups` is the column by which the split keeps rows together."""
     inputs = {}
     for key, entry in samples.entries.items():
         shape = samples.shapes.get(key)
-        inputs[key] = {"columns": entry.columns, "statistics": entry.statistics, "shape": shape}
+        known = {"columns": entry.columns, "statistics": entry.statistics, "shape": shape}
+        inputs[key] = known if entry.options is None else {**known, "options": entry.options}
     of_target = target and {"columns": target.columns, "kind": target.kind, "names": target.names}
     if of_target and target and target.transform:
         of_target["transform"] = target.transform
@@ -89,6 +104,7 @@ def state_of(samples: Samples, target: FittedTarget | None, id: str | None, spli
         "incomplete": list(samples.present),
         "target": of_target,
         "id": id,
+        "groups": groups,
         "split": digest(split),
     }
 

@@ -33,8 +33,9 @@ def as_float32(array: Array) -> Array:
     lost = differ & (np.diff(np.moveaxis(rounded, longest, 0), axis=0) == 0)
     if lost.sum() > _MOST_LOST * differ.sum():
         first = tuple(np.argwhere(lost)[0])
+        before, after = float(exact[first]), float(exact[1:][first])
         raise ValueError(
-            f"its numbers are large beside their differences, so that float32 would make {exact[first]!r} and the one "
-            f"after it, {exact[1:][first]!r}, equal. Take their mean or a start off, or use other units"
+            f"its numbers are large beside their differences, so that float32 would make {before} and the one after "
+            f"it, {after}, equal. Take their mean or a start off, or use other units"
         )
     return rounded

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hybrid_lightning.data.in_memory import Batch, Loader, as_batch, map_tensors, per_sample, pick
+from hybrid_lightning.data.in_memory import Batch, Loader, as_batch, pick
 from hybrid_lightning.data.inputs.base import Input, Value
 from hybrid_lightning.data.loaders import worker_count
 from hybrid_lightning.data.table import Array, Table, rows_of
+from hybrid_lightning.data.tensors import map_tensors, per_sample
 from hybrid_lightning.errors import ConfigError
 
 Shape = dict[str, Any]

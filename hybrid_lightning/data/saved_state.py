@@ -12,6 +12,7 @@ from hybrid_lightning.data.target import KINDS, TRANSFORMS
 from hybrid_lightning.errors import ConfigError, at
 
 _SMALLEST = torch.finfo(torch.float32).tiny  # what is divided by less becomes infinite
+_LARGEST = 2**40  # number of an option
 _DTYPES = ("float32", "float64", "uint8", "int64", "bool")
 
 
@@ -26,6 +27,9 @@ def check_state(state: Mapping[str, Any]) -> None:
             _require(_are_texts(known.get("columns")), "columns", "not a list of names")
             _require(isinstance(known.get("statistics"), dict), "statistics", "not a mapping")
             _check_shape(known.get("shape"))
+            _check_options(known.get("options", {}))
+    for name in ("id", "groups"):
+        _require(isinstance(state.get(name), str | None), name, "not the name of a column")
     if target is not None:
         is_target = isinstance(target, dict) and target.get("kind") in KINDS and _are_texts(target.get("names"))
         _require(is_target, "target", "without a kind and names")
@@ -72,6 +76,26 @@ def _are_numbers(values: Any, positive: bool) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return False
     return not positive or min(values) > _SMALLEST
+
+
+def _check_options(options: Any) -> None:
+    """Raises `ConfigError` unless they are plain, and none makes a sample that does not fit into memory."""
+    _require(isinstance(options, dict) and _are_texts(list(options)), "options", "not names and values")
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        is_plain = all(isinstance(one, str | int | float | None) for one in values)
+        is_nested = name == "eval" and isinstance(value, list)
+        _require((is_nested or is_plain) and name != "train", f"options.{name}", "not plain data for new samples")
+        numbers = [one for one in values if isinstance(one, int | float)]
+        _require(all(abs(one) <= _LARGEST for one in numbers), f"options.{name}", "not a finite number")
+        if name == "size" and isinstance(value, int):  # of each side
+            numbers = [value] * (3 if "volume" in options else 2)
+        if name == "seconds" and numbers:
+            numbers = [value, options.get("sample_rate") or 1]
+        try:
+            refuse_huge(int(math.prod(numbers)) * torch.float32.itemsize)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"damaged: {error}.", f"options.{name}") from None
 
 
 def _check_shape(shape: Any) -> None:

@@ -45,7 +45,8 @@ def alike(texts: Iterable[str]) -> list[list[str]]:
 def positions(texts: "pyarrow.Array", names: Sequence[str]) -> "Array":
     """The place of each text in a list of names, int64; -1 for others and for empty cells.
 
-    A text that is none of the names stands for the one name of which it is another spelling, if there is just one.
+    A text that is none of the names stands for that without its decimals (7.0 for 7), or else for the one name of which
+    it is another spelling, if there is just one.
     """
     import pyarrow
     import pyarrow.compute as compute
@@ -60,7 +61,11 @@ def positions(texts: "pyarrow.Array", names: Sequence[str]) -> "Array":
         key = key_of(name)
         place_of_key[key] = -1 if key in place_of_key else place
     encoded = texts.take(pyarrow.array(others)).dictionary_encode()
-    distinct = [place_of_key.get(key_of(text), -1) for text in encoded.dictionary.to_pylist()]
+    place_of_name = {name: place for place, name in enumerate(names)}
+    distinct = []
+    for text in without_decimals(encoded.dictionary).to_pylist():
+        exact = place_of_name.get(text)
+        distinct.append(place_of_key.get(key_of(text), -1) if exact is None else exact)
     places[others] = np.array(distinct, dtype=np.int64)[np.asarray(encoded.indices)]
     return places
 

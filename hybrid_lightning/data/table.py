@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hybrid_lightning.data.frames import arrow_of, frame_name, is_frame
 from hybrid_lightning.data.table_files import read_arrow
 from hybrid_lightning.errors import ConfigError, at, listing, unknown
 
@@ -42,14 +43,19 @@ class Table:
         self._texts: dict[str, pyarrow.Array] = {}
 
     @classmethod
-    def read(cls, path: str | Path, place: str = "data.path", texts: Collection[str] = ()) -> "Table":
+    def read(cls, source: Any, place: str = "data.path", texts: Collection[str] = ()) -> "Table":
         """Reads CSV with commas or ``.tsv``, in UTF-8, also as ``.gz``; Parquet; JSON; Excel through pandas.
+
+        A folder of files is a table, see `read_folder`, and so is one in memory, see `arrow_of`.
 
         In CSV an empty cell is one without text, or with one of the words for it that pandas and R write: NA, N/A, NaN,
         NULL and the like. A category of that name needs Parquet.
         """
         with at(place):
-            arrow, untyped = read_arrow(Path(checked_path(path)), texts)
+            if is_frame(source):
+                return cls(arrow_of(source), frame_name(source, place), place)
+            path = checked_path(source)
+            arrow, untyped = read_arrow(Path(path), texts)
             return cls(arrow, path, place, untyped)
 
     def __len__(self) -> int:
@@ -155,15 +161,14 @@ def _is_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def checked_path(path: Any) -> Any:
-    """The path of a table; `ConfigError` for anything else, such as the table itself."""
+def checked_path(path: Any) -> str:
+    """The path of a table; `ConfigError` for what is none."""
     if not isinstance(path, str | Path):
         raise ConfigError(
-            f"a {type(path).__name__} is not the path of a table. Write it to a file, such as with "
-            f"to_parquet('samples.parquet'), and give that path.",
-            "data.path",
+            f"a {type(path).__name__} is neither a table nor the path of one. Give a path, a DataFrame of pandas or "
+            f"polars, or a table of Arrow."
         )
-    return path
+    return str(path)
 
 
 def is_plain_number(text: str) -> bool:

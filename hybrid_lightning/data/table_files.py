@@ -1,11 +1,13 @@
 """Files of tables: CSV, Parquet, JSON and Excel, each read to Arrow columns, or refused with the place that breaks."""
 
+import contextlib
 import importlib.util
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hybrid_lightning.data.class_folders import read_folder
 from hybrid_lightning.errors import ConfigError, reason
 from hybrid_lightning.files import exists, is_regular_file
 
@@ -17,7 +19,7 @@ _LOOKED_AT = 2**16  # bytes of a text that tell what separates its cells
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BEGINNING = 4096  # bytes that tell what a file is
 _OTHERS = {
-    b"PK": "a zip archive, not a table. Unpack it, and name the file inside.",
+    b"PK\x03\x04": "a zip archive, not a table. Unpack it, and name the file inside.",
     b"\x1f\x8b": "compressed. Let its name end in .gz.",
     b"\xff\xfe": "in UTF-16, not in UTF-8. Save the file as UTF-8.",
     b"\xfe\xff": "in UTF-16, not in UTF-8. Save the file as UTF-8.",
@@ -34,6 +36,7 @@ _LARGEST = 4 * 2**30  # bytes of a table, unpacked
 _MOST_GROWTH = 100  # of a text when it is unpacked; ordinary tables become ten times as large
 _HARMLESS = 2**28  # bytes that may be unpacked of any text
 _CHUNK = 2**24  # bytes
+_LONGEST_ROW = 2**24  # bytes
 _BATCH = 4096  # rows
 _MOST_CELLS = 2**26  # of JSON, whose rows may each name columns of their own
 _EXCEL = (".xlsx", ".xls", ".xlsm", ".ods")
@@ -48,6 +51,8 @@ def read_arrow(path: Path, texts: Collection[str] = ()) -> "tuple[pyarrow.Table,
             f"tables are read with {missing[0]}, which is missing. Install it with: "
             f"pip install 'hybrid_lightning[data]'"
         )
+    if exists(path) and path.is_dir():
+        return read_folder(path), []
     if not is_regular_file(path):
         what = "is not a file that can be read" if exists(path) else "is not there"
         raise ConfigError(f"there is no file {str(path)[:300]!r} (looked up from {str(Path.cwd())!r}); it {what}.")
@@ -137,7 +142,7 @@ def _read_json(path: Path) -> "pyarrow.Table":
     if content.lstrip()[:1] == "[":
         rows = json.loads(content)
     else:
-        rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        rows = [json.loads(line) for line in content.split("\n") if line.strip()]
     wrong = [number for number, row in enumerate(rows) if not isinstance(row, dict)]
     if wrong or not rows:
         place = f"row {wrong[0]} is not an object" if wrong else "it holds no rows"
@@ -158,20 +163,26 @@ def _read_csv(path: Path, texts: Collection[str]) -> "pyarrow.Table":
     _check_separator(content, separator, path)
     _check_quotes(content, separator.encode(), path)
 
-    def read(is_threaded: bool) -> "pyarrow.Table":
+    def read(is_threaded: bool, block_size: int | None = None) -> "pyarrow.Table":
         return csv.read_csv(
             pyarrow.BufferReader(content),
-            read_options=csv.ReadOptions(use_threads=is_threaded),
+            read_options=csv.ReadOptions(use_threads=is_threaded, block_size=block_size),
             parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
                 column_types=dict.fromkeys(texts, pyarrow.string()), strings_can_be_null=True
             ),
         )
 
-    try:
+    with contextlib.suppress(pyarrow.ArrowException):
         return read(is_threaded=True)
-    except pyarrow.ArrowException:
-        return read(is_threaded=False)  # which fails too, and then names the row
+    try:
+        # a row may be longer than a block; anything else fails again, and without threads names the row
+        return read(is_threaded=False, block_size=_LONGEST_ROW)
+    except pyarrow.ArrowException as error:
+        if "straddling" not in str(error):
+            raise
+        longest = _LONGEST_ROW >> 20
+        raise ConfigError(f"{str(path)!r} has a row longer than {longest} MiB. Save the table as Parquet.") from None
 
 
 def _unpacked(path: Path) -> bytes:
@@ -239,7 +250,8 @@ def _quoted_cells(content: bytes, separator: bytes) -> Iterator[tuple[int, int]]
     start = content.find(b'"')
     while start >= 0:
         before = content[max(0, start - 1) : start]
-        if before not in (b"", separator, b"\n", b"\r") and content[:start] != _BYTE_ORDER_MARK:
+        is_marked = start == len(_BYTE_ORDER_MARK) and content.startswith(_BYTE_ORDER_MARK)
+        if before not in (b"", separator, b"\n", b"\r") and not is_marked:
             start = content.find(b'"', start + 1)  # a quote within a plain cell is a letter
             continue
         end = content.find(b'"', start + 1)

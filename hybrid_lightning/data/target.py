@@ -120,7 +120,7 @@ class Target:
         kind = self.kind or saved.get("kind") or self._inferred_kind(table)
         if kind == "regression" or len(self.columns) > 1:
             return FittedTarget(self.columns, kind, self.columns, self._numbers(table, kind), self.transform)
-        labels, rows = _labels(table.names(self.columns[0]), kind)
+        labels, rows = labels_of(table.names(self.columns[0]), kind)
         names = self.names or saved.get("names")
         if not names:
             names = in_order(labels.unique().to_pylist())
@@ -194,7 +194,7 @@ def _class_names(classes: Any) -> list[str]:
     return names
 
 
-def _labels(texts: "pyarrow.Array", kind: str) -> "tuple[pyarrow.Array, Array]":
+def labels_of(texts: "pyarrow.Array", kind: str) -> "tuple[pyarrow.Array, Array]":
     """The labels in cells, as text, and the row of each: one in a row, or of a multilabel several, as ``dog;cat``."""
     import pyarrow.compute as compute
 
@@ -264,10 +264,10 @@ def _meaning(table: Table, column: str, what_to_write: str) -> str:
         return "dates" if are_dates else "names"
     if not all(text.lstrip("+-").isdecimal() for text in texts):
         return "real"
-    return "names" if any(map(_is_code, texts)) else "whole"
+    return "names" if any(map(is_code, texts)) else "whole"
 
 
-def _is_code(text: str) -> bool:
+def is_code(text: str) -> bool:
     """Whether a whole number is written with zeros that say nothing of its size, as 007."""
     return len(text) > 1 and text[0] == "0"
 

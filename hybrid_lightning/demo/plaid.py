@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.in_memory import Tensors
+from hybrid_lightning.data.tensors import Tensors
 from hybrid_lightning.demo.series import SeriesDataModule, as_measured
 
 

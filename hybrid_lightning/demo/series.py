@@ -11,10 +11,10 @@ from torch import Tensor
 from hybrid_lightning.data.in_memory import (
     DictDataset,
     InMemoryDataModule,
-    Tensors,
     checked_val_fraction,
     stratified_mask,
 )
+from hybrid_lightning.data.tensors import Tensors
 from hybrid_lightning.errors import check_choice
 from hybrid_lightning.importing import package_folder
 

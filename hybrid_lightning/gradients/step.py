@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.gradients.norms import GradientPass, MeasuredGroups
-from hybrid_lightning.optim.training_groups import TrainingGroups, training_groups
+from hybrid_lightning.optim.training_groups import TrainingGroups, groups_with_gradients
 from hybrid_lightning.trainer import named_groups
 
 _PASSES: WeakKeyDictionary[Optimizer, tuple[int, GradientPass]] = WeakKeyDictionary()
@@ -23,7 +23,7 @@ def shared_pass(trainer: Trainer, user: str) -> GradientPass:
     made = made_pass(trainer, trainer.global_step)
     if made is None:
         optimizer = trainer.optimizers[0]
-        training = training_groups(optimizer)
+        training = groups_with_gradients(optimizer)
         measured = _MEASURED.get(training)
         if measured is None:
             measured = MeasuredGroups(named_groups(trainer, user), training.groups)

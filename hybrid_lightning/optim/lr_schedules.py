@@ -112,16 +112,13 @@ class GroupLR(LRScheduler):
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Each group's rate at the current step."""
-        rates = []
-        factors: dict[int, float] = {}
-        for own, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True):
-            start = group.get("unfrozen_at", 0)
+        starts = [group.get("unfrozen_at", 0) for group in self.optimizer.param_groups]
+        factors = {}
+        for start in set(starts):
             # a frozen group's clock stands at 0; a record from a longer fit must not make it negative
-            start = self.last_epoch if start is None else min(start, self.last_epoch)
-            if start not in factors:
-                factors[start] = self._factor(start)
-            rates.append(self._rate(float(own), factors[start]))
-        return rates
+            is_ahead = start is None or start > self.last_epoch
+            factors[start] = self._factor(self.last_epoch if is_ahead else start)
+        return [self._rate(float(own), factors[start]) for own, start in zip(self.base_lrs, starts, strict=True)]
 
     def _write(self) -> None:
         rates = self.get_lr()

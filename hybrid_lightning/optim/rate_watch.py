@@ -2,9 +2,12 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from hybrid_lightning.errors import listing
+
+_RATE = itemgetter("lr")
 
 
 class RateWatch:
@@ -17,6 +20,9 @@ class RateWatch:
     def tell_others(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Warns once if a group has another rate, which would last until the schedule's next step."""
         if self._has_told:
+            return
+        # so it is at nearly every step
+        if list(map(_RATE, groups)) == self.written:
             return
         # of a scheduler that is being made, nothing is written yet
         pairs = zip(groups, self.written, strict=False)

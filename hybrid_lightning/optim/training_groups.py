@@ -35,11 +35,15 @@ class TrainingGroups:
 
     def is_current(self, every: list[Group]) -> bool:
         """Whether the groups that the optimizer has now are these, and those that were frozen still are."""
+        return self.has_all_gradients(every) and not any(map(_TRAINS, self._frozen))
+
+    def has_all_gradients(self, every: list[Group]) -> bool:
+        """Whether the groups that the optimizer has now are these, and no parameter of another one has a gradient."""
         # restoring a state replaces the list
         if every is not self._every or len(every) != self._count:
             return False
-        # at each step, so that it runs over the parameters without Python's own loop
-        return not any(map(_TRAINS, self._frozen)) and set(map(_GRADIENT, self._frozen)) <= {None}
+        # several times a step, so that it runs over the parameters without Python's own loop
+        return set(map(_GRADIENT, self._frozen)) <= {None}
 
 
 _FOUND: WeakKeyDictionary[Optimizer, TrainingGroups] = WeakKeyDictionary()
@@ -52,6 +56,14 @@ def training_groups(optimizer: Optimizer) -> TrainingGroups:
         found = TrainingGroups(optimizer.param_groups)
         _FOUND[optimizer] = found
     return found
+
+
+def groups_with_gradients(optimizer: Optimizer) -> TrainingGroups:
+    """Those that train, perhaps without some that have no gradient and so make no difference to a step."""
+    found = _FOUND.get(optimizer)
+    if found is not None and found.has_all_gradients(optimizer.param_groups):
+        return found
+    return training_groups(optimizer)
 
 
 def step_what_trains(optimizer: Optimizer) -> None:
@@ -72,7 +84,7 @@ def _step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any
         with torch.enable_grad():
             loss = closure()
     every = optimizer.param_groups
-    stepped = training_groups(optimizer).groups
+    stepped = groups_with_gradients(optimizer).groups
     # states are made in the order of the groups; SGD cannot step parameters with and without one together
     have_states = all(group["params"][0] in optimizer.state for group in stepped)
     if have_states and type(optimizer) in (Adam, AdamW):
@@ -125,6 +137,6 @@ def _zero_grad(optimizer: Optimizer, set_to_none: bool = True) -> None:
     if not set_to_none:
         type(optimizer).zero_grad(optimizer, set_to_none=False)
         return
-    for group in training_groups(optimizer).groups:
+    for group in groups_with_gradients(optimizer).groups:
         for parameter in group["params"]:
             parameter.grad = None

@@ -20,6 +20,7 @@ def fit_blend(
     target: Tensor,
     kind: Kind,
     row_weights: Tensor | None = None,
+    prior: float = 0.0,
 ) -> dict[str, float]:
     """The convex weights of voters whose blend has the least loss on outputs held out.
 
@@ -37,6 +38,9 @@ def fit_blend(
         target: As for `fit_vote`.
         kind: ``classes``, ``labels`` or ``values``.
         row_weights: `(N,)`, how much each row's loss counts; only the ratios matter. Default: all the same.
+        prior: Number of rows that count as seen before: each is explained by one voter alone, all voters equally
+            often; of values, the errors of the voters are as large as the best one's, and independent. The fewer rows
+            there are, the closer the weights stay to equal ones.
 
     Returns:
         Voter → weight, in the order given. They sum to 1; those below 1e-4 are exactly 0.
@@ -57,13 +61,20 @@ def fit_blend(
     stacked = torch.stack(columns, 1)  # a row for each loss: of classes one per sample, else one per output
     repeats = len(stacked) // len(weights)
     weights = weights.repeat_interleave(repeats)
+    every_voter = torch.eye(len(held_out), dtype=stacked.dtype, device=stacked.device)
     if kind == "values":
         weighted = weights[:, None] * stacked
-        found = least_squares(stacked.T @ weighted)
+        gram = stacked.T @ weighted
+        of_best_row = gram.diagonal().min() / len(stacked)
+        found = least_squares(gram + prior * repeats * of_best_row * every_voter)
     else:
         # relative to the best voter of each row, so that none underflows
         best = stacked.amax(1, keepdim=True)
         likelihoods = (stacked - best).exp()
+        if prior:
+            of_prior = weights.new_full((len(held_out),), prior * repeats / len(held_out))
+            likelihoods = torch.cat([likelihoods, every_voter])
+            weights = torch.cat([weights, of_prior])
         found = best_mixture(likelihoods, weights)
     found = torch.where(found < _SMALLEST, 0.0, found)
     shares = found / found.sum()

@@ -195,7 +195,7 @@ def _own_name(path: Any, before: Any) -> str | None:
     name = PurePath(path)
     is_below = isinstance(before, str) and name.is_relative_to(before)
     name = name.relative_to(before) if is_below else PurePath(name.name)
-    is_plain = ".." not in name.parts and "\\" not in str(name)
+    is_plain = ".." not in name.parts and "\\" not in name.as_posix()
     return str(name) if is_plain and name.suffix == ModelCheckpoint.FILE_EXTENSION else None
 
 

@@ -31,6 +31,7 @@ from hybrid_lightning.tasks.evaluation import (
 from hybrid_lightning.tasks.network_module import NetworkModule
 from hybrid_lightning.tasks.objective import Objective
 from hybrid_lightning.tasks.planning import log_settings, plan_of, refuse_without_validation
+from hybrid_lightning.tasks.sample_predictions import predict_samples, saved_data
 from hybrid_lightning.tasks.settings import Options, TaskSettings, has_own_steps, parse_network, taken_arguments
 from hybrid_lightning.tasks.start import validate_start
 from hybrid_lightning.tasks.trials import give_rates, is_trial, start_trial
@@ -72,8 +73,8 @@ class HybridTask(NetworkModule):
         start: Where training begins: ``default``, with heads at random; or ``probe``: before the first step a ridge
             regression on the features of all training samples gives each part's head, in closed form, and the fusion is
             a `BlendFusion` of them. Training goes on from there (linear probing, then fine-tuning, arXiv 2202.10054).
-        selection: What ``best.ckpt`` serves where several parts meet: ``validation`` is the best on the validation
-            rows, of the joint network, each part alone and their blend, see `SelectOutput`; ``none`` the joint network.
+        selection: What ``best.ckpt`` serves where several parts meet: ``validation`` a blend of the joint network and
+            of each part alone, or what is better on the validation rows, see `SelectOutput`; ``none`` the network.
         average: What takes the place of the weights in validations and checkpoints, while training goes on without it:
             ``ema``, or ``{ema: 200 steps}``, is the exponential average with this half-life (``1 epochs``), see
             `AverageWeights`; ``soup``, or ``{soup: 8}``, the mean of the best of the 5 or 8 best validations, at the
@@ -92,6 +93,8 @@ class HybridTask(NetworkModule):
 
     explain: bool | str = False
     """Whether `predict_step` also gives what each part contributes; ``without``: the predictions without the part."""
+    data_state: Mapping[str, Any] | None = None
+    """What the checkpoint that it was rebuilt from keeps of a manifest's data, unchecked."""
     _has_trained = False
 
     @abstractmethod
@@ -309,4 +312,23 @@ class HybridTask(NetworkModule):
         names = (trust,) if isinstance(trust, str) else tuple(trust)
         # it is abstract, its subclasses are not
         model = rebuilt(HybridTask, cls, checkpoint_path, names, parts or {})  # type: ignore[type-abstract]
+        model.data_state = saved_data(checkpoint_path)
         return model.to(map_location or "cpu").eval()
+
+    def predict(self, samples: Any, inputs: Mapping[str, Any] | None = None) -> Any:
+        """What the model predicts for raw samples, read as those of a manifest are, with the training's statistics.
+
+        Args:
+            samples: A sample, or a list of them: column of the manifest, or key of an input that reads one column → its
+                value. That is a path, an array, a tensor or an image of Pillow where the input reads files; else text
+                or a number. None is an empty cell.
+            inputs: ``data.inputs`` of the config, for a checkpoint that does not hold them; None takes the file's.
+
+        Returns:
+            Of each sample the row of the table that the command predict writes: ``prediction``, the class or number,
+            and of classes ``probability_<class>``.
+
+        Raises:
+            ConfigError: If a value is missing or cannot be read, or nothing is known of the data of the training.
+        """
+        return predict_samples(self, samples, inputs)

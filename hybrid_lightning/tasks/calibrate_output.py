@@ -53,9 +53,14 @@ class CalibrateOutput(FitCallback):
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses what could not be found at the end."""
+        """Refuses what could not be found at the end, and tells of calibration rows that nothing reads."""
         task: Any = pl_module
         wanted = task.settings.calibrate or {}
+        with own_random_state(trainer):
+            rows = _length_of(_calibration_loader(trainer))
+        is_unread = rows > 0 and wanted.get("coverage") is None and not has_own_steps(type(task))
+        if is_unread and trainer.is_global_zero:
+            print("calibration: nothing reads its rows, because the model has no `calibrate: {coverage: 0.9}`")
         is_asked_for = wanted.get("threshold") is not None or wanted.get("coverage") is not None
         if not is_asked_for or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -68,11 +73,8 @@ class CalibrateOutput(FitCallback):
                 "validation rows and checkpoints.",
                 "model.calibrate",
             )
-        if wanted.get("coverage") is not None:
-            with own_random_state(trainer):
-                rows = _length_of(_calibration_loader(trainer))
-            if rows < FEWEST_ROWS:
-                raise too_few(int(rows))
+        if wanted.get("coverage") is not None and rows < FEWEST_ROWS:
+            raise too_few(int(rows))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calibrates the best checkpoint, on the first rank; the others wait."""

@@ -30,7 +30,7 @@ class ClassificationObjective(Objective):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None,
         kind: str,
         class_weights: Sequence[float] | str | None,
         label_smoothing: float,
@@ -39,7 +39,7 @@ class ClassificationObjective(Objective):
     ) -> None:
         with at("model"):
             check_choice(kind, "kind", KINDS, "kind")
-            if num_classes < 2 or (kind == "binary" and num_classes != 2):
+            if num_classes is None or num_classes < 2 or (kind == "binary" and num_classes != 2):
                 wanted = "2" if kind == "binary" else "2 or more; one label alone is 'kind: binary' with 2 classes"
                 problem = f"{num_classes} is not possible for a {kind} target, which has {wanted}."
                 raise ConfigError(problem, "num_classes")
@@ -313,7 +313,7 @@ class HybridClassifier(HybridTask):
     of two classes has less than 10 % of the training rows, because there accuracy hardly tells models apart.
 
     Args:
-        num_classes: Number of classes, or of labels if ``kind`` is multilabel; 2 if it is binary.
+        num_classes: Number of classes, or of labels if multilabel; 2 if binary. A config for a manifest may omit it.
         kind: ``multiclass`` (targets `(B,)`, one class each), ``binary`` (targets `(B,)` of 0 and 1, one output) or
             ``multilabel`` (targets `(B, num_classes)` of 0 and 1).
         class_weights: Weight of each class in the loss; of the positive samples of each label if multilabel; of class 0
@@ -337,7 +337,7 @@ class HybridClassifier(HybridTask):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None = None,
         kind: str = "multiclass",
         class_weights: list[float] | str | None = None,
         label_smoothing: float = 0.0,

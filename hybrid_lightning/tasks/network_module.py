@@ -12,7 +12,7 @@ from hybrid_lightning.data.loaders import example_batch
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.errors import ConfigError, at, printable
 from hybrid_lightning.gradients.step import shared_pass
-from hybrid_lightning.lightning_private import BatchCheckingModule
+from hybrid_lightning.lightning_private import BatchCheckingModule, skip_empty_hooks
 from hybrid_lightning.network.batch import Batch, first_samples
 from hybrid_lightning.network.builder import build, rebuild
 from hybrid_lightning.network.hybrid_network import HybridNetwork
@@ -207,6 +207,7 @@ class NetworkModule(BatchCheckingModule, ABC):
             self.objective.prepare_fit(self.trainer)
             self.objective.to(self.device)
             follow_main_metric(self.trainer, self)
+            skip_empty_hooks(self)
 
     def configure_callbacks(self) -> list[FitCallback]:
         """Unfreezing, gradient health, exact resume; a callback of the same type in the Trainer takes its place."""

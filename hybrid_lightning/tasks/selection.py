@@ -49,13 +49,15 @@ BLEND = "convex blend"
 _MOST_SAMPLES = 8192
 """Of the training split, from which the votes of parts are fitted; more would hardly change them."""
 _FOLDS = 5
+_PRIOR = 5.0
+"""Rows that count as seen before the validation rows, by which shares are fitted; see `fit_blend`."""
 
 
 class Candidate(NamedTuple):
     """An output that may be served, on the validation rows."""
 
     score: Score
-    difference: Score  # to the joint network, paired
+    difference: Score  # to the blend, paired
     shares: dict[str, float]  # voter → its share
     loss: float = 0.0  # the mean log loss, with the weights of classes; 0 of values
 
@@ -71,13 +73,13 @@ class Rows(NamedTuple):
 
 
 class SelectOutput(FitCallback):
-    """After a fit, lets ``best.ckpt`` serve what is best on the validation rows: the joint network, a part, or a blend.
+    """After a fit, lets ``best.ckpt`` serve a blend of the joint network and of votes on single parts, or one of them.
 
     What a part knows alone is a ridge regression on its features of the training rows, fitted in closed form. The blend
-    is a convex one of these votes and the joint network; it is scored on validation rows by weights of other rows. The
-    joint network is kept unless another is better by more than one standard error of the difference and, of classes and
-    labels, has no higher log loss: by accuracy alone a constant may win where one class is rare. It stays in the file;
-    training states are not touched.
+    is a convex one of these votes and the joint network; the fewer validation rows there are, the closer its shares
+    are to equal ones. It is scored on validation rows by shares of other rows, and served unless another is better by
+    more than one standard error of the difference and, of classes and labels, has no higher log loss: by accuracy alone
+    a constant may win where one class is rare. The joint network stays in the file; training states are not touched.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,16 +97,17 @@ def _select_and_write(trainer: Trainer, task: Any, path: Any) -> None:
         with weights_of(trainer, task, path) as serves_another:
             rows = rows_to_select_from(trainer, task)
             voters = fit_voters(task.objective, rows.training, rows.training_groups)
-            found = candidates(task, rows, voters)
+            found = task.compared = candidates(task, rows, voters)
     except ConfigError as error:
         print(f"selection: {path.name} stays as it is, because the outputs cannot be compared. {error}")
         return
     chosen = choose(found)
     print(described(found, chosen, path.name))
-    if chosen == JOINT and not serves_another:
+    shares = found[chosen].shares
+    if shares.get(JOINT) == 1 and not serves_another:
         return
     try:
-        select(task, rows.training, voters, found[chosen].shares)
+        select(task, rows.training, voters, shares)
         write(task, path)
     finally:
         serve(task.built(), {}, None)
@@ -202,9 +205,9 @@ def candidates(task: Any, rows: Rows, voters: Mapping[str, Voter]) -> dict[str, 
     for name, voter in voters.items():
         outputs[name] = _alone(name, voter, rows)
     groups = rows.validation_groups
-    blend, shares = _crossed(outputs, target, kind, groups)
+    weights = relative_weights(task.objective.row_weights(rows.validation.target), rows.joint)
+    blend, shares = _crossed(outputs, target, kind, groups, weights)
     outputs[BLEND] = blend
-    weights = relative_weights(task.objective.row_weights(rows.validation.target), blend)
     in_units = task.objective.in_units  # as metrics see them: no logarithms
     shown = {name: in_units(tensor.double()) for name, tensor in outputs.items()}
     scored = _ranked if task.objective.main_metric == "average_precision" else _scored
@@ -219,10 +222,10 @@ def candidates(task: Any, rows: Rows, voters: Mapping[str, Voter]) -> dict[str, 
 def _scored(
     outputs: Mapping[str, Tensor], target: Tensor, kind: Kind, groups: Tensor | None
 ) -> dict[str, tuple[Score, Score]]:
-    """The accuracy or R² of each output, and its difference to that of the joint network."""
+    """The accuracy or R² of each output, and its difference to that of the blend."""
     found = {}
     for name, own in outputs.items():
-        difference = paired_difference(own, outputs[JOINT], target, kind, groups=groups)
+        difference = paired_difference(own, outputs[BLEND], target, kind, groups=groups)
         found[name] = (score(own, target, kind, groups=groups), difference)
     return found
 
@@ -234,7 +237,7 @@ def _ranked(
     ranked = {name: average_precision(own, target, kind, groups) for name, own in outputs.items()}
     found = {}
     for name, own in ranked.items():
-        found[name] = (own.score, paired_ranking(own, ranked[JOINT]))
+        found[name] = (own.score, paired_ranking(own, ranked[BLEND]))
     return found
 
 
@@ -266,7 +269,7 @@ def _as_fitted(task: Any, outputs: Tensor) -> Tensor:
 
 
 def _crossed(
-    outputs: Mapping[str, Tensor], target: Tensor, kind: Kind, groups: Tensor | None
+    outputs: Mapping[str, Tensor], target: Tensor, kind: Kind, groups: Tensor | None, weights: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
     """The blend of outputs, each row by shares fitted to other rows, and the shares fitted to all."""
     member = numbered(len(target), groups)
@@ -278,42 +281,42 @@ def _crossed(
         inside = folds == fold
         of_others = {name: tensor[~inside] for name, tensor in outputs.items()}
         of_fold = {name: tensor[inside] for name, tensor in outputs.items()}
-        shares = fit_blend(of_others, target[~inside], kind)
+        shares = fit_blend(of_others, target[~inside], kind, weights[~inside], _PRIOR)
         blend[inside] = blended(of_fold, shares, kind).to(blend.dtype)
-    return blend, fit_blend(outputs, target, kind)
+    return blend, fit_blend(outputs, target, kind, weights, _PRIOR)
 
 
 def choose(found: Mapping[str, Candidate]) -> str:
-    """The candidate with the best score of those that beat the joint network, see `SelectOutput`."""
+    """The candidate with the best score of those that beat the blend, see `SelectOutput`."""
     better = {}
     for name, candidate in found.items():
         difference = candidate.difference
-        if difference.value > difference.error > 0 and candidate.loss <= found[JOINT].loss:
+        if difference.value > difference.error > 0 and candidate.loss <= found[BLEND].loss:
             better[name] = candidate.score.value
-    return max(better, key=better.__getitem__, default=JOINT)
+    return max(better, key=better.__getitem__, default=BLEND)
 
 
 def described(found: Mapping[str, Candidate], chosen: str, file: str) -> str:
     """The candidates as a table, and what is served."""
     name = found[JOINT].score.name
     score_column = f"{name} on validation rows"
-    columns = ("output", score_column, "above the joint network")
+    columns = ("output", score_column, "above the blend", "share")
     rows = []
     for voter, candidate in found.items():
-        difference = "" if voter == JOINT else _with_error(candidate.difference, "+.3f")
-        rows.append({"output": voter, score_column: _with_error(candidate.score, ".3f"), columns[2]: difference})
+        is_blend = voter == BLEND
+        difference = "" if is_blend else _with_error(candidate.difference, "+.3f")
+        share = "" if is_blend else f"{found[BLEND].shares[voter]:.2f}"
+        value = _with_error(candidate.score, ".3f")
+        rows.append(dict(zip(columns, (voter, value, difference, share), strict=True)))
     table = format_table(rows, columns, columns[1:])
-    return f"{table}\n{file} serves: {chosen}{_meaning(found[chosen].shares, chosen)}"
+    return f"{table}\n{file} serves: {chosen}{_meaning(chosen)}"
 
 
-def _meaning(shares: Mapping[str, float], chosen: str) -> str:
+def _meaning(chosen: str) -> str:
     """What stands behind the name of what is served."""
     if chosen == JOINT:
         return ""
-    means = " alone, by ridge regression on its features"
-    if chosen == BLEND:
-        named = [f"{voter} {share:.2f}" for voter, share in shares.items() if share]
-        means = f" ({', '.join(named)})"
+    means = " of these outputs" if chosen == BLEND else " alone, by ridge regression on its features"
     return f"{means}; --select joint takes the joint network"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 BATCH_NORM_MODES = ("frozen", "recalibrate", "train")
 """What a part can do with normalizations that have running statistics, see `Part`."""
+_IS_TRAINING = attrgetter("training")
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
@@ -52,6 +54,9 @@ def module_modes(
 
 def apply_modes(modes: dict[nn.Module, bool]) -> None:
     """Puts each module, without its children, into its mode; does nothing where that is so already."""
+    # asked before each batch, so that it runs over the modules without Python's own loop
+    if list(map(_IS_TRAINING, modes)) == list(modes.values()):
+        return
     for module, training in modes.items():
         if module.training is not training:
             module.training = training

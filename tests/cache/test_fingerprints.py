@@ -3,8 +3,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from hybrid_lightning.cache.fingerprints import digest, part_fingerprint, random_state, same_values
+from hybrid_lightning.cache.fingerprints import WatchedTensors, digest, part_fingerprint, random_state, same_values
 from hybrid_lightning.network.builder import build
 from hybrid_lightning.network.part import parse_parts
 
@@ -76,3 +77,42 @@ def test_a_part_is_known_by_its_weights_and_those_of_the_parts_that_it_reads():
     with torch.no_grad():
         next(other.parts["stem"].parameters()).add_(1)
     assert part_fingerprint(one, "body") != part_fingerprint(other, "body")
+
+
+def replace_a_weight(stem):
+    linear = next(module for module in stem.modules() if isinstance(module, nn.Linear))
+    linear.weight = nn.Parameter(linear.weight + 1)
+
+
+def replace_a_module(stem):
+    name = next(name for name, module in stem.named_modules() if isinstance(module, nn.Linear))
+    parent, _, own = name.rpartition(".")
+    setattr(stem.get_submodule(parent), own, nn.Linear(4, 3))
+
+
+def write_in_place(stem):
+    with torch.no_grad():
+        next(stem.parameters()).add_(1)
+
+
+@pytest.mark.parametrize("change", [replace_a_weight, replace_a_module, write_in_place])
+def test_watched_tensors_notice_what_is_written_or_replaced(change):
+    one = network()
+    watched = WatchedTensors(one, ["stem"])
+    assert watched.have_same_values()
+    change(one.parts["stem"])
+    assert not watched.have_same_values()
+
+
+def test_watched_tensors_are_the_same_after_equal_values_were_written():
+    one = network()
+    watched = WatchedTensors(one, ["stem"])
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.copy_(parameter.clone())
+    one.parts["new"] = nn.Identity()
+    assert watched.have_same_values()
+    assert watched.have_same_values()
+    assert watched.any_trains()
+    one.requires_grad_(False)
+    assert not watched.any_trains()

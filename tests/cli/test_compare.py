@@ -20,7 +20,7 @@ from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import compare, main
 from hybrid_lightning.cli.comparison_rows import rows_of
 from hybrid_lightning.cli.comparison_run import Result, read_result
-from hybrid_lightning.cli.comparison_table import Mean, chosen, mean_of, summary, t_quantile
+from hybrid_lightning.cli.comparison_table import Mean, chosen, mean_of, readings, summary, t_quantile
 from hybrid_lightning.network.modules.convolution import ConvExtractor
 from hybrid_lightning.probe.vote import fit_vote
 from tests.processes import Ended, succeed
@@ -176,7 +176,8 @@ def test_a_run_that_is_cut_off_goes_on_and_one_that_fails_ends_no_other(folder, 
     out = capsys.readouterr().out
     assert "failed: as_is_seed1: status -9" in out
     assert "failed: wrong_seed0: model.init_args.lr" in out.replace("model.lr", "model.init_args.lr")
-    assert "failed: wrong_seed1: not tried, because another seed was refused\n" in out
+    assert "No further seed is tried. (all of it: " in out
+    assert "wrong_seed1" not in out
     assert [line["seeds"] for line in table(HOME)] == ["1"]
     # as a process leaves it that is killed between the end of its epochs and its test
     (HOME / "results/as_is_seed0.json").unlink()
@@ -187,6 +188,17 @@ def test_a_run_that_is_cut_off_goes_on_and_one_that_fails_ends_no_other(folder, 
     assert [line["seeds"] for line in table(HOME)] == ["2"]
     assert read_result(HOME / "results/as_is_seed0.json").seconds is None
     assert read_result(HOME / "results/as_is_seed1.json").seconds > 0
+
+
+def test_an_interrupt_says_how_to_go_on(folder, commands, capsys, monkeypatch):
+    words = ["compare", "--config", prepare(), "--baselines", "false", "--seeds", "1", "--recipes", "as_is"]
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "wait", interrupted)
+    assert main(words) == 130
+    assert "cut off; the same command goes on" in capsys.readouterr().out
 
 
 def test_a_run_that_was_cut_off_does_not_go_on_with_other_settings(folder, commands):
@@ -304,6 +316,22 @@ def test_a_mean_has_an_interval_from_two_seeds_on():
     assert mean.half == pytest.approx(student.ppf(0.975, 2) * 0.2 / 3**0.5, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("mean", "text"),
+    [
+        (Mean(0.92013, 0.0283), "0.920 ± 0.028"),
+        (Mean(0.5, 0.2), "0.50 ± 0.20"),
+        (Mean(2e-8, 0.0394), "0.000 ± 0.039"),
+        (Mean(12345.6, 131.0), "12346 ± 131"),
+        (Mean(0.5, 1e-12), "0.500000 ± 0.000000"),
+        (Mean(0.66667, 0.0), "0.6667 ± 0"),
+        (Mean(0.66667, None), "0.6667"),
+    ],
+)
+def test_a_mean_is_written_as_exactly_as_its_interval_is_known(mean, text):
+    assert str(mean) == text
+
+
 def result(value: float, seconds: float | None = 1.0) -> Result:
     return Result({"accuracy": value}, {"accuracy": value / 2}, "accuracy", True, seconds, {})
 
@@ -316,8 +344,23 @@ def test_differences_are_over_the_seeds_that_both_rows_have():
     assert second["validation_difference"].value == pytest.approx(-0.1)
     assert second["test_difference"].value == pytest.approx(-0.05)
     assert second["seconds"] == 1.0
-    assert chosen([first, second], is_better_high=True) == "as_is"
-    assert chosen([first, second], is_better_high=False) == "full"
+    assert chosen(rows, results, "accuracy", is_better_high=True).name == "as_is"
+    assert chosen(rows, results, "accuracy", is_better_high=False).name == "full"
+
+
+def test_a_recipe_that_changes_nothing_is_told_and_so_is_one_that_is_as_good():
+    rows = rows_of(BASE, ["as_is", "full", "l2sp", "gradual"], False)
+    scores = {"as_is": (0.5, 0.6), "full": (0.5, 0.6), "l2sp": (0.7, 0.9), "gradual": (0.8, 0.7)}
+    results = {name: {seed: result(value) for seed, value in enumerate(values)} for name, values in scores.items()}
+    best, near, same = readings(rows, results, "accuracy", True)
+    assert best == "Best recipe on validation: l2sp."
+    assert near == "By these seeds not told apart from it: as_is, full, gradual."
+    assert same == "full trains this config as as_is does: every score is the same."
+    results["full"][1].validation["loss"] = 0.1
+    assert len(readings(rows, results, "accuracy", True)) == 2
+    assert readings(rows[:1], {"as_is": {0: result(float("nan"))}}, "accuracy", True) == [
+        "No recipe has a score on validation."
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"seconds": []}', '{"validation": {"a": "b"}}'])

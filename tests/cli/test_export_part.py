@@ -72,4 +72,4 @@ def test_a_folder_that_cannot_be_written_is_told(checkpoint, tmp_path, capsys):
 
 def test_missing_words_are_told(capsys):
     assert export("--part", "stem") == 2
-    assert "error: export_part: the following arguments are required: --ckpt_path" in capsys.readouterr().err
+    assert "error: export_part: --ckpt_path, --output must be given." in capsys.readouterr().err

@@ -19,14 +19,58 @@ KNOWN = ("config", "name", "model", "trainer", "trainer.max_epochs", "trainer.mi
             "trainer: unknown key 'mx'. Possible: 'max_epochs', 'min_epochs'",
         ),
         ("unrecognized arguments: --confg x.yaml", "config: unknown key 'confg'. Did you mean 'config'?"),
-        ("unrecognized arguments: x.yaml", "'x.yaml' stands alone. Write --config x.yaml."),
+        ("unrecognized arguments: x.yaml", "'x.yaml' belongs to no option."),
         ("unrecognized arguments: -name a", "unknown option '-name'. Write options with two dashes: --name VALUE."),
         ("unrecognized arguments: validate", "'validate' is a second command."),
         ("unrecognized arguments: 5", "'5' belongs to no option."),
+        ("argument --trainer.max_epochs: expected one argument", "--trainer.max_epochs: its value is missing."),
+        ("argument -c/--config: expected one argument", "--config: its value is missing."),
+        ("argument --seeds: invalid int value: 'x'", "--seeds: write a whole number, not 'x'."),
+        (
+            "argument --baselines: invalid choice: 'ture' (choose from 'true', 'false')",
+            "--baselines: unknown value 'ture'. Did you mean 'true'? Possible: 'true', 'false'.",
+        ),
+        ("Parser key \"trainer\":\nUnable to load config '3'\n  - Parser", "trainer: write keys and values, not '3'."),
     ],
 )
 def test_the_first_wrong_word_is_named(message: str, says: str) -> None:
     assert str(parser_error(message, KNOWN)).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--trainer.max_epochs abc", "trainer.max_epochs: write a whole number, not 'abc'."),
+        ("--trainer.limit_val_batches x", "trainer.limit_val_batches: write a number, not 'x'."),
+        ("--trainer.deterministic x", "trainer.deterministic: write true or false or 'warn', not 'x'."),
+        ("--trainer.precision bf16-mixd", "trainer.precision: unknown value 'bf16-mixd'. Did you mean 'bf16-mixed'?"),
+        ("--trainer.callbacks [EarlyStoping]", "trainer.callbacks.class_path: unknown class 'EarlyStoping'. Did you"),
+        ("--trainer 3", "trainer: write keys and values, not '3'."),
+        ("--model.lr abc", "model.lr: write a number, not 'abc'."),
+        ("--model.parts 3", "model.parts: write keys and values, not '3'."),
+        ("--model.metrics 3", "model.metrics: write a list, not '3'."),
+        ("--test_after_fit worst", "test_after_fit: unknown value 'worst'. Possible: 'best', 'last'."),
+        ("--model.parts.stm.lr_scale 3", "model.parts: unknown part 'stm'. Did you mean 'stem'?"),
+        ("--trainr.max_epochs.x 3", "config: unknown key 'trainr'. Did you mean 'trainer'?"),
+        ("--model.prts.stem.lr_scle 3", "model: unknown key 'prts'. Did you mean 'parts'?"),
+        ("--trainer.max_epoch 3", "trainer: unknown key 'max_epoch'. Did you mean 'max_epochs'?"),
+    ],
+)
+def test_what_could_be_written_is_told_in_plain_words(words, says, folder, capsys) -> None:
+    assert command("plan", *words.split()) == 2
+    assert capsys.readouterr().err.startswith(f"error: {says}")
+
+
+def test_a_new_part_may_come_from_flags(folder) -> None:
+    new = (
+        "--model.parts.more.module",
+        "MLP",
+        "--model.parts.more.input",
+        "body",
+        "--model.parts.more.args.hidden",
+        "[4]",
+    )
+    assert command("plan", *new) == 0
 
 
 @pytest.mark.parametrize(
@@ -35,6 +79,8 @@ def test_the_first_wrong_word_is_named(message: str, says: str) -> None:
         ({"model.class_path": DELETE}, "error: model: 'class_path' is missing. Write 'class_path: ...', of 'Hybrid"),
         ({"data.class_path": DELETE}, "error: data: 'class_path' is missing."),
         ({"model.class_path": "HybridTask"}, "error: model: 'HybridTask' is abstract. Write one of these: 'Hybrid"),
+        ({"model.init_args": 3}, "error: model.init_args: write keys and values, not 3."),
+        ({"trainer": [1]}, "error: trainer: write keys and values, not [1]."),
         ({"model.init_arg": {}}, "error: model: unknown key 'init_arg'. Did you mean 'init_args'?"),
     ],
 )

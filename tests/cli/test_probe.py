@@ -110,6 +110,12 @@ def test_another_format_is_refused_before_anything_is_read(folder, capsys):
     assert "output: 'features.csv' does not end in .npz or .parquet" in capsys.readouterr().err
 
 
+def test_a_part_that_has_the_name_of_a_column_is_refused_before_anything_is_computed(folder, capsys):
+    config = small.changed({"init.parts": {"row": TWO["body"]}})
+    assert small.command("embed", "--output", "features.npz", config=config) == 2
+    assert "model.parts: 'row' would be columns of two meanings" in capsys.readouterr().err
+
+
 def test_a_data_module_without_a_test_split_or_its_targets_is_embedded(folder, monkeypatch, capsys):
     monkeypatch.syspath_prepend(folder)
     (folder / "own_data.py").write_text(

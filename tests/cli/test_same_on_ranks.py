@@ -1,3 +1,4 @@
+from hybrid_lightning.cli.same_on_ranks import SameOnRanks
 from tests.processes import ranks
 from tests.small import changed, write
 
@@ -16,3 +17,9 @@ def test_ranks_that_accumulate_differently_are_told_by_name_on_each(folder):
         assert one.returncode == 2, one.stderr
         assert "error: the ranks were started differently" in one.stderr
         assert "trainer.accumulate_grad_batches: 2 on rank 0, 3 on rank 1" in one.stderr
+
+
+def test_a_fold_is_no_path_and_is_compared():
+    facts = SameOnRanks({"data.init_args.fold": "2/5", "data.init_args.path": "a/b.csv"})._facts
+    assert facts["data.init_args.fold"] == "'2/5'"
+    assert "data.init_args.path" not in facts

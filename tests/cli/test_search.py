@@ -66,9 +66,30 @@ def test_a_search_takes_what_is_best_on_validation_and_goes_on(folder, commands,
     assert "as_is_seed0: finished before" in capsys.readouterr().out
 
 
-def test_a_row_without_what_is_searched_stays_as_it_is(folder, commands, capsys):  # noqa: F811
+def test_a_row_that_takes_no_such_values_is_told_once_and_not_searched(folder, commands, capsys):  # noqa: F811
     pytest.importorskip("optuna")
-    words = ["--recipes", "as_is", "--baselines", "false", "--seeds", "1", "--trials", "1"]
-    assert main(["compare", "--config", prepare(), *words, "--search", "fusion.depth=1..2"]) == 0
-    assert "as_is: no trial has a score, so it stays as it is" in capsys.readouterr().out
-    assert [row for row, _ in commands.given] == ["as_is_trial0", "as_is"]
+    words = ["--recipes", "as_is", "--seeds", "1", "--trials", "1", "--search", "parts.tower.lr_scale=0.5..1"]
+    assert main(["compare", "--config", prepare(), *words]) == 0
+    out = capsys.readouterr().out
+    assert out.count("part_fresh: without a search, because it takes no such values: ") == 1
+    rows = [row for row, _ in commands.given]
+    assert [row for row in rows if "trial" in row] == ["as_is_trial0", "part_tower_trial0", "random_weights_trial0"]
+    assert rows[-5:] == ["as_is", "part_fresh", "part_tower", "random_weights", "ridge"]
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("pretrained.lr_scal=0..1", "unknown key 'lr_scal'"),
+        ("fusion.args.depht=1..2", "depht"),
+        ("parts.tower.lr_scal=0..1", "unknown key 'lr_scal'"),
+        ("fusion.args.dropout=0.5..2", "dropout"),
+    ],
+)
+def test_a_nested_key_that_no_row_takes_is_refused_before_a_trial(key, says, folder, commands, capsys):  # noqa: F811
+    pytest.importorskip("optuna")
+    words = ["--config", prepare(), "--recipes", "as_is", "full", "--baselines", "false", "--search", key]
+    assert main(["compare", *words]) == 2
+    assert says in (message := capsys.readouterr().err)
+    assert "--search: no row takes these values. as_is: " in message
+    assert commands.given == []

@@ -267,9 +267,22 @@ def test_what_does_not_fit_is_told_with_its_place(folder, options, message):
         prepared(**options)
 
 
-def test_a_table_in_place_of_its_path_is_told():
-    with pytest.raises(ConfigError, match=r"^data.path: a DataFrame is not the path of a table"):
-        ManifestDataModule(pandas.DataFrame({"a": [1]}), INPUTS)
+def test_what_is_neither_a_table_nor_a_path_is_told():
+    with pytest.raises(ConfigError, match=r"^data.path: a int is neither a table nor the path of one"):
+        ManifestDataModule(5, INPUTS)
+
+
+def test_a_table_in_memory_is_read_as_the_file_that_it_would_be(folder):
+    rows = with_images()
+    of_file = prepared(rows=rows, inputs=images() | INPUTS)
+    frame = pandas.read_csv("rows.csv", dtype={"name": str, "label": str})
+    data = ManifestDataModule(frame, images() | INPUTS, "label", workers=0, predict_path=frame.head(3), id="name")
+    data.setup("fit")
+    data.setup("predict")
+    assert data.state_dict()["inputs"] == of_file.state_dict()["inputs"]
+    assert np.array_equal(data.split, of_file.split)
+    assert data.predict_ids == ["000", "001", "002"]
+    assert [len(batch["id"]) for batch in data.predict_dataloader()] == [3]
 
 
 def test_a_split_without_training_rows_is_told(folder):

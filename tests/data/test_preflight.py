@@ -311,7 +311,7 @@ def test_ids_that_stand_twice_are_refused_those_in_two_splits_first(folder, caps
     assert "'c' (train: row 3; val: row 8), 'f' (val: row 7; test: row 11)" in err
     assert "'a' (train: rows 0, 1), 'b' (train: rows 2, 5)." in err
     [path] = Path("runs").rglob("samples.problems.csv")
-    assert {row["row"]: row["problem"] for row in rows_in(path)}["8"] == "'c' is also in row 3"
+    assert {row["row"]: row["problem"] for row in rows_in(path)}["8"] == "'c' stands in rows 3, 8"
     assert [row["row"] for row in rows_in(path)] == ["0", "1", "2", "3", "5", "7", "8", "11"]
     assert {row["key"] for row in rows_in(path)} == {"id"}
     check()  # without ids a row is its own
@@ -522,3 +522,17 @@ def test_two_ranks_end_together(folder):
     manifest(rows())
     out = succeed_on(2, "-m", "hybrid_lightning", "fit", "--config", write(settings), cwd=folder)
     assert "".join(out).count("in a batch") == 1
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_series_that_are_large_beside_their_spread_are_no_problem_because_they_are_standardized(folder, decode):
+    steps = 1e9 + np.sin(np.arange(50.0))
+    for row in range(12):
+        np.save(f"{row}.npy", steps + row)
+    table = [{"steps": f"{row}.npy", "label": "ab"[row % 2], "split": SPLITS[row]} for row in range(12)]
+    write_rows("samples.csv", table)
+    series = {"steps": {"series": "steps"}}
+    ManifestDataModule("samples.csv", series, "label", split_column="split").check(decode)
+    series["steps"]["standardize"] = False
+    with pytest.raises(ConfigError, match="large beside their differences"):
+        ManifestDataModule("samples.csv", series, "label", split_column="split").check(decode)

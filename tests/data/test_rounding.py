@@ -17,7 +17,7 @@ from hybrid_lightning.data.rounding import as_float32, wide
     ids=["milliseconds", "seconds", "a millisecond each", "counter", "volume", "prices in one channel"],
 )
 def test_numbers_that_would_become_equal_are_refused(numbers):
-    with pytest.raises(ValueError, match="large beside their differences"):
+    with pytest.raises(ValueError, match=r"large beside their differences, .* would make [\d.e+]+ and the one"):
         as_float32(numbers)
 
 

@@ -40,6 +40,16 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
         ("inputs.x.shape", {"shape": [3], "dtype": "load"}),
         ("inputs.x.shape", {"shape": [-1], "dtype": "float32"}),
         ("inputs.x.shape", {"values": {"shape": ["3"], "dtype": "float32"}}),
+        ("inputs.x.options", [3]),
+        ("inputs.x.options", {"image": "a", "size": 10**9}),
+        ("inputs.x.options", {"image": "a", "size": [10**5, 10**5]}),
+        ("inputs.x.options", {"series": "a", "length": 10**500}),
+        ("inputs.x.options", {"audio": "a", "seconds": 1e6, "sample_rate": 10**6}),
+        ("inputs.x.options", {"image": "a", "size": float("nan")}),
+        ("inputs.x.options", {"image": "a", "train": ["RandomFlip"]}),
+        ("inputs.x.options", {"image": {"a": 1}}),
+        ("id", ["a"]),
+        ("groups", 3),
         ("target", "y"),
         ("target.kind", "any"),
         ("target.names", {"a": 1}),
@@ -55,6 +65,9 @@ def test_a_damaged_state_is_told(path, value):
 def test_states_of_all_forms_pass():
     check_state(STATE)
     check_state(with_value("target", None))
+    check_state(with_value("inputs.x.options", {"image": ["a", "b"], "size": [8, 9], "eval": [{"class_path": "x"}]}))
+    check_state(with_value("inputs.x.options", {"volume": "a", "size": 64, "scale": [-1000.0, 400], "name": None}))
+    check_state(with_value("groups", "patient"))
     check_state(with_value("inputs.x.shape", {"values": {"shape": [0, 2], "dtype": "float32"}}))
 
 

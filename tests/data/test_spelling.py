@@ -68,3 +68,8 @@ def test_a_place_is_that_of_the_text_or_of_its_only_other_spelling():
 )
 def test_whole_numbers_may_be_codes_by_their_name_or_if_they_are_few_large_and_far_apart(name, numbers, expected):
     assert seem_codes(name, np.array(numbers, dtype=float)) is expected
+
+
+def test_a_whole_number_with_decimals_is_the_name_without_them_whatever_else_it_may_spell():
+    texts = pyarrow.array(["7.0", "07", "7", "07.0"])
+    assert positions(texts, ["07", "7"]).tolist() == [1, 0, 1, 0]

@@ -1,11 +1,13 @@
 import gzip
 import json
 import os
+import time
 from pathlib import Path
 
 import pandas
 import pytest
 
+from hybrid_lightning.data import table_files
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
 
@@ -151,3 +153,31 @@ def test_a_missing_library_is_named_with_its_installation(folder, monkeypatch, l
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == library else object())
     with pytest.raises(ConfigError, match=rf"data.path: tables are read with {library}, which is missing.*\[data\]"):
         Table.read("m.csv")
+
+
+def test_a_header_that_begins_with_the_letters_of_an_archive_is_one(folder):
+    assert read("PK,x\n1,2\n").columns == ["PK", "x"]
+
+
+def test_separators_of_lines_within_a_text_of_json_are_letters(folder):
+    rows = [{"x": "a\u2028b"}, {"x": "c\x85d"}]
+    content = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    assert read(content, "m.jsonl").texts("x").to_pylist() == ["a\u2028b", "c\x85d"]
+
+
+def test_a_cell_may_be_longer_than_a_block_of_the_reader(folder):
+    texts = ["a" * 3_000_000, "b", "c" * 3_000_000]
+    content = "x\n" + "\n".join(texts) + "\n"
+    assert read(content, texts=["x"]).texts("x").to_pylist() == texts
+    with pytest.raises(ConfigError, match=r"'m\.csv' has a row longer than 16 MiB\. Save the table as Parquet"):
+        read("x,y\n" + "a" * 40_000_000 + ",b\n")
+
+
+def test_quotes_within_plain_cells_take_a_time_that_grows_with_their_number(folder):
+    def seconds(rows):
+        content = b"x\ty\n" + b'he said "hi" and went on to say nothing\t1\n' * rows
+        start = time.process_time()
+        table_files._check_quotes(content, b"\t", Path("m.tsv"))
+        return time.process_time() - start
+
+    assert seconds(32_000) < 30 * seconds(4_000), "8 times as many would take 64 times as long"

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_lightning.gradients.norms import GradientPass, MeasuredGroups, gradient_norms
+from hybrid_lightning.gradients.norms import GradientPass, MeasuredGroups, _is_below, gradient_norms
 
 
 def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -114,3 +114,10 @@ def test_no_gradients_at_all_have_norm_zero():
     gradients.clip_value(1.0, "image")
     assert gradients.rows.names == ("image", "total")
     assert gradients.rows.combine(gradients.norms).tolist() == [0, 0]
+
+
+def test_a_norm_below_the_limit_is_looked_at_on_the_cpu_alone():
+    assert _is_below(torch.ones(()), 1.5)
+    assert not _is_below(torch.ones(()), 1.0)
+    assert not _is_below(torch.tensor(float("nan")), 1.0)
+    assert not _is_below(torch.ones((), device="meta"), 1.5)

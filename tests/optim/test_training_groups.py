@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hybrid_lightning.optim.groups import named_param_groups
-from hybrid_lightning.optim.training_groups import step_what_trains, training_groups
+from hybrid_lightning.optim.training_groups import groups_with_gradients, step_what_trains, training_groups
 
 OPTIMIZERS = ["AdamW", "AdamW fused", "AdamW foreach", "Adam", "SGD", "SGD fused", "NAdam", "RMSprop", "Adagrad"]
 
@@ -104,6 +104,17 @@ def test_they_are_found_anew_when_something_unfreezes_or_a_state_is_restored():
     assert training_groups(optimizer).groups[0]["name"] == "tower/no_decay"
     optimizer.load_state_dict(optimizer.state_dict())
     assert training_groups(optimizer).groups[0] is optimizer.param_groups[1]
+
+
+def test_what_unfroze_counts_for_a_step_once_it_has_a_gradient():
+    module = network()
+    module["tower"].requires_grad_(False)
+    optimizer = torch.optim.SGD(groups_of(module), lr=0.1)
+    found = training_groups(optimizer)
+    module["tower"].requires_grad_(True)
+    assert groups_with_gradients(optimizer) is found
+    loss_of(module).backward()
+    assert [group["part"] for group in groups_with_gradients(optimizer).groups][:2] == ["tower", "tower"]
 
 
 def test_gradients_are_cleared_also_of_what_has_been_frozen_since():

@@ -130,3 +130,12 @@ def test_a_voter_with_impossible_outputs_is_named():
     for broken, message in ((good[:5], r"the shape \(5, 3\) is not \(90, outputs\)"), (good / 0, "90 of 90 rows")):
         with pytest.raises(ConfigError, match=f"image.outputs: {message}"):
             fit_blend({"good": good, "image": broken}, TARGETS["classes"], "classes")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fewer_rows_there_are_the_closer_weights_are_to_equal_ones(kind):
+    voters = {"good": voter(kind, 0.2), "noisy": voter(kind, 2.0)}
+    weights = [fit_blend(voters, TARGETS[kind], kind, prior=prior)["good"] for prior in (0.0, 5.0, 500.0, 5e6)]
+    assert weights == sorted(weights, reverse=True)
+    assert weights[0] > 0.9
+    assert weights[-1] == pytest.approx(0.5, abs=0.01)

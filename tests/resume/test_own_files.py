@@ -2,7 +2,7 @@ import math
 import os
 import shutil
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import lightning.pytorch as pl
 import pytest
@@ -21,6 +21,7 @@ from hybrid_lightning.callbacks import (
 )
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.gradients.spike_history import HISTORY_FORM, NormHistory, Sensitivity
+from hybrid_lightning.resume import own_files
 from hybrid_lightning.resume.loop_counters import first_damaged
 from hybrid_lightning.resume.own_files import rebuild_paths
 from hybrid_lightning.unfreezing.plateau import WATCH_FORM, PlateauWatch
@@ -295,3 +296,9 @@ def test_a_state_that_holds_itself_is_refused(copied, capsys):
     torch.save(content, "e.ckpt")
     assert command("fit", "--ckpt_path", "e.ckpt", "--trainer.max_epochs", "3") == 2
     assert "--ckpt_path: 'e.ckpt' cannot be read: something in it holds itself." in capsys.readouterr().err
+
+
+def test_a_name_below_the_folder_is_kept_on_windows(monkeypatch):
+    monkeypatch.setattr(own_files, "PurePath", PureWindowsPath)
+    assert own_files._own_name(r"C:\runs\ck\fine\a.ckpt", r"C:\runs\ck") == r"fine\a.ckpt"
+    assert own_files._own_name(r"C:\runs\ck\..\a.ckpt", r"C:\runs\ck") is None

@@ -372,6 +372,13 @@ def test_calibration_rows_may_be_a_stream(tmp_path):
     )
 
 
+def test_calibration_rows_that_nothing_reads_are_told(tmp_path, capsys):
+    fitted(tmp_path / "unread", classifier(**SMOOTH))
+    assert "calibration: nothing reads its rows" in capsys.readouterr().out
+    fitted(tmp_path / "read", classifier(calibrate={"coverage": 0.9}, **SMOOTH))
+    assert "nothing reads" not in capsys.readouterr().out
+
+
 def test_a_stream_of_too_few_rows_leaves_the_file_as_it_is(tmp_path, capsys):
     data = Clouds()
     first = {name: tensor[600:620] for name, tensor in data.entries.items()}

@@ -144,16 +144,12 @@ def test_a_later_end_of_the_fit_selects_anew(houses, tmp_path):
     assert again.built().selection is None
 
 
-def test_a_joint_network_that_is_no_worse_is_kept(tmp_path, capsys):
-    class Both(Houses):
-        def __init__(self):
-            super().__init__()
-            self.entries["photo"] = self.entries["photo"][:, :4]
-            self.entries["target"] = (self.entries["table"] * self.entries["photo"]).sum(1)
-
-    _, _, path = fitted(tmp_path, Both(), epochs=40)
-    assert f"best.ckpt serves: {JOINT}" in capsys.readouterr().out
-    assert not [name for name in torch.load(path, weights_only=True)["state_dict"] if "selection" in name]
+def test_parts_that_say_nothing_alone_have_hardly_a_share():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(100, 1, generator=generator)
+    outputs = {JOINT: target + 0.2 * torch.randn(100, 1, generator=generator), "a": 0.0 * target}
+    _, shares = _crossed(outputs, target, "values", None, torch.ones(100))
+    assert shares[JOINT] > 0.95
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("classes", "accuracy"), ("rare", "average_precision")])
@@ -183,10 +179,12 @@ def test_of_logarithms_the_joint_network_has_the_score_that_its_metric_has(tmp_p
 
 
 def test_what_is_served_is_told_beside_the_score_of_the_joint_network():
-    found = {JOINT: candidate(0.8, 0.0, 0.0), "a": candidate(0.9, 0.1, 0.09)}
-    said = described(found, "a", "best.ckpt").splitlines()[-1]
+    blend = Candidate(Score("r2", 0.8, 0.1), Score("r2", 0.0, 0.0), {JOINT: 0.7, "a": 0.3})
+    found = {JOINT: candidate(0.8, 0.0, 0.0), "a": candidate(0.9, 0.1, 0.09), BLEND: blend}
+    *table, said = described(found, "a", "best.ckpt").splitlines()
     assert said.startswith("best.ckpt serves: a alone, by ridge regression")
     assert "--select joint" in said
+    assert table[2].split() == ["joint", "network", "0.800", "±", "0.100", "+0.000", "±", "0.000", "0.70"]
 
 
 @pytest.mark.parametrize(
@@ -217,17 +215,17 @@ def candidate(value, difference, error, loss=0.0):
 @pytest.mark.parametrize(
     ("others", "chosen"),
     [
-        ({"a": candidate(0.9, 0.1, 0.11)}, JOINT),
+        ({"a": candidate(0.9, 0.1, 0.11)}, BLEND),
         ({"a": candidate(0.9, 0.1, 0.09)}, "a"),
-        ({"a": candidate(0.9, 0.1, 0.09), BLEND: candidate(0.95, 0.15, 0.05)}, BLEND),
-        ({"a": candidate(0.9, 0.1, 0.09), BLEND: candidate(0.95, 0.15, 0.2)}, "a"),
-        ({"a": candidate(0.9, 0.1, torch.nan)}, JOINT),
-        ({"a": candidate(0.8, 0.0, 0.0)}, JOINT),
-        ({"a": candidate(0.9, 0.1, 0.09, loss=0.1)}, JOINT),
+        ({"a": candidate(0.9, 0.1, 0.09), JOINT: candidate(0.95, 0.15, 0.05)}, JOINT),
+        ({"a": candidate(0.9, 0.1, 0.09), JOINT: candidate(0.95, 0.15, 0.2)}, "a"),
+        ({"a": candidate(0.9, 0.1, torch.nan)}, BLEND),
+        ({"a": candidate(0.8, 0.0, 0.0)}, BLEND),
+        ({"a": candidate(0.9, 0.1, 0.09, loss=0.1)}, BLEND),
     ],
 )
-def test_within_one_standard_error_the_joint_network_is_kept(others, chosen):
-    assert choose({JOINT: candidate(0.8, 0.0, 0.0), **others}) == chosen
+def test_within_one_standard_error_the_blend_is_served(others, chosen):
+    assert choose({BLEND: candidate(0.8, 0.0, 0.0), **others}) == chosen
 
 
 def test_rows_of_a_group_are_scored_by_shares_that_saw_none_of_them():
@@ -236,11 +234,12 @@ def test_rows_of_a_group_are_scored_by_shares_that_saw_none_of_them():
     groups = torch.arange(60) // 6
     noise = torch.randn(10, 1, generator=generator)[groups]  # of a group, which shares could learn
     outputs = {JOINT: 0.0 * target, "a": target + noise}
-    blend, shares = _crossed(outputs, target, "values", groups)
+    ones = torch.ones(60)
+    blend, shares = _crossed(outputs, target, "values", groups, ones)
     for group in range(10):
         inside = groups % 5 == group % 5
         others = {name: tensor[~inside] for name, tensor in outputs.items()}
-        _, of_others = _crossed(others, target[~inside], "values", groups[~inside])
+        _, of_others = _crossed(others, target[~inside], "values", groups[~inside], ones[~inside])
         expected = of_others["a"] * outputs["a"][inside]
         torch.testing.assert_close(blend[inside], expected)
     assert 0 < shares["a"] < 1
@@ -476,4 +475,5 @@ def test_where_a_class_is_rare_a_constant_does_not_win_by_accuracy():
     vote = Vote(torch.eye(2), torch.zeros(2), 1.0, constant)
     found = candidates(model, rows, {"a": Voter(vote, constant, Score("accuracy", 0.0, 0.0))})
     assert found["a"].difference.value > found["a"].difference.error
-    assert choose(found) != "a"
+    assert choose(found) == BLEND
+    assert found[BLEND].shares["a"] < 0.1

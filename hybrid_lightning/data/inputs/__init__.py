@@ -1,5 +1,6 @@
 """The inputs of a manifest: which columns become which entries of a batch."""
 
+import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -80,7 +81,18 @@ def _parse_input(key: Any, given: Any) -> Input:
     if kinds[0] in _FILES:
         options.append("pool")
     check_keys(given, options, kind="option")
-    return _parse_files(key, kinds[0], given) if kinds[0] in _FILES else factory(key, **given)
+    parsed = _parse_files(key, kinds[0], given) if kinds[0] in _FILES else factory(key, **given)
+    parsed.options = _plain_options(given)
+    return parsed
+
+
+def _plain_options(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The options by which samples are read after training; None if they are not plain data."""
+    kept = {name: value for name, value in given.items() if name != "train"}
+    try:
+        return dict(json.loads(json.dumps(kept)))
+    except (TypeError, ValueError):
+        return None
 
 
 def _parse_files(key: str, kind: str, given: Mapping[str, Any]) -> Input:

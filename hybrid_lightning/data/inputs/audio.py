@@ -93,8 +93,8 @@ class AudioInput(FileInput):
         sound = self._sound(path, training)
         length = sound.shape[1] if self.seconds is None else round(self.seconds * self.sample_rate)
         missing = length - sound.shape[1]
-        # the statistics of an earlier version's checkpoint hold no moments
-        if "mean" not in self.statistics:
+        # the statistics of an earlier version's checkpoint hold no moments; those of another config may hold some
+        if not self.is_standardized or "mean" not in self.statistics:
             sound = functional.pad(sound, (0, missing))
             return log_mel(sound, self.sample_rate, self.mels) if self.features == "log_mel" else sound
         mean = torch.tensor(self.statistics["mean"])[:, None]

@@ -40,6 +40,8 @@ class Input(ABC):
         self.statistics: dict[str, Any] = {}
         """What was fitted on the training rows, as plain data; goes into checkpoints."""
         self.folder = "."  # where relative paths start
+        self.options: dict[str, Any] | None = None
+        """What the config says of it, without transforms of training, if that is plain data; goes into checkpoints."""
 
     @property
     def text_columns(self) -> list[str]:

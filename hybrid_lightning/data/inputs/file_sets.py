@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.in_memory import map_tensors
 from hybrid_lightning.data.inputs.base import FILES_POOL, PRESENT, Input
 from hybrid_lightning.data.inputs.files import FileInput, fit_files
 from hybrid_lightning.data.table import Array, Table
+from hybrid_lightning.data.tensors import map_tensors
 from hybrid_lightning.errors import ConfigError, check_choice
 
 FILES_POOLS = ("mean", "max")

@@ -1,6 +1,7 @@
 """Why a cell of a manifest names no file, of the usual reasons."""
 
 import re
+from functools import lru_cache
 from pathlib import Path
 
 _SUFFIX = r"\.\w{2,5}"
@@ -41,9 +42,10 @@ def _of_the_disk(folder: str, cell: str) -> str:
             return "It is a link to a file that is gone."
         if Path(folder, cell.strip()).is_file():
             return "There is one without the blanks around its name."
-        for sibling in path.parent.iterdir() if path.parent.is_dir() else ():
-            if sibling.name.casefold() == path.name.casefold():
-                return f"There is {sibling.name!r}, in other letters."
+        if path.parent.is_dir():
+            name = _names_in(path.parent, path.parent.stat().st_mtime_ns).get(path.name.casefold())
+            if name is not None:
+                return f"There is {name!r}, in other letters."
         if not Path(folder).is_dir():
             return "The folder is not there; correct data.root."
         if Path(cell).is_file():
@@ -53,3 +55,9 @@ def _of_the_disk(folder: str, cell: str) -> str:
     except (OSError, ValueError):  # a folder that cannot be listed, a name that no file can have
         pass
     return ""
+
+
+@lru_cache(maxsize=4)  # a column may name 100,000 files that are all missing
+def _names_in(folder: Path, changed_at: int) -> dict[str, str]:  # noqa: ARG001  it is of the cache's key
+    """Name in small letters → name, of what lies in a folder that was changed last at a time."""
+    return {path.name.casefold(): path.name for path in folder.iterdir()}

@@ -25,7 +25,7 @@ class SeriesInput(NumpyInput):
 
     Args:
         series: Name of the column of paths. Text is separated by commas (``.csv``), tabs (``.tsv``) or spaces
-            (``.txt``); empty lines and lines that begin with # are left out. NA is an empty field.
+            (``.txt``); empty lines, and lines before the first that begin with #, are left out. NA is an empty field.
         length: Most steps of a series, of which the first are kept. None keeps all.
         layout: ``steps``: a dict for ``SequenceTransformer``, ``values`` `(B, T, C)` padded with 0 at the end to the
             longest of the batch, and ``mask`` `(B, T)` bool, False there. ``channels``: a tensor for
@@ -58,6 +58,7 @@ class SeriesInput(NumpyInput):
         self.length = None if length is None else check_count(length, "length")
         self.layout = check_choice(layout, "layout", ("steps", "channels"))
         self.standardize = check_choice(standardize, "standardize", (False, True))
+        self.is_fitted = True  # False in the checks before a fit
         self.header = check_choice(header, "header", (None, False, True))
         if self.layout == "channels" and self.length is None:
             raise ConfigError("'layout: channels' needs it; write such as 'length: 512'.", "length")
@@ -78,13 +79,16 @@ class SeriesInput(NumpyInput):
     def load(self, path: Path, training: bool) -> Tensor:
         """`(T, C)`, or `(C, length)`."""
         steps = self.steps(path)
-        if self.standardize:
+        if self.standardize and self.is_fitted:
             mean = np.asarray(self.statistics["mean"])
             std = np.asarray(self.statistics["std"])
             if len(mean) != steps.shape[1]:
                 raise ValueError(f"it has {steps.shape[1]} channels, and the training series have {len(mean)}")
             steps = (steps - mean) / std
-        value = torch.from_numpy(as_float32(without_gaps(steps, "zero")))
+        steps = without_gaps(steps, "zero")
+        # what float32 would lose before standardizing is not lost after it
+        is_final = self.is_fitted or not self.standardize
+        value = torch.from_numpy(as_float32(steps) if is_final else steps).float()
         value = value[: self.length]
         if self.layout == "channels":
             assert self.length is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info  # Lightning's own, without the seconds of importing it
 from torch import Tensor
 
 from hybrid_lightning.data.inputs.base import Input, Value, check_count, check_name, collate_padded

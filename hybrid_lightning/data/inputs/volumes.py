@@ -26,6 +26,7 @@ from hybrid_lightning.importing import import_extra
 
 _HEADER_OF_VERSION_2 = 540  # bytes
 _LARGEST_EXTENSION = 2**26  # bytes
+_NOISE = 1e-12  # share of the mean below which a deviation is a rounding error
 
 
 class ArrayInput(NumpyInput):
@@ -161,10 +162,11 @@ def scaled(volume: Tensor, scale: str | tuple[float, float]) -> Tensor:
         return ((volume - low) / (high - low)).clamp(0, 1)
     if scale == "unit":
         lowest, highest = volume.aminmax()
-        return (volume - lowest) / (highest - lowest).clamp(min=1e-12)
+        return (volume - lowest) / torch.where(highest > lowest, highest - lowest, 1.0)
     if scale == "standard":
         std, mean = torch.std_mean(volume, dim=(1, 2, 3), keepdim=True, correction=0)
-        return (volume - mean) / torch.where(std > 1e-12, std, 1.0)
+        # relative: the rounding errors of a constant grow with it, and the unit may make all numbers small
+        return (volume - mean) / torch.where(std > _NOISE * mean.abs(), std, 1.0)
     return volume  # "none"
 
 

@@ -208,3 +208,12 @@ def test_whole_numbers_in_a_floating_file_are_no_sound(tmp_path):
         read(tmp_path)
     write(tmp_path, np.array([[0.0], [1.4]], np.float32), 16000)
     assert read(tmp_path).max() > 1
+
+
+@pytest.mark.parametrize("given", [{"features": "waveform"}, {"features": "log_mel", "standardize": False}])
+def test_statistics_of_another_config_do_not_standardize_what_is_not_to_be(tmp_path, given):
+    write(tmp_path, 0.5 * tone(440, 16000, 0.1), 16000)
+    entry = bound(tmp_path, {"file": ["a.wav"]}, audio="file", mels=8, **given)
+    expected = entry.read(0, False)
+    entry.statistics = {"mean": [1.0] * 8, "std": [2.0] * 8}
+    assert torch.equal(entry.read(0, False), expected)

@@ -42,3 +42,15 @@ def test_a_cell_that_names_no_file_is_told_the_likeliest_reason(folder, cell, re
 
 def test_a_folder_that_is_not_there_is_told(folder):
     assert "correct data.root" in why_missing("nowhere", "a.png")
+
+
+def test_a_folder_is_listed_once_for_all_files_that_are_missing_and_again_when_it_has_changed(folder, monkeypatch):
+    listed = []
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(path) or iterdir(path))
+    Path("a.png").touch()
+    assert [why_missing(".", f"{number}.png") for number in range(5)] == [""] * 5
+    assert len(listed) == 1
+    Path("B.png").touch()
+    os.utime(".", ns=(0, 0))  # as a clock may not have ticked between the two
+    assert "'B.png', in other letters" in why_missing(".", "b.png")

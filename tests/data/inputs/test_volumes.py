@@ -234,9 +234,18 @@ def test_scales_of_volumes(tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["unit", "standard"])
-def test_a_constant_volume_becomes_0(tmp_path, scale):
-    np.save(tmp_path / "a.npy", np.full((2, 2, 2), 0.1))
+@pytest.mark.parametrize("value", [0, 0.1, 1e9 + 0.1])
+def test_a_constant_volume_becomes_0(tmp_path, scale, value):
+    np.save(tmp_path / "a.npy", np.full((3, 3, 3), value))
     assert read(tmp_path, "a.npy", "volume", scale=scale).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("scale", ["unit", "standard"])
+def test_the_unit_of_a_volume_does_not_change_its_scaled_values(tmp_path, scale):
+    np.save(tmp_path / "a.npy", VOXELS)
+    np.save(tmp_path / "b.npy", VOXELS * 1e-14)
+    expected = read(tmp_path, "a.npy", "volume", scale=scale)
+    torch.testing.assert_close(read(tmp_path, "b.npy", "volume", scale=scale), expected)
 
 
 def test_a_missing_library_is_named_with_its_installation(tmp_path, monkeypatch):

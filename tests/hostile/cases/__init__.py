@@ -10,6 +10,7 @@ from tests.hostile.cases import (  # noqa: F401
     materials,
     ranks,
     received,
+    reports,
     results,
     run_folders,
     settings,

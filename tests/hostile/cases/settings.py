@@ -227,8 +227,8 @@ refused(13, "model", "an abstract class", {"model.class_path": "HybridTask"}, "i
 # 13: words in the wrong place
 
 refused(13, "command", "the config before it", {}, "write 'fit --config x.yaml'", ("--config", "x.yaml", "fit"))
-refused(13, "command", "a file alone", {}, "'COMMAND --config x.yaml'", ("x.yaml",))
-refused(13, "config", "a file without its option", {}, "Write --config x.yaml", ("fit", "x.yaml"))
+refused(13, "command", "a file alone", {}, "'fit x.yaml'", ("x.yaml",))
+refused(13, "config", "a word that is no file", {}, "there is no file 'x.yml'", ("fit", "x.yaml", "x.yml"))
 refused(13, "config", "an option without its value", {}, "--config: its value is missing", ("fit", "--config"))
 refused(13, "flag", "one dash", {}, "two dashes: --trainer.max_epochs", (*FIT, "-trainer.max_epochs", "2"))
 refused(13, "command", "two of them", {}, "'validate' is a second command", ("fit", "validate", "--config", "x.yaml"))

@@ -58,9 +58,9 @@ content_of(
     "size",
     "m.json",
 )
-content_of("a header of a megabyte", "s" * 2**20 + ",label\n1,a\n", "cannot be read")
+content_of("a header of a megabyte", "s" * 2**20 + ",label\n1,a\n", "unknown column")
 content_of("a header of 100000 columns", ",".join(f"c{n}" for n in range(100_000)) + "\n", "size|rows")
-content_of("a cell of 50 megabytes", "size,label\n" + "9" * 50_000_000 + ",a\n", "size|number")
+content_of("a cell of 50 megabytes", "size,label\n" + "9" * 50_000_000 + ",a\n", "a row longer than 16 MiB")
 content_of("a Parquet file cut off", b"PAR1" + bytes(100), "cannot be read", "m.parquet")
 
 

@@ -120,3 +120,48 @@ def class_weights_below_zero(content: Content) -> None:
 @classified("record of the network", "features shrunk by a number below zero", "shrink_above")
 def shrunk_below_zero(content: Content) -> None:
     ours(content)["network"]["sizes"]["fusion"]["shrink_above"] = -64
+
+
+def evaluated(mechanism: str, says: str) -> Callable[[Callable[[dict[str, Any]], None]], None]:
+    """Registers an edit of the options of an input with which ``evaluate`` has to be refused."""
+
+    def register(edit: Callable[[dict[str, Any]], None]) -> None:
+        def run(box: Box) -> None:
+            train_classes(box)
+            content = torch.load("runs/x/version_0/checkpoints/last.ckpt", weights_only=True)
+            edit(content["ManifestDataModule"]["inputs"]["x"])
+            torch.save(content, "e.ckpt")
+            box.refused("evaluate", "m.csv", "--ckpt_path", "e.ckpt", says=says)
+
+        run.__name__ = edit.__name__
+        case(1, "options of an input", mechanism)(run)
+
+    return register
+
+
+COMMAND = {"class_path": "os.system", "init_args": {"command": "touch ../outside/pwned"}}
+
+
+@evaluated("a transform that is a program", "a file may not name")
+def option_that_runs(known: dict[str, Any]) -> None:
+    known["options"] = {"image": "size", "eval": [COMMAND]}
+
+
+@evaluated("a program within the arguments of a transform", "a file may not name")
+def option_that_runs_within(known: dict[str, Any]) -> None:
+    known["options"] = {"image": "size", "eval": [{"class_path": "Normalize", "init_args": {"mean": [COMMAND]}}]}
+
+
+@evaluated("transforms of training", "damaged: not plain data")
+def option_of_training(known: dict[str, Any]) -> None:
+    known["options"] = {"image": "size", "train": [COMMAND]}
+
+
+@evaluated("images of a billion pixels a side", "damaged: it holds .* GiB")
+def option_of_a_huge_size(known: dict[str, Any]) -> None:
+    known["options"] = {"image": "size", "size": 10**9}
+
+
+@evaluated("the answer as an input", "has no statistics of this input")
+def option_that_reads_the_answer(known: dict[str, Any]) -> None:
+    known["options"] = {"numeric": ["label"]}

@@ -1,0 +1,104 @@
+"""What the files of a column are: their kind, sizes and, of sounds, their rate, from the first bytes of some."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hybrid_lightning.data.inputs import INPUTS
+from hybrid_lightning.data.inputs.audio import opened
+from hybrid_lightning.data.inputs.files import FileInput
+from hybrid_lightning.data.inputs.numpy_files import is_numpy
+from hybrid_lightning.data.inputs.series import SeriesInput
+from hybrid_lightning.data.table import Table
+from hybrid_lightning.errors import reason
+from hybrid_lightning.files import is_regular_file
+
+_LOOKED_AT = 24  # files of a column, at equal distances
+_MOST_FOLDERS = 200  # beside the table, in which files are looked for
+_LONGEST_VECTOR = 32  # numbers that are no series, unless their name says so
+_VECTOR_NAMES = ("emb", "feat", "vec")
+_MOST_CHANNELS = 4  # of an image that is stored as an array
+
+
+@dataclass(frozen=True)
+class Files:
+    """What some files of a column are."""
+
+    kind: str  # image, audio, series, array or volume
+    shapes: list[tuple[int, ...]] = field(default_factory=list)  # (C, H, W), (C, samples), (T,) or (T, C), ...
+    rates: list[int] = field(default_factory=list)  # samples per second of sounds
+    problem: str = ""  # why one could not be read; empty if it is not there
+
+
+def find_root(table: Table, columns: Sequence[str]) -> str | None:
+    """The folder, other than the table's, in which more files of these columns are; None if there is no better one."""
+    home = table.path.parent
+    cells = []
+    for column in columns:
+        cells += [str(table.texts(column)[int(row)].as_py()) for row in _some_rows(table, column)]
+    candidates = [home, Path()]
+    if home.is_dir():
+        folders = sorted(path for path in home.iterdir() if path.is_dir() and not path.name.startswith("."))
+        candidates += folders[:_MOST_FOLDERS]
+    counts = [_count(folder, cells) for folder in candidates]
+    best = int(np.argmax(counts))  # the first of several
+    return None if best == 0 else str(candidates[best])
+
+
+def _count(folder: Path, cells: Sequence[str]) -> int:
+    """How many of these files are in a folder."""
+    return sum(is_regular_file(folder / cell) for cell in cells)
+
+
+def describe_files(table: Table, column: str, kind: str, root: str | None) -> Files:
+    """Looks into some files of a column, whose names say that they are of a `kind`."""
+    entry = INPUTS[kind](column, column)
+    assert isinstance(entry, FileInput)
+    entry.folder = str(table.path.parent) if root is None else root
+    entry.bind(table)
+    shapes: list[tuple[int, ...]] = []
+    rates: list[int] = []
+    problem = ""
+    for row in _some_rows(table, column):
+        path = Path(entry.folder, entry.cell(row))
+        if not is_regular_file(path):
+            continue
+        try:
+            shapes.append(_shape_of(entry, path))
+            if kind == "audio":
+                with opened(path) as file:
+                    rates.append(int(file.samplerate))
+        except Exception as error:  # libraries raise any exception on a broken file
+            problem = reason(error)
+    if kind == "array" and shapes:
+        kind = _kind_of_arrays(column, shapes)
+    return Files(kind, shapes, rates, "" if shapes else problem)
+
+
+def _some_rows(table: Table, column: str) -> list[int]:
+    """Some rows that have a file, at equal distances."""
+    rows = np.flatnonzero(~table.empty(column))
+    places = np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(np.int64)
+    return [int(row) for row in rows[places]]
+
+
+def _shape_of(entry: FileInput, path: Path) -> tuple[int, ...]:
+    if isinstance(entry, SeriesInput) and not is_numpy(path):  # a text states no shape
+        return tuple(entry.steps(path).shape)
+    return entry.stated_shape(path)
+
+
+def _kind_of_arrays(column: str, shapes: Sequence[tuple[int, ...]]) -> str:
+    """What arrays are by their dimensions: (T,) and (T, C) series, (C, H, W) images, (D, H, W) volumes."""
+    [(dimensions, _)] = Counter(map(len, shapes)).most_common(1)
+    if dimensions == 1:
+        is_vector = len(set(shapes)) == 1 and shapes[0][0] <= _LONGEST_VECTOR
+        is_named = any(word in column.lower() for word in _VECTOR_NAMES)
+        return "array" if is_vector or is_named else "series"
+    if dimensions == 2:
+        return "series"
+    is_image = dimensions == 3 and all(shape[0] <= _MOST_CHANNELS for shape in shapes)
+    return "array" if is_image else "volume"
