@@ -51,7 +51,7 @@ def at(place: str) -> Iterator[None]:
         raise
 
 
-def listing(names: Iterable[str], limit: int = 20) -> str:
+def listing(names: Iterable[str], limit: int = 16) -> str:
     """Names in quotes, at most `limit` of them, with a count of the rest."""
     names = list(names)
     shown = ", ".join(repr(name) for name in names[:limit])
@@ -78,7 +78,7 @@ def unknown(place: str, kind: str, given: str, known: Iterable[str]) -> ConfigEr
     if close and len(known) > 50:  # the first ones would say nothing
         possible = listing(sorted(known, key=lambda name: name not in close), len(close))
     else:
-        possible = listing(known)
+        possible = listing(known, 20)
     return ConfigError(f"unknown {kind} {given!r}.{hint} Possible: {possible}.", place)
 
 
