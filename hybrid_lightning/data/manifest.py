@@ -301,13 +301,6 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
         samples = next(iter(self.datasets.values())).samples
         return {key: entry.inferred_arguments for key, entry in samples.entries.items()}
 
-    def cells(self, row: int) -> dict[str, str]:
-        """Column → cell of a row of the manifest, as text, of the columns that the inputs read, without empty ones."""
-        table = self._tables[self.path]
-        columns = dict.fromkeys(column for entry in self.inputs.values() for column in entry.columns)
-        cells = {column: table.values(column)[row].as_py() for column in columns}
-        return {column: str(cell) for column, cell in cells.items() if cell not in (None, "")}
-
     @property
     def plain_train_dataset(self) -> SampleDataset:
         """The training rows in their order, without random transforms."""

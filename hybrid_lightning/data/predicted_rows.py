@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
+from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.prepared import TargetOfState
 from hybrid_lightning.data.samples import SampleDataset
 from hybrid_lightning.data.spelling import positions
@@ -18,6 +19,7 @@ class PredictedRows(TargetOfState):
     """What ``predict`` reads of a DataModule beside its batches, after its `setup`."""
 
     id: str | None
+    inputs: dict[str, Input]
     target: Target | None
     path: str
     predict_path: str | None
@@ -50,6 +52,13 @@ class PredictedRows(TargetOfState):
             rank_zero_info(f"predict: the table has no target beside the predictions, because {error}")
             return {}
         return {name: _cells(values[rows]) for name, values in found.items()}
+
+    def cells(self, row: int) -> dict[str, str]:
+        """Column → cell of a row of the manifest, as text, of the columns that the inputs read, without empty ones."""
+        table = self._tables[self.path]
+        columns = dict.fromkeys(column for entry in self.inputs.values() for column in entry.columns)
+        cells = {column: table.values(column)[row].as_py() for column in columns}
+        return {column: str(cell) for column, cell in cells.items() if cell not in (None, "")}
 
     def _predicted(self) -> tuple[Table, Array]:
         """The manifest of the samples that predict reads, and their rows."""

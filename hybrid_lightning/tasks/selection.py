@@ -298,16 +298,14 @@ def choose(found: Mapping[str, Candidate]) -> str:
 
 def described(found: Mapping[str, Candidate], chosen: str, file: str) -> str:
     """The candidates as a table, and what is served."""
-    name = found[JOINT].score.name
-    score_column = f"{name} on validation rows"
+    score_column = f"{found[JOINT].score.name} on validation rows"
     columns = ("output", score_column, "above the blend", "share")
     rows = []
     for voter, candidate in found.items():
-        is_blend = voter == BLEND
-        difference = "" if is_blend else _with_error(candidate.difference, "+.3f")
-        share = "" if is_blend else f"{found[BLEND].shares[voter]:.2f}"
-        value = _with_error(candidate.score, ".3f")
-        rows.append(dict(zip(columns, (voter, value, difference, share), strict=True)))
+        share = found[BLEND].shares.get(voter, 0)
+        compared = [_with_error(candidate.difference, "+.3f"), f"{share:.2f}"]
+        cells = [voter, _with_error(candidate.score, ".3f"), *(["", ""] if voter == BLEND else compared)]
+        rows.append(dict(zip(columns, cells, strict=True)))
     table = format_table(rows, columns, columns[1:])
     return f"{table}\n{file} serves: {chosen}{_meaning(chosen)}"
 
@@ -316,8 +314,8 @@ def _meaning(chosen: str) -> str:
     """What stands behind the name of what is served."""
     if chosen == JOINT:
         return ""
-    means = " of these outputs" if chosen == BLEND else " alone, by ridge regression on its features"
-    return f"{means}; --select joint takes the joint network"
+    of = " of these outputs" if chosen == BLEND else " alone, by ridge regression on its features"
+    return f"{of}; --select joint takes the joint network"
 
 
 def _with_error(value: Score, form: str) -> str:
