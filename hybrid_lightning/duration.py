@@ -1,4 +1,4 @@
-"""Durations: times of a fit with their unit written, such as ``3 epochs`` or ``10%``."""
+"""Durations: times of a run with their unit written, such as ``3 epochs`` or ``10%``."""
 
 import re
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ _PATTERN = re.compile(r"(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>%|epochs?|steps?|val
 
 @dataclass(frozen=True)
 class FitLength:
-    """How long a fit is, in optimizer steps.
+    """How long a run is, in optimizer steps.
 
     Args:
         steps_per_epoch: Optimizer steps in one epoch; None if the data have no length.
-        total_steps: Optimizer steps in the whole fit; None if it has no end.
+        total_steps: Optimizer steps in the whole run; None if it has no end.
     """
 
     steps_per_epoch: int | None
@@ -24,7 +24,7 @@ class FitLength:
 
 @dataclass(frozen=True)
 class Duration:
-    """A time with its unit: ``3 epochs``, ``500 steps``, ``10%`` (of the fit), ``2 validations``.
+    """A time with its unit: ``3 epochs``, ``500 steps``, ``10%`` (of the run), ``2 validations``.
 
     Args:
         value: The number, 0 or more; at most 100 for ``%``.
@@ -49,16 +49,16 @@ class Duration:
         if match is None:
             raise ConfigError(
                 f"{text!r} is not a duration. Write a number and its unit, such as '3 epochs', '500 steps', '10%' (of "
-                f"the fit) or '2 validations'.",
+                f"the run) or '2 validations'.",
                 place,
             )
         value, unit = float(match["value"]), match["unit"]
         if unit == "%" and value > 100:
-            raise ConfigError(f"{text!r} is more than the whole fit; give at most '100%'.", place)
+            raise ConfigError(f"{text!r} is more than the whole run; give at most '100%'.", place)
         return cls(value, unit if unit == "%" or unit.endswith("s") else unit + "s")
 
     def steps(self, length: FitLength, place: str = "") -> int:
-        """The duration in optimizer steps, rounded up; a `ConfigError` if the length of the fit is not known."""
+        """The duration in optimizer steps, rounded up; a `ConfigError` if the length of the run is not known."""
         if self.unit == "steps":
             return ceil(self.value)
         if self.unit == "epochs" and length.steps_per_epoch is not None:
@@ -68,7 +68,7 @@ class Duration:
             return ceil(round(self.value * length.total_steps / 100, 6))
         reason = {
             "epochs": "the training data have no length",
-            "%": "the fit has no end (set trainer.max_epochs or trainer.max_steps)",
+            "%": "the run has no end (set trainer.max_epochs or trainer.max_steps)",
         }.get(self.unit, "validations can only be counted where a metric is waited for")
         raise ConfigError(f"'{self}' cannot be turned into steps: {reason}. Write it in 'steps'.", place)
 

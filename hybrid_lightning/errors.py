@@ -58,6 +58,12 @@ def listing(names: Iterable[str], limit: int = 16) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "") or "none"
 
 
+def counted(number: int, unit: str) -> str:
+    """``1 file``, ``1,200 files``, ``2 batches``, ``4 processes``."""
+    ending = "" if number == 1 else "es" if unit.endswith(("tch", "ss")) else "s"
+    return f"{number:,} {unit}{ending}"
+
+
 def reason(error: BaseException) -> str:
     """What somebody else's exception says, as one sentence; the name of its class if it says nothing."""
     text = str(error).strip() or type(error).__name__
@@ -73,7 +79,8 @@ def unknown(place: str, kind: str, given: str, known: Iterable[str]) -> ConfigEr
     renamed = RENAMED.get(given)
     if renamed in known:
         return ConfigError(f"{kind} {given!r} is called {renamed!r} now; write {renamed!r}.", place)
-    close = get_close_matches(given, known, n=6)
+    # of a name that is much longer its beginning is enough
+    close = get_close_matches(given, known, n=6) or [name for name in known if given and name.startswith(given)]
     hint = f" Did you mean {close[0]!r}?" if close else ""
     if close and len(known) > 50:  # the first ones would say nothing
         possible = listing(sorted(known, key=lambda name: name not in close), len(close))

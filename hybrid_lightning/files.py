@@ -25,6 +25,14 @@ def is_regular_file(path: str | Path) -> bool:
         return False
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there; False for a name that none can have."""
+    try:
+        return stat.S_ISDIR(Path(path).stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def holds_files_alone(folder: str | Path) -> bool:
     """Whether what lies in a folder are files and folders: a program that opens a pipe waits for its other end."""
     return all(is_regular_file(path) or path.is_dir() for path in Path(folder).iterdir())

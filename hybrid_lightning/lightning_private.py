@@ -31,17 +31,17 @@ _STEP_HOOKS = (
     "on_train_batch_end",
 )
 
-# Where a fit stands
+# Where a run stands
 
 
 def data_fetcher(trainer: Trainer) -> Any:
     """What the fit loop reads batches from; None outside of a fit."""
-    # to put other loaders under a fit that runs, and to ask for its length (2.6 shows the loaders alone)
+    # to put other loaders under a run that runs, and to ask for its length (2.6 shows the loaders alone)
     return trainer.fit_loop._data_fetcher
 
 
 def validation_fetcher(trainer: Trainer) -> Any:
-    """What the validation of a fit reads batches from; None outside of a validation."""
+    """What the validation of a run reads batches from; None outside of a validation."""
     # to make its iterators anew once their seed is known (2.6 makes them before any hook)
     return trainer.fit_loop.epoch_loop.val_loop._data_fetcher
 
@@ -80,7 +80,7 @@ def skip_empty_hooks(owner: Callback | LightningModule) -> None:
             setattr(owner, name, None)
 
 
-# Continuing a fit
+# Continuing a run
 
 
 def set_logged_steps(trainer: Trainer, steps: int) -> None:
@@ -125,7 +125,7 @@ def loaders_to_read(trainer: Trainer) -> Any:
 
 def attach(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
     """Lets a Trainer, a module and its data know each other, so that batches get their hooks."""
-    # without a fit, 2.6 does it in private alone
+    # without a run, 2.6 does it in private alone
     trainer._data_connector.attach_data(module, datamodule=data)
     trainer.strategy.connect(module)
 
@@ -244,8 +244,19 @@ def log_train_step(trainer: Trainer) -> None:
     trainer._logger_connector.update_train_step_metrics()
 
 
+def shared_log_keys(trainer: Trainer) -> list[str]:
+    """What has been logged in the running loop and is put together of all ranks at its end, in this order."""
+    # a rank that logs other keys would be waited for, or its values taken for those of another key (2.6 asks nobody)
+    found = []
+    for key, metric in (trainer._results or {}).items():
+        is_shared = metric.meta.sync.should or not metric.is_tensor
+        if metric.meta.on_epoch and is_shared:
+            found.append(str(key))
+    return found
+
+
 def cluster_environment(trainer: Trainer) -> ClusterEnvironment:
-    """What started the processes of the fit, such as SLURM."""
+    """What started the processes of the run, such as SLURM."""
     # not every strategy shows it (2.6)
     return trainer._accelerator_connector.cluster_environment
 

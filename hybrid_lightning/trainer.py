@@ -16,7 +16,7 @@ from hybrid_lightning.lightning_private import accumulates, logged_steps, skip_e
 
 
 class FitCallback(Callback):
-    """Base of the callbacks that remember something of a fit, or need its named groups."""
+    """Base of the callbacks that remember something of a run, or need its named groups."""
 
     gradient_order: ClassVar[int | None] = None
     """Place among the callbacks that work on the gradients of a step: 0 adds to them, 1 measures, limits or drops them.
@@ -34,7 +34,7 @@ class FitCallback(Callback):
         """Forgets what belongs to one fit. Called at the start of each, before a checkpoint is read."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A fit starts without the memory of an earlier one."""
+        """A run starts without the memory of an earlier one."""
         if stage == "fit":
             self.forget()
             skip_empty_hooks(self)
@@ -93,7 +93,7 @@ def refuse_changing_windows(trainer: Trainer) -> None:
 
 
 def length_of(trainer: Trainer, batches: float) -> FitLength:
-    """Length of a fit with this many batches per epoch (``inf`` if the data have no length)."""
+    """Length of a run with this many batches per epoch (``inf`` if the data have no length)."""
     per_epoch = None if math.isinf(batches) else max(math.ceil(batches / trainer.accumulate_grad_batches), 1)
     limits = []
     if trainer.max_steps >= 0:

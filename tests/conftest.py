@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import gc
 import os
@@ -82,13 +83,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a fit of two epochs of three steps, not to be changed."""
-    before, where = Path.cwd(), tmp_path_factory.mktemp("fitted")
-    os.chdir(where)
-    try:
+    """The folder of a run of two epochs of three steps, not to be changed."""
+    where = tmp_path_factory.mktemp("fitted")
+    with contextlib.chdir(where):
         assert command("fit", "--trainer.max_epochs", "2") == 0
-    finally:
-        os.chdir(before)
     return where
 
 

@@ -17,16 +17,11 @@ PARTS = {
     "stem": {"module": "ConvExtractor", "args": {"channels": [4]}, "input": "image"},
     "body": {"module": "ConvExtractor", "args": {"channels": [6]}, "input": "stem"},
 }
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "log_every_n_steps": 1}
 CONFIG = {
     "model": {"class_path": "HybridClassifier", "init_args": {"num_classes": 3, "parts": PARTS}},
     "data": {"class_path": "DigitsDataModule", "init_args": {"classes": [0, 1, 2], "size": 16}},
-    "trainer": {
-        "max_epochs": 1,
-        "limit_train_batches": 3,
-        "log_every_n_steps": 1,
-        "enable_progress_bar": False,
-        "accelerator": "cpu",
-    },
+    "trainer": {"max_epochs": 1, "limit_train_batches": 3, **QUIET},
 }
 DELETE = object()
 
@@ -44,6 +39,15 @@ def changed(changes: dict[str, Any] | None = None) -> dict[str, Any]:
         else:
             place[last] = value
     return config
+
+
+def table_config(data: dict[str, Any], parts: dict[str, Any], **trainer: Any) -> dict[str, Any]:
+    """A config of a classifier of two classes on a table; `data` are the arguments of the manifest."""
+    return {
+        "model": {"class_path": "HybridClassifier", "init_args": {"num_classes": 2, "parts": parts}},
+        "data": {"class_path": "ManifestDataModule", "init_args": data},
+        "trainer": {"max_epochs": 1, **QUIET, **trainer},
+    }
 
 
 def write(config: Any, path: str | Path = "small.yaml") -> str:

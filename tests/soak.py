@@ -1,4 +1,4 @@
-"""Kills a fit at random moments, continues it each time, and compares its end with that of a fit that was left alone.
+"""Kills a run at random moments, continues it each time, and compares its end with that of a run that was left alone.
 
 ``python -m tests.soak --kills 20 --seed 0``
 """
@@ -128,7 +128,7 @@ def fit_with_kills(folder: Path, kills: Kills, chance: random.Random) -> None:
 
 
 def ended_before_its_kill(folder: Path, kills: Kills, moment: float) -> bool:
-    """Starts a fit and ends it at a moment, in seconds, unless it ends by itself."""
+    """Starts a run and ends it at a moment, in seconds, unless it ends by itself."""
     with start(folder) as running:
         process = running.process
         try:
@@ -212,7 +212,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         count = soak(Path(folder), options.kills, options.seed, options.epochs, number)
     print(
-        f"bit-equal to the fit left alone after {count.hit} kills that hit a living process, {count.after_progress} of"
+        f"bit-equal to the run left alone after {count.hit} kills that hit a living process, {count.after_progress} of"
     )
     print(f"them after new progress and {count.during_save} during a save, in {count.runs} run(s)")
 

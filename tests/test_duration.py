@@ -42,7 +42,7 @@ def test_a_number_without_a_known_unit_is_refused(text):
 
 
 def test_more_than_the_whole_fit_is_refused():
-    with pytest.raises(ConfigError, match="'101%' is more than the whole fit; give at most '100%'"):
+    with pytest.raises(ConfigError, match="'101%' is more than the whole run; give at most '100%'"):
         Duration.parse("101%")
 
 
@@ -50,7 +50,7 @@ def test_more_than_the_whole_fit_is_refused():
     ("text", "length", "reason"),
     [
         ("2 epochs", FitLength(None, 100), "the training data have no length"),
-        ("10%", FitLength(50, None), "the fit has no end"),
+        ("10%", FitLength(50, None), "the run has no end"),
         ("2 validations", LENGTH, "validations can only be counted"),
     ],
 )

@@ -85,7 +85,7 @@ def make_new(folder: Path) -> None:
 
 
 def train(folder: Path) -> None:
-    """A fit on two ranks, and predictions on two ranks and on one."""
+    """A run on two ranks, and predictions on two ranks and on one."""
     make_known(folder / "known")
     make_new(folder / "new")
     words = ["--config", write(config(), folder / "all.yaml")]

@@ -32,6 +32,7 @@ KNOW_LIGHTNING = {
     *("unfreezing.gradual_unfreezing", "unfreezing.reestimate_statistics", "unfreezing.promises"),
     *(
         "resume.exact_resume",
+        "resume.division",
         "resume.saved_fit",
         "resume.replay",
         "resume.last_checkpoint",
@@ -40,9 +41,10 @@ KNOW_LIGHTNING = {
     ),
     *("gradients.step", "gradients.gradient_clipping", "gradients.gradient_norm_monitor"),
     *("cache.frozen_feature_cache", "cache.filling", "cache.splits", "cache.decision"),
-    *("cache.boundaries", "cache.choices", "cache.fingerprints", "cache.ranks", "cache.verification"),
+    *("cache.boundaries", "cache.fingerprints", "cache.ranks", "cache.verification"),
+    *("cache.serving", "cache.variation"),
     "averaging.average_weights",
-    *("report.collect", "report.summary"),
+    *("report.collect", "report.loggers", "report.summary"),
     *("gradients.skipping", "gradients.non_finite_gradients", "gradients.spike_guard"),
 }
 """The files that import Lightning, beside those of whole rooms."""

@@ -51,6 +51,7 @@ from hybrid_lightning.lightning_private import (
     set_average,
     set_data_parallel_size,
     set_logged_steps,
+    shared_log_keys,
     skip_empty_hooks,
     trainer_of,
     validation_fetcher,
@@ -58,7 +59,7 @@ from hybrid_lightning.lightning_private import (
     wrapped_samplers,
     write_count,
 )
-from hybrid_lightning.resume.seeded_loaders import held_generators
+from hybrid_lightning.resume.samplers import held_generators
 from tests.small import trainer
 
 ROOT = Path(hybrid_lightning.__file__).parent
@@ -324,7 +325,7 @@ class ReadsByItself(Tiny):
 
 
 class Watch(pl.Callback):
-    """Asks at each moment of a fit of five batches, two for a step, with a validation after every second."""
+    """Asks at each moment of a run of five batches, two for a step, with a validation after every second."""
 
     def __init__(self, checkpoint: ModelCheckpoint) -> None:
         self.checkpoint = checkpoint
@@ -559,6 +560,23 @@ def test_a_ranking_checkpoint_sees_the_values_and_is_told_of_what_it_has_saved(t
     assert best.best_model_score == 0
 
 
+def test_shared_log_keys_are_those_that_ranks_put_together():
+    class Logging(BoringModel):
+        def validation_step(self, batch, index):
+            self.log("alone", 1.0)
+            self.log("shared", 1.0)
+            self.log("each step", 1.0, on_step=True, on_epoch=False)
+
+        def on_validation_epoch_end(self):
+            for key, metric in self.trainer._results.items():
+                metric.meta.sync.should = "alone" not in key  # as sync_dist=True does on several ranks
+            seen.append(shared_log_keys(self.trainer))
+
+    seen = []
+    trainer(max_epochs=1, num_sanity_val_steps=0).fit(Logging())
+    assert seen == [["validation_step.shared"]]
+
+
 def test_cluster_environment_is_what_the_trainer_was_given():
     environment = LightningEnvironment()
     assert cluster_environment(trainer(plugins=[environment])) is environment
@@ -614,7 +632,7 @@ def test_is_local_tells_paths_from_urls(tmp_path):
 
 def test_set_average_begins_at_the_weights_of_now():
     average, module = EMAWeightAveraging(), Tiny()
-    set_average(average, module)  # there is none before the fit
+    set_average(average, module)  # there is none before the run
     average.setup(trainer(), module, "fit")
     with torch.no_grad():
         for parameter in module.parameters():

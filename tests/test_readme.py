@@ -1,4 +1,4 @@
-"""What README shows works as it stands there."""
+"""What README, and the pages that its sections moved to, show works as it stands there."""
 
 import re
 from pathlib import Path
@@ -13,11 +13,11 @@ from hybrid_lightning.cli import main
 from tests.data.make_files import make_manifest
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 class Base(pl.LightningModule):
@@ -36,7 +36,7 @@ class Base(pl.LightningModule):
 
 def test_the_yaml_plans_alone_and_with_what_watches_the_gradients(tmp_path, capsys):
     configs: list[str] = []
-    for number, yaml in enumerate(block for block in blocks("yaml") if not block.startswith("data:")):
+    for number, yaml in enumerate([*blocks("yaml"), *blocks("yaml", "docs/gradients.md")]):
         path = tmp_path / f"{number}.yaml"
         path.write_text(yaml)
         configs += ["--config", str(path)]
@@ -45,10 +45,10 @@ def test_the_yaml_plans_alone_and_with_what_watches_the_gradients(tmp_path, caps
     assert len(configs) == 4
 
 
-def test_the_yaml_of_ones_own_data_fits_and_predicts_the_manifest_that_readme_names(folder, capsys):
-    (yaml,) = (block for block in blocks("yaml") if block.startswith("data:"))
+def test_the_yaml_of_ones_own_table_fits_and_predicts_the_manifest_that_it_names(folder, capsys):
+    (yaml,) = blocks("yaml", "docs/tutorials/own_csv.md")
     make_manifest("made", rows=40)
-    Path("mine.yaml").write_text(yaml.replace("samples.csv", "made/manifest.csv"))
+    Path("mine.yaml").write_text(yaml)
     quick = [
         "--trainer.max_epochs",
         "1",
@@ -85,6 +85,12 @@ def test_the_callbacks_work_in_a_module_that_knows_nothing_of_us():
         "backbone.layer2": 4,
         "head": 0,
     }
+
+
+def test_readme_is_short_and_shows_two_pictures():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert len(re.findall(r"!\[[^]]{20,}]\(docs/\w+\.png\)", text)) == 2
 
 
 def test_ci_runs_the_second_command_as_it_stands_here():

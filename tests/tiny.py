@@ -38,7 +38,7 @@ def hybrid(unfreeze: Any = "never", dropout: float = 0.5, **options: Any) -> Hyb
         "new": {"module": "MLP", "args": {"hidden": [5]}},
     }
     fusion = {"args": {"standardize": "features"}}  # without batch statistics, so that ranks can be compared
-    return HybridClassifier(num_classes=2, parts=parts, fusion=fusion, **{"lr": 0.01, **options})
+    return HybridClassifier(num_classes=2, parts=parts, **{"lr": 0.01, "fusion": fusion, **options})
 
 
 class Foreign(pl.LightningModule):

@@ -1,4 +1,4 @@
-"""A moving average of the weights of a fit, which is validated, saved and served; training goes on without it."""
+"""A moving average of the weights of a run, which is validated, saved and served; training goes on without it."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -27,7 +27,7 @@ class AverageWeights(FitCallback):
     """Averages the weights exponentially over the optimizer steps, and lets validations and checkpoints have that.
 
     In a checkpoint ``state_dict`` is the average, for all that reads weights, and ``current_model_state`` has the
-    weights that train, from which a fit continues, bit by bit. After the fit the module holds the average.
+    weights that train, from which a run continues, bit by bit. After the run the module holds the average.
 
     Averaged is what trains now: each group of parameters from its unfreezing on, with the running statistics of its
     normalizations. What is frozen, also again, is as it is. A skipped step does not count. Works in any LightningModule
@@ -42,7 +42,7 @@ class AverageWeights(FitCallback):
         half_life: The duration in which the weight of a step halves, such as ``1 epochs`` or ``200 steps``.
 
     Raises:
-        ConfigError: If `half_life` is not a duration, or less than a step. At the start of a fit, beside
+        ConfigError: If `half_life` is not a duration, or less than a step. At the start of a run, beside
             `WeightAveraging` or ``restore_best``, and if parameters are sharded.
     """
 
@@ -98,7 +98,7 @@ class AverageWeights(FitCallback):
         checkpoint[TRAINED] = {**trained, **_by_every_name(pl_module, self._held)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A fit goes on from the weights that were in training."""
+        """A run goes on from the weights that were in training."""
         self._saved, self._counts = {}, {}
         if trainer.state.fn != "fit" or TRAINED not in checkpoint:
             return
@@ -175,7 +175,7 @@ class AverageWeights(FitCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves the average in the module."""
-        if self._saved:  # the fit had ended before
+        if self._saved:  # the run had ended before
             pl_module.load_state_dict(self._saved)
         self._enter(trainer, pl_module)
 

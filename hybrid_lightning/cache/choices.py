@@ -2,10 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from hybrid_lightning.cache.boundaries import check_boundary, find_boundaries
@@ -22,20 +19,13 @@ from hybrid_lightning.cache.decision import (
 from hybrid_lightning.cache.filling import together
 from hybrid_lightning.cache.fingerprints import all_tensors, part_fingerprint
 from hybrid_lightning.cache.frozen_parts import boundary
-from hybrid_lightning.cache.splits import CannotCacheError, Split
-from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.cache.splits import CannotCacheError, Scene
 from hybrid_lightning.network.short_circuit import is_inside, part_of, parts_of
 
 
-class Scene(NamedTuple):
-    """What is decided about."""
-
-    trainer: Trainer
-    pl_module: LightningModule
-    network: HybridNetwork
-    splits: Sequence[Split]
-    folder: Path
-    """Of the run, where features beyond the budget of memory lie."""
+def stay_live(places: Collection[str]) -> str:
+    """Such as ``image stays live`` or ``image, sound stay live``."""
+    return f"{', '.join(places)} {'stays' if len(places) == 1 else 'stay'} live"
 
 
 class Choices:
@@ -45,11 +35,15 @@ class Choices:
         mode: As of `FrozenFeatureCache`.
         memory: Bytes that may stay in memory.
         report: Takes a line on what stays live.
+        views: As of `FrozenFeatureCache`.
     """
 
-    def __init__(self, mode: bool | str, memory: float, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, mode: bool | str, memory: float, report: Callable[[str], None], views: int | None = None
+    ) -> None:
         self.mode = mode
         self.memory = memory
+        self.views = views
         self._report = report
         self.decided: dict[str, bool] = {}
         """Part → whether it is served."""
@@ -81,8 +75,9 @@ class Choices:
 
     def _rows_to_fill(self, scene: Scene, parts: Collection[str]) -> float:
         """Samples of which a process has to compute the features of parts."""
-        rows = sum(split.rows for split in scene.splits)
-        if parts and all(part_fingerprint(scene.network, name) in self.offered for name in parts):
+        rows = scene.rows
+        offered = self.offered if scene.splits[0].view is None else {}
+        if offered and parts and all(part_fingerprint(scene.network, name) in offered for name in parts):
             rows -= scene.splits[0].rows
         return rows / scene.trainer.world_size
 
@@ -94,7 +89,16 @@ class Choices:
         for ahead, names in _equally_long(scene, undecided):
             if self.is_short(scene, ahead, names):
                 self.decided.update(dict.fromkeys(names, False))
+                self._report_short(names, ahead)
         return any(self.decided.get(name, True) for name in parts)
+
+    def _report_short(self, names: Sequence[str], ahead: Outlook) -> None:
+        """A line for those who have asked for views."""
+        if self.views is not None:
+            self._report(
+                f"{stay_live(names)}: {ahead.reads:,.0f} samples are read in the frozen steps, too few for features to "
+                f"save time."
+            )
 
     def whole(
         self, scene: Scene, fixed: Sequence[str], places: Sequence[str], only: Collection[str] | None
@@ -124,6 +128,13 @@ class Choices:
     ) -> bool:
         """Whether serving them pays if `rows` are to be filled, by the first rank's timing; a line if it does not."""
         trainer, pl_module, network, splits, _ = scene
+        views = splits[0].copies
+        if views > 1 and ahead.epochs <= views:
+            self._report(
+                f"{stay_live(places)}: {views} views save nothing in the frozen epochs ({ahead.epochs:g}). Ask for "
+                f"fewer views or more epochs."
+            )
+            return False
         timing = partial(measure, trainer, pl_module, network, splits[0], places, beside)
         seconds = together(trainer, timing)
         saved: float = trainer.strategy.broadcast(saving(ahead, seconds, rows, disk))
@@ -131,7 +142,7 @@ class Choices:
         if does_pay:
             self.saved = saved + (self.saved or 0.0)
         else:
-            self._report(f"{', '.join(places)} stays live: serving features would save {max(saved, 0):.1f} s.")
+            self._report(f"{stay_live(places)}: serving features would save {max(saved, 0):.1f} s.")
         return does_pay
 
     # Boundaries within parts
@@ -143,7 +154,10 @@ class Choices:
         parameters = scene.network.parts[name].parameters()
         frozen = [parameter for parameter in parameters if not parameter.requires_grad]
         ahead = outlook(scene.trainer, frozen, scene.splits)
-        return known or not self.is_short(scene, ahead)
+        is_short = not known and self.is_short(scene, ahead)
+        if is_short:
+            self._report_short([name], ahead)
+        return not is_short
 
     def inside(
         self,
@@ -165,7 +179,7 @@ class Choices:
             try:
                 place = self._boundary(scene, name, modes, beside, only)
             except CannotCacheError as problem:
-                self._report(f"{name} stays live: {problem}.")
+                self._report(f"{stay_live([name])}: {problem}.")
                 continue
             if place:
                 places.append(place)
@@ -203,9 +217,8 @@ class Choices:
 
     def _fitting(self, scene: Scene, places: Sequence[str]) -> str:
         """The deepest place whose features can be kept."""
-        trainer, _, network, splits, folder = scene
-        rows = sum(split.rows for split in splits)
-        sizes = {place: rows * network.short_circuits[place].kept.bytes for place in places}
+        trainer, _, network, _, folder = scene
+        sizes = {place: scene.rows * network.short_circuits[place].kept.bytes for place in places}
         found = ""
         for place in reversed(places):
             if may_be_kept(sizes[place], self.memory, folder, trainer.num_nodes):
@@ -220,9 +233,8 @@ class Choices:
         trainer, _, network, splits, _ = scene
         ahead = outlook(trainer, all_tensors(network, place), splits)
         size = network.short_circuits[place].kept.bytes
-        rows = sum(split.rows for split in splits)
         # beyond the budget of memory a file is written and read
-        on_disk = size if rows * size > self.memory else 0
+        on_disk = size if scene.rows * size > self.memory else 0
         return self._does_pay(scene, [place], ahead, self._rows_to_fill(scene, ()), beside, on_disk)
 
 

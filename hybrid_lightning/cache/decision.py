@@ -23,7 +23,7 @@ FEWEST_READS = 1000
 FEWEST_SPARED = 300
 """Samples that need not be computed, if those of the training were before; fewer are not worth it either."""
 _LEAST_SAVING = 1.0  # second
-_ENDLESS = 100.0  # epochs, where a fit has no end
+_ENDLESS = 100.0  # epochs, where a run has no end
 _DISK_SPEED = 5e8  # bytes per second, of a plain SSD
 _DISK_SHARE = 0.25  # of what is free
 
@@ -54,17 +54,18 @@ def training_parameters(trainer: Trainer) -> set[nn.Parameter]:
     """What trains in this step, also what is unfrozen with its first batch."""
     unfreezing = unfreezing_of(trainer)
     spans = {} if unfreezing is None else unfreezing.spans
+    step = trainer.global_step
     found: set[nn.Parameter] = set()
     for group in trainer.optimizers[0].param_groups:
         span = spans.get(group["name"])
-        is_due = span is not None and span.trains(trainer.global_step)
+        is_due = span is not None and span.trains(step)
         if is_due or any(parameter.requires_grad for parameter in group["params"]):
             found.update(group["params"])
     return found
 
 
 def outlook(trainer: Trainer, tensors: Collection[Tensor], splits: Sequence[Split]) -> Outlook:
-    """What is read until one of these tensors trains, or until the fit ends."""
+    """What is read until one of these tensors trains, or until the run ends."""
     length, step = fit_length(trainer), trainer.global_step
     per_epoch = length.steps_per_epoch or 1
     left = _ENDLESS * per_epoch if length.total_steps is None else length.total_steps - step
@@ -77,7 +78,7 @@ def outlook(trainer: Trainer, tensors: Collection[Tensor], splits: Sequence[Spli
 
 
 def _steps_frozen(trainer: Trainer, tensors: Collection[Tensor], left: float) -> float:
-    """Steps until one of them trains; half of what is left of the fit if a metric decides that."""
+    """Steps until one of them trains; half of what is left of the run if a metric decides that."""
     unfreezing = unfreezing_of(trainer)
     if unfreezing is None:
         return left
@@ -175,7 +176,11 @@ def described(
     saved: float | None,
 ) -> str:
     """A line on what is served: features of `size` bytes, which save so many seconds if that was measured."""
-    rows = " + ".join(f"{split.rows:,}" for split in splits)
+    counts = [f"{split.rows:,}" if split.view is None else f"{split.rows:,} × {split.copies}" for split in splits]
+    rows = " + ".join(counts)
+    if splits[0].view is not None:
+        views = "1 view" if splits[0].copies == 1 else f"{splits[0].copies} views"
+        rows = f"{views} of training samples, {rows}"
     gain = "" if saved is None else f", saves about {saved:.0f} s"
     # in a single epoch something else has computed them before
     instead = f", instead of {ahead.epochs:.0f} times" if ahead.epochs >= 1.5 else ""

@@ -4,16 +4,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from hybrid_lightning.cache.fingerprints import digest, part_fingerprint
-from hybrid_lightning.cache.frozen_parts import unread_keys
 from hybrid_lightning.cache.ranks import sum_over_ranks
 from hybrid_lightning.cache.served import ServedDataset, dataset_without
 from hybrid_lightning.cache.splits import (
     CannotCacheError,
     Outputs,
+    Scene,
     Split,
     computing,
     fill,
@@ -21,7 +21,6 @@ from hybrid_lightning.cache.splits import (
 )
 from hybrid_lightning.cache.store import FeatureStore
 from hybrid_lightning.cache.verification import largest_difference
-from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.short_circuit import parts_of
 from hybrid_lightning.resume.seeded_loaders import loads_batches
 
@@ -55,32 +54,32 @@ class Filling:
     """One split's features of parts or their starts, and its other entries if the dataset only gives whole samples.
 
     Collective: make and call it on every rank, alike. `samples` is the split's of `samples_hashes`; `offered` are
-    features of training samples that need not be computed again: fingerprint of a part → `(rows, ...)`.
+    features of training samples that need not be computed again: fingerprint of a part → `(rows, ...)`. `left_out` are
+    keys that nothing reads.
     """
 
     def __init__(
         self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        network: HybridNetwork,
+        scene: Scene,
         store: FeatureStore,
         split: Split,
         parts: Sequence[str],
         samples: str,
         offered: Mapping[str, Tensor],
+        left_out: Collection[str],
     ) -> None:
-        self.trainer = trainer
-        self.pl_module = pl_module
-        self.network = network
+        self.trainer, self.pl_module, self.network = scene.trainer, scene.pl_module, scene.network
+        trainer = scene.trainer
         self.store = store
         self.split = split
         self.parts = list(parts)
-        self._common = [samples, split.rows, split.size, trainer.precision]
-        self.left_out = unread_keys(network, parts)
+        self._common = [samples, split.rows, split.size, trainer.precision, *(split.view or ())]
+        self.left_out = left_out
         self.found: dict[str, Tensor] = {}
         """Key of the store → tensor `(rows, ...)`, of all that is served."""
         self._missing: list[str] = []
-        self._offered = offered if split.is_training else {}
+        # what has been computed before is not of these versions
+        self._offered = offered if split.is_training and split.view is None else {}
         self._accepted: dict[str, Tensor] = {}
         # datasets that differ between ranks are filled by each rank for itself
         strategy = trainer.strategy
@@ -147,7 +146,8 @@ class Filling:
         if self.rest_keys:
             entries = {path: self.found[key] for path, key in self.rest_keys.items()}
             rest = nested(entries)
-        served = ServedDataset(split.dataset, split.collate, features, self.left_out, rest)
+        is_view = split.view is not None
+        served = ServedDataset(split.dataset, split.collate, features, self.left_out, rest, is_view)
         with computing(self.trainer, self.network, split):
             # hooks of batches may need what is left out
             rows = split.spread_rows(2)
@@ -177,13 +177,14 @@ class Filling:
 
     def _key(self, name: str, *of_it: Any) -> str:
         file_name = name.replace("/", ".")
-        return f"{self.split.name}-{file_name}-{digest(self._common, *of_it)}"
+        view = "" if self.split.view is None else f".{self.split.view.number}"
+        return f"{self.split.name}{view}-{file_name}-{digest(self._common, *of_it)}"
 
     def _rest_of(self, batch: Mapping[str, Any]) -> dict[Path, Tensor]:
         """What is kept of a batch beside features; empty if it is read from the dataset each time."""
         dataset = self.split.dataset
         # what loads whole batches has them in memory, as a rule
-        if dataset_without(dataset, self.left_out) is not None or loads_batches(dataset):
+        if self.split.varies or dataset_without(dataset, self.left_out) is not None or loads_batches(dataset):
             return {}
         found: dict[Path, Tensor] = {}
         for path, value in flat(batch, self.left_out):

@@ -9,26 +9,27 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from hybrid_lightning.cache.boundaries import about_to_train
-from hybrid_lightning.cache.choices import Choices, Scene, within
+from hybrid_lightning.cache.choices import Choices, stay_live, within
 from hybrid_lightning.cache.decision import described, outlook, training_parameters, unfreezing_of
-from hybrid_lightning.cache.filling import Filling, together
-from hybrid_lightning.cache.fingerprints import WatchedTensors, all_tensors, part_fingerprint
+from hybrid_lightning.cache.filling import together
+from hybrid_lightning.cache.fingerprints import part_fingerprint, tensors_of
 from hybrid_lightning.cache.frozen_parts import (
     boundary,
     fixed_parts,
     frozen_parts,
-    live_keys,
     partly_frozen,
     startable_parts,
 )
+from hybrid_lightning.cache.options import CacheOptions
 from hybrid_lightning.cache.ranks import gathered, opened_store, run_folder
-from hybrid_lightning.cache.served import ServedDataset
-from hybrid_lightning.cache.splits import CannotCacheError, Split, cacheable, network_of, samples_hashes, splits_of
+from hybrid_lightning.cache.serving import Serving
+from hybrid_lightning.cache.splits import CannotCacheError, Scene, View, network_of, samples_hashes, splits_of
 from hybrid_lightning.cache.store import FeatureStore
-from hybrid_lightning.drift.reference_batch import batches_on_device, own_random_state
-from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
+from hybrid_lightning.cache.variation import cacheable, seed_of
+from hybrid_lightning.drift.reference_batch import own_random_state
+from hybrid_lightning.errors import ConfigError, at, check_number
 from hybrid_lightning.lightning_private import data_fetcher
-from hybrid_lightning.network.batch import CACHED, CACHED_INDEX
+from hybrid_lightning.network.batch import CACHED
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.network.short_circuit import is_inside, parts_of
 from hybrid_lightning.resume.replay import position
@@ -37,7 +38,6 @@ from hybrid_lightning.unfreezing.freezing import module_modes
 from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing
 from hybrid_lightning.unfreezing.timeline import part_of_parameters
 
-MODES = ("auto", True, False)
 _GIB = 2**30
 
 
@@ -55,6 +55,11 @@ class FrozenFeatureCache(FitCallback):
     comes before is read later (a skip connection, the mask of the input), if it is compiled, or if its features would
     neither fit into memory nor into a quarter of the free disk; then an earlier stage is taken whose output is smaller.
 
+    With `views`, training samples that are read with random transforms are kept in so many versions: version v of a
+    sample is drawn from the run's seed, v and the sample's index, and while something is served, epoch e reads the
+    versions e modulo `views` of all samples, with their other entries. They cannot repeat what changes whole batches on
+    the device, a dataset that reads whole batches, or one that draws from a generator of its own.
+
     Works with a plain `DataLoader` over any dataset that is read by index, on one device, under ``ddp``, and, for parts
     that are frozen as a whole, under ``fsdp2``; all else, validate, test and predict, and modules that are no
     `HybridTask`, stay untouched. Callbacks of your own that read the raw entries of training batches need ``false``.
@@ -65,10 +70,12 @@ class FrozenFeatureCache(FitCallback):
         mode: ``auto`` decides once, on the first rank, from counts and a first timing, whether that saves time; a
             restart follows. True caches whatever can be, False nothing.
         memory: GiB of features that each process keeps in memory; more are files in the folder of the run, shared by
-            the processes of a machine and removed when the fit ends.
+            the processes of a machine and removed when the run ends.
+        views: Versions of each training sample that are kept where reading it draws random numbers, 1 to 64; None
+            keeps nothing there. ``auto`` needs more epochs than views.
 
     Raises:
-        ConfigError: On a value that is none of these; at the start of a fit, if it stands before `GradualUnfreezing`.
+        ConfigError: On a value that is none of these; at the start of a run, if it stands before `GradualUnfreezing`.
     """
 
     state_form: ClassVar[dict[Any, Any]] = {
@@ -76,14 +83,19 @@ class FrozenFeatureCache(FitCallback):
         "boundaries": ({str: str}, type(None)),
         "serving": [str],
         "sizes": {str: int},
+        # not in checkpoints of an earlier version
+        "views": (int, type(None)),
+        "viewed": ([str], type(None)),
     }
 
-    def __init__(self, mode: bool | str = "auto", memory: float = 2.0) -> None:
+    def __init__(self, mode: bool | str = "auto", memory: float = 2.0, views: int | None = None) -> None:
         super().__init__()
         with at("FrozenFeatureCache"):
             check_number(memory, "memory", low=0)
-            self.mode = check_choice(mode, "mode", MODES)
+            CacheOptions(mode, views).check()
+        self.mode = mode
         self.memory = memory
+        self.views = views
         self.forget()
 
     def configure(self, mode: bool | str) -> None:
@@ -92,19 +104,20 @@ class FrozenFeatureCache(FitCallback):
 
     def forget(self) -> None:
         """Forgets what was served and decided in an earlier fit."""
-        self.serving: list[str] = []
-        """The parts, and the places within parts (``image/layer3``), whose outputs are served now."""
-        self._choices = Choices(self.mode, self.memory * _GIB, self._report)
+        self._serving = Serving()
+        self._choices = Choices(self.mode, self.memory * _GIB, self._report, self.views)
         self._sizes: dict[str, int] = {}  # split → size of the batches in which features are computed
         self._saved: list[str] | None = None  # what was served when a checkpoint was saved
-        self._splits: list[Split] = []
-        self._served: dict[str, ServedDataset] = {}
+        self._saved_viewed: list[str] = []
         self._store: FeatureStore | None = None
-        self._watched: WatchedTensors | None = None  # weights and buffers that the served features depend on
-        self._keys: list[str] = []  # of what is served, in the store
         self._seen: Any = None
         self._samples: dict[str, str] = {}
         self._reported: set[str] = set()
+
+    @property
+    def serving(self) -> list[str]:
+        """The parts, and the places within parts (``image/layer3``), whose outputs are served now."""
+        return self._serving.places
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the order of the callbacks."""
@@ -121,15 +134,26 @@ class FrozenFeatureCache(FitCallback):
     def state_dict(self) -> dict[str, Any]:
         """What has been decided, what is served, and in which batches it was computed."""
         made = self._choices
-        return {"decided": made.decided, "boundaries": made.boundaries, "serving": self.serving, "sizes": self._sizes}
+        return {
+            "decided": made.decided,
+            "boundaries": made.boundaries,
+            "serving": self.serving,
+            "sizes": self._sizes,
+            "views": self.views,
+            "viewed": self._serving.viewed,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Follows the decisions of an earlier process."""
+        """Follows the decisions of an earlier process, unless they were about another number of views."""
+        self._saved = []
+        if state_dict.get("views") != self.views:
+            return
         self._choices.decided = dict(state_dict["decided"])
         # not in checkpoints of an earlier version
         self._choices.boundaries = dict(state_dict.get("boundaries") or {})
         self._sizes = {split: max(1, size) for split, size in state_dict["sizes"].items()}
         self._saved = list(state_dict["serving"])
+        self._saved_viewed = list(state_dict.get("viewed") or [])
 
     # Starting
 
@@ -151,21 +175,25 @@ class FrozenFeatureCache(FitCallback):
         trains = training_parameters(trainer)
         if self._is_unchanged(trainer, trains) and only is None:
             return
-        was_served = bool(self.serving)
+        was_served = self._is_serving()
         self._stop()
         self._start(trainer, pl_module, network, trains, only)
         if only is not None:
             self._seen = None  # the next epoch is served as it would have been
-        if was_served or self.serving:
+        if was_served or self._is_serving():
             self._renew_iterator(trainer)
+
+    def _is_serving(self) -> bool:
+        return bool(self._serving.places or self._serving.viewed)
 
     def _is_unchanged(self, trainer: Trainer, trains: set[nn.Parameter]) -> bool:
         """Whether all is as when it was decided what to serve."""
         is_same = self._seen == (trains, trainer.train_dataloader, trainer.val_dataloaders)
-        is_same = is_same and (self._watched is None or self._watched.have_same_values())
-        if is_same and self._splits:
+        watched, splits = self._serving.watched, self._serving.splits
+        is_same = is_same and (watched is None or watched.have_same_values())
+        if is_same and splits:
             # a dataset may depend on the epoch
-            is_same = samples_hashes(trainer, self._splits) == self._samples
+            is_same = samples_hashes(trainer, splits) == self._samples
         return trainer.strategy.reduce_boolean_decision(is_same) if trainer.world_size > 1 else is_same
 
     def _start(
@@ -190,7 +218,7 @@ class FrozenFeatureCache(FitCallback):
         self._seen = (trains, trainer.train_dataloader, trainer.val_dataloaders)
         self._choices.offered.clear()
         if self._store is not None:
-            self._store.keep_only(self._keys)
+            self._store.keep_only(self._serving.keys)
 
     def _attempt(
         self,
@@ -206,58 +234,57 @@ class FrozenFeatureCache(FitCallback):
         fixed = fixed_parts(network, frozen, ())
         parts = within(boundary(network, fixed), only)
         started = startable_parts(network, partly, fixed, ())
+        viewed = [] if only is None else self._saved_viewed
         if only is not None:
             started = within(started, parts_of(only))
         places = [*parts, *started]
         try:
-            splits = splits_of(trainer, self._sizes) if places else []
+            splits = splits_of(trainer, self._sizes) if places or viewed else []
             if not splits:
                 return []
             scene = Scene(trainer, pl_module, network, splits, run_folder(trainer))
             may_pay = self._choices.may_pay(scene, parts)
             started = [name for name in started if self._choices.may_start(scene, name)]
             if may_pay or started:
-                look = partial(cacheable, trainer, pl_module, network, frozen, started, splits)
-                fixed, started, names = trainer.strategy.broadcast(together(trainer, look))
-                scene = scene._replace(splits=[split for split in splits if split.name in names])
-                places = self._choices.inside(scene, fixed, started, modes, only)
+                look = partial(cacheable, trainer, pl_module, network, frozen, started, splits, self.views)
+                found = trainer.strategy.broadcast(together(trainer, look))
+                scene = scene._replace(splits=found.chosen(splits))
+                places = self._choices.inside(scene, found.fixed, found.started, modes, only)
                 with gathered(network):
-                    places += self._choices.whole(scene, fixed, places, only)
-                self._serve(scene, places)
+                    places += self._choices.whole(scene, found.fixed, places, only)
+                self._serve(scene, places, viewed)
+            elif viewed:
+                # all of it trains by now, but the epoch goes on with the versions with which it began
+                splits[0].view = View(seed_of(trainer), 0, self.views or 1)
+                self._serve(scene._replace(splits=splits[:1]), [], viewed)
         except CannotCacheError as problem:
-            return self._fall_back(places, problem)
+            return self._fall_back(places or viewed, problem)
         return []
 
     def _fall_back(self, places: list[str], problem: CannotCacheError) -> list[str]:
         """Leaves places live, those within parts alone if there are any; returns them."""
         failed = [place for place in places if is_inside(place)] or places
-        self._report(f"{', '.join(failed)} stays live: {problem}.")
+        self._report(f"{stay_live(failed)}: {problem}.")
         self._choices.give_up(failed)
         self._stop()
         return failed
 
-    def _serve(self, scene: Scene, places: list[str]) -> None:
-        trainer, pl_module, network, splits, folder = scene
-        if not places:
+    def _serve(self, scene: Scene, places: list[str], viewed: list[str]) -> None:
+        """Serves these; `viewed` are those with which an epoch began that goes on with versions of samples."""
+        trainer = scene.trainer
+        if not places and not viewed:
             return
-        self._samples = together(trainer, partial(samples_hashes, trainer, splits))
+        self._samples = together(trainer, partial(samples_hashes, trainer, scene.splits))
         if self._store is None:
-            self._store = opened_store(trainer, folder, self.memory * _GIB, self._samples)
-        served = {}
-        with gathered(network):
-            for split in splits:
-                samples, offered = self._samples[split.name], self._choices.offered
-                filling = Filling(trainer, pl_module, network, self._store, split, places, samples, offered)
-                served[split.name] = filling.run()
-                self._keys += filling.keys
-        for split in splits:
-            split.serve(served[split.name])
+            self._store = opened_store(trainer, scene.folder, self.memory * _GIB, self._samples)
+        serving = Serving(places, scene.splits, viewed)
+        serving.start(scene, self._store, self._samples, self._choices.offered)
+        self._serving = serving
+        for split in scene.splits:
             self._sizes[split.name] = split.size
-        self.serving, self._splits, self._served = places, list(splits), served
-        self._watched = WatchedTensors(network, places)
-        size = sum(dataset.feature_bytes for dataset in served.values())
-        ahead = outlook(trainer, self._watched.tensors, splits)
-        self._report(described(places, splits, size, ahead, self._choices.saved))
+        if places:
+            ahead = outlook(trainer, tensors_of(scene.network, places), scene.splits)
+            self._report(described(places, scene.splits, serving.feature_bytes, ahead, self._choices.saved))
 
     def _report(self, line: str) -> None:
         if line not in self._reported:
@@ -281,61 +308,27 @@ class FrozenFeatureCache(FitCallback):
         if not isinstance(network, HybridNetwork) or not isinstance(batch, dict) or CACHED not in batch:
             return
         # most batches end here
-        is_frozen = self._watched is None or not self._watched.any_trains()
-        if is_frozen and batch[CACHED].keys() == set(self.serving):
+        if self._serving.fits(batch):
             return
-        trains = training_parameters(trainer)
-        thawed = [place for place in self.serving if not trains.isdisjoint(all_tensors(network, place))]
-        if thawed:
-            for dataset in self._served.values():
-                dataset.retire(thawed)
-            self.serving = [place for place in self.serving if place not in thawed]
+        if self._serving.retire(network, training_parameters(trainer)):
             self._seen = None
-            self._reset_validation()
-        for place in [place for place in batch[CACHED] if place not in self.serving]:
-            del batch[CACHED][place]
-        missing = live_keys(network, batch[CACHED]) - set(batch)
-        if missing:
-            self._add_raw(trainer, pl_module, batch, missing)
-
-    def _reset_validation(self) -> None:
-        """Ends workers of validation loaders that hold the former dataset; puts back those of which nothing is left."""
-        for split in self._splits:
-            if not split.is_training and self.serving:
-                split.serve(self._served[split.name])
-            elif not split.is_training:
-                split.restore()
-
-    def _add_raw(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], keys: set[str]) -> None:
-        """Adds entries of the raw samples to a batch that was made before they were needed."""
-        split = self._splits[0]
-        with own_random_state(trainer):
-            raw = split.read(batch[CACHED_INDEX].tolist())
-            moved = next(batches_on_device(trainer, pl_module, [raw]))
-        for key in keys & set(moved):
-            batch[key] = moved[key]
+        self._serving.complete(trainer, pl_module, network, batch)
 
     # Ending
 
     def _stop(self) -> None:
         """Puts back the datasets."""
-        for split in self._splits:
-            split.restore()
-        self.serving, self._splits, self._served = [], [], {}
-        self._watched, self._keys, self._seen = None, [], None
+        self._serving.stop()
+        self._serving = Serving()
+        self._seen = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts back the datasets, and removes the files of features."""
-        self._end()
+        # a checkpoint that is written from now on still says what was served
+        self._serving.stop()
         if self._store is not None:
             self._store.keep_only(())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Puts back the datasets; a restart finds the files."""
-        self._end()
-
-    def _end(self) -> None:
-        # a checkpoint that is written from now on still says what was served
-        serving = self.serving
-        self._stop()
-        self.serving = serving
+        self._serving.stop()

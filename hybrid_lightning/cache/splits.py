@@ -1,22 +1,22 @@
-"""The training and validation samples of a fit: which of their entries are the same each time, and passes over them."""
+"""The training and validation samples of a run, versions of them, and passes over them."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybrid_lightning.cache.fingerprints import digest, random_state, same_values
-from hybrid_lightning.cache.frozen_parts import fixed_parts, startable_parts
 from hybrid_lightning.cache.ranks import has_whole_parts
-from hybrid_lightning.cache.served import Collate, ServedDataset, exchange, read
+from hybrid_lightning.cache.served import Collate, StandInDataset, exchange, read
 from hybrid_lightning.data.in_memory import as_batch
 from hybrid_lightning.drift.reference_batch import (
     batches_on_device,
@@ -24,39 +24,77 @@ from hybrid_lightning.drift.reference_batch import (
     own_random_state,
 )
 from hybrid_lightning.network.hybrid_network import HybridNetwork
+from hybrid_lightning.resume.seeded_loaders import DatasetView
 from hybrid_lightning.trainer import as_validation
 from hybrid_lightning.unfreezing.freezing import dry_run
 
 Outputs = dict[str, Tensor]
 """Part → what a cache keeps of it, `(B, ...)` on the CPU."""
-_LOOKED_AT = 8  # samples that are read twice
 
 
 class CannotCacheError(Exception):
     """Why features are computed live, half a sentence."""
 
 
+class DrawsError(CannotCacheError):
+    """Reading a sample draws random numbers."""
+
+
+class View(NamedTuple):
+    """One of the versions of samples that are read with random numbers."""
+
+    seed: int  # of the run
+    number: int
+    total: int  # number of versions
+
+
 @dataclass
 class Split:
-    """The samples of one loader of a fit; `size` is that of the batches in which features are computed."""
+    """The samples of one loader of a run, or a version of them.
+
+    `size` is that of the batches in which features are computed.
+    """
 
     name: str
     loader: DataLoader[Any]
     is_training: bool
     size: int
     hashed: tuple[Any, str] | None = None  # raw samples, and their hash
+    view: View | None = None
+    varies: bool = False
+    """Whether the same raw samples may be read in another way the next time."""
+
+    @property
+    def given(self) -> Any:
+        """The dataset that the loader was given."""
+        given: Any = self.loader.dataset
+        return given.original if isinstance(given, StandInDataset) else given
 
     @property
     def dataset(self) -> Any:
-        """The dataset that the loader was given."""
-        given: Any = self.loader.dataset
-        return given.original if isinstance(given, ServedDataset) else given
+        """That dataset, or a version of its samples."""
+        given = self.given
+        return given if self.view is None else DatasetView(given, self.view.seed, self.view.number)
+
+    def of_view(self, number: int) -> "Split":
+        """The same samples in another version."""
+        assert self.view is not None
+        return dataclasses.replace(self, view=self.view._replace(number=number), hashed=None)
+
+    def views(self) -> list["Split"]:
+        """All versions of the samples."""
+        return [self.of_view(number) for number in range(self.copies)] if self.view else [self]
+
+    @property
+    def copies(self) -> int:
+        """Number of versions."""
+        return self.view.total if self.view else 1
 
     @property
     def collate(self) -> Collate:
         """Its collation."""
         given: Any = self.loader.dataset
-        return given.original_collate if isinstance(given, ServedDataset) else self.loader.collate_fn
+        return given.original_collate if isinstance(given, StandInDataset) else self.loader.collate_fn
 
     @property
     def rows(self) -> int:
@@ -67,14 +105,14 @@ class Split:
         """A raw batch, in this process."""
         return read(self.dataset, list(rows), self.collate)
 
-    def serve(self, served: ServedDataset) -> None:
+    def serve(self, served: StandInDataset) -> None:
         """Puts a served dataset into the loader, whose next iterator takes it."""
         self._exchange(served, as_batch)
 
     def restore(self) -> None:
         """Puts back what the loader was given."""
-        if isinstance(self.loader.dataset, ServedDataset):
-            self._exchange(self.dataset, self.collate)
+        if isinstance(self.loader.dataset, StandInDataset):
+            self._exchange(self.given, self.collate)
 
     def _exchange(self, dataset: Any, collate: Collate) -> None:
         exchange(self.loader, dataset, collate)
@@ -89,6 +127,22 @@ class Split:
         """Some rows from all over the dataset, always the same."""
         places = torch.linspace(0, self.rows - 1, min(count, self.rows))
         return [int(place) for place in places.round().tolist()]
+
+
+class Scene(NamedTuple):
+    """What is decided about."""
+
+    trainer: Trainer
+    pl_module: LightningModule
+    network: HybridNetwork
+    splits: Sequence[Split]
+    folder: Path
+    """Of the run, where features beyond the budget of memory lie."""
+
+    @property
+    def rows(self) -> int:
+        """Number of samples that are kept, each version counted."""
+        return sum(split.rows * split.copies for split in self.splits)
 
 
 def network_of(trainer: Trainer, pl_module: LightningModule) -> HybridNetwork | None:
@@ -148,59 +202,6 @@ def samples_hashes(trainer: Trainer, splits: Sequence[Split]) -> dict[str, str]:
     return found
 
 
-def varying_keys(trainer: Trainer, pl_module: LightningModule, split: Split) -> set[str]:
-    """The keys whose entries may differ the next time that the same samples are read.
-
-    Raises:
-        CannotCacheError: If that may be any of them.
-    """
-    rows = split.spread_rows(_LOOKED_AT)
-    with own_random_state(trainer):
-        before = random_state()
-        first = split.read(rows)
-        # a transform that was not applied this time has drawn that, too
-        if random_state() != before:
-            raise CannotCacheError("reading a sample draws random numbers, as a random transform does")
-        second = split.read(rows)
-    if not isinstance(first, Mapping):
-        raise CannotCacheError("its batches are not dicts")
-    varying = _differing(first, second)
-    with split.stage(trainer):
-        return varying | _changed_at_random(trainer, pl_module, first)
-
-
-def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> set[str]:
-    keys = set(first) ^ set(second)
-    for key in set(first) & set(second):
-        before = digest(first[key])
-        after = digest(second[key])
-        if before != after:
-            keys.add(key)
-    return keys
-
-
-def _changed_at_random(trainer: Trainer, pl_module: LightningModule, batch: Mapping[str, Any]) -> set[str]:
-    """The keys that hooks of batches, such as an augmentation, may change in another way the next time."""
-    device = trainer.strategy.root_device
-    converted = trainer.precision_plugin.convert_input(batch)
-    moved = move_data_to_device(converted, device)
-    raw = {key: digest(entry) for key, entry in moved.items()}
-    with own_random_state(trainer):
-        before = all_random_state(device)
-        once = as_the_module_gets_it(trainer, pl_module, dict(moved))
-        after = all_random_state(device)
-        twice = as_the_module_gets_it(trainer, pl_module, dict(moved))
-    changed = _differing(once, twice)
-    if after == before:
-        return changed
-    for key, entry in once.items():
-        # with a small probability of a change, two equal results would prove nothing
-        is_passed_on = key in moved and _same_tensors(moved[key], entry)
-        if not is_passed_on or digest(entry) != raw[key]:
-            changed.add(key)
-    return changed
-
-
 def as_the_module_gets_it(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
     """A batch after the hooks of batches, on the device."""
     return next(batches_on_device(trainer, pl_module, [batch]))
@@ -210,49 +211,6 @@ def all_random_state(device: torch.device) -> str:
     """A hash of the states of the global generators of the CPU and of a device."""
     of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return random_state() + digest(of_device)
-
-
-def _same_tensors(one: Any, other: Any) -> bool:
-    """Whether two entries are the same objects, in dicts as well."""
-    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
-        return one is other
-    if one.keys() != other.keys():
-        return False
-    return all(_same_tensors(one[key], other[key]) for key in one)
-
-
-class Cacheable(NamedTuple):
-    """What of training samples can be kept, and the names of the splits for which the same can."""
-
-    fixed: list[str]  # parts
-    started: list[str]  # parts of which the start can
-    splits: list[str]
-
-
-def cacheable(
-    trainer: Trainer,
-    pl_module: LightningModule,
-    network: HybridNetwork,
-    frozen: Sequence[str],
-    partly: Sequence[str],
-    splits: Sequence[Split],
-) -> Cacheable:
-    """Which of the frozen and partly frozen parts read what is the same each time."""
-    found: dict[str, tuple[list[str], list[str]]] = {}
-    for split in splits:
-        try:
-            varying = varying_keys(trainer, pl_module, split)
-            fixed = fixed_parts(network, frozen, varying)
-            found[split.name] = fixed, startable_parts(network, partly, fixed, varying)
-        except CannotCacheError:
-            if split.is_training:
-                raise
-            found[split.name] = [], []
-    fixed, started = found["train"]
-    if not fixed and not started:
-        raise CannotCacheError("what it reads changes at random from epoch to epoch")
-    same = [name for name, of_split in found.items() if of_split == found["train"]]
-    return Cacheable(fixed, started, same)
 
 
 @contextmanager
@@ -307,7 +265,7 @@ def fill(
         num_workers=loader.num_workers,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
-        # its own, so that making an iterator draws nothing from the fit's
+        # its own, so that making an iterator draws nothing from the run's
         generator=torch.Generator().manual_seed(0),
     )
     with computing(trainer, network, split):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import hybrid_lightning
 from hybrid_lightning.cli.commands import COMMANDS
 from hybrid_lightning.cli.help import help_of, overview
+from hybrid_lightning.distributed.lost_rank import lost_rank
 from hybrid_lightning.errors import ConfigError, listing, reason, shortened, unknown
 
 __all__ = ["main"]
@@ -24,8 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 2 if an input was wrong (the reason is on standard error) or no command was given (the overview is printed);
+        1 if another process of the run has ended or did not come in time;
         130 after an interrupt;
-        143 if a fit was told to end by SIGTERM.
+        143 if a run was told to end by SIGTERM or SIGHUP, or by the end of a SLURM job's time.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -66,7 +68,7 @@ def _help(topic: list[str]) -> int:
     if not topic or topic == ["help"]:
         print(overview())
         return 0
-    if topic[0] in COMMANDS:
+    if topic[0] in COMMANDS and len(topic) == 1:
         print(help_of(topic[0]))
         return 0
     # not at the top of the file: it imports torch, and for some topics Lightning
@@ -95,7 +97,7 @@ def _tell_closed_output() -> int:
     """Says on standard error that nobody reads standard output."""
     _silence_output()
     print(
-        "error: standard output was closed by its reader, so the command has ended. What a fit has saved is whole: "
+        "error: standard output was closed by its reader, so the command has ended. What a run has saved is whole: "
         "go on with --resume auto, and write the output to a file.",
         file=sys.stderr,
     )
@@ -125,15 +127,18 @@ def _run(words: list[str]) -> int:
         print(f"error: {shortened(f'{place}{error.strerror or reason(error)}')}", file=sys.stderr)
         return 2
     except Exception as error:
-        if os.environ.get("HYBRID_LIGHTNING_TRACEBACK") or not _is_of_input(error):
+        if os.environ.get("HYBRID_LIGHTNING_TRACEBACK"):
             raise
-        print(f"error: {shortened(str(error))}", file=sys.stderr)
-        return 2
+        told = lost_rank(error)
+        if told is None and not _is_of_input(error):
+            raise
+        print(f"error: {shortened(told or str(error))}", file=sys.stderr)
+        return 1 if told else 2
     except _sigterm() as error:
         return int(error.code or 0)
     except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning turns an interrupt of a fit into sys.exit(1)
-        if isinstance(error.__context__, BrokenPipeError):  # so does rich, which prints the results of a test
+        # Lightning turns an interrupt of a run into sys.exit(1)
+        if isinstance(error.__context__, BrokenPipeError):  # so does rich, which draws the progress bar
             return _tell_closed_output()
         if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
@@ -143,7 +148,7 @@ def _run(words: list[str]) -> int:
 
 
 def _sigterm() -> type[SystemExit]:
-    """What ends a fit by SIGTERM; where nobody has imported Lightning, which takes seconds, nothing does."""
+    """What ends a run by SIGTERM; where nobody has imported Lightning, which takes seconds, nothing does."""
     if "lightning" not in sys.modules:
         return _Never
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -163,9 +168,12 @@ def _call(words: list[str]) -> None:
     with without_known_warnings():
         if command.has_setup:
             from hybrid_lightning.cli.building import run_with_setup
+            from hybrid_lightning.cli.loggers import end_loggers
             from hybrid_lightning.cli.report import report_after
 
-            report_after(words[0], run_with_setup(words))
+            setup = run_with_setup(words)
+            report_after(words[0], setup)
+            end_loggers(setup.trainer)
         else:
             command.function()(words[1:])
         sys.stdout.flush()  # so that a closed pipe is told here

@@ -1,6 +1,7 @@
 """From a parsed config to the model, its data and the Trainer, with all checks that need none of them."""
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -8,13 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
 from hybrid_lightning.callbacks import LastCheckpoint
+from hybrid_lightning.cli.batch_size import divide_batch
 from hybrid_lightning.cli.class_count import fill_num_classes
 from hybrid_lightning.cli.commands import COMMANDS
+from hybrid_lightning.cli.launcher import follow_launcher, has_environment
+from hybrid_lightning.cli.log_interval import LogInterval
+from hybrid_lightning.cli.loggers import LoggerVersions, continued_loggers, flat_settings, prepare_loggers
 from hybrid_lightning.cli.members import member_paths, refuse_other_members
 from hybrid_lightning.cli.metrics_table import RunLogger
 from hybrid_lightning.cli.parser import Parsed, Parser, parse
@@ -23,6 +29,7 @@ from hybrid_lightning.cli.run_folder import Run, RunConfig, newest_checkpoint, r
 from hybrid_lightning.cli.same_on_ranks import SameOnRanks
 from hybrid_lightning.cli.tables import check_output
 from hybrid_lightning.direction import MAIN, checked_mode
+from hybrid_lightning.distributed.launch import launched
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_number, has_controls
 from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.tasks import HybridTask
@@ -70,19 +77,15 @@ def run_with_setup(words: Sequence[str]) -> Setup:
 
 def build(parsed: Parsed) -> Setup:
     """Makes what a command works with; what could be wrong without model and data is checked before."""
-    command, config, parser = parsed
-    if config.name in ("", ".", "..") or Path(config.name).name != config.name or not config.name.isprintable():
-        problem = f"{config.name!r} is not the name of one folder below runs/. Choose one without slashes."
-        raise ConfigError(problem, "name")
-    for key in ("ckpt_path", "output", "resume", "trainer.default_root_dir"):
-        given = config.get(key)
-        for path in given if isinstance(given, list) else [given]:
-            if isinstance(path, str) and has_controls(path):
-                raise ConfigError(f"{path!r} holds characters that steer a terminal. Rename it.", key)
+    command, config, parser, _ = parsed
+    _check_names(config)
     check_number(config.trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches", low=1)
     _check_output(command, config)
+    follow_launcher(config.trainer, _as_list(config.trainer.plugins))
+    prepare_loggers(command, config)
     _seed(config)
     continued = _continued_run(config) if command == "fit" and config.resume else None
+    resumes = bool(config.resume)
     # the saved config repeats the whole run, so that it does not name the checkpoint of an interrupted one
     config.resume = None
     checkpoint = _given_checkpoint(command, config)
@@ -91,10 +94,13 @@ def build(parsed: Parsed) -> Setup:
     saved = None if checkpoint is None else _read_facts(checkpoint, config.trainer.strategy)
     try:
         fill_num_classes(config, saved)
-        options = _instantiated(parser, config)
+        divide_batch(parsed, continued)
+        given = continued_loggers(config, continued.folder, continued.step) if continued else config
+        options = _instantiated(parser, given)
         if command in _BEFORE_A_FIT:
             _follow_metric(config, options)
-        trainer = _make_trainer(parsed, options, continued)
+        trainer = _make_trainer(parsed, options, continued, resumes)
+        options.model.run_settings = flat_settings(config)
         setup = Setup(options.model, options.data, trainer, options, checkpoint, continued)
         if command in _BEFORE_A_FIT:
             check_before_data(options.model, trainer, reads_weights=saved is None)
@@ -110,6 +116,18 @@ def build(parsed: Parsed) -> Setup:
     return setup
 
 
+def _check_names(config: Namespace) -> None:
+    """Raises `ConfigError` for a name that is no folder's, and for paths that would steer a terminal."""
+    if config.name in ("", ".", "..") or Path(config.name).name != config.name or not config.name.isprintable():
+        problem = f"{config.name!r} is not the name of one folder below runs/. Choose one without slashes."
+        raise ConfigError(problem, "name")
+    for key in ("ckpt_path", "output", "resume", "trainer.default_root_dir"):
+        given = config.get(key)
+        for path in given if isinstance(given, list) else [given]:
+            if isinstance(path, str) and has_controls(path):
+                raise ConfigError(f"{path!r} holds characters that steer a terminal. Rename it.", key)
+
+
 def _check_output(command: str, config: Namespace) -> None:
     """Refuses a table that could not be written in the end, and names that of a command without ``--output``."""
     row = COMMANDS[command]
@@ -118,7 +136,9 @@ def _check_output(command: str, config: Namespace) -> None:
     if config.output is None and row.output is not None:
         config.output = str(runs_folder(config) / row.output)
     if config.output is not None:
-        check_output(config.output, row.formats)
+        arguments = config.data.get("init_args") or {}
+        read = [arguments[key] for key in ("path", "predict_path") if isinstance(arguments.get(key), str)]
+        check_output(config.output, row.formats, read=read)
 
 
 def _seed(config: Namespace) -> None:
@@ -141,7 +161,7 @@ def runs_folder(config: Namespace) -> Path:
 
 
 def limits(config: Namespace) -> dict[str, Any]:
-    """Where a fit ends."""
+    """Where a run ends."""
     return {key: config.trainer[key] for key in ("max_epochs", "max_steps", "max_time")}
 
 
@@ -180,7 +200,7 @@ def _given_checkpoint(command: str, config: Namespace) -> str | None:
         if path.endswith(".pt2"):
             raise ConfigError(
                 f"{path!r} is an exported program, which is for other programs (torch.export.load). Give the .ckpt "
-                f"file of a fit, from which it was exported.",
+                f"file of a run, from which it was exported.",
                 "--ckpt_path",
             )
     config.ckpt_path = paths if len(paths) > 1 else paths[0]
@@ -254,25 +274,37 @@ def _follow_metric(config: Namespace, options: Namespace) -> None:
             options.checkpoint = BestCheckpoint(**config.checkpoint.as_dict())
 
 
-def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None) -> Trainer:
+def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None, resumes: bool) -> Trainer:
     """A Trainer that keeps ``best.ckpt`` and ``last.ckpt``, and writes each checkpoint in one step."""
     settings = dict(options.trainer)
     callbacks = _as_list(settings["callbacks"])
     plugins = _as_list(settings["plugins"])
     if settings["enable_checkpointing"] is not False:
         # not ModelCheckpoint's save_last, which writes only when the best one is written too
-        callbacks += [options.checkpoint, LastCheckpoint(options.save_every)]
+        callbacks += [options.checkpoint, LastCheckpoint(options.save_every, requeue=resumes)]
     has_checkpoint_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
     if not has_checkpoint_io:
         plugins.append(AtomicCheckpointIO())
+    launch = None if has_environment(plugins) else launched(os.environ)
+    if launch and launch.launcher == "srun":
+        # Lightning would save within a step, under another name; `LastCheckpoint` saves after it, and requeues
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     if parsed.command == "fit":
         # the first of all, because others wait for the other ranks
         callbacks.insert(0, SameOnRanks(vars(parsed.config.clone().as_flat())))
+    if settings["log_every_n_steps"] is None:
+        settings["log_every_n_steps"] = 1  # until the length of the run is known; a larger one may bring a warning
+        if parsed.command == "fit":
+            callbacks.append(LogInterval())
     has_folder = parsed.command in _WITH_RUN_FOLDER
     if has_folder and not settings["fast_dev_run"]:
         callbacks.append(RunConfig(parsed.parser.dump(parsed.config, skip_none=False)))
     if has_folder and settings["logger"] is not False:
-        settings["logger"] = _make_loggers(parsed.config, settings["logger"], continued)
+        # predictions are not metrics, and TensorBoard would make an empty file
+        given = [] if parsed.command == "predict" else settings["logger"]
+        settings["logger"] = _make_loggers(parsed.config, given, continued)
+        if parsed.command == "fit" and settings["logger"][1:]:
+            callbacks.append(LoggerVersions())
     else:
         settings["logger"] = False
     return Trainer(**{**settings, "callbacks": callbacks, "plugins": plugins})

@@ -5,6 +5,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 PROGRAM = "python -m hybrid_lightning"
+SECTIONS = {
+    "model": "Class, learning rate and parts: 'help model'; options of each part: 'help part'.",
+    "data": "Where samples come from, inputs, target and splits: 'help data'.",
+    "trainer": "Lightning's Trainer: max_epochs, accelerator, devices, ...: 'help trainer'.",
+    "checkpoint": "Which checkpoint is the best: 'help checkpoint'.",
+}
+"""The sections of a config, and what `help` says of each."""
 LOOK = "look at data and model before training"
 TRAIN = "train"
 USE = "use a trained model"

@@ -1,4 +1,4 @@
-"""``compare``: recipes and baselines over several seeds, each fit in a process of its own, as one table."""
+"""``compare``: recipes and baselines over several seeds, each run in a process of its own, as one table."""
 
 import argparse
 import os
@@ -43,7 +43,7 @@ class Failure(NamedTuple):
 def compare(words: Sequence[str]) -> None:
     """Fits recipes and baselines over several seeds, and prints their scores; --config and other flags as in fit."""
     parser = _parser()
-    options, fit_words = parser.parse_known_args(words)  # unknown ones are checked by the parser of fit
+    options, fit_words = parser.parse_beside_fit(words)
     if options.run:
         row, seed, tested = options.run
         run(Job(options.folder, row, int(seed), tested, options.validate_only))

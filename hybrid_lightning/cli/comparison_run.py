@@ -58,8 +58,8 @@ class Result(NamedTuple):
     test: dict[str, float]
     main: str  # metric
     is_better_high: bool
-    seconds: float | None  # of the fit; None if several sittings made it
-    drift: dict[str, float]  # pretrained part → ‖w - w0‖ / ‖w0‖ at the end of the fit
+    seconds: float | None  # of the run; None if several sittings made it
+    drift: dict[str, float]  # pretrained part → ‖w - w0‖ / ‖w0‖ at the end of the run
 
 
 def read_result(path: Path) -> Result | None:
@@ -86,7 +86,7 @@ def _numbers(given: Mapping[str, Any]) -> dict[str, float]:
 
 
 def refusal(config: Config) -> str | None:
-    """Why a fit of a config would end before its first step; None if it would not."""
+    """Why a run of a config would end before its first step; None if it would not."""
     planned = {key: value for key, value in config.items() if key != "ckpt_path"}  # which plan has not
     logging.disable(logging.INFO)  # what Lightning tells about the machine, once for each Trainer
     try:
@@ -100,7 +100,7 @@ def refusal(config: Config) -> str | None:
 
 
 def run(job: Job) -> None:
-    """Fits, then validates and tests what the fit leaves, once; writes the result."""
+    """Fits, then validates and tests what the run leaves, once; writes the result."""
     words = ["--config", str(job.config), "--name", job.name, "--seed_everything", str(job.seed)]
     words += ["--trainer.default_root_dir", str(job.folder)]
     result = _ridge(words) if job.row == RIDGE else _fit(job, words)
@@ -128,7 +128,7 @@ def _fit(job: Job, words: list[str]) -> Result:
     folder = _newest_fit(runs)
     assert folder is not None
     if not (folder / file).exists():
-        raise ConfigError(f"the fit has left no {job.tested}.ckpt. compare needs validation rows, by which it chooses.")
+        raise ConfigError(f"the run has left no {job.tested}.ckpt. compare needs validation rows, by which it chooses.")
     checkpoint = str(folder / file)
     found = _measured(build(parse(["test", *words, "--ckpt_path", checkpoint])), checkpoint, job.validates_only)
     return found._replace(seconds=seconds, drift=_last_drift(folder), main=setup.model.objective.main_metric)
@@ -139,7 +139,7 @@ def _newest_fit(runs: Path) -> Path | None:
 
 
 def _last_drift(folder: Path) -> dict[str, float]:
-    """Part → the last drift that a fit has logged; stages have a dot in their names."""
+    """Part → the last drift that a run has logged; stages have a dot in their names."""
     found = {}
     for row in read_rows(folder / "metrics.csv"):
         for name, text in row.items():

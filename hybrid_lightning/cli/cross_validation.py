@@ -1,4 +1,4 @@
-"""Cross-validation: a fit per fold in a process of its own, their scores, and one prediction per sample."""
+"""Cross-validation: a run per fold in a process of its own, their scores, and one prediction per sample."""
 
 import signal
 import statistics
@@ -81,7 +81,7 @@ def cross_validate(words: Sequence[str]) -> None:
     parser = WordParser("hybrid_lightning cross_validate", description=cross_validate.__doc__, allow_abbrev=False)
     parser.add_argument("--folds", type=int, default=5, help="Number of folds; each sample is tested once (default 5).")
     parser.add_argument("--resume", action="store_true", help="Keep the folds that are finished, and go on.")
-    options, fit_words = parser.parse_known_args(words)  # unknown ones are checked by the parser of fit
+    options, fit_words = parser.parse_beside_fit(words)
     plan = Plan.parse(fit_words, options.folds)
     with ended_by_sigterm():
         runs = [_run_fold(plan, fold, options.resume) for fold in range(1, plan.folds + 1)]

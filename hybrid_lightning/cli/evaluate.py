@@ -1,6 +1,8 @@
 """``evaluate``: the metrics of a checkpoint on a new table, with intervals by bootstrap; it needs no config."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,21 +11,26 @@ from torch import Tensor
 
 from hybrid_lightning.cli.config_files import mapping_at, read_config
 from hybrid_lightning.cli.members import member_paths
-from hybrid_lightning.cli.tables import check_output, write_table
+from hybrid_lightning.cli.report import page_of
+from hybrid_lightning.cli.tables import Columns, check_output, write_table
 from hybrid_lightning.cli.word_parser import WordParser
 from hybrid_lightning.data import ManifestDataModule
 from hybrid_lightning.data.prepared import State, check_version
 from hybrid_lightning.data.raw_samples import stored_inputs
 from hybrid_lightning.data.splits import groups_of
-from hybrid_lightning.data.table import Table
-from hybrid_lightning.data.target import FittedTarget, Target
-from hybrid_lightning.errors import ConfigError, at, check_number, format_table, listing
+from hybrid_lightning.data.table import rows_of
+from hybrid_lightning.errors import ConfigError, at, check_number, counted, format_table, listing
+from hybrid_lightning.files import is_regular_file
+from hybrid_lightning.report.describe import record_of_table
+from hybrid_lightning.report.evaluations import Evaluation
+from hybrid_lightning.report.record import require_plotly
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.sample_predictions import outputs_of
 
 _TAIL = 0.025  # share of the draws on either side of an interval
 _MOST_DRAWS = 100_000
-_COLUMNS = ("metric", "value", "low", "high")
+_PLACES = {"checkpoint_path": "--ckpt_path", "data.predict_path": "evaluate", "data.split_by": "--groups"}
+"""Where the settings of a config come from here."""
 
 
 class Interval(NamedTuple):
@@ -36,32 +43,86 @@ class Interval(NamedTuple):
 
 def evaluate(words: Sequence[str]) -> None:
     """Measures a checkpoint on a table of new rows, with the settings and statistics that it holds."""
-    parser = WordParser("hybrid_lightning evaluate", description=evaluate.__doc__, allow_abbrev=False)
-    parser.add_argument("table", metavar="NEW.csv", help="The new rows: a table like that of the fit, target included.")
-    parser.add_argument("--ckpt_path", required=True, help="Checkpoint, or folder of a run, of which it is the best.")
-    parser.add_argument("--root", help="Folder of the files that the table names (default: that of the table).")
-    parser.add_argument("--groups", help="Column whose rows are drawn as a whole (default: split_by of the fit).")
-    parser.add_argument("--draws", type=int, default=1000, help="Bootstrap draws of an interval (default 1000).")
-    parser.add_argument("--batch_size", type=int, default=32, help="Samples per batch (default 32).")
-    parser.add_argument("--output", help="The metrics as a table, .csv or .parquet (default: none).")
-    parser.add_argument("--config", help="Config of the fit, for the inputs of a checkpoint that does not hold them.")
-    options = parser.parse_args(words)
+    options = _parser().parse_args(words)
+    with _by_its_own_words():
+        _evaluate(options)
+
+
+def _evaluate(options: Any) -> None:
+    """Does what the options say."""
     check_number(options.draws, "--draws", low=20, high=_MOST_DRAWS)
     check_number(options.batch_size, "--batch_size", low=1)
     if options.output is not None:
-        check_output(options.output, (".csv", ".parquet"))
-    task = HybridTask.load_from_checkpoint(_checkpoint(options.ckpt_path))
+        check_output(options.output, (".csv", ".parquet"), "--output", [options.table])
+    checkpoint = _checkpoint(options.ckpt_path)
+    folder = _run_folder(checkpoint) if options.report else None
+    task = HybridTask.load_from_checkpoint(checkpoint)
     state = _state(task)
-    data = _data(options, state)
-    target, groups, column = _answers(options, state)
+    column = options.groups or state.get("groups")
+    data = _data(options, state, column)
+    if column not in data.predicted_table.columns and options.groups is None:
+        column = None  # the new rows need not be grouped as those of the run
+    target, groups = _answers(data, state, column)
     task.objective.check_data(data)
     task.to("cuda" if torch.cuda.is_available() else "cpu")
     outputs = outputs_of(task, data.predict_dataloader())
-    found = intervals(task.cpu(), outputs, target.values, groups, options.draws)
-    _tell(found, len(outputs), groups, column, options)
+    _refuse_not_finite(outputs)
+    found = intervals(task.cpu(), outputs, target, groups, options.draws)
+    number = len(outputs) if groups is None else int(groups.max()) + 1
+    of_groups = "" if column is None else f" of rows, by {listing([column])}"
+    drawn = f"{options.draws:,} bootstrap draws of {counted(number, 'row' if column is None else 'group')}{of_groups}"
+    _tell(found, f"{counted(len(outputs), 'row')}; intervals: {drawn}")
+    if options.output is not None:
+        _write(found, options.output)
+    if folder is not None:
+        record = record_of_table(task, data, outputs, target)
+        Evaluation(Path(options.table).name, drawn, _as_plain(found), record).write(folder)
+        print(f"report: {page_of(folder)}")
+
+
+def _parser() -> WordParser:
+    parser = WordParser("hybrid_lightning evaluate", description=evaluate.__doc__, allow_abbrev=False)
+    parser.add_argument("table", metavar="NEW.csv", help="The new rows: a table like that of the run, target included.")
+    parser.add_argument("--ckpt_path", required=True, help="Checkpoint, or folder of a run, of which it is the best.")
+    parser.add_argument("--root", help="Folder of the files that the table names (default: that of the table).")
+    parser.add_argument("--groups", help="Column whose rows are drawn as a whole (default: split_by of the run).")
+    parser.add_argument("--draws", type=int, default=1000, help="Bootstrap draws of an interval (default 1000).")
+    parser.add_argument("--batch_size", type=int, default=32, help="Samples per batch (default 32).")
+    parser.add_argument("--output", help="The metrics as a table, .csv or .parquet (default: none).")
+    parser.add_argument("--config", help="Config of the run, for the inputs of a checkpoint that does not hold them.")
+    parser.add_argument(
+        "--report", action="store_true", help="Also show the metrics and predictions in the report of the run."
+    )
+    return parser
+
+
+def _run_folder(checkpoint: str) -> Path:
+    """The folder of the run of a checkpoint, which has a report."""
+    require_plotly()
+    path = Path(checkpoint)
+    folder = path.parent.parent
+    if path.parent.name != "checkpoints" or not is_regular_file(folder / "config.yaml"):
+        raise ConfigError(
+            f"{checkpoint!r} does not lie in the folder of a run, so there is no report to show it in. Give the folder "
+            f"of a run as --ckpt_path, or leave out --report.",
+            "--report",
+        )
+    return folder
+
+
+@contextmanager
+def _by_its_own_words() -> Iterator[None]:
+    """Names the place of an error by the words of this command, which has no config."""
+    try:
+        yield
+    except ConfigError as error:
+        error.place = _PLACES.get(error.place, error.place)
+        raise
 
 
 def _checkpoint(given: str) -> str:
+    if given in ("best", "last"):
+        raise ConfigError(f"of which run is {given!r}? Give its folder, such as runs/mine, or a file.", "--ckpt_path")
     paths = member_paths(given)
     if len(paths) > 1:
         raise ConfigError(f"{given!r} names {len(paths)} checkpoints. Give one.", "--ckpt_path")
@@ -72,44 +133,48 @@ def _state(task: HybridTask) -> State:
     """What the checkpoint keeps of its data, checked."""
     if task.data_state is None:
         raise ConfigError(
-            "the checkpoint is not of a fit with ManifestDataModule, so nothing is known of its inputs. Use test with "
+            "the checkpoint is not of a run with ManifestDataModule, so nothing is known of its inputs. Use test with "
             "the config of the fit.",
             "--ckpt_path",
         )
     with at("--ckpt_path"):
         state = check_version(dict(task.data_state))
     if state["target"] is None:
-        raise ConfigError("the fit had no target, so there is nothing to measure.", "--ckpt_path")
+        raise ConfigError("the run had no target, so there is nothing to measure.", "--ckpt_path")
     return state
 
 
-def _data(options: Any, state: State) -> ManifestDataModule:
-    """The new table, as it is read for predictions."""
+def _data(options: Any, state: State, groups: str | None) -> ManifestDataModule:
+    """The new table, as it is read for predictions; it has the target of the run, and may have the column `groups`."""
     if options.config is None:
         with at("--ckpt_path"):
             inputs: Mapping[str, Any] = stored_inputs(state)
     else:
         inputs = mapping_at(read_config(options.config), "data", "init_args", "inputs")
-    path = options.table
-    data = ManifestDataModule(path, dict(inputs), root=options.root, predict_path=path, batch_size=options.batch_size)
+    saved = state["target"]
+    columns = saved["columns"]
+    target = {"column": columns[0] if len(columns) == 1 else columns, "kind": saved["kind"]}
+    data = ManifestDataModule(
+        options.table,
+        dict(inputs),
+        target={**target, "transform": saved.get("transform")},
+        root=options.root,
+        split_by=groups,
+        batch_size=options.batch_size,
+        predict_path=options.table,
+    )
     data.load_state_dict(state)
     data.setup("predict")
     return data
 
 
-def _answers(options: Any, state: State) -> tuple[FittedTarget, Tensor | None, str | None]:
-    """The target of the new rows, the number of the group of each `(N,)`, and the column of the groups."""
-    saved = state["target"]
-    columns = saved["columns"]
-    column = columns[0] if len(columns) == 1 else columns
-    target = Target({"column": column, "kind": saved["kind"], "transform": saved.get("transform")})
-    wanted = options.groups or state.get("groups")
-    table = Table.read(options.table, "evaluate", [*target.text_columns, *([wanted] if wanted else [])])
+def _answers(data: ManifestDataModule, state: State, column: str | None) -> tuple[Tensor, Tensor | None]:
+    """The target of the new rows, and the number of the group of each `(N,)`."""
+    assert data.target is not None  # of the checkpoint, see `_state`
     with at("evaluate"):
-        fitted = target.fit(table, saved)
-    if wanted is None or (options.groups is None and wanted not in table.columns):
-        return fitted, None, None
-    return fitted, torch.from_numpy(groups_of(table, wanted)), wanted
+        target = data.target.fit(data.predicted_table, state["target"])
+    groups = None if column is None else torch.from_numpy(groups_of(data.predicted_table, column))
+    return target.values, groups
 
 
 def intervals(
@@ -156,19 +221,37 @@ def _metrics(task: HybridTask, outputs: Tensor, target: Tensor) -> dict[str, flo
     return {name: float(value) for name, value in values.items()}
 
 
-def _tell(found: Mapping[str, Interval], count: int, groups: Tensor | None, column: str | None, options: Any) -> None:
-    """Prints the metrics, and writes them where that is wanted."""
+def _refuse_not_finite(outputs: Tensor) -> None:
+    """Raises `ConfigError` where outputs `(N, outputs)` are nan or infinite."""
+    wrong = ~outputs.reshape(len(outputs), -1).isfinite().all(1)
+    if wrong.any():
+        rows = rows_of(wrong.nonzero().flatten().tolist())
+        raise ConfigError(f"the predictions of {rows} are not finite. Look at their inputs.", "evaluate")
+
+
+def _tell(found: Mapping[str, Interval], drawn: str) -> None:
+    """Prints the metrics, and below them how many rows and draws they are of."""
     shown = []
     for name, one in found.items():
         interval = f"{one.low:.4g} to {one.high:.4g}" if one.low == one.low else "undefined in most draws"
         shown.append({"metric": name, "value": f"{one.value:.4g}", "95 % interval": interval})
     print(format_table(shown, ("metric", "value", "95 % interval"), ("value",)))
-    unit = "rows" if groups is None else f"groups of rows, by {listing([str(column)])}"
-    number = count if groups is None else int(groups.max()) + 1
-    print(f"{count:,} rows; intervals: {options.draws:,} bootstrap draws of {number:,} {unit}")
-    if options.output is None:
-        return
-    values = [[name, one.value, one.low, one.high] for name, one in found.items()]
-    columns = {name: [row[index] for row in values] for index, name in enumerate(_COLUMNS)}
-    write_table(columns, Path(options.output))
-    print(f"evaluate: {options.output}")
+    print(drawn)
+
+
+def _write(found: Mapping[str, Interval], path: str) -> None:
+    """Writes the metrics as a table."""
+    columns: Columns = {"metric": list(found)}
+    for place, name in enumerate(Interval._fields):
+        columns[name] = [one[place] for one in found.values()]
+    write_table(columns, Path(path))
+    print(f"evaluate: {path}")
+
+
+def _as_plain(found: Mapping[str, Interval]) -> list[dict[str, Any]]:
+    """The metrics as a report reads them: None for what is undefined."""
+    plain = []
+    for name, one in found.items():
+        numbers = {key: value if math.isfinite(value) else None for key, value in one._asdict().items()}
+        plain.append({"name": name, **numbers})
+    return plain

@@ -42,12 +42,12 @@ def export(
         output: The file to write: .pt2 for torch_export, .safetensors for safetensors.
         format: A program of torch.export for a batch of any number of samples, or the tensors alone.
         ckpt_path: best, last (of the newest run of this name) or a path.
-        select: best is what the fit has selected for its best checkpoint; joint is the joint network in any case.
+        select: best is what the run has selected for its best checkpoint; joint is the joint network in any case.
     """
     model = setup.model
     model.serves_selection = select == "best"
     loader = build_from_data(setup, load=False)
-    model.built().float()  # whatever the precision of the fit
+    model.built().float()  # whatever the precision of the run
     assert ckpt_path is not None  # the command needs one
     load_checkpoint(model, ckpt_path)
     export_network(model.built(), next(iter(loader)), output, format)

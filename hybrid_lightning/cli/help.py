@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from textwrap import wrap
 
-import hybrid_lightning
-from hybrid_lightning.cli.commands import COMMANDS, LOOK, PROGRAM, RESULTS, TRAIN, USE
+from hybrid_lightning.cli.commands import COMMANDS, LOOK, PROGRAM, RESULTS, SECTIONS, TRAIN, USE
 
 _WIDTH = 100  # characters of a line
 _COLUMN = 28  # where the meaning of an option begins
@@ -16,12 +15,6 @@ Row = tuple[str, str, str, str]
 """Name, type, default and meaning of an option; the default is empty where an option must be given."""
 OF_EVERY_RUN = ("name", "seed_everything")
 """Options of a run that the help of each command lists; fit lists all."""
-_SECTIONS = (
-    ("model", "", "", "Class, learning rate and parts: 'help model'; options of each part: 'help part'."),
-    ("data", "", "", "Where samples come from, inputs, target and splits: 'help data'."),
-    ("trainer", "", "", "Lightning's Trainer: max_epochs, accelerator, devices, ...: 'help trainer'."),
-    ("checkpoint", "", "", "Which checkpoint is the best: 'help checkpoint'."),
-)
 _CONFIG = """\
 A config is a YAML file of four sections, of which model and data are needed, and of options of the run:
 
@@ -37,7 +30,7 @@ A config is a YAML file of four sections, of which model and data are needed, an
     class_path: ManifestDataModule
     init_args:
       path: samples.csv
-      inputs: {image: {image: file, size: 224}, table: {numbers: [age, weight]}}
+      inputs: {image: {image: file, size: 224}, table: {numeric: [age, weight]}}
       target: label
   trainer: {max_epochs: 20}
 
@@ -51,8 +44,7 @@ def overview() -> str:
     """The help that is printed without a command."""
     width = max(map(len, COMMANDS))
     lines = [
-        f"hybrid_lightning {hybrid_lightning.__version__}: trains models that are part pretrained and part new, from "
-        "one YAML file.",
+        "hybrid_lightning trains models that are part pretrained and part new, from one YAML file.",
         "",
         f"usage: {PROGRAM} COMMAND {_WORDS}",
     ]
@@ -88,7 +80,7 @@ def help_of(name: str) -> str:
     lines += ["", "options:", *option_lines(OPTIONS.get(name, ()), _COLUMN)]
     if command.has_setup:
         lines += ["", "sections of the config, each key of which is an option, too: --trainer.max_epochs 5"]
-        lines += option_lines(_SECTIONS, _NARROW)
+        lines += option_lines(_section_rows(), _NARROW)
         lines += ["", f"'{name} --help all' lists every key with its type, '{name} --print_config' their values."]
     elif takes_config:
         lines += ["", "All other options, and the config, are those of fit: 'fit --help'."]
@@ -97,8 +89,12 @@ def help_of(name: str) -> str:
 
 def help_of_config() -> str:
     """What ``help config`` prints."""
-    lines = option_lines(_SECTIONS, _NARROW)
+    lines = option_lines(_section_rows(), _NARROW)
     return "\n".join([_CONFIG, "", *lines, "", "Options of the run: 'fit --help'. Commands: 'help'."])
+
+
+def _section_rows() -> list[Row]:
+    return [(name, "", "", meaning) for name, meaning in SECTIONS.items()]
 
 
 def option_lines(rows: Iterable[Row], column: int) -> list[str]:

@@ -9,7 +9,7 @@ import hybrid_lightning
 from hybrid_lightning.cli.commands import COMMANDS
 from hybrid_lightning.cli.help import TOPICS, Row, help_of, help_of_config, option_lines, option_paragraphs, overview
 from hybrid_lightning.cli.help_options import default_words, options_of, plain
-from hybrid_lightning.errors import unknown
+from hybrid_lightning.errors import ConfigError, unknown
 
 _FILLED_IN = ("written",)
 _CLASSES = {"data": "ManifestDataModule", "checkpoint": "BestCheckpoint", "trainer": "Trainer"}
@@ -20,6 +20,8 @@ def help_on(words: Sequence[str]) -> str:
     name, *rest = words or [""]
     if not name:
         return overview()
+    if rest[1:] or (rest and name != "part"):
+        raise ConfigError(f"{rest[-1]!r} is a word too many; 'help' lists the topics.", f"help {name}")
     if name in COMMANDS:
         return help_of(name)
     if name == "config":

@@ -34,7 +34,9 @@ def init(words: Sequence[str]) -> None:
 
 def _parser() -> WordParser:
     parser = WordParser("hybrid_lightning init", description=init.__doc__, allow_abbrev=False)
-    parser.add_argument("source", help="A table (.csv, .tsv, .parquet, .json, .xlsx), or a folder with one per class.")
+    parser.add_argument(
+        "source", metavar="TABLE", help="A table (.csv, .tsv, .parquet, .json, .xlsx), or a folder with one per class."
+    )
     parser.add_argument("--target", nargs="+", metavar="COLUMN", help="What is to be predicted.")
     parser.add_argument("--kind", help="Of the target: binary, multiclass, multilabel or regression.")
     parser.add_argument(

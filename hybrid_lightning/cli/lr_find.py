@@ -10,14 +10,17 @@ import yaml
 from lightning.pytorch.tuner.tuning import Tuner
 
 from hybrid_lightning.cli.building import Setup
+from hybrid_lightning.cli.config_files import mapping_at, read_yaml_file
+from hybrid_lightning.cli.tables import check_output
 from hybrid_lightning.errors import ConfigError, at, check_number, format_table, writing
-from hybrid_lightning.files import whole_file
+from hybrid_lightning.files import is_regular_file, whole_file
 from hybrid_lightning.importing import import_extra
 
 _LINES = 12  # of the drawing
 _BAR = 40  # characters of the longest bar
 _SKIPPED = 10  # steps at the start, where the smoothed loss has few values
 _FEWEST = 20
+_IMAGES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def lr_find(
@@ -44,18 +47,20 @@ def lr_find(
     check_number(low, "low", low=0, above_low=True)
     check_number(high, "high", low=low, above_low=True)
     check_number(steps, "steps", low=_FEWEST)
-    if write is not None and not write.endswith((".yaml", ".yml")):
-        raise ConfigError(f"{write!r} does not end in .yaml.", "write")
+    if write is not None:
+        check_output(write, (".yaml", ".yml"), "write")
+        _refuse_other_config(Path(write))
     if plot is not None:
+        check_output(plot, _IMAGES, "plot")
         import_extra("matplotlib", "notebook", "a plot")
     if setup.options.trainer.fast_dev_run:
-        raise ConfigError("a fit of one batch has no room for it; leave it out.", "trainer.fast_dev_run")
+        raise ConfigError("a run of one batch has no room for it; leave it out.", "trainer.fast_dev_run")
     # each epoch has a step at least, and the steps are what ends the test
     setup.trainer.fit_loop.max_epochs = steps * setup.trainer.accumulate_grad_batches
     found = Tuner(setup.trainer).lr_find(
         setup.model, datamodule=setup.data, min_lr=low, max_lr=high, num_training=steps, update_attr=False
     )
-    assert found is not None  # it is for a fit of one batch
+    assert found is not None  # it is for a run of one batch
     rates, losses = found.results["lr"], found.results["loss"]
     print(_drawn(rates, losses))
     rate = suggested(rates, losses)
@@ -66,6 +71,19 @@ def lr_find(
     print(f"lr: {rate:g} (the loss falls fastest there, per decade; the config has {setup.model.lr:g})")
     if write is not None:
         _write(rate, write)
+
+
+def _refuse_other_config(path: Path) -> None:
+    """Raises `ConfigError` for a file that holds more than a rate, such as the config itself."""
+    content = read_yaml_file(path, "write") if is_regular_file(path) else None
+    lr = mapping_at(content, "model", "init_args").get("lr")
+    if content is not None and content != _only(lr):
+        raise ConfigError(f"{str(path)!r} is there already, and holds more than a rate. Name another file.", "write")
+
+
+def _only(rate: Any) -> dict[str, Any]:
+    """A config that sets the rate and nothing else."""
+    return {"model": {"init_args": {"lr": rate}}}
 
 
 def suggested(rates: Sequence[float], losses: Sequence[float]) -> float | None:
@@ -113,5 +131,5 @@ def _write(rate: float, path: str) -> None:
     with at("write"), writing(path, "Choose another place."):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(Path(path)) as temporary:
-            temporary.write_text(yaml.safe_dump({"model": {"init_args": {"lr": rate}}}), encoding="utf-8")
+            temporary.write_text(yaml.safe_dump(_only(rate)), encoding="utf-8")
     print(f"write: {path}; train with: fit CONFIG.yaml {path}")

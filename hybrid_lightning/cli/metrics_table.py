@@ -12,13 +12,13 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from hybrid_lightning.errors import writing
+from hybrid_lightning.errors import counted, writing
 from hybrid_lightning.files import remove_leftovers, write_csv
 
 Row = dict[str, str]  # column → text of its cell
 _STEP = re.compile(r"[0-9]{1,18}")
 GO_ON = "What was saved before is whole. Make room or mend the cause, and go on with --resume auto."
-"""What to do after a fit could not write a file."""
+"""What to do after a run could not write a file."""
 
 
 class RunLogger(CSVLogger):
@@ -104,7 +104,7 @@ class RunLogger(CSVLogger):
         if count:
             aside = self._free("damaged")
             shutil.copyfile(self.path, aside)
-            rank_zero_warn(f"{count} rows of {self.path} are damaged and left out; as it was, the table is {aside}")
+            rank_zero_warn(f"{self.path}: {counted(count, 'damaged row')} left out; as it was, the table is {aside}")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:

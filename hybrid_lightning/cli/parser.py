@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from hybrid_lightning.cli.commands import COMMANDS
 from hybrid_lightning.cli.config_files import merged_arguments
-from hybrid_lightning.cli.parser_errors import parser_error
+from hybrid_lightning.cli.parser_errors import parser_error, refuse_unknown_flag
 from hybrid_lightning.data import in_memory, manifest  # noqa: F401  bare names in configs resolve to imported classes
 from hybrid_lightning.demo import digits, elpv, mnist, plaid, series  # noqa: F401  for the same reason
 from hybrid_lightning.direction import MAIN
@@ -20,7 +20,6 @@ from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.best_checkpoint import BestCheckpoint
 
 _DEFAULTS = {
-    "trainer.log_every_n_steps": 10,
     "trainer.enable_model_summary": False,
     "checkpoint.monitor": MAIN,
     "checkpoint.mode": None,  # that of the metric
@@ -38,20 +37,22 @@ class RunOptions:
 
     Args:
         name: Folder under runs/; the config's file name if left out.
-        seed_everything: Seed of everything that is drawn; true draws the seed, false sets none.
-        test_after_fit: Checkpoint that is tested once at the end of fit: best or last; null tests nothing.
+        seed_everything: Seed of all that is drawn; true draws one, false sets none.
+        test_after_fit: Checkpoint tested at the end of fit: best or last; null tests nothing.
         resume: Run that fit continues in its folder: auto (the newest of this name) or a path; null: a new one.
+        batch_size_total: Samples of an optimizer step, over all devices and accumulated batches; null: as data and
+            trainer say.
         save_every: How often last.ckpt is saved between the ends of epochs, such as '500 steps'; null: only there.
         report: Whether fit and test write report.html into the run's folder where plotly is installed (extra 'report').
-        on_group_change: If the groups or the optimizer differ from those of fit's --ckpt_path: error; weights_only
-            starts a new fit with the weights that match; match also keeps the optimizer state that matches, and
-            goes on.
+        on_group_change: If groups or optimizer differ from those of --ckpt_path: error; weights_only: a new fit with
+            the weights that match; match: goes on, also with the optimizer state that matches.
     """
 
     name: str = "run"
     seed_everything: bool | int = 0
     test_after_fit: Literal["best", "last"] | None = None
     resume: str | None = None
+    batch_size_total: int | None = None
     save_every: str | None = None
     report: bool = True
     on_group_change: Literal["error", "weights_only", "match"] = "error"
@@ -71,6 +72,12 @@ class Parsed(NamedTuple):
     command: str
     config: Namespace
     parser: Parser
+    words: Sequence[str] = ()  # as the parser reads them
+
+    def stated(self) -> Namespace:
+        """What files and flags say, without the defaults."""
+        said: Namespace = self.parser.parse_args(list(self.words), defaults=False)
+        return said
 
 
 def make_parser(name: str) -> Parser:
@@ -121,5 +128,6 @@ def parse(words: Sequence[str], overlay: Mapping[str, Any] | None = None) -> Par
     if name == "predict":
         flags = several_values(flags, "--ckpt_path")
     parser = make_parser(name)
-    config = parser.parse_args(merged_arguments(flags, overlay))
-    return Parsed(name, config, parser)
+    refuse_unknown_flag(name, flags, list(parser._option_string_actions))
+    merged = merged_arguments(flags, overlay)
+    return Parsed(name, parser.parse_args(merged), parser, merged)

@@ -9,9 +9,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
 
-from hybrid_lightning.cli.word_parser import REQUIRED, TYPE_WORDS, of_words
+from hybrid_lightning.cli.help_options import options_of
+from hybrid_lightning.cli.word_parser import REQUIRED, TYPE_WORDS, of_words, unknown_flag
+from hybrid_lightning.data import ManifestDataModule
 from hybrid_lightning.errors import ConfigError, check_keys, listing, unknown
-from hybrid_lightning.tasks import HybridTask
+from hybrid_lightning.tasks import HybridClassifier, HybridRegressor, HybridTask
 from hybrid_lightning.tasks.checkpoint import concrete_subclasses
 from hybrid_lightning.tasks.settings import REMOVED
 
@@ -26,7 +28,7 @@ _REMOVED = {
     "weights_only": "checkpoints are always read as plain data. Leave it out.",
     "verbose": "results are always printed. Leave it out.",
     "return_predictions": "predict writes them to a table. Leave it out.",
-    "trust_program": "predict reads no exported programs any more. Leave it out, and give the .ckpt file of a fit as "
+    "trust_program": "predict reads no exported programs any more. Leave it out, and give the .ckpt file of a run as "
     "--ckpt_path; in a program of your own, torch.export.load reads a .pt2 file.",
 }
 """Former key → what to do without it."""
@@ -48,6 +50,30 @@ _FRAME = re.compile(  # what surrounds the reasons in jsonargparse's messages
     r"Does not validate|Subtypes: |Errors:|Given value type: |Expected a <class 'NoneType'>|Subclass types expect|"
     r"Expected a path but |a class path \(str\)|a dict with"
 )
+
+
+def refuse_unknown_flag(command: str, words: Sequence[str], flags: Sequence[str]) -> None:
+    """Raises `ConfigError` for a flag that begins with no option of a command; `flags` are all that its parser has."""
+    wrong = unknown_flag(words, [*flags, *(f"--{name}" for name in _REMOVED)])
+    if wrong is None:
+        return
+    first, dot, rest = wrong.partition(".")
+    known = [flag for flag in flags if re.fullmatch(r"--\w+", flag) and flag[2:] not in _HIDDEN[:2]]
+    # the name alone of what stands in a section, such as --max_epochs
+    in_sections = [flag for flag in (*flags, *_flags_of_classes()) if flag.rpartition(".")[2] == first.lstrip("-")]
+    if in_sections:
+        meant = " or ".join(repr(f"{flag}{dot}{rest}") for flag in dict.fromkeys(in_sections))
+        raise ConfigError(f"unknown option {wrong!r}. Did you mean {meant}? '{command} --help' lists more.", command)
+    raise unknown(command, "option", first, known)
+
+
+def _flags_of_classes() -> list[str]:
+    """The flags of the models and of the data of a table, which a parser has once it knows the classes."""
+    found = []
+    for section, classes in (("model", (HybridClassifier, HybridRegressor)), ("data", (ManifestDataModule,))):
+        for one in classes:
+            found += [f"--{section}.{row[0]}" for row in options_of(one)]
+    return found
 
 
 def parser_error(message: str, known: Sequence[str]) -> ConfigError:

@@ -42,7 +42,7 @@ def predict(
         row_numbers: Whether the table also has the samples' row numbers if the data name them by ids.
         quote_formulas: Whether ids, classes and names of columns that a spreadsheet would take for a formula, because
             they begin with =, +, - or @, get a ' before them.
-        select: best is what the fit has selected for its best checkpoint; joint is the joint network in any case.
+        select: best is what the run has selected for its best checkpoint; joint is the joint network in any case.
     """
     trainer = setup.trainer
     members = [setup, *setup.others]

@@ -1,4 +1,4 @@
-"""The commands before a fit: ``plan``, ``check`` and ``prefetch``. They train nothing and write no run folder."""
+"""The commands before a run: ``plan``, ``check`` and ``prefetch``. They train nothing and write no run folder."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ def plan(setup: Setup) -> None:
 
 
 def _planned(setup: Setup, load: bool = True) -> str:
-    """The plan, for which all is built that a fit builds; `load`: whether weights are read."""
+    """The plan, for which all is built that a run builds; `load`: whether weights are read."""
     model, trainer = setup.model, setup.trainer
     loader = build_from_data(setup, load)
     limit = trainer.limit_train_batches

@@ -1,4 +1,4 @@
-"""``report``: a page of one or several runs; and the one that a fit or a test writes by itself."""
+"""``report``: a page of one or several runs; and the one that a run or a test writes by itself."""
 
 import time
 from collections.abc import Sequence
@@ -11,18 +11,21 @@ from hybrid_lightning.cli.config_files import read_yaml_file
 from hybrid_lightning.cli.parser import parse
 from hybrid_lightning.cli.preparation import build_from_data
 from hybrid_lightning.cli.run_folder import say, versions
+from hybrid_lightning.cli.tables import check_output
 from hybrid_lightning.cli.word_parser import WordParser
 from hybrid_lightning.errors import ConfigError, reason
 from hybrid_lightning.files import is_regular_file
 from hybrid_lightning.report.collect import collect
+from hybrid_lightning.report.loggers import log_page
 from hybrid_lightning.report.page import write_page
 from hybrid_lightning.report.record import Record, read_record, require_plotly
 from hybrid_lightning.report.runs import Run, read_run
+from hybrid_lightning.report.sections import sections
 from hybrid_lightning.tasks.selection import best_checkpoint
 
 _MOST_RUNS = 20
 _SECONDS = 1.2
-"""For the predictions of a report that a fit writes by itself, which then takes less than two."""
+"""For the predictions of a report that a run writes by itself, which then takes less than two."""
 _LARGEST_CHECKPOINT = 256 * 2**20  # bytes; reading a larger one takes longer
 _LARGEST_CONFIG = 2**20  # bytes
 
@@ -30,11 +33,13 @@ _LARGEST_CONFIG = 2**20  # bytes
 def report(words: Sequence[str]) -> None:
     """Writes a page that opens offline: curves, what trained when, predictions, samples and settings of runs.
 
-    Give a run's folder, or that of a name, of which it is the newest run; several are drawn side by side. A fit writes
+    Give a run's folder, or that of a name, of which it is the newest run; several are drawn side by side. A run writes
     the page by itself where plotly is installed. It is drawn from the folder alone; --config, which names the data and
     classes to be used, also predicts the validation rows anew.
     """
     options = _parser().parse_args(words)
+    if options.output is not None:
+        check_output(options.output, (".html",))
     require_plotly()
     if len(options.runs) > _MOST_RUNS:
         raise ConfigError(
@@ -46,12 +51,15 @@ def report(words: Sequence[str]) -> None:
             raise ConfigError("--config and --ckpt_path are for one run, and --config is needed.", "report")
         _predict(folders[0], options.config, options.ckpt_path)
     runs = _read(folders)
-    if len(runs) == 1 and not runs[0].record.rows and not runs[0].notes:
-        runs[0].notes.append(
-            f"Predictions are not shown. To add them, with the data and classes that the config names: python -m "
-            f"hybrid_lightning report {folders[0]} --config {folders[0] / 'config.yaml'}"
-        )
-    output = options.output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+    for folder, run in zip(folders, runs, strict=True):
+        if not run.record.rows and not run.notes:
+            of_run = f" of {run.title}" if len(runs) > 1 else ""
+            run.notes.append(
+                f"Predictions{of_run} are not shown. To add them, with the data and classes that the config names: "
+                f"python -m hybrid_lightning report {folder} --config {folder / 'config.yaml'}"
+            )
+    default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    output = Path(options.output or default)
     write_page(runs, output)
     say(f"report: {output}")
 
@@ -60,10 +68,10 @@ def _parser() -> WordParser:
     parser = WordParser("hybrid_lightning report", description=report.__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="Folders of runs, such as runs/quickstart.")
     parser.add_argument(
-        "--output", type=Path, help="The page (default: report.html in the run's folder; of several, here)."
+        "--output", help="The page, .html (default: report.html in the run's folder; of several, here)."
     )
     parser.add_argument("--config", action="append", help="Config whose model and data predict the validation rows.")
-    parser.add_argument("--ckpt_path", help="Checkpoint that predicts (default best.ckpt of the run).")
+    parser.add_argument("--ckpt_path", help="Checkpoint that predicts: best (default) or last of the run, or a path.")
     return parser
 
 
@@ -78,6 +86,13 @@ def _folder(path: Path) -> Path:
             f"there is no run in {str(path)[:300]!r}. Give a folder such as runs/name/version_0.", "report"
         )
     return (fits or newest)[0]
+
+
+def page_of(folder: Path) -> Path:
+    """Draws the page of one run's folder, and gives its path."""
+    path = folder / "report.html"
+    write_page(_read([folder]), path)
+    return path
 
 
 def _read(folders: Sequence[Path]) -> list[Run]:
@@ -101,7 +116,9 @@ def _read(folders: Sequence[Path]) -> list[Run]:
 
 def _predict(folder: Path, configs: Sequence[str], ckpt_path: str | None) -> None:
     """Predicts the validation rows by a config of the user's, and writes the record of the run."""
-    path = Path(ckpt_path or folder / "checkpoints" / "best.ckpt")
+    path = Path(ckpt_path or "best")
+    if str(path) in ("best", "last"):
+        path = folder / "checkpoints" / f"{path}.ckpt"
     words = [word for config in configs for word in ("--config", config)]
     # no logger: no other run's folder is made
     setup = build(parse(["validate", *words, "--ckpt_path", str(path), "--trainer.logger", "false"]))
@@ -110,7 +127,7 @@ def _predict(folder: Path, configs: Sequence[str], ckpt_path: str | None) -> Non
     if not record.rows:
         raise ConfigError(" ".join(record.notes) or "there are no validation rows to predict.", "report")
     old = read_record(folder)
-    if old.parts:  # when their stages began, and what the end of the fit compared
+    if old.parts:  # when their stages began, and what the end of the run compared
         fresh = {part["part"]: part for part in record.parts}
         measured = ("without", "whole", "contribution")
         for part in old.parts:
@@ -123,7 +140,7 @@ def _predict(folder: Path, configs: Sequence[str], ckpt_path: str | None) -> Non
 
 
 def report_after(command: str, setup: Setup) -> None:
-    """After a fit or a test writes the report of its folder, on the first rank, where plotly is installed."""
+    """After a run or a test writes the report of its folder, on the first rank, where plotly is installed."""
     if command not in ("fit", "test") or (setup.continued and setup.continued.finished):
         return
     trainer = setup.trainer
@@ -132,13 +149,17 @@ def report_after(command: str, setup: Setup) -> None:
     if not (is_wanted and trainer.is_global_zero and folder and trainer.logger and find_spec("plotly")):
         return
     started = time.perf_counter()
+    page = Path(folder) / "report.html"
     try:
         _collect_now(command, setup, Path(folder)).write(Path(folder))
-        write_page(_read([Path(folder)]), Path(folder) / "report.html")
-    except Exception as error:  # a picture must not cost a fit
+        runs = _read([Path(folder)])
+        write_page(runs, page)
+    except Exception as error:  # a picture must not cost a run
         say(f"report: none was written. {reason(error)}")
         return
-    say(f"report: {Path(folder) / 'report.html'} ({time.perf_counter() - started:.1f} s)")
+    say(f"report: {page} ({time.perf_counter() - started:.1f} s)")
+    for problem in log_page(trainer.loggers[1:], page, sections(runs), trainer.global_step):
+        say(f"report: {problem}")
 
 
 def _collect_now(command: str, setup: Setup, folder: Path) -> Record:

@@ -102,7 +102,7 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _ended_at(mark: Path) -> Any:
-    """The limits at which a fit has ended; None if it has not, or its mark is damaged."""
+    """The limits at which a run has ended; None if it has not, or its mark is damaged."""
     try:
         return read_yaml_file(mark, "resume") if is_regular_file(mark) else None
     except ConfigError as error:
@@ -112,7 +112,7 @@ def _ended_at(mark: Path) -> Any:
 
 def _newest_fit(runs: Path) -> Path | None:
     for version in versions(runs):
-        # a fit makes the folder of its checkpoints before it writes its config; an evaluation makes none
+        # a run makes the folder of its checkpoints before it writes its config; an evaluation makes none
         if (version / "checkpoints").is_dir() or not (version / "config.yaml").is_file():
             return version
     return None
@@ -182,7 +182,7 @@ class RunConfig(Callback):
             return
         with writing(folder / "config.yaml", GO_ON):
             if stage == "fit" and trainer.checkpoint_callbacks:
-                # the sign of a fit, by which run_to_continue finds it
+                # the sign of a run, by which run_to_continue finds it
                 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             with whole_file(folder / "config.yaml") as temporary:
                 temporary.write_text(self.text, encoding="utf-8")

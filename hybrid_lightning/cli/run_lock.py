@@ -19,7 +19,7 @@ _PATIENCE = 15.0  # seconds in which the data workers of a process that was kill
 
 
 def is_first_rank() -> bool:
-    """Whether this is the first process of a fit, known from its environment before any has been started."""
+    """Whether this is the first process of a run, known from its environment before any has been started."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
@@ -55,7 +55,7 @@ class RunLock:
                 time.sleep(0.2)
                 return None
             raise ConfigError(
-                f"{str(self.folder)!r} is being written by {owner!r}. Wait for its end, or end it; a fit without "
+                f"{str(self.folder)!r} is being written by {owner!r}. Wait for its end, or end it; a run without "
                 f"--resume makes a folder of its own.",
                 "--resume",
             ) from None

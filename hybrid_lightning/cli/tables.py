@@ -1,7 +1,7 @@
 """Tables of arrays as files: CSV, Parquet or npz."""
 
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,25 @@ def as_array(values: Any) -> Any:
     return values.numpy()
 
 
-def check_output(path: str, formats: Collection[str]) -> None:
-    """Raises `ConfigError` unless a table can be written under this name."""
+def check_output(path: str, formats: Collection[str], option: str = "output", read: Iterable[str] = ()) -> None:
+    """Raises `ConfigError` unless a table or page can be written under this name, which is none of the tables read."""
     place = Path(path)
     if place.suffix not in formats:
-        raise ConfigError(f"{path!r} does not end in {' or '.join(formats)}, the formats of this table.", "output")
+        raise ConfigError(f"{path!r} does not end in {' or '.join(formats)}. Name such a file.", option)
     if place.suffix == ".parquet" and not find_spec("pyarrow"):
         others = [suffix for suffix in formats if suffix != ".parquet"]
         raise ConfigError(
             f"Parquet is written with pyarrow, which is missing. Install it with: pip install "
             f"'hybrid_lightning[data]'; or write a {others[0]} file.",
-            "output",
+            option,
         )
     if place.is_dir():
-        raise ConfigError(f"{path!r} is a folder. Name a file in it.", "output")
+        raise ConfigError(f"{path!r} is a folder. Name a file in it.", option)
+    if any(place.resolve() == Path(table).resolve() for table in read):
+        raise ConfigError(f"{path!r} is a table that is read, and would be lost. Name another file.", option)
     above = next(folder for folder in place.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise ConfigError(f"{path!r} cannot be written: {str(above)!r} is not a folder.", "output")
+        raise ConfigError(f"{path!r} cannot be written: {str(above)!r} is not a folder.", option)
 
 
 def write_table(columns: Columns, path: str | Path) -> None:

@@ -1,5 +1,6 @@
-"""Warnings of Lightning that do not apply to what this program does."""
+"""Warnings of Lightning, and lines of its log, that do not apply to what this program does."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,31 @@ _KNOWN = (
     "The dirpath has changed from",
 )
 """Regular expressions that match the start of a message."""
+_KNOWN_LINES = (
+    # of products that nothing here uses
+    "💡 Tip",
+    "TPU available: False",
+    # the command names its checkpoint itself
+    "Restoring states from the checkpoint path",
+    "Loaded model weights from the checkpoint",
+)
+"""How lines of Lightning's log start."""
+_LIGHTNING = "lightning.pytorch.utilities.rank_zero"
 
 
 @contextmanager
 def without_known_warnings() -> Iterator[None]:
-    """Ignores these warnings; afterwards the filters of the process are what they were."""
-    with warnings.catch_warnings():
-        for message in _KNOWN:
-            warnings.filterwarnings("ignore", message)
-        yield
+    """Ignores these warnings and lines; afterwards the filters of the process are what they were."""
+    log = logging.getLogger(_LIGHTNING)
+    log.addFilter(_is_news)
+    try:
+        with warnings.catch_warnings():
+            for message in _KNOWN:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        log.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_KNOWN_LINES)

@@ -2,9 +2,10 @@
 
 import argparse
 import re
-from typing import NoReturn
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NoReturn
 
-from hybrid_lightning.cli.commands import COMMANDS
+from hybrid_lightning.cli.commands import COMMANDS, SECTIONS
 from hybrid_lightning.errors import ConfigError, unknown
 
 TYPE_WORDS = {
@@ -49,8 +50,45 @@ def _stray(word: str) -> str:
     return f"{word!r} belongs to no option. Write options as --KEY VALUE, such as --trainer.max_epochs 5."
 
 
+def unknown_flag(words: Iterable[str], known: Collection[str]) -> str | None:
+    """The first flag whose name, up to a dot, is not among `known`, such as ``--modle.lr``; None if all are."""
+    for word in words:
+        flag = word.partition("=")[0]
+        is_flag = flag.startswith("--") and " " not in flag
+        if is_flag and flag.partition(".")[0] not in known:
+            return flag
+    return None
+
+
 class WordParser(argparse.ArgumentParser):
     """The parser of a command without a config; what is wrong is a `ConfigError`."""
+
+    def parse_args(self, words: Sequence[str]) -> Any:  # type: ignore[override]
+        """The options; a flag that is none of them is told before what is missing."""
+        self._refuse_unknown(words, self._flags())
+        return super().parse_args(words)
+
+    def parse_beside_fit(self, words: Sequence[str]) -> tuple[Any, list[str]]:
+        """The options, and the words that are those of a fit."""
+        from hybrid_lightning.cli.help_table import OPTIONS  # written by a test, see there
+
+        of_fit = [row[0] for row in OPTIONS["fit"]]
+        sections = [f"--{section}" for section in SECTIONS]
+        self._refuse_unknown(words, [*self._flags(), "--config", *of_fit, *sections])
+        return self.parse_known_args(words)
+
+    def _flags(self) -> list[str]:
+        """The flags that the help lists."""
+        found: list[str] = []
+        for action in self._actions:
+            if action.help is not argparse.SUPPRESS and action.dest != "help":
+                found += action.option_strings
+        return found
+
+    def _refuse_unknown(self, words: Sequence[str], known: Collection[str]) -> None:
+        flag = unknown_flag(words, [*known, *self._option_string_actions])
+        if flag is not None:
+            raise unknown(self.prog.split()[-1], "option", flag.partition(".")[0], dict.fromkeys(known))
 
     def error(self, message: str) -> NoReturn:
         """Replaces a method that prints and ends the process."""

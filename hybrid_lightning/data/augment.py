@@ -47,7 +47,7 @@ class BatchAugmentation:
     """Changes entries of a batch at random, without gradients.
 
     Modules draw from the random state of torch, on the CPU or on the batch's device; both are seeded for each batch, so
-    a resumed fit repeats them. Parameters that they have are not trained. Samples that are missing stay zeros.
+    a resumed run repeats them. Parameters that they have are not trained. Samples that are missing stay zeros.
     """
 
     def __init__(self, modules: Mapping[str, Sequence[nn.Module]]) -> None:

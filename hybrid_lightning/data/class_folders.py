@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 KIND_OF_SUFFIX = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"), "image"),
+    **dict.fromkeys((".dcm", ".dicom", ".ima"), "image"),
     **dict.fromkeys((".wav", ".flac", ".ogg", ".mp3"), "audio"),
     **dict.fromkeys((".nii", ".nii.gz"), "volume"),
     **dict.fromkeys((".npy", ".npz"), "array"),

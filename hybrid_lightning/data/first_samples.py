@@ -19,7 +19,7 @@ class FirstSamples:
     def __init__(self, loader: Any, most: int) -> None:
         self.loader = loader
         if isinstance(loader, DataLoader):
-            # with a generator of its own, so that making an iterator draws nothing from the fit's
+            # with a generator of its own, so that making an iterator draws nothing from the run's
             self.loader = DataLoader(
                 loader.dataset,
                 **_order(loader),

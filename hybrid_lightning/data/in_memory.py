@@ -8,8 +8,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hybrid_lightning.data.loaders import padded_sampler
 from hybrid_lightning.data.tensors import Tensors, map_tensors
 from hybrid_lightning.errors import ConfigError, check_number
 
@@ -63,7 +64,7 @@ def as_batch(batch: Any) -> Any:
 
 def stratified_mask(targets: Tensor, fraction: float, seed: int) -> Tensor:
     """Chooses a share of each class at random."""
-    generator = torch.Generator().manual_seed(seed)  # its own, so that splits do not follow the seed of the fit
+    generator = torch.Generator().manual_seed(seed)  # its own, so that splits do not follow the seed of the run
     chosen = torch.zeros(len(targets), dtype=torch.bool)
     for label in torch.unique(targets):
         members = (targets == label).nonzero().flatten()
@@ -122,13 +123,18 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
 
     def predict_dataloader(self) -> Loader:
         """The test batches."""
-        return self._loader("test")
+        return self._loader("test", padded_sampler(self.splits["test"], self.trainer))
 
-    def _loader(self, split: str) -> Loader:
+    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> Loader:
         dataset, training = self.splits[split], split == "train"
         # BatchNorm needs two samples in training
         drop_last = training and len(dataset) > 1 and len(dataset) % self.batch_size == 1
         # all by name: Lightning makes the loader anew from these names for several ranks and for predictions
         return DataLoader(
-            dataset, batch_size=self.batch_size, shuffle=training, collate_fn=as_batch, drop_last=drop_last
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=training,
+            sampler=sampler,
+            collate_fn=as_batch,
+            drop_last=drop_last,
         )

@@ -104,7 +104,7 @@ def plain_samples(data: Any, loaders: Any, most: int | None = None) -> Any:
     if most is not None and most < len(rows):
         drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]
         rows = [rows[index] for index in drawn.sort().values.tolist()]
-    # its own generator, so that making an iterator draws nothing from the fit's
+    # its own generator, so that making an iterator draws nothing from the run's
     return DataLoader(
         dataset,
         size,
@@ -131,7 +131,7 @@ def _rows_of(loader: DataLoader[Any]) -> Sequence[int]:
 
 
 def shown_targets(trainer: pl.Trainer) -> Iterator[tuple[str, Tensor]]:
-    """Split and all labels of each dataset that shows them, while a fit is under way; none may be empty."""
+    """Split and all labels of each dataset that shows them, while a run is under way; none may be empty."""
     for split, loaders in (("train", trainer.train_dataloader), ("val", trainer.val_dataloaders)):
         for loader in loaders if isinstance(loaders, list) else [loaders]:
             targets = _targets(loader, split)
@@ -156,7 +156,7 @@ def targets_of(dataset: Any) -> Tensor | None:
 
 
 def training_targets(trainer: pl.Trainer) -> Tensor | None:
-    """All labels that a fit is about to read, `(N, ...)` on the CPU; None if the data do not show them."""
+    """All labels that a run is about to read, `(N, ...)` on the CPU; None if the data do not show them."""
     with torch.random.fork_rng(devices=[]):  # making a loader may draw random numbers
         return _targets(_first_loader(loaders_to_read(trainer)), "train")
 
@@ -191,11 +191,15 @@ def balanced_sampler(targets: Tensor, seed: int) -> Sampler[int]:
 
 
 def padded_sampler(dataset: Dataset[Any], trainer: pl.Trainer | None) -> Sampler[int] | None:
-    """For prediction under a sharded strategy: equal numbers of samples per rank, the first ones repeated to fill up.
+    """For prediction: equal numbers of samples per rank, the first ones repeated to fill up; None where it works alone.
 
-    All ranks then have the same number of batches, which they need to gather parameters, and which Lightning does not
-    provide when it predicts. None under other strategies.
+    Under a sharded strategy all ranks need the same number of batches to gather parameters, which Lightning does not
+    provide when it predicts; and it refuses to predict fewer samples than there are ranks.
     """
-    if trainer is None or not isinstance(trainer.strategy, FSDP2Strategy):
+    if trainer is None:
+        return None
+    samples: int = len(dataset)  # type: ignore[arg-type]
+    is_sharded = isinstance(trainer.strategy, FSDP2Strategy)
+    if not is_sharded and not 0 < samples < trainer.world_size:
         return None
     return DistributedSampler(dataset, trainer.world_size, trainer.global_rank, shuffle=False)

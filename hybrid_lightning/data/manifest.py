@@ -45,14 +45,15 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
     bool `(B,)`, for each input of which a cell is empty anywhere in the manifest. Absent samples are zeros.
 
     What inputs need to know of the data, such as means and categories, is taken from the training rows, and goes into
-    checkpoints with the names of the classes. A fit writes ``split.csv`` (id, row, split) into the run's folder.
+    checkpoints with the names of the classes. A run writes ``split.csv`` (id, row, split) into the run's folder.
 
     Args:
         path: The manifest: ``.csv`` (commas), ``.tsv``, ``.parquet``, ``.json``, ``.jsonl``; or ``.xlsx`` with pandas.
             Or a folder with a folder of files per class, which is a table with the columns ``file`` and ``label``, and
             ``split`` where folders named train, val and test stand between them. Or, in Python, a DataFrame of pandas
             or polars, a table of Arrow, or what else has Arrow's PyCapsule interface or dataframe interchange.
-        inputs: Batch key → kind of input with its column or columns, and options: ``photo: {image: file, size: 64}``.
+        inputs: Batch key → kind of input with its column or columns, and options: ``photo: {image: file, size: 64}``;
+            of several files per sample ``image: [front, back], pool: mean``, or a column with a ``separator: ";"``.
         target: Column to predict; a list of columns (several numbers, or labels of 0 and 1); or ``{column: ...,
             kind: binary | multiclass | multilabel | regression, classes: [...]}``. Without kind: text, booleans and
             whole numbers 0, 1, ... up to 20 of them are classes, other numbers a quantity, and doubtful ones an error.
@@ -79,7 +80,7 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
         predict_path: Manifest for predict, as `path`, which needs no target or split; null predicts the test rows.
         statistics: Checkpoint of a run of this data whose statistics and classes are used; null takes them from the
             training rows.
-        checks: Whether all files are opened, and ids, shapes and columns compared, before the first step of a fit, and
+        checks: Whether all files are opened, and ids, shapes and columns compared, before the first step of a run, and
             the files of ``predict_path`` before a prediction.
     """
 
@@ -172,7 +173,7 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
             with at("data.target"):
                 self._target = self.target.fit(table, self._saved.get("target"))
         elif self._stage == "fit":
-            raise ConfigError("a fit needs a column to learn. Name it.", "data.target")
+            raise ConfigError("a run needs a column to learn. Name it.", "data.target")
         self.split = self._split_rows(table)
         if self._stage == "fit":
             self._check(table, self.split)
@@ -246,7 +247,7 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
         return lines
 
     def check(self, decode: bool = True) -> None:
-        """Checks the manifest and that of ``predict_path`` as a fit does, and prints what they hold.
+        """Checks the manifest and that of ``predict_path`` as a run does, and prints what they hold.
 
         Args:
             decode: Whether files are read as a whole; otherwise their first bytes.
@@ -281,7 +282,7 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: State) -> None:
         """Takes the statistics of a checkpoint in place of those of the training rows."""
-        # Equal statistics are the usual case when a fit goes on; its rows are ready already.
+        # Equal statistics are the usual case when a run goes on; its rows are ready already.
         if not state_dict or state_dict == self._state:
             return
         with at("--ckpt_path"):

@@ -7,6 +7,7 @@ import numpy as np
 
 from hybrid_lightning.data.answers import answers
 from hybrid_lightning.data.inputs.base import Input
+from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.inputs.text import TextInput
 from hybrid_lightning.data.preflight_files import FileFindings
 from hybrid_lightning.data.repeated_files import repeated_files
@@ -14,7 +15,7 @@ from hybrid_lightning.data.spelling import alike, seem_codes
 from hybrid_lightning.data.splits import CALIBRATION, SPLITS, TRAIN, groups_of
 from hybrid_lightning.data.table import Array, Table, rows_of
 from hybrid_lightning.data.target import FittedTarget
-from hybrid_lightning.errors import format_table, listing
+from hybrid_lightning.errors import counted, format_table, listing
 
 _MOST_LABELS = 12
 _MOST_LINE_ENDS = 5  # in a cell
@@ -59,7 +60,7 @@ def overview(
         warnings += _remarks(found)
         if decode:
             labels = None if manifest.target is None else manifest.target.labels
-            warnings += repeated_files(found.entry, found.rows, split, labels)
+            warnings += repeated_files(found.entry, found.files, split, labels)
     # numbers are aligned at their last digit
     told = [f"warning: {line}" for line in warnings]
     return "\n".join([format_table(splits, header, right=SPLITS), "", format_table(inputs, _INPUTS), *told])
@@ -113,8 +114,10 @@ def _gaps(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
     """The share of empty cells, of inputs that have some."""
     lines = []
     for key, entry in manifest.entries.items():
-        # of an input of several columns, the share of its cells
-        empty = np.mean([manifest.table.empty(column) for column in entry.columns], axis=0)
+        if isinstance(entry, FileInput):
+            empty = entry.empty(manifest.table)
+        else:  # of an input of several columns, the share of its cells
+            empty = np.mean([manifest.table.empty(column) for column in entry.columns], axis=0)
         if empty.any():
             shares = [f"{empty[own].mean():.1%}" if len(own) else "" for own in rows]
             lines.append([f"{key} empty", *shares])
@@ -124,8 +127,9 @@ def _gaps(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:
 def _shapes(manifest: ManifestToCheck, key: str, found: FileFindings | None) -> dict[str, str]:
     entry = manifest.entries[key]
     if found is not None:
-        return {"input": key, "stored": str(found.stored), "in a batch": str(found.values)}
-    stored = f"{len(entry.columns)} column{'s' if len(entry.columns) > 1 else ''}"
+        counts = _files_per_row(found)
+        return {"input": key, "stored": f"{counts}{found.stored}", "in a batch": str(found.values)}
+    stored = counted(len(entry.columns), "column")
     if isinstance(entry, TextInput):
         import pyarrow.compute as compute
 
@@ -133,6 +137,15 @@ def _shapes(manifest: ManifestToCheck, key: str, found: FileFindings | None) -> 
         low, high = lengths["min"], lengths["max"]
         stored = "nothing" if low is None else f"{low:,} to {high:,} letters"
     return {"input": key, "stored": stored, "in a batch": ""}
+
+
+def _files_per_row(found: FileFindings) -> str:
+    """How many files rows have, where a cell may have several."""
+    if found.entry.separator is None or not len(found.files):
+        return ""
+    counts = np.unique(found.entry.rows_of(found.files), return_counts=True)[1]
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low} to {high} files of " if high > low else f"{counted(low, 'file')} of "
 
 
 def _warnings(manifest: ManifestToCheck, training: Array) -> list[str]:
@@ -211,9 +224,9 @@ def _long_cells(table: Table) -> list[str]:
 def _remarks(found: FileFindings) -> list[str]:
     """A line for each thing that is odd about files of an input."""
     lines = []
-    for remark, rows in found.remarks.items():
-        example = f"row {rows[0]}, {found.entry.cell(rows[0])!r}"
-        lines.append(f"{found.entry.where}: {len(rows)} of {len(found.rows)} files {remark}; the first is {example}")
+    for remark, files in found.remarks.items():
+        example = f"row {found.entry.row_of(files[0])}, {found.entry.cell(files[0])!r}"
+        lines.append(f"{found.entry.where}: {len(files)} of {len(found.files)} files {remark}; the first is {example}")
     return lines
 
 

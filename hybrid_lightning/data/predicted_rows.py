@@ -53,6 +53,11 @@ class PredictedRows(TargetOfState):
             return {}
         return {name: _cells(values[rows]) for name, values in found.items()}
 
+    @property
+    def predicted_table(self) -> Table:
+        """The manifest of the samples that predict reads."""
+        return self._predicted()[0]
+
     def cells(self, row: int) -> dict[str, str]:
         """Column → cell of a row of the manifest, as text, of the columns that the inputs read, without empty ones."""
         table = self._tables[self.path]

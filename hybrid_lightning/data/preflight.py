@@ -1,4 +1,4 @@
-"""Checks of a manifest before a fit: files, shapes and ids; what is wrong is one error and a table of rows."""
+"""Checks of a manifest before a run: files, shapes and ids; what is wrong is one error and a table of rows."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from hybrid_lightning.data.overview import ManifestToCheck, overview
 from hybrid_lightning.data.preflight_files import FileFindings, Problem, check_files
 from hybrid_lightning.data.splits import places_of
 from hybrid_lightning.data.table import Array, rows_of
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.errors import ConfigError, counted
 from hybrid_lightning.files import write_csv
 
 if TYPE_CHECKING:
@@ -82,12 +82,14 @@ def _check_all_files(manifest: ManifestToCheck, decode: bool, bar: bool) -> dict
     """Key → what was found, for the inputs that are files."""
     table, findings = manifest.table, {}
     files = [entry for entry in manifest.entries.values() if isinstance(entry, FileInput)]
-    rows = [np.flatnonzero(~entry.empty(table)) for entry in files]
-    total = sum(map(len, rows))
+    numbers = []
+    for entry in files:
+        entry.bind(table)
+        numbers.append(entry.numbers(np.arange(len(table))))
+    total = sum(map(len, numbers))
     with Tqdm(total=total, desc="checking files", unit="file", delay=1, leave=False, disable=not bar) as shown:
-        for entry, own_rows in zip(files, rows, strict=True):
-            entry.bind(table)
-            found = check_files(entry, own_rows, len(table), decode, shown.update)
+        for entry, own in zip(files, numbers, strict=True):
+            found = check_files(entry, own, decode, shown.update)
             if manifest.split is not None and manifest.joined:
                 found.compare(manifest.split)
             findings[entry.key] = found
@@ -119,7 +121,7 @@ def _lines_of_files(manifest: ManifestToCheck, problems: list[Problem]) -> list[
     if not problems:
         return []
     table = manifest.table
-    lines = [f"{table.place}: {len(problems)} files of {str(table.path)!r} cannot be used:"]
+    lines = [f"{table.place}: {counted(len(problems), 'file')} of {str(table.path)!r} cannot be used:"]
     lines += [f"  row {one.row}, {one.key}, {shortened_cell(one.cell)}: {one.reason}" for one in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         lines.append(f"  and {len(problems) - _SHOWN} more")

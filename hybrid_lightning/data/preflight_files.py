@@ -14,9 +14,8 @@ from hybrid_lightning.data.inputs.audio import AudioInput
 from hybrid_lightning.data.inputs.base import shortened_cell
 from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.inputs.images import ImageInput
-from hybrid_lightning.data.inputs.numpy_files import is_numpy
 from hybrid_lightning.data.inputs.series import SeriesInput
-from hybrid_lightning.data.inputs.volumes import VolumeInput
+from hybrid_lightning.data.inputs.volumes import VolumeInput, is_nifti
 from hybrid_lightning.data.splits import TRAIN
 from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import ConfigError
@@ -71,112 +70,116 @@ class Extent:
 class FileFindings:
     """What was found about the files of one input."""
 
-    def __init__(self, entry: FileInput, rows: Array, total: int) -> None:
+    def __init__(self, entry: FileInput, files: Array) -> None:
         self.entry = entry
-        self.rows = rows  # that have a file
+        self.files = files  # their numbers
         self.problems: list[Problem] = []
-        self.remarks: dict[str, list[int]] = {}  # what is odd → rows of such files
+        self.remarks: dict[str, list[int]] = {}  # what is odd → numbers of such files
         self.stored, self.values = Extent(), Extent()
         """Shapes as files state them, and of what a sample adds to a batch; the latter empty unless files were read."""
         self._numbers: dict[Shape, int] = {}
         # Of the shape that has to be the same in a batch; -1 where it is not known. Numbers take little memory.
-        self._number_of_row = np.full(total, -1, dtype=np.int32)
+        self._shape_of = np.full(entry.count, -1, dtype=np.int32)
 
-    def add(self, row: int, found: Found) -> None:
-        """Takes in what was found in the file of a row."""
+    def add(self, file: int, found: Found) -> None:
+        """Takes in what was found in a file."""
         if found.reason:
-            self.refuse(row, found.reason)
+            self.refuse(file, found.reason)
             return
         for remark in found.remarks:
-            self.remarks.setdefault(remark, []).append(row)
+            self.remarks.setdefault(remark, []).append(file)
         self.stored.add(found.stored)
         self.values.add(found.value)
         if found.joined:
-            self._number_of_row[row] = self._numbers.setdefault(found.joined, len(self._numbers))
+            self._shape_of[file] = self._numbers.setdefault(found.joined, len(self._numbers))
 
-    def refuse(self, row: int, reason: str) -> None:
-        """Notes that the file of a row cannot be used."""
-        self.problems.append(Problem(row, self.entry.key, self.entry.cell(row), reason))
-        self._number_of_row[row] = -1
+    def refuse(self, file: int, reason: str) -> None:
+        """Notes that a file cannot be used."""
+        row, cell = self.entry.row_of(file), self.entry.cell(file)
+        self.problems.append(Problem(row, self.entry.key, cell, reason))
+        self._shape_of[file] = -1
 
     def compare(self, split: Array) -> None:
-        """Refuses the rows whose values cannot be joined with those of most rows of their split `(rows,)`."""
+        """Refuses the files whose values cannot be joined with those of most in their row's split `(rows,)`."""
         # Stated shapes are a suspicion only, as transforms may make them equal: one file of each is read.
         for code in np.unique(split):
-            rows_by_shape = self._by_shape(np.flatnonzero(split == code), training=code == TRAIN)
-            usual = max(rows_by_shape, key=lambda shape: len(rows_by_shape[shape]), default=())
-            for shape, rows in rows_by_shape.items():
+            files_by_shape = self._by_shape(np.flatnonzero(split == code), training=code == TRAIN)
+            usual = max(files_by_shape, key=lambda shape: len(files_by_shape[shape]), default=())
+            for shape, files in files_by_shape.items():
                 if shape == usual:
                     continue
-                for row in rows:
-                    self.refuse(row, f"its shape {_text(shape)} is not that of most, {_text(usual)}")
+                for file in files:
+                    self.refuse(file, f"its shape {_text(shape)} is not that of most, {_text(usual)}")
 
     def _by_shape(self, rows: Array, training: bool) -> dict[Shape, list[int]]:
-        """Shape that has to be the same → its rows; empty if nothing is suspicious."""
-        rows = rows[self._number_of_row[rows] >= 0]
-        own_numbers = self._number_of_row[rows]
-        numbers, firsts, counts = np.unique(own_numbers, return_index=True, return_counts=True)
-        rows_by_shape: dict[Shape, list[int]] = {}
-        if len(numbers) == 1:
-            return rows_by_shape
+        """Shape that has to be the same → files of these rows; empty if nothing is suspicious."""
+        files = self.entry.numbers(rows)
+        files = files[self._shape_of[files] >= 0]
+        own_shapes = self._shape_of[files]
+        shapes, firsts, counts = np.unique(own_shapes, return_index=True, return_counts=True)
+        files_by_shape: dict[Shape, list[int]] = {}
+        if len(shapes) == 1:
+            return files_by_shape
         most_frequent = np.argsort(-counts, kind="stable")[:_COMPARED]
         for place in most_frequent:
-            first = int(rows[firsts[place]])
+            first = int(files[firsts[place]])
             found = inspect(self.entry, first, True, training)
             if found.reason:
                 self.refuse(first, found.reason)
             else:
-                alike = rows[own_numbers == numbers[place]]
-                rows_by_shape.setdefault(found.joined, []).extend(alike.tolist())
-        return rows_by_shape
+                alike = files[own_shapes == shapes[place]]
+                files_by_shape.setdefault(found.joined, []).extend(alike.tolist())
+        return files_by_shape
 
 
-def check_files(
-    entry: FileInput, rows: Array, total: int, decode: bool, advance: Callable[[int], object]
-) -> FileFindings:
-    """Checks files of an input, with several threads and in bounded memory."""
+def check_files(entry: FileInput, files: Array, decode: bool, advance: Callable[[int], object]) -> FileFindings:
+    """Checks files of an input, given by their numbers, with several threads and in bounded memory."""
     if isinstance(entry, SeriesInput):
         entry.is_fitted = False
-    findings = FileFindings(entry, rows, total)
+    findings = FileFindings(entry, files)
     check = partial(inspect, entry, decode=decode)
-    failed = []
+    failed, bad = [], []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(rows), _WAITING):
-            some = rows[start : start + _WAITING].tolist()
+        for start in range(0, len(files), _WAITING):
+            some = files[start : start + _WAITING].tolist()
             portions = [some[place : place + _PORTION] for place in range(0, len(some), _PORTION)]
-            results = pool.map(lambda portion: [check(row) for row in portion], portions)
-            for row, found in zip(some, chain.from_iterable(results), strict=True):
+            results = pool.map(lambda portion: [check(file) for file in portion], portions)
+            for file, found in zip(some, chain.from_iterable(results), strict=True):
                 if found.reason:
-                    failed.append(row)
+                    failed.append(file)
                 else:
-                    findings.add(row, found)
+                    findings.add(file, found)
                 advance(1)
-    for row in failed:  # again and alone: Python's parser of literals, in numpy's headers, may fail in threads
-        findings.add(row, check(row))
+    for file in failed:  # again and alone: Python's parser of literals, in numpy's headers, may fail in threads
+        found = check(file)
+        findings.add(file, found)
+        if found.reason:
+            bad.append(file)
     if not decode:
         # the first file that seems to be good is read for the shape in a batch
-        good = np.setdiff1d(rows, [problem.row for problem in findings.problems])
-        for row in good[:1].tolist():
-            found = inspect(entry, row, True)
-            findings.values.add(found.value)
+        good = np.setdiff1d(files, bad)
+        for file in good[:1].tolist():
+            found = inspect(entry, file, True)
+            if found.joined == found.value:  # otherwise others may have another number of steps
+                findings.values.add(found.value)
             if found.reason:
-                findings.refuse(row, found.reason)
+                findings.refuse(file, found.reason)
     return findings
 
 
-def inspect(entry: FileInput, row: int, decode: bool, training: bool = False) -> Found:
-    """The shape that a row's file states in its first bytes and, with `decode`, that of its value."""
+def inspect(entry: FileInput, file: int, decode: bool, training: bool = False) -> Found:
+    """The shape that a file states in its first bytes and, with `decode`, that of its value."""
     try:
-        stored = entry.peek(row)
-        value = entry.read(row, training) if decode else None
+        stored = entry.peek(file)
+        value = entry.read(file, training) if decode else None
         remarks: tuple[str, ...] = ()
         if value is not None:
-            with entry.file_of(row) as path:
+            with entry.file_of(file) as path:
                 remarks = tuple(entry.remarks(path, value))
     except ConfigError as error:
-        return Found(reason=_reason(entry, row, error))
+        return Found(reason=_reason(entry, file, error))
     if value is None:
-        return Found(stored, joined=_joined(entry, row, stored))
+        return Found(stored, joined=_joined(entry, file, stored))
     if isinstance(value, Tensor):
         shape = tuple(value.shape)
         return Found(stored, shape, shape, remarks=remarks)
@@ -184,16 +187,16 @@ def inspect(entry: FileInput, row: int, decode: bool, training: bool = False) ->
     return Found(stored, shape, shape[1:], remarks=remarks)  # steps are padded
 
 
-def _reason(entry: FileInput, row: int, error: ConfigError) -> str:
+def _reason(entry: FileInput, file: int, error: ConfigError) -> str:
     """What is wrong with the file; raises the error if it is not about the file of this row."""
-    text = str(error)
+    text, row = str(error), entry.row_of(file)
     if f"row {row}: " not in text:
         raise error
-    start = f"row {row}: {shortened_cell(entry.cell(row))}: "
+    start = f"row {row}: {shortened_cell(entry.cell(file))}: "
     return text.partition(start)[2] or text
 
 
-def _joined(entry: FileInput, row: int, stored: Shape) -> Shape:
+def _joined(entry: FileInput, file: int, stored: Shape) -> Shape:
     """What of a stated shape has to be the same in all files, unless transforms make it so; empty if nothing has."""
     if isinstance(entry, ImageInput):  # which is read with the channels that its options name
         return () if entry.size else stored[1:]
@@ -202,8 +205,8 @@ def _joined(entry: FileInput, row: int, stored: Shape) -> Shape:
     if isinstance(entry, AudioInput):
         return (1 if entry.channels == 1 else stored[0], 1 if entry.seconds else stored[1])
     if isinstance(entry, VolumeInput) and entry.size:
-        # channels come first in numpy's files and last in those of NIfTI
-        return (stored[:-3] if is_numpy(Path(entry.cell(row))) else stored[3:]) or (1,)
+        # channels come last in files of NIfTI and first in all others
+        return (stored[3:] if is_nifti(Path(entry.cell(file))) else stored[:-3]) or (1,)
     return stored
 
 

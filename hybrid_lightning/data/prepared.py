@@ -115,7 +115,7 @@ def fit_inputs(entries: Mapping[str, Input], table: Table, rows: Array, saved: S
         known = saved.get("inputs", {}).get(key)
         if known is not None and known["columns"] == entry.columns:
             check_statistics(entry, known["statistics"])
-            entry.statistics = known["statistics"]  # a fit that goes on keeps its scales
+            entry.statistics = known["statistics"]  # a run that goes on keeps its scales
             continue
         if saved and (refuse or not len(rows)):
             raise ConfigError(

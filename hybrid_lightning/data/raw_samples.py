@@ -76,8 +76,9 @@ def manifest_of(samples: Sequence[Sample], state: State, inputs: Mapping[str, An
             for number, sample in enumerate(samples):
                 with at(f"sample {number}" if len(samples) > 1 else "sample"):
                     cells.append(_cell(name, entry, _value(name, sample, entries, state), folder))
-            is_number = name not in entry.text_columns
-            columns[name] = pyarrow.array(cells, pyarrow.float64() if is_number else pyarrow.string())
+            kind = pyarrow.string() if name in entry.text_columns else pyarrow.float64()
+            has_several = isinstance(entry, FileInput) and entry.separator is not None
+            columns[name] = pyarrow.array(cells, pyarrow.list_(kind) if has_several else kind)
         path = Path(folder) / "samples.parquet"
         parquet.write_table(pyarrow.table(columns), path)
         data = ManifestDataModule(str(path), dict(specs), predict_path=str(path), checks=False, workers=0)
@@ -117,13 +118,19 @@ def _value(column: str, sample: Sample, entries: Mapping[str, Input], state: Sta
 
 
 def _cell(name: str, entry: Input, value: Any, folder: str) -> Any:
-    """A value as a cell of the table; what is no text or number is written to a file, and the cell is its path."""
+    """A value as a cell of the table; of several files a list."""
     if value is None:
         return None
+    if isinstance(entry, FileInput) and entry.separator is not None:
+        values = value if isinstance(value, list | tuple) else [value]
+        return [_file(name, entry, one, folder) for one in values if one is not None]
     if isinstance(value, np.generic):
         value = value.item()
-    if not isinstance(entry, FileInput):
-        return _plain(name, entry, value)
+    return _file(name, entry, value, folder) if isinstance(entry, FileInput) else _plain(name, entry, value)
+
+
+def _file(name: str, entry: FileInput, value: Any, folder: str) -> str:
+    """The path of a value's file, which is written unless the value is a path."""
     if isinstance(value, str | Path):
         return str(Path(value).expanduser().absolute())
     if isinstance(value, Tensor):

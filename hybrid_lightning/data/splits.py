@@ -1,7 +1,7 @@
 """Which rows of a manifest train, validate and test: pure functions of the table and a seed.
 
 Rows are drawn from numpy's `RandomState`, whose numbers are the same in every version, never from the global state: all
-processes find the same split, whatever else the seed of a fit is.
+processes find the same split, whatever else the seed of a run is.
 """
 
 import re

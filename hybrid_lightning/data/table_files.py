@@ -173,10 +173,12 @@ def _read_csv(path: Path, texts: Collection[str]) -> "pyarrow.Table":
             ),
         )
 
-    with contextlib.suppress(pyarrow.ArrowException):
-        return read(is_threaded=True)
+    if len(content) > _LONGEST_ROW:
+        with contextlib.suppress(pyarrow.ArrowException):
+            return read(is_threaded=True)
     try:
-        # a row may be longer than a block; anything else fails again, and without threads names the row
+        # all of a small table at once: Arrow's threads may abort a process that ends soon (apache/arrow issue 34314);
+        # of a large one a row may have been longer than a block; anything else fails again, and names the row
         return read(is_threaded=False, block_size=_LONGEST_ROW)
     except pyarrow.ArrowException as error:
         if "straddling" not in str(error):

@@ -99,7 +99,7 @@ TRANSFORMS: Names = {
 def apply_steps(value: Tensor, steps: Sequence[Step]) -> Tensor:
     """A sample without batch dimension after all transforms, a tensor of any shape.
 
-    Random ones should draw from torch, which is seeded for each sample, so that a resumed fit repeats them. One that
+    Random ones should draw from torch, which is seeded for each sample, so that a resumed run repeats them. One that
     keeps a random state of its own and has ``set_random_state`` (MONAI) gets a seed drawn from torch before each call.
     """
     for index, step in enumerate(steps):

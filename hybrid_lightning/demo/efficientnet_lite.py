@@ -12,7 +12,7 @@ class EfficientNetLite0(nn.Module):
     """The convolutions of EfficientNet-Lite0 (3,371,008 parameters), without its classifier.
 
     Construction gives random weights; `load_pretrained` reads the published ones (ImageNet) from the installed package.
-    Its BatchNorms have a momentum of 0.01, too slow for a short fit: see the part's option ``batch_norm``.
+    Its BatchNorms have a momentum of 0.01, too slow for a short run: see the part's option ``batch_norm``.
     """
 
     preprocessing: dict[str, Any] = {"size": [224, 224], "channels": 3}  # noqa: RUF012

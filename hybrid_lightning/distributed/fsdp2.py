@@ -159,7 +159,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 def end_process_group() -> None:
     """Ends gloo's threads before the interpreter ends; Lightning does so for nccl alone."""
     # a thread that still has to release its last work needs the interpreter; if that is ending, the process aborts or
-    # hangs, after a fit that went well (torch 2.13, 2 ranks on 2 cores: one process in 12)
+    # hangs, after a run that went well (torch 2.13, 2 ranks on 2 cores: one process in 12)
     if dist.is_initialized():
         gc.collect()  # wrappers in cycles keep the threads
         dist.destroy_process_group()

@@ -1,7 +1,8 @@
 """Unfreezing on several ranks: rebuilds the wrapper, compares the ranks, refuses what cannot be exact."""
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,6 +85,20 @@ def checksums(parameters: Iterable[Tensor]) -> Tensor:
             total += (part * weights).sum()
         sums.append(total)
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
+
+
+@contextmanager
+def first_of_node_before_others(trainer: Trainer, is_needed: bool) -> Iterator[None]:
+    """Lets the first rank of each node through, and the others when it is done: what it fetches is there for them.
+
+    Collective, unless it is not needed. Where it fails its process ends, and with it the others' wait.
+    """
+    is_shared = is_needed and trainer.world_size > 1 and torch.distributed.is_initialized()
+    if is_shared and trainer.local_rank > 0:
+        torch.distributed.barrier()
+    yield
+    if is_shared and trainer.local_rank == 0:
+        torch.distributed.barrier()
 
 
 def refuse_different_ranks(trainer: Trainer, pl_module: LightningModule) -> None:

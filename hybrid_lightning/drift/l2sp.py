@@ -20,7 +20,7 @@ class L2SP(StartingWeightsCallback):
 
     From Xuhong et al. (arXiv 1802.01483), whose α the strength is. The gradient, strength · (w - w0), is added once per
     optimizer step, before gradients are measured and clipped; accumulation and loss scaling do not change it.
-    Parameters without a gradient do not change. A fit that continues from a checkpoint keeps the w0 of its first
+    Parameters without a gradient do not change. A run that continues from a checkpoint keeps the w0 of its first
     start. Works in any LightningModule whose one optimizer has groups from `named_param_groups`; in a
     `HybridTask` the option ``l2sp`` of a part, or of ``pretrained``, is enough.
 
@@ -39,7 +39,7 @@ class L2SP(StartingWeightsCallback):
         strength: Strength of the pull, 0 or more; or a dict part → strength.
 
     Raises:
-        ConfigError: If a strength is not a number of at least 0; at the start of a fit, if a part is unknown, null is
+        ConfigError: If a strength is not a number of at least 0; at the start of a run, if a part is unknown, null is
             given and no group is marked as pretrained, a callback that measures gradients stands before this one, or
             the optimizer itself removes the loss scale.
     """

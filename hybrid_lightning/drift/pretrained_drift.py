@@ -20,10 +20,10 @@ from hybrid_lightning.unfreezing.timeline import label
 class PretrainedDrift(StartingWeightsCallback):
     """Logs how far parts are from where they started: "is my backbone being destroyed?" as two numbers.
 
-    Measured at the end of each validation of the fit, so that checkpoints can monitor it, or at the end of each epoch
-    if nothing is validated. The same on all ranks. A fit that continues from a checkpoint compares with its first
+    Measured at the end of each validation of the run, so that checkpoints can monitor it, or at the end of each epoch
+    if nothing is validated. The same on all ranks. A run that continues from a checkpoint compares with its first
     start. Works in any LightningModule whose one optimizer has groups from `named_param_groups`; the similarity also
-    needs a ``forward`` that takes a batch, as a validation would. Nothing of the fit changes.
+    needs a ``forward`` that takes a batch, as a validation would. Nothing of the run changes.
 
     | key | meaning |
     |---|---|
@@ -45,7 +45,7 @@ class PretrainedDrift(StartingWeightsCallback):
             data if nothing is validated. At least 4; 0 logs no similarity.
 
     Raises:
-        ConfigError: At the start of a fit, if a part is unknown, or null is given and no group is marked as pretrained.
+        ConfigError: At the start of a run, if a part is unknown, or null is given and no group is marked as pretrained.
     """
 
     state_form: ClassVar[dict[Any, Any]] = {"features": {str: Tensor}}
@@ -82,7 +82,7 @@ class PretrainedDrift(StartingWeightsCallback):
             self._start_similarity(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """After the fit the reference batch is not needed."""
+        """After the run the reference batch is not needed."""
         super().teardown(trainer, pl_module, stage)
         self._batch = None
         self._modules = {}

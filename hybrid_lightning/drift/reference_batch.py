@@ -22,7 +22,7 @@ from hybrid_lightning.unfreezing.freezing import dry_run
 
 def read_reference_batch(trainer: Trainer, samples: int) -> tuple[Any, int]:
     """The first samples of the validation data, else of the training data, as one batch, and how many there are."""
-    # They are read by index, in the dataset's order, with random numbers of their own; the loaders that the fit reads
+    # They are read by index, in the dataset's order, with random numbers of their own; the loaders that the run reads
     # are not touched. Of several loaders the first is taken.
     with own_random_state(trainer):
         loader = first_of(evaluation_loaders(trainer))
@@ -69,7 +69,7 @@ def part_features(
 
 
 def evaluation_loaders(trainer: Trainer) -> Any:
-    """The validation loaders of a fit, else the training loaders."""
+    """The validation loaders of a run, else the training loaders."""
     if not trainer.enable_validation:
         return trainer.train_dataloader
     if trainer.val_dataloaders is None:  # not needed yet, as with check_val_every_n_epoch
@@ -99,7 +99,7 @@ def batches_on_device(
 
 @contextmanager
 def own_random_state(trainer: Trainer) -> Iterator[None]:
-    """The same random numbers each time; those of the fit go on afterwards as if nothing had been drawn."""
+    """The same random numbers each time; those of the run go on afterwards as if nothing had been drawn."""
     device = trainer.strategy.root_device
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -1,4 +1,4 @@
-"""The weights that parts had when the fit began: one copy, which the callbacks that need it share."""
+"""The weights that parts had when the run began: one copy, which the callbacks that need it share."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,9 +23,9 @@ Group = Mapping[str, Any]
 
 
 class StartingWeights:
-    """The starting weights w0: parameter → its value when the fit began; of a sharded one, this rank's shard.
+    """The starting weights w0: parameter → its value when the run began; of a sharded one, this rank's shard.
 
-    A fit that continues from a checkpoint takes them from it, so they stay those of the first start.
+    A run that continues from a checkpoint takes them from it, so they stay those of the first start.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class StartingWeightsCallback(FitCallback):
         self.start = StartingWeights()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A fit starts with a new copy: the first of these callbacks makes it, the others share it."""
+        """A run starts with a new copy: the first of these callbacks makes it, the others share it."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -128,7 +128,7 @@ class StartingWeightsCallback(FitCallback):
             self.start = StartingWeights() if first is self else first.start
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes the starting weights from a checkpoint that the fit continues."""
+        """Takes the starting weights from a checkpoint that the run continues."""
         if trainer.state.fn == "fit":
             self.start.restore(checkpoint)
 
@@ -149,7 +149,7 @@ class StartingWeightsCallback(FitCallback):
         self.start.announce()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """After the fit the copy is needed for checkpoints only."""
+        """After the run the copy is needed for checkpoints only."""
         if stage == "fit":
             self.start.weights = {parameter: tensor.cpu() for parameter, tensor in self.start.weights.items()}
 

@@ -35,7 +35,7 @@ class GradientClipping(FitCallback):
               during the warm-up, from the part's first gradient on, nothing is limited.
 
     Raises:
-        ConfigError: On another limit; at the start of a fit, on an unknown part.
+        ConfigError: On another limit; at the start of a run, on an unknown part.
     """
 
     gradient_order = 1

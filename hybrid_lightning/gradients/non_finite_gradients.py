@@ -47,10 +47,10 @@ class NonFiniteGradients(SkippingCallback):
 
     | key | meaning |
     |---|---|
-    | ``skipped_steps/non_finite`` | steps of the fit that were not made so far; with ``skip`` or a gradient scaler |
+    | ``skipped_steps/non_finite`` | steps of the run that were not made so far; with ``skip`` or a gradient scaler |
 
     Args:
-        policy: ``error`` ends the fit and names the parts, the step, the samples and the precision. It is raised one
+        policy: ``error`` ends the run and names the parts, the step, the samples and the precision. It is raised one
             step later, or before a validation or a checkpoint, so that nothing waits for the device; until then the
             step's batches (the last four) stay in memory. ``skip`` makes no step, which leaves weights, optimizer state
             and running statistics as they are; it waits for the device once per step, and all ranks decide together.

@@ -130,7 +130,7 @@ class SkippingCallback(FitCallback, ABC):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """After a step its statistics are not needed any more."""
-        if not window_is_open(trainer):
+        if self._statistics is not None and not window_is_open(trainer):
             self._statistics = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -45,7 +45,7 @@ class SpikeGuard(SkippingCallback):
     waits for the device between log steps, and a warning may come one step later; ``skip`` has to wait for one small
     copy per step. All ranks decide the same.
 
-    Each spike is kept as an event in the checkpoint: step, part, z, ratio and actions; the newest 1000 of them. A fit
+    Each spike is kept as an event in the checkpoint: step, part, z, ratio and actions; the newest 1000 of them. A run
     that continues from a checkpoint acts as if it had never stopped.
 
     | key | meaning |
@@ -58,7 +58,7 @@ class SpikeGuard(SkippingCallback):
 
             - ``warn``: a warning for each of the first 10 steps with spikes; the rest is counted at the end;
             - ``skip``: the step is not made: weights, the optimizer's state and running statistics stay. After
-              `max_skips` in a row the step is made and the part's history starts anew; a fit whose gradients stay
+              `max_skips` in a row the step is made and the part's history starts anew; a run whose gradients stay
               non-finite ends. In our tasks `NonFiniteGradients` ends it at the first such step, unless its policy is
               ``skip``.
         z: Standard deviations of the logarithm of the norm above its mean, above 0.

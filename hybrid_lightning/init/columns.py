@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_lightning.data.class_folders import kind_of_file
+from hybrid_lightning.data.inputs.cells import lists_in
 from hybrid_lightning.data.spelling import seem_codes
 from hybrid_lightning.data.table import Table, is_plain_number, is_written_number
 from hybrid_lightning.data.target import is_code
@@ -16,6 +17,8 @@ from hybrid_lightning.errors import ConfigError, listing
 COUNT = "a number that grows from row to row"
 NAMES = "names, almost each of another row"
 CODES = "codes, almost each of another row"
+SEPARATORS = (";", "|", ",")
+_MOSTLY = 0.9  # share of the texts that are paths of files, from which a column holds files
 _FEWEST = 10  # cells with a value; of fewer, all may be in other rows than those that train
 _LOOKED_AT = 1000  # distinct texts
 _MOST_CATEGORIES = 1000
@@ -34,6 +37,7 @@ class Column:
     why: str = ""  # what it holds instead
     has_gaps: bool = False
     differs: bool = False  # whether each cell that is filled holds another value
+    separator: str | None = None  # between the paths of files in a cell; None if a cell has one
 
 
 def describe(table: Table, name: str) -> Column:
@@ -43,6 +47,9 @@ def describe(table: Table, name: str) -> Column:
     if not name:
         return Column(name, None, "cells under an empty name")
     kind = table.values(name).type
+    paths = _paths_in_lists(table, name)
+    if paths:
+        return Column(name, _kind_of_files(paths), "", bool(table.values(name).null_count), False, SEPARATORS[0])
     if pyarrow.types.is_nested(kind) or pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
         return Column(name, None, f"{kind} values")
     empty = table.empty(name)
@@ -56,6 +63,11 @@ def describe(table: Table, name: str) -> Column:
     if pyarrow.types.is_temporal(kind):
         return Column(name, None, "dates")
     differs = distinct == known
+    some = texts.dictionary.to_pylist()[:: max(1, distinct // _LOOKED_AT)]
+    separator = _separator_of(some)
+    if separator is not None:
+        paths = [path for text in some for path in split_paths(text, separator)]
+        return Column(name, _kind_of_files(paths), "", bool(empty.any()), differs, separator)
     if pyarrow.types.is_boolean(kind):
         found, why = "categorical", ""
     elif pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_decimal(kind):
@@ -83,9 +95,8 @@ def _of_numbers(table: Table, name: str, distinct: int, known: int) -> tuple[str
 def _of_texts(distinct: Sequence[str], count: int, known: int) -> tuple[str, str]:
     """Kind and reason of a column of text, by its distinct cells."""
     some = distinct[:: max(1, count // _LOOKED_AT)]
-    if _share(some, _is_file) > 0.9:
-        kinds = [kind_of_file(text) for text in some]
-        return str(max(set(kinds), key=kinds.count)), ""
+    if _share(some, _is_file) > _MOSTLY:
+        return _kind_of_files(some), ""
     if _share(some, _ADDRESS.match) > 0.5:
         return "", "addresses; fetch the files and name them instead"
     if _share(some, _DATE.fullmatch) > 0.5:
@@ -102,6 +113,37 @@ def _of_texts(distinct: Sequence[str], count: int, known: int) -> tuple[str, str
     if _repeats(count, known):
         return "categorical", ""
     return ("text", "") if words >= _WORDS_OF_TEXT else ("", NAMES)
+
+
+def split_paths(cell: str, separator: str) -> list[str]:
+    """The paths in a cell."""
+    return [path.strip() for path in cell.split(separator) if path.strip()]
+
+
+def _separator_of(texts: Sequence[str]) -> str | None:
+    """What stands between the paths of files in these cells; None if they are no such, or none has several."""
+    for separator in SEPARATORS:
+        paths = [split_paths(text, separator) for text in texts]
+        is_list = max(map(len, paths)) > 1
+        if is_list and _share([path for own in paths for path in own], _is_file) > _MOSTLY:
+            return separator
+    return None
+
+
+def _paths_in_lists(table: Table, name: str) -> list[str]:
+    """Some paths of files in a column whose cells are lists of them; none if they are others."""
+    cells = lists_in(table, name)
+    if cells is None:
+        return []
+    some = cells[:_LOOKED_AT].flatten().drop_null().to_pylist()
+    texts = [text for text in some if isinstance(text, str)]
+    return texts if texts and len(texts) == len(some) and _share(texts, _is_file) > _MOSTLY else []
+
+
+def _kind_of_files(paths: Sequence[str]) -> str:
+    """The kind of most files."""
+    kinds = [kind_of_file(path.strip()) for path in paths]
+    return str(max(set(kinds), key=kinds.count))
 
 
 def _repeats(distinct: int, known: int) -> bool:

@@ -13,8 +13,8 @@ from hybrid_lightning.data.inputs import parse_inputs
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.data.target import KINDS, FittedTarget, Target
 from hybrid_lightning.errors import ConfigError, check_choice
-from hybrid_lightning.init.columns import Column, describe
-from hybrid_lightning.init.files import Files, describe_files, find_root
+from hybrid_lightning.init.columns import NAMES, Column, describe
+from hybrid_lightning.init.files import Files, describe_files, find_root, is_column_of_series
 from hybrid_lightning.init.pieces import make_pieces, replace_parts
 from hybrid_lightning.init.roles import find_roles, find_target, fit_target
 from hybrid_lightning.init.writing import Findings, config_text, notes_on
@@ -84,7 +84,7 @@ def look_at(source: Any, target: str | Sequence[str] | None, kind: str | None) -
     if wanted.text_columns:  # as the config will have it read
         table = Table.read(source, "init", wanted.text_columns)
     fitted = fit_target(table, wanted)
-    columns = {name: describe(table, name) for name in table.columns if name not in names}
+    columns = {name: _described(table, name) for name in table.columns if name not in names}
     roles = find_roles(table, columns)
     rest = []
     for name, column in columns.items():
@@ -104,13 +104,13 @@ def look_at(source: Any, target: str | Sequence[str] | None, kind: str | None) -
 
 def _with_files(table: Table, columns: Sequence[Column]) -> tuple[list[Column], dict[str, Files], str | None]:
     """The columns, those of files by what these are; what was seen of each; and the folder where they are."""
-    of_files = [column.name for column in columns if column.kind in _FILES]
+    of_files = [column for column in columns if column.kind in _FILES]
     root = find_root(table, of_files) if of_files else None
     files: dict[str, Files] = {}
     found = []
     for column in columns:
         if column.kind in _FILES:
-            seen = describe_files(table, column.name, str(column.kind), root)
+            seen = describe_files(table, column, root)
             files[column.name] = seen
             is_bad = bool(seen.problem)
             column = replace(
@@ -118,6 +118,15 @@ def _with_files(table: Table, columns: Sequence[Column]) -> tuple[list[Column], 
             )
         found.append(column)
     return found, files, root
+
+
+def _described(table: Table, name: str) -> Column:
+    """What a column holds; volumes if its cells name folders of DICOM files."""
+    column = describe(table, name)
+    may_be_folders = column.differs and (column.why == NAMES or column.kind == "text")
+    if may_be_folders and is_column_of_series(table, name):
+        return replace(column, kind="volume", why="")
+    return column
 
 
 def _without_answers(table: Table, columns: Sequence[Column], target: FittedTarget) -> list[Column]:

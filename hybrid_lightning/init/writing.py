@@ -17,7 +17,7 @@ from hybrid_lightning.init.roles import Roles, as_spec
 from hybrid_lightning.init.text import CommentedYaml
 
 _TRAINED = 0.7  # share of the rows
-_SAMPLES = 25_000  # that a fit reads, of which the number of epochs follows
+_SAMPLES = 25_000  # that a run reads, of which the number of epochs follows
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
 _LARGE = 20_000  # rows without files, from which batches are larger
 _LARGE_BATCH = 256
@@ -90,7 +90,7 @@ def _model(yaml: CommentedYaml, found: Findings, pieces: Sequence[Piece]) -> Non
     yaml.section(2, "parts")
     for piece in pieces:
         yaml.comment(3, *piece.of_part)
-        yaml.value(3, piece.key, piece.part)
+        yaml.value(3, piece.part_name, piece.part)
 
 
 def _counted(found: Findings) -> str:
@@ -167,7 +167,7 @@ def _trainer(yaml: CommentedYaml, found: Findings) -> None:
     yaml.value(1, "max_epochs", epochs, "best.ckpt is that of the best epoch by the validation rows")
     yaml.comment(
         1,
-        "this ends the fit once val/loss has been no better for 5 epochs; then let max_epochs be larger:",
+        "this ends the run once val/loss has been no better for 5 epochs; then let max_epochs be larger:",
         "callbacks: [{class_path: EarlyStopping, init_args: {monitor: val/loss, patience: 5}}]",
     )
     yaml.value(0, "test_after_fit", "best", "test rows are read once, at the end")
@@ -227,5 +227,6 @@ def _missing(found: Findings) -> list[str]:
     if len(empty) == len(found.columns) and empty:
         bare = int(np.logical_and.reduce(list(empty.values())).sum())
         if bare:
-            lines.append(f"{bare} rows have no input at all; remove them, as a fit refuses them")
+            rows, them = ("1 row has", "it") if bare == 1 else (f"{bare:,} rows have", "them")
+            lines.append(f"{rows} no input at all; remove {them}, as a run refuses {them}")
     return lines

@@ -46,8 +46,10 @@ class Fusion(nn.Module):
         width: Features that each part keeps.
         dropout: Share of the fused features that is dropped while training, in [0, 1).
         standardize: ``samples`` (each feature over the samples of a batch, as BatchNorm does, with running statistics
-            in evaluation), ``features`` (each sample over its features, as LayerNorm does, which needs no statistics),
-            or ``none`` (features as they are, so that a part on a larger scale drowns the others).
+            in evaluation; of several ranks, each takes its own samples), ``samples_of_all_ranks`` (over the samples of
+            all ranks, so that their number changes nothing, for four small reductions per part in each step),
+            ``features`` (each sample over its features, as LayerNorm does, which needs no statistics), or ``none``
+            (features as they are, so that a part on a larger scale drowns the others).
         modality_dropout: Probability of leaving a part out of a sample while training, in [0, 1); never all of them.
         absent: Parts that samples may lack; filled in by the dry run.
         shrink_above: Number of features above which those of a part are multiplied by ``shrink_above / features``, at
@@ -239,7 +241,7 @@ class LogitFusion(nn.Module):
         in_features: Part name → number of features; filled in by the dry run.
         out_features: Number of outputs of the model; filled in by the dry run.
         dropout: Share of each part's features that is dropped while training, in [0, 1).
-        standardize: ``samples``, ``features`` or ``none``, as in `Fusion`.
+        standardize: As in `Fusion`.
         modality_dropout: Probability of leaving a part out of a sample while training, in [0, 1); never all of them.
         shrink_above: As in `Fusion`.
 

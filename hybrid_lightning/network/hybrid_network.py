@@ -30,7 +30,7 @@ from hybrid_lightning.network.short_circuit import ShortCircuit, is_inside, part
 from hybrid_lightning.network.untrainable import refuse_contradicting_ties, refuse_untrainable_parts
 from hybrid_lightning.network.wiring import Wiring
 from hybrid_lightning.optim.groups import named_param_groups
-from hybrid_lightning.unfreezing.freezing import apply_modes
+from hybrid_lightning.unfreezing.freezing import evaluating
 
 
 class HybridNetwork(nn.Module):
@@ -144,16 +144,12 @@ class HybridNetwork(nn.Module):
 
     def prepare(self, read: Callable[[], Iterable[Batch]]) -> None:
         """Lets these parts take it, each after those that it reads; `read` starts a new pass over the same samples."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
+        with evaluating(self), torch.no_grad():
             for name in self.unprepared():
                 part = self.parts[name]
                 assert isinstance(part, ReadsTrainingData)
-                with torch.no_grad(), at(place_of(name)):
+                with at(place_of(name)):
                     part.prepare(self.inputs_of(name, batch) for batch in read())
-        finally:
-            apply_modes(modes)
 
     def inputs_of(self, name: str, batch: Batch) -> list[Any]:
         """What a part is called with, of the samples that have it."""

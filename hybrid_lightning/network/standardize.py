@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,12 +34,14 @@ class SampleNorm(nn.BatchNorm1d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        count = present.sum()
+        sums = torch.where(present, features, 0.0).sum(0)
+        count, sums = self.totals(present.sum(), sums)
         enough = count > 1
         samples = count.clamp(min=1)
-        mean = torch.where(present, features, 0.0).sum(0) / samples
+        mean = sums / samples
         deviations = torch.where(present, features - mean, 0.0)
-        variance = deviations.square().sum(0) / samples
+        _, squares = self.totals(present.sum(), deviations.square().sum(0))
+        variance = squares / samples
         with torch.no_grad():
             # 0 with fewer than two samples, so that the running statistics stay
             momentum = self.momentum or 0.0
@@ -51,9 +55,56 @@ class SampleNorm(nn.BatchNorm1d):
         variance = torch.where(enough, variance, self.running_var)
         return mean, variance
 
+    def totals(self, count: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Number of samples and sums `(num_features,)` of all samples that are standardized together."""
+        return count, sums
+
+
+class RanksNorm(SampleNorm):
+    """A `SampleNorm` over the samples of all ranks while training, so that several ranks give what one process gives.
+
+    Two small reductions in each forward, and two in each backward; every rank has to call it in each step.
+    """
+
+    def forward(self, features: Tensor, present: Tensor | None = None) -> Tensor:
+        """Standardizes each feature `(B, num_features)`; while training, over those `present` on all ranks."""
+        if self.training and present is None and ranks() > 1:
+            present = torch.ones(len(features), dtype=torch.bool, device=features.device)
+        return super().forward(features, present)
+
+    def totals(self, count: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of all ranks."""
+        if ranks() == 1:
+            return count, sums
+        values = torch.cat([sums, count.to(sums).unsqueeze(0)])
+        of_all: Tensor = _SumOfRanks.apply(values)  # type: ignore[no-untyped-call]
+        return of_all[-1].detach(), of_all[:-1]
+
+
+def ranks() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SumOfRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks; each rank's loss depends on all of their values."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "samples": SampleNorm,
+    "samples_of_all_ranks": RanksNorm,
     "features": partial(nn.LayerNorm, elementwise_affine=False),
     "none": nn.Identity,
 }

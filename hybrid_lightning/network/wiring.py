@@ -40,6 +40,14 @@ class Wiring:
         """The other parts that a part reads; a part wins over a key of the batch of the same name."""
         return [key for key in self.reads[name] if key in self.reads and key != name]
 
+    def chained_by_name(self) -> list[tuple[str, str]]:
+        """Pairs of a part and another part that it reads, which itself reads a key of the batch of its own name."""
+        pairs = []
+        for reader in self.reads:
+            chained = [name for name in self.parts_read(reader) if name in self.keys_of(name)]
+            pairs += [(reader, name) for name in chained]
+        return pairs
+
     def keys_of(self, name: str) -> list[str]:
         """The keys of the batch that a part reads; none for what follows the parts."""
         return [key for key in self.reads.get(name, ()) if key not in self.parts_read(name)]
@@ -55,8 +63,8 @@ class Wiring:
                     ready.append(name)
             if not ready:
                 raise ConfigError(
-                    f"{listing(waiting)} read each other in a circle, or share with a part that reads them; let one "
-                    f"read a batch key.",
+                    f"{listing(waiting)} depend on each other (a circular dependency), or share with a part that reads "
+                    f"them; let one read a batch key.",
                     "model.parts",
                 )
             # parts of the same depth in the order of the config, in which initial weights are drawn

@@ -11,7 +11,7 @@ from hybrid_lightning.duration import Duration, FitLength
 from hybrid_lightning.errors import ConfigError, check_choice
 from hybrid_lightning.optim.rate_watch import RateWatch
 from hybrid_lightning.optim.shapes import SHAPES, multiplier, rise
-from hybrid_lightning.optim.torch_course import TorchCourse
+from hybrid_lightning.optim.torch_schedulers import TorchCourse
 
 Clock = Literal["step", "epoch", "validation"]
 _SEEN = ("mode", "best", "num_bad_epochs", "cooldown_counter", "last_epoch")
@@ -31,7 +31,7 @@ class GroupLR(LRScheduler):
     """Sets the rate of each group by its own clock; what the rate is comes from a shape or from a torch scheduler.
 
     A group's clock starts at its ``unfrozen_at``; while that is None the group holds the rate that it will start with,
-    and one without that key trains from step 0. A restored state holds only how far the course has come; rates and
+    and one without that key trains from step 0. A restored state holds only how far the schedule has come; rates and
     settings are those given now.
     """
 
@@ -78,19 +78,19 @@ class GroupLR(LRScheduler):
         return own * factor
 
     def bind(self, length: FitLength) -> None:
-        """Sets the length of the fit and brings every group's rate up to date."""
+        """Sets the length of the run and brings every group's rate up to date."""
         self._measure(length)
         self._bound = True
         self._write()
 
     def refuse_moved(self, length: FitLength) -> None:
-        """Raises `ConfigError` if the fit has become of another length, which moves the end of a warm-up."""
+        """Raises `ConfigError` if the run has become of another length, which moves the end of a warm-up."""
         starts = [group.get("unfrozen_at", 0) for group in self.optimizer.param_groups]
         is_rising = any(start is not None and self.last_epoch - start < self._warm_up_steps for start in starts)
         steps = self.warm_up.steps(length, f"{self.place}.warm_up")
         if is_rising and steps != self._warm_up_steps:
             raise ConfigError(
-                f"this epoch has {length.steps_per_epoch} steps and the fit {length.total_steps}, other numbers than "
+                f"this epoch has {length.steps_per_epoch} steps and the run {length.total_steps}, other numbers than "
                 f"at the start, so that '{self.warm_up}' would not end where it was said. Write it in steps, or give "
                 f"each epoch as many batches.",
                 f"{self.place}.warm_up",
@@ -100,7 +100,7 @@ class GroupLR(LRScheduler):
         """One step; which one is counted here, so `epoch` is not used."""
         if self._step_count and not self._bound:
             raise ConfigError(
-                "the length of the fit is not known. Pass length=FitLength(steps_per_epoch, total_steps), or call "
+                "the length of the run is not known. Pass length=FitLength(steps_per_epoch, total_steps), or call "
                 "bind(length) before the first step.",
                 self.place,
             )
@@ -118,7 +118,10 @@ class GroupLR(LRScheduler):
             # a frozen group's clock stands at 0; a record from a longer fit must not make it negative
             is_ahead = start is None or start > self.last_epoch
             factors[start] = self._factor(self.last_epoch if is_ahead else start)
-        return [self._rate(float(own), factors[start]) for own, start in zip(self.base_lrs, starts, strict=True)]
+        # many groups have the same rate and clock
+        pairs = list(zip(self.base_lrs, starts, strict=True))
+        rates = {(own, start): self._rate(float(own), factors[start]) for own, start in set(pairs)}
+        return [rates[pair] for pair in pairs]
 
     def _write(self) -> None:
         rates = self.get_lr()
@@ -150,7 +153,7 @@ class GroupRates(GroupLR):
         optimizer: Its groups' rates at this moment are the ones to multiply.
         shape: ``constant``, ``linear``, ``cosine``, ``one_cycle`` or ``slanted_triangular``.
         warm_up: Duration of a linear rise after each group's unfreezing.
-        length: Length of the fit in steps; may be given later by `bind`.
+        length: Length of the run in steps; may be given later by `bind`.
 
     Raises:
         ConfigError: If the shape is unknown, or has a rise of its own and `warm_up` is given.
@@ -172,7 +175,7 @@ class GroupRates(GroupLR):
     def _measure(self, length: FitLength) -> None:
         if length.total_steps is None and self.shape != "constant":
             raise ConfigError(
-                f"{self.shape!r} needs a fit with an end; set trainer.max_epochs or trainer.max_steps.", "rates.shape"
+                f"{self.shape!r} needs a run with an end; set trainer.max_epochs or trainer.max_steps.", "rates.shape"
             )
         self._total_steps = length.total_steps or 1
         super()._measure(length)
@@ -205,13 +208,13 @@ class GroupScheduler(GroupLR):
         make: Makes the torch scheduler on the optimizer that it is passed; called again on restarts.
         interval: What the torch scheduler counts, ``epoch`` or ``step``. How often `step` has to be called is `clock`.
         warm_up: Duration of a linear rise after each group's unfreezing.
-        length: Length of the fit in steps; may be given later by `bind`. A warm-up in steps needs none, unless the
+        length: Length of the run in steps; may be given later by `bind`. A warm-up in steps needs none, unless the
             torch scheduler counts epochs.
         base_lr: The rate that the torch scheduler starts from; None takes that of `named_param_groups`.
 
     Raises:
         ConfigError: If the base rate is not above 0 or unknown, if a warm-up is asked for with `ReduceLROnPlateau`; as
-            soon as the length is known, if the torch scheduler fails before the fit ends.
+            soon as the length is known, if the torch scheduler fails before the run ends.
     """
 
     place = "scheduler"
@@ -267,7 +270,7 @@ class GroupScheduler(GroupLR):
         steps_per_call = 1 if self.interval == "step" else length.steps_per_epoch
         if self.by_metric or length.total_steps is None or steps_per_call is None:
             return
-        # runs through the whole course once, so that a scheduler that fails does so at the start
+        # runs through the whole schedule once, so that a scheduler that fails does so at the start
         trial = TorchCourse(self._make, self.base_lr, self.optimizer)
         trial.run(math.ceil(length.total_steps / steps_per_call), self.interval)
 

@@ -1,7 +1,7 @@
 """Optimizer steps that cost nothing for what is frozen: the groups that train are found once and stepped together."""
 
 from collections.abc import Callable
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -119,8 +119,11 @@ def _rightly_stepped(group: Group) -> Group:
 def _merged(groups: list[Group], options: dict[str, Any]) -> list[Group]:
     """One group for all that have the same `options`, such as the rate and the decay of this step."""
     merged: dict[tuple[Any, ...], Group] = {}
+    values_of = itemgetter(*options)
     for group in groups:
-        values = tuple([_hashable(group[name]) for name in options])
+        values = values_of(group)
+        if list in map(type, values):
+            values = tuple(map(_hashable, values))
         if values in merged:
             merged[values]["params"] += group["params"]
         else:

@@ -6,6 +6,11 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "Validation is the one with the best main metric, the first column, of the network as it was trained. Test, "
         "where there is one, was read at the end, and is of what the checkpoint serves.",
     ),
+    "evaluations": (
+        "New tables",
+        "The metrics of the checkpoint on tables that the run has not seen, as evaluate --report has measured them, "
+        "each with the interval in which 95 % of its bootstrap draws lie.",
+    ),
     "curves": (
         "Losses and metrics",
         "Dashed lines mark where a part unfreezes. A validation loss that rises while the training loss falls is "
@@ -44,21 +49,21 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "confusion": (
         "Confusion matrix",
-        "{rows}, as the checkpoint decides. The diagonal is right; colors are shares of each true class.",
+        "Of {rows}, as the checkpoint decides. The diagonal is right; colors are shares of each true class.",
     ),
     "ranking": (
         "ROC and precision–recall",
-        "{rows}, each class against the others, with the area below its curve (AUROC, average precision). Where a "
+        "Of {rows}, each class against the others, with the area below its curve (AUROC, average precision). Where a "
         "class is rare, look at precision and recall: ROC flatters.",
     ),
     "reliability": (
         "Reliability",
-        "{rows}. On the diagonal what is said with 80 % is right in 80 % of cases; below it the model is too sure. "
+        "Of {rows}. On the diagonal what is said with 80 % is right in 80 % of cases; below it the model is too sure. "
         "Large points hold many predictions.",
     ),
     "residuals": (
         "Predicted against true, and residuals",
-        "{rows}. On the diagonal a prediction is right. Errors that grow with the number ask for transform: log.",
+        "Of {rows}. On the diagonal a prediction is right. Errors that grow with the number ask for transform: log.",
     ),
     "samples": (
         "Samples with the largest loss",
@@ -75,7 +80,7 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "machine": (
         "Versions and machine",
-        "Where the fit ended, or the rows were predicted.",
+        "Where the run ended, or the rows were predicted.",
     ),
     "config": (
         "Config",

@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning
 import numpy as np
@@ -19,37 +19,24 @@ from hybrid_lightning.data.loaders import plain_samples, targets_of
 from hybrid_lightning.data.table import Array
 from hybrid_lightning.drift.reference_batch import batches_on_device, first_of
 from hybrid_lightning.errors import ConfigError, reason
-from hybrid_lightning.report import curves
-from hybrid_lightning.report.pictures import shown, texts
+from hybrid_lightning.report.describe import MOST_WORST, Rows, Worst, describe, new_record, row_losses
+from hybrid_lightning.report.pictures import shown
 from hybrid_lightning.report.record import Record
 from hybrid_lightning.report.summary import parts_of
 from hybrid_lightning.tasks.features import reading
-from hybrid_lightning.tasks.objective import output_names
 from hybrid_lightning.tasks.selection import weights_of
 from hybrid_lightning.tasks.settings import has_own_steps
 
 _MOST_ROWS = 20_000
-_MOST_WORST = 12
-_LEAST_PROBABILITY = 1e-12
-
-
-class Rows(NamedTuple):
-    """What is predicted for the rows of a split."""
-
-    truth: Array  # (N,) classes, or (N, K) labels or numbers
-    predicted: Array  # (N, K): probabilities or numbers
-    decided: Array  # like `truth`: classes, labels or numbers
-    without: dict[str, Array]  # part → what would be decided without it
 
 
 def collect(
     trainer: Trainer, task: Any, data: Any, split: str, checkpoint: Path | None, seconds: float | None = None
 ) -> Record:
     """The record of a run; the rows of a split are predicted by a checkpoint, unless that would take more `seconds`."""
-    objective = task.objective
-    parts = parts_of(trainer, task)
-    record = Record(split=split, main=objective.main_metric, machine=machine(trainer), parts=parts)
-    record.kind = getattr(objective, "kind", "") or {"values": "regression"}.get(objective.closed_form, "")
+    record = new_record(task.objective, split)
+    record.machine = machine(trainer)
+    record.parts = parts_of(trainer, task)
     try:
         loader = _loader(data, split)
         record.data = overview(_datasets(trainer, data, loader, split), record.kind)
@@ -72,8 +59,9 @@ def _predict(
     with weights_of(trainer, task, checkpoint, select=True), reading(trainer):
         some = plain_samples(None, loader, _MOST_ROWS)
         rows.read(batches_on_device(trainer, task, some), _length(some), seconds)
-    record.names = output_names(task.objective.names or None, rows.width())
-    _describe(record, rows)
+    found = rows.rows()
+    _describe_parts(record, rows, found)
+    describe(record, found, rows.worst, task.objective, rows.data)
 
 
 def _loader(data: Any, split: str) -> Any:
@@ -92,15 +80,6 @@ def _length(loader: Any) -> int:
         return 0
 
 
-class Worst(NamedTuple):
-    """A sample with a large loss."""
-
-    loss: float
-    place: int  # among the rows that are read
-    row: int = 0  # the batch's own id, or the place
-    shown: list[dict[str, Any]] = []  # noqa: RUF012  replaced as a whole
-
-
 class _Rows:
     """Predictions of a task, batch by batch."""
 
@@ -113,11 +92,6 @@ class _Rows:
         self.contributions: dict[str, list[Tensor]] = {}
         self.worst: list[Worst] = []  # the largest loss first
         self.count = 0
-
-    def width(self) -> int:
-        """Number of classes, labels or numbers."""
-        first = self.predicted[0]
-        return first.shape[1] if first.ndim > 1 else 1
 
     @torch.no_grad()
     def read(self, batches: Iterable[Any], expected: int, seconds: float | None) -> None:
@@ -145,7 +119,7 @@ class _Rows:
         losses = row_losses(predictions, target, objective).tolist()
         for place, loss in enumerate(losses):
             self.worst.append(Worst(loss, self.count + place))
-        self.worst = sorted(self.worst, key=lambda one: -one.loss)[:_MOST_WORST]
+        self.worst = sorted(self.worst, key=lambda one: -one.loss)[:MOST_WORST]
         for number, one in enumerate(self.worst):
             if one.place >= self.count:  # of this batch, which is not kept
                 sample = pick(batch, one.place - self.count)
@@ -157,75 +131,7 @@ class _Rows:
         """All that was read."""
         predicted = torch.cat(self.predicted)
         decided = self.task.objective.decisions(predicted).numpy()
-        without = {part: torch.cat(values).numpy() for part, values in self.without.items()}
-        return Rows(torch.cat(self.truth).numpy(), predicted.numpy(), decided, without)
-
-
-def row_losses(predictions: Tensor, target: Tensor, objective: Any) -> Tensor:
-    """How wrong each prediction is, `(B,)`: the log loss of classes and labels, the squared error of numbers.
-
-    Of several labels the mean; of several numbers the mean of those on their own scale.
-    """
-    if objective.closed_form == "values":
-        difference = predictions - target.to(predictions)
-        if difference.ndim == 1:
-            return difference.square()
-        scaled: Tensor = difference / objective.scale.std.to(predictions)
-        return scaled.square().mean(1)
-    if target.ndim == 1:
-        chosen = predictions.gather(1, target.long()[:, None]).squeeze(1)
-        return -chosen.clamp_min(_LEAST_PROBABILITY).log()
-    right = torch.where(target == 1, predictions, 1 - predictions)
-    return -right.clamp_min(_LEAST_PROBABILITY).log().mean(1)
-
-
-def _describe(record: Record, seen: _Rows) -> None:
-    """Fills the figures of a record."""
-    rows = seen.rows()
-    record.rows = len(rows.truth)
-    _describe_parts(record, seen, rows)
-    names = record.names
-    if record.kind == "regression":
-        columns = (rows.truth.reshape(len(rows.truth), -1), rows.predicted.reshape(len(rows.truth), -1))
-        record.numbers = curves.numbers(*columns, names)
-    elif record.kind == "multilabel":
-        record.roc, record.precision_recall = curves.ranking_curves(rows.truth, rows.predicted, names)
-        is_true = rows.truth.ravel() == 1
-        record.reliability = curves.reliability(rows.predicted.ravel(), is_true)
-    else:
-        record.confusion = curves.confusion(rows.truth, rows.decided, names)
-        one_hot = np.eye(len(names), dtype=np.int64)[rows.truth]
-        which = slice(1, None) if len(names) == 2 else slice(None)  # of two classes one says all
-        record.roc, record.precision_recall = curves.ranking_curves(
-            one_hot[:, which], rows.predicted[:, which], names[which]
-        )
-        record.reliability = curves.reliability(rows.predicted.max(1), rows.predicted.argmax(1) == rows.truth)
-    for one in seen.worst:
-        record.worst.append(_sample(record, seen, rows, one))
-
-
-def _sample(record: Record, seen: _Rows, rows: Rows, one: Worst) -> dict[str, Any]:
-    """A sample as the report shows it."""
-    cells_of = getattr(seen.data, "cells", None)
-    cells = cells_of(one.row) if callable(cells_of) else {}
-    return {
-        "row": str(one.row),
-        "loss": one.loss,
-        "truth": _named(record, rows.truth[one.place], None),
-        "predicted": _named(record, rows.decided[one.place], rows.predicted[one.place]),
-        "shown": [*one.shown, *texts(cells)],
-    }
-
-
-def _named(record: Record, values: Any, probabilities: Array | None) -> str:
-    """Classes, labels or numbers of a row as text."""
-    names = record.names
-    if record.kind == "regression":
-        return ", ".join(f"{number:.4g}" for number in np.atleast_1d(values))
-    if record.kind == "multilabel":
-        return ", ".join(name for name, value in zip(names, values, strict=True) if value == 1) or "none"
-    share = "" if probabilities is None else f" ({probabilities[int(values)]:.0%})"
-    return f"{names[int(values)]}{share}"
+        return Rows(torch.cat(self.truth).numpy(), predicted.numpy(), decided)
 
 
 def _describe_parts(record: Record, seen: _Rows, rows: Rows) -> None:
@@ -233,9 +139,10 @@ def _describe_parts(record: Record, seen: _Rows, rows: Rows) -> None:
     whole = score(rows.truth, rows.decided)
     for part in record.parts:
         name = part["part"]
-        if name in rows.without:
+        if name in seen.without:
+            without = torch.cat(seen.without[name]).numpy()
             part["whole"] = whole
-            part["without"] = score(rows.truth, rows.without[name])
+            part["without"] = score(rows.truth, without)
             part["contribution"] = float(torch.cat(seen.contributions[name]).mean())
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import hybrid_lightning
-from hybrid_lightning.errors import printable, writing
+from hybrid_lightning.errors import listing, printable, writing
 from hybrid_lightning.files import whole_file
 from hybrid_lightning.report.record import require_plotly
 from hybrid_lightning.report.runs import Run
-from hybrid_lightning.report.sections import Section, sections
+from hybrid_lightning.report.sections import MOST_PREDICTED, Section, predicted_of, sections
 
 _LONGEST = 2000  # characters of a cell
 
@@ -34,6 +34,9 @@ def page(runs: Sequence[Run], program: str) -> str:
     draw = _file("draw.js")
     title = runs[0].title if len(runs) == 1 else f"{len(runs)} runs"
     notes = [note for run in runs for note in run.notes]
+    left_out = [one.title for one in predicted_of(runs)[MOST_PREDICTED:]]
+    if left_out:
+        notes.insert(0, f"Of {listing(left_out, 4)} no predictions are shown, as there are too many for a page.")
     template = environment.get_template("page.html")
     return template.render(
         title=title,
@@ -53,7 +56,10 @@ def page(runs: Sequence[Run], program: str) -> str:
 
 def numbered(found: Sequence[Section]) -> list[Any]:
     """All figures, in the order in which the template counts them."""
-    return [drawn for section in found for drawn in section.figures if drawn["data"]]
+    figures = []
+    for section in found:
+        figures += section.drawn
+    return figures
 
 
 def tiles(run: Run) -> list[tuple[str, str]]:

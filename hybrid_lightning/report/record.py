@@ -13,6 +13,8 @@ FILE = "report.json"
 LARGEST = 700_000
 """Bytes; with plotly's 4.8 MB a report then stays below 6 MB."""
 
+_REST = 50_000
+"""Bytes that may stand beside a record in its file."""
 LARGEST_NUMBER = 1e100
 """Beyond which arithmetic of figures could overflow; no data that a network reads come near it."""
 _COUNT = range(2**53)
@@ -61,10 +63,10 @@ FORM: dict[Any, Any] = {
 class Record:
     """What the report of a run knows beside its folder; everything may be empty. All numbers are finite."""
 
-    split: str = ""  # whose rows were predicted: val or test
+    split: str = ""  # whose rows were predicted: val or test; table: those of a new one
     kind: str = ""  # binary, multiclass, multilabel or regression; empty for a task of a user's own
     main: str = ""  # main metric
-    best: str = ""  # the best checkpoint, as the fit describes it
+    best: str = ""  # the best checkpoint, as the run describes it
     rows: int = 0  # number of rows that were predicted
     names: list[str] = field(default_factory=list)  # of classes, labels or numbers
     machine: dict[str, str] = field(default_factory=dict)  # what → its name or version
@@ -78,16 +80,44 @@ class Record:
     data: dict[str, Any] = field(default_factory=lambda: {"rows": {}, "classes": {}, "missing": {}})
     notes: list[str] = field(default_factory=list)  # what is missing, and what to do
 
-    def write(self, folder: Path) -> None:
-        """Writes the file; the pictures are left out if it would be too large."""
-        text = json.dumps(_rounded(asdict(self)), allow_nan=False)
-        if len(text) > LARGEST:
-            for sample in self.worst:
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Record":
+        """A record from plain data of this form; raises ValueError where lists that belong together differ."""
+        record = cls(**{key: content[key] for key in FORM})
+        _refuse_uneven(record)
+        return record
+
+    def plain(self) -> dict[str, Any]:
+        """The record as plain data; the pictures are left out if it would be too large."""
+        content: dict[str, Any] = _rounded(asdict(self))
+        if len(json.dumps(content)) > LARGEST:
+            for sample in content["worst"]:
                 sample["shown"] = []
-            self.notes.append("The samples were too large to be shown.")
-            text = json.dumps(_rounded(asdict(self)), allow_nan=False)
-        with whole_file(folder / FILE) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            content["notes"].append("The samples were too large to be shown.")
+        return content
+
+    def write(self, folder: Path) -> None:
+        """Writes the file of a run's folder."""
+        write_plain(folder / FILE, self.plain())
+
+
+def write_plain(path: Path, content: dict[str, Any]) -> None:
+    """Writes plain data without nan and infinity."""
+    text = json.dumps(content, allow_nan=False)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_plain(path: Path, form: dict[Any, Any]) -> dict[str, Any]:
+    """Plain data of a form, see `first_damaged`; raises ValueError, OSError or RecursionError."""
+    if path.stat().st_size > LARGEST + _REST:
+        raise ValueError(f"it has more than {LARGEST + _REST} bytes")
+    text = path.read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text, parse_float=_finite, parse_int=_whole, parse_constant=_finite)
+    damaged = first_damaged(content, form, "report")
+    if damaged is not None:
+        raise ValueError(f"{damaged[:80]} is damaged")
+    return content
 
 
 def read_record(folder: Path) -> Record:
@@ -96,17 +126,7 @@ def read_record(folder: Path) -> Record:
     if not is_regular_file(path):
         return Record()
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it has more than {LARGEST} bytes")
-        content = json.loads(
-            path.read_text(encoding="utf-8"), parse_float=_finite, parse_int=_whole, parse_constant=_finite
-        )
-        damaged = first_damaged(content, FORM, "report")
-        if damaged is not None:
-            raise ValueError(f"{damaged[:80]} is damaged")
-        record = Record(**{key: content[key] for key in FORM})
-        _refuse_uneven(record)
-        return record
+        return Record.of(read_plain(path, FORM))
     except (ValueError, RecursionError, OSError) as error:
         return Record(notes=[f"{FILE} cannot be read, so that its pages are missing: {reason(error)}"])
 

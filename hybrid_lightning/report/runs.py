@@ -12,6 +12,7 @@ import numpy as np
 from hybrid_lightning.data.table import Array
 from hybrid_lightning.direction import direction_of
 from hybrid_lightning.files import is_regular_file
+from hybrid_lightning.report.evaluations import Evaluation, read_evaluations
 from hybrid_lightning.report.record import LARGEST_NUMBER, Record, read_record
 
 _LARGEST_TABLE = 64 * 2**20  # bytes
@@ -42,8 +43,8 @@ class Run:
     series: dict[str, Series]  # key of metrics.csv → values
     config: Mapping[str, Any] = field(default_factory=dict)
     config_text: str = ""
-    finished: bool = False
     notes: list[str] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
 
     @property
     def parts(self) -> list[str]:
@@ -99,9 +100,10 @@ def read_run(folder: Path, title: str, config: Any, config_text: str) -> Run:
     else:
         series = read_series(table)
     record = read_record(folder)
+    evaluations, unread = read_evaluations(folder)
+    notes += record.notes + unread
     known = config if isinstance(config, Mapping) else {}
-    finished = is_regular_file(folder / "finished.yaml")
-    return Run(title, record, series, known, config_text[:_LARGEST_CONFIG], finished, notes + record.notes)
+    return Run(title, record, series, known, config_text[:_LARGEST_CONFIG], notes, evaluations)
 
 
 def read_series(path: Path) -> dict[str, Series]:

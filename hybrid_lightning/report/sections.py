@@ -1,17 +1,20 @@
 """The sections of a report: figures, tables or samples under a title and a caption."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hybrid_lightning.report import figures, row_figures
 from hybrid_lightning.report.captions import CAPTIONS
 from hybrid_lightning.report.figures import Figure
+from hybrid_lightning.report.record import Record
 from hybrid_lightning.report.runs import Run
 
 _MOST_METRICS = 12
 _MOST_DIFFERENCES = 60
+MOST_PREDICTED = 6
+"""Records whose predictions are shown; each may be as large as a page of its own."""
 
 
 @dataclass
@@ -34,55 +37,177 @@ class Section:
     text: str = ""  # shown as it is, folded
     title: str = ""
     caption: str = ""
+    of_each: list["Section"] = field(default_factory=list)  # the same of several, each with a title
+
+    @property
+    def drawn(self) -> list[Figure]:
+        """The figures that have something to draw, in the order of the page."""
+        found = [figure for figure in self.figures if figure["data"]]
+        for one in self.of_each:
+            found += one.drawn
+        return found
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to see."""
         has_rows = self.table is not None and self.table.rows
-        return not (has_rows or self.samples or self.text or any(drawn["data"] for drawn in self.figures))
+        return not (has_rows or self.samples or self.text or self.of_each or self.drawn)
+
+
+class Predicted(NamedTuple):
+    """The record of some rows, and what they are called."""
+
+    title: str
+    record: Record
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
     """Those that the runs have something for."""
-    record = runs[0].record
-    split = "test" if record.split == "test" else "validation"
-    rows = f"{record.rows:,} {split} rows"
+    predicted = predicted_of(runs)[:MOST_PREDICTED]
     measured = figures.metrics(runs[0]) if len(runs) == 1 else figures.main_metrics(runs)
-    shared = [scores(runs), Section("curves", [figures.losses(runs), measured])]
+    shared = [scores(runs), Section("evaluations", table=evaluations(runs))]
+    shared.append(Section("curves", [figures.losses(runs), measured]))
     shared.append(Section("timeline", [figures.timeline(runs)]))
-    own = _of_one(runs[0]) if len(runs) == 1 else [Section("differences", table=differences(runs))]
+    if len(runs) == 1:
+        own = [*_of_model(runs[0]), *_of_rows(predicted), *_of_training(runs[0])]
+    else:
+        own = [Section("differences", table=differences(runs)), *_of_rows(predicted)]
     found = []
     for section in (*shared, *own):
-        if not section.is_empty:
-            section.title, caption = CAPTIONS[section.key]
-            section.caption = caption.replace("{rows}", rows)
-            found.append(section)
+        if section.is_empty:
+            continue
+        section.title, caption = CAPTIONS[section.key]
+        rows = predicted[0].title if len(predicted) == 1 else "the rows named below"
+        if section.key == "parts":
+            rows = rows_of(runs[0].record)
+        section.caption = caption.replace("{rows}", rows)
+        found.append(section)
     return found
 
 
-def _of_one(run: Run) -> Iterator[Section]:
-    """The sections of a single run."""
-    record = run.record
+def predicted_of(runs: Sequence[Run]) -> list[Predicted]:
+    """What was predicted in each run, beside each other, and then on new tables."""
+    found: list[Predicted] = []
+    new: list[Predicted] = []
+    for run in runs:
+        of_run = f"{run.title}: " if len(runs) > 1 else ""
+        if run.record.rows:
+            found.append(Predicted(f"{of_run}{rows_of(run.record)}", run.record))
+        new += [Predicted(f"{of_run}{one.title}, {rows_of(one.record)}", one.record) for one in run.evaluations]
+    return found + new
+
+
+def rows_of(record: Record) -> str:
+    """Such as ``120 validation rows``."""
+    split = {"val": "validation ", "test": "test "}.get(record.split, "")
+    return f"{record.rows:,} {split}row{'' if record.rows == 1 else 's'}"
+
+
+def _of_model(run: Run) -> Iterator[Section]:
+    """What a single run knows of its parts."""
     yield Section("parts", [row_figures.part_scores(run)], parts(run))
-    if record.confusion["names"]:
-        yield Section("confusion", [row_figures.confusion(record.confusion)])
+
+
+def _of_rows(predicted: Sequence[Predicted]) -> Iterator[Section]:
+    """The pages of predicted rows; of several side by side, each under its title."""
+    for key, build in _PAGES.items():
+        built = [build(one.record) for one in predicted]
+        if len(built) == 1:
+            yield built[0]
+            continue
+        for one, section in zip(predicted, built, strict=True):
+            section.title = one.title
+            section.samples = _with_others(section.samples, one, predicted)
+        yield Section(key, of_each=[section for section in built if not section.is_empty])
+
+
+def _confusion(record: Record) -> Section:
+    has_classes = bool(record.confusion["names"])
+    return Section("confusion", [row_figures.confusion(record.confusion)] if has_classes else [])
+
+
+def _ranking(record: Record) -> Section:
     roc = row_figures.ranking(record.roc, "false positive rate", "true positive rate", diagonal=True)
-    precision = row_figures.ranking(record.precision_recall, "recall", "precision", diagonal=False)
-    yield Section("ranking", [roc, precision])
-    if record.reliability["rows"]:
-        yield Section("reliability", [row_figures.reliability(record.reliability)])
-    if any(column["true"] for column in record.numbers):
-        yield Section("residuals", [row_figures.scatter(record.numbers), row_figures.residuals(record.numbers)])
-    yield Section("samples", samples=record.worst)
-    yield Section("data", [row_figures.classes(record.data["classes"], record.names)], data(run))
+    return Section(
+        "ranking", [roc, row_figures.ranking(record.precision_recall, "recall", "precision", diagonal=False)]
+    )
+
+
+def _reliability(record: Record) -> Section:
+    has_bins = bool(record.reliability["rows"])
+    return Section("reliability", [row_figures.reliability(record.reliability)] if has_bins else [])
+
+
+def _residuals(record: Record) -> Section:
+    if not any(column["true"] for column in record.numbers):
+        return Section("residuals")
+    return Section("residuals", [row_figures.scatter(record.numbers), row_figures.residuals(record.numbers)])
+
+
+_PAGES: dict[str, Callable[[Record], Section]] = {
+    "confusion": _confusion,
+    "ranking": _ranking,
+    "reliability": _reliability,
+    "residuals": _residuals,
+    "samples": lambda record: Section("samples", samples=record.worst),
+}
+
+
+def _with_others(
+    samples: Sequence[dict[str, Any]], own: Predicted, predicted: Sequence[Predicted]
+) -> list[dict[str, Any]]:
+    """The samples; each says which others of the same rows have it among their largest losses."""
+    others = []
+    for other in predicted:
+        is_of_same_rows = (other.record.split, other.record.rows) == (own.record.split, own.record.rows)
+        if other is not own and own.record.split != "table" and is_of_same_rows:
+            others.append(other)
+    found = []
+    for sample in samples:
+        also = [other.title.partition(":")[0] for other in others if _has(other.record, sample)]
+        found.append({**sample, "also": ", ".join(also)})
+    return found
+
+
+def _has(record: Record, sample: Mapping[str, Any]) -> bool:
+    return any((one["row"], one["truth"]) == (sample["row"], sample["truth"]) for one in record.worst)
+
+
+def _of_training(run: Run) -> Iterator[Section]:
+    """What a single run logged and wrote."""
+    yield Section("data", [row_figures.classes(run.record.data["classes"], run.record.names)], data(run))
     yield Section("rates", [figures.rates(run)])
     yield Section("gradients", [figures.gradient_norms(run)])
     yield Section("updates", [figures.per_part(run, "update_ratio/", "‖Δw‖ / ‖w‖ of a step")])
     drift = figures.per_part(run, "drift/", "distance from the start")
     yield Section("drift", [drift, figures.per_part(run, "similarity/", "similarity (CKA)")])
-    machine = [[name, value] for name, value in record.machine.items()]
+    machine = [[name, value] for name, value in run.record.machine.items()]
     yield Section("machine", table=Table(("", ""), machine, holds_numbers=False))
     yield Section("config", text=run.config_text)
+
+
+def evaluations(runs: Sequence[Run]) -> Table:
+    """The metrics on new tables, with their intervals."""
+    names: dict[str, None] = {}
+    for run in runs:
+        for one in run.evaluations:
+            names |= dict.fromkeys(metric["name"] for metric in one.metrics)
+    shown = list(names)[:_MOST_METRICS]
+    rows = []
+    for run in runs:
+        for one in run.evaluations:
+            cells = {metric["name"]: _with_interval(metric) for metric in one.metrics}
+            title = f"{run.title}, {one.title}" if len(runs) > 1 else one.title
+            rows.append([title, f"{one.record.rows:,}", *(cells.get(name, "") for name in shown), one.drawn])
+    return Table(["", "rows", *shown, "intervals from"], rows)
+
+
+def _with_interval(metric: Mapping[str, Any]) -> str:
+    """Such as ``0.91 (0.85 to 0.95)``."""
+    value, low, high = metric["value"], metric["low"], metric["high"]
+    if value is None:
+        return "undefined"
+    return f"{value:.4g}" if low is None or high is None else f"{value:.4g} ({low:.3g} to {high:.3g})"
 
 
 def scores(runs: Sequence[Run]) -> Section:

@@ -1,4 +1,4 @@
-"""What each part did in a fit, as the table at its end and in its report."""
+"""What each part did in a run, as the table at its end and in its report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ NUMBERS = ("alone", "error", "share", "without", "whole", "contribution")
 
 
 def parts_of(trainer: Trainer, task: Any) -> list[dict[str, Any]]:
-    """The parts in the order of the network: when their stages began to train, and what the end of the fit compared."""
+    """The parts in the order of the network: when their stages began to train, and what the end of the run compared."""
     network = task.built()
     stages: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in network.wiring.order}
     groups = trainer.optimizers[0].param_groups if len(trainer.optimizers) == 1 else []
@@ -43,7 +43,7 @@ def parts_of(trainer: Trainer, task: Any) -> list[dict[str, Any]]:
 
 
 def what_it_did(part: Mapping[str, Any], steps: int) -> str:
-    """What a part did in a fit of so many steps."""
+    """What a part did in a run of so many steps."""
     values = sum(stage["values"] for stage in part["stages"])
     frozen = sum(stage["values"] for stage in part["stages"] if stage["start"] is None)
     starts = sorted({stage["start"] for stage in part["stages"] if stage["start"] is not None})
@@ -61,7 +61,7 @@ def what_it_did(part: Mapping[str, Any], steps: int) -> str:
 
 
 def summary(trainer: Trainer, task: Any) -> str:
-    """The table at the end of a fit; empty where the groups of the optimizer do not say what trained."""
+    """The table at the end of a run; empty where the groups of the optimizer do not say what trained."""
     parts = parts_of(trainer, task)
     if not any(part["stages"] for part in parts):
         return ""

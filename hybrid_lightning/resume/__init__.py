@@ -1,1 +1,1 @@
-"""Continuing a fit from any checkpoint as if it had never stopped."""
+"""Continuing a run from any checkpoint as if it had never stopped."""

@@ -1,4 +1,4 @@
-"""Exact resume: a fit that continues from any checkpoint ends as if it had never stopped."""
+"""Exact resume: a run that continues from any checkpoint ends as if it had never stopped."""
 
 import os
 import warnings
@@ -25,6 +25,7 @@ from hybrid_lightning.lightning_private import (
     validation_fetcher,
     validation_is_due,
 )
+from hybrid_lightning.resume.division import Division, Move, changes, division_of, go_on
 from hybrid_lightning.resume.loop_counters import SavedPoint, settle
 from hybrid_lightning.resume.replay import ReplayedLoader, epoch_of, position, seed_device
 from hybrid_lightning.resume.saved_fit import KEY, refuse_damaged_fit
@@ -33,12 +34,15 @@ from hybrid_lightning.trainer import FitCallback, window_is_open
 
 
 class ExactResume(FitCallback):
-    """Makes a fit that continues from a checkpoint equal, bit by bit, to one that never stopped.
+    """Makes a run that continues from a checkpoint equal, bit by bit, to one that never stopped.
 
     It holds for every checkpoint that is saved between two batches: after any batch, after a validation, at the end of
     an epoch, within an accumulation window. The loaders need no change: their order, the samples' augmentation, dropout
     and whatever else draws from the random state of torch (also on the device), numpy or random is seeded for each
     epoch, batch and sample. A loader continues where it stood without loading what was read before.
+
+    On another number of ranks, with the same samples in each step (ranks × batch size × accumulation), the same samples
+    follow in the same order; dropout and batch statistics are then other ones, see docs/elastic.md.
 
     Limits, each of which a checkpoint or a dataset meets by itself:
 
@@ -48,7 +52,7 @@ class ExactResume(FitCallback):
     - ``on_train_epoch_start`` is called again for the epoch that continues, so that what hooks set there is set.
     - In manual optimization, gradients that wait for a later step are not saved; nor are they under a sharded strategy.
     - Validation by time (``val_check_interval="00:10:00"``) happens when it happens.
-    - A fit that was saved at the last of its ``max_steps`` is over for Lightning, without the hooks that follow a step.
+    - A run that was saved at the last of its ``max_steps`` is over for Lightning, without the hooks that follow a step.
 
     Nothing is logged.
 
@@ -56,7 +60,7 @@ class ExactResume(FitCallback):
         enabled: False leaves everything to Lightning.
 
     Raises:
-        ConfigError: At the start of a fit that continues within an epoch, if the module reads the batches by itself
+        ConfigError: At the start of a run that continues within an epoch, if the module reads the batches by itself
             (``training_step(self, dataloader_iter)``).
     """
 
@@ -71,6 +75,10 @@ class ExactResume(FitCallback):
         self._validated = -1
         self._validation_pending = False
         self._window: dict[str, dict[str, Tensor]] | None = None
+        self._division: Division | None = None
+        self._order = ""
+        self._changes: list[str] = []
+        self._move: Move | None = None
         self._silence = ExitStack()
 
     # Restoring
@@ -102,7 +110,7 @@ class ExactResume(FitCallback):
             loop = trainer.fit_loop.epoch_loop
             for each in (trainer.fit_loop, loop, loop.automatic_optimization, loop.manual_optimization, loop.val_loop):
                 forget_restart(each)
-        self._prepare_loaders(trainer)
+        self._prepare_loaders(trainer, saved)
         if saved is not None:
             self._finish_epoch(trainer, saved)
             if self._point.in_epoch:
@@ -117,14 +125,14 @@ class ExactResume(FitCallback):
         self._silence.close()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finishes a fit that was over when it was saved."""
+        """Finishes a run that was over when it was saved."""
         self._silence.close()
         if self._saved is not None:
             self._finish_epoch(trainer, self._saved)
         self._saved = None
 
     def _finish_epoch(self, trainer: Trainer, saved: dict[str, Any]) -> None:
-        """Does what follows the last epoch, if its end was being handled when the fit was saved."""
+        """Does what follows the last epoch, if its end was being handled when the run was saved."""
         # metric schedulers and checkpoints look at these between validations
         for name, value in saved.get("metrics", {}).items():
             trainer.callback_metrics[name] = value.to(trainer.strategy.root_device)
@@ -137,11 +145,12 @@ class ExactResume(FitCallback):
 
     def _continue_epoch(self, trainer: Trainer, pl_module: LightningModule, saved: dict[str, Any]) -> None:
         """Starts the epoch that was under way again, at the batch that comes next."""
-        warn_of_changes(trainer, saved, self._point)
+        warn_of_changes(trainer, saved, self._point, self._changes)
+        self._changes = []
         # Lightning warns between on_train_epoch_start and the first batch, whatever has been done
         self._silence.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
-        self._window = saved.get("window")
+        self._window = saved.get("window") if self._move is None or self._move.within_step else {}
         self._logged_steps = saved.get("logged_steps", self._logged_steps)
         self._validated = saved.get("validated", -1)
         fit_loop: Any = trainer.fit_loop
@@ -156,7 +165,7 @@ class ExactResume(FitCallback):
         self._finish_batch(trainer)
 
     def _finish_batch(self, trainer: Trainer) -> None:
-        """Does what follows the last batch and had not been done when the fit was saved in one of its hooks."""
+        """Does what follows the last batch and had not been done when the run was saved in one of its hooks."""
         loop = trainer.fit_loop.epoch_loop
         steps_before = logged_steps(trainer)
         set_logged_steps(trainer, self._logged_steps)
@@ -171,7 +180,7 @@ class ExactResume(FitCallback):
 
     # Seeding
 
-    def _prepare_loaders(self, trainer: Trainer) -> None:
+    def _prepare_loaders(self, trainer: Trainer, saved: dict[str, Any] | None = None) -> None:
         fetcher = data_fetcher(trainer)
         if isinstance(fetcher.combined_loader, ReplayedLoader):
             return
@@ -186,8 +195,23 @@ class ExactResume(FitCallback):
         # in the fetcher alone: trainer.train_dataloader stays what the user gave
         combined = fetcher.combined_loader
         combined.reset()  # ends the workers of the first iterator, which have no seeds
-        fetcher.setup(ReplayedLoader(trainer, combined, self.seed))
+        replayed = ReplayedLoader(trainer, combined, self.seed)
+        self._division, self._order = division_of(trainer, replayed.samples), replayed.order
+        fetcher.setup(replayed)
+        if saved is not None and self._point.in_epoch:
+            self._divide_anew(trainer, saved)
         iter(fetcher)
+
+    def _divide_anew(self, trainer: Trainer, saved: dict[str, Any]) -> None:
+        """Goes on in the epoch after as many samples as the checkpoint has read, with any number of ranks."""
+        total = trainer.fit_loop.epoch_loop.batch_progress.total
+        was_validated = saved.get("validated") == total.ready
+        self._changes = changes(trainer, saved, self._division, self._order)
+        self._move = go_on(trainer, saved, self._division)
+        if self._move is not None and self._move.repeated:
+            self._changes.append(f"{self._move.repeated} samples of the epoch are trained a second time")
+        if was_validated:
+            saved["validated"] = total.ready
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepares loaders that were made anew for this epoch; every callback has started by now."""
@@ -203,7 +227,7 @@ class ExactResume(FitCallback):
         """Seeds the making of validation iterators, if a validation is due."""
         if self.seed is None:
             return
-        # counted after this hook, in which the fit may be saved
+        # counted after this hook, in which the run may be saved
         self._logged_steps = logged_steps(trainer) if accumulates(trainer) else logged_steps(trainer) + 1
         if validation_is_due(trainer):
             self._seed_validation(trainer)
@@ -221,7 +245,7 @@ class ExactResume(FitCallback):
             self._seed_validation(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes that this point of the fit has been validated."""
+        """Notes that this point of the run has been validated."""
         if self._fits(trainer):
             self._validated = trainer.fit_loop.epoch_loop.batch_progress.total.ready
             self._validation_pending = False
@@ -242,11 +266,14 @@ class ExactResume(FitCallback):
         """Adds what Lightning does not save, as plain data."""
         if self.seed is None:
             return
+        division = self._division
         metrics = {name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()}
         checkpoint[KEY] = {
             "seed": self.seed,
             "ranks": trainer.world_size,
             "batches": trainer.num_training_batches,
+            "division": None if division is None else {"samples": division.samples, "accumulate": division.accumulate},
+            "order": self._order,
             "logged_steps": self._logged_steps,
             "validated": self._validated,
             "metrics": metrics,
@@ -262,14 +289,8 @@ def chosen_seed(saved: int | None, epoch: int) -> int:
     return seed
 
 
-def warn_of_changes(trainer: Trainer, saved: dict[str, Any], point: SavedPoint) -> None:
-    """Warns of what makes a fit that goes on within an epoch not exact, instead of Lightning, which always warns."""
-    changed, reasons = [], []
-    for name, value in (("ranks", trainer.world_size), ("batches", trainer.num_training_batches)):
-        if saved.get(name, value) != value:
-            changed.append(f"{name}: {saved[name]} → {value}")
-    if changed:
-        reasons.append(f"an epoch is divided otherwise than in the checkpoint ({', '.join(changed)})")
+def warn_of_changes(trainer: Trainer, saved: dict[str, Any], point: SavedPoint, reasons: list[str]) -> None:
+    """Warns of what makes a run that goes on within an epoch not exact, instead of Lightning, which always warns."""
     if not saved:
         reasons.append("it was saved without ExactResume")
     elif saved.get("window") is None and window_is_open(trainer):
@@ -277,7 +298,7 @@ def warn_of_changes(trainer: Trainer, saved: dict[str, Any], point: SavedPoint) 
     if point.in_batch:
         reasons.append("it was saved in the middle of a batch")
     if reasons:
-        rank_zero_warn(f"Exact resume: the fit goes on, but not exactly as it would have: {'; '.join(reasons)}.")
+        rank_zero_warn(f"Exact resume: the run goes on, but not exactly as it would have: {'; '.join(reasons)}.")
 
 
 def open_window(trainer: Trainer, module: LightningModule) -> dict[str, dict[str, Tensor]] | None:

@@ -1,4 +1,4 @@
-"""Where in a fit a checkpoint was saved: Lightning's counters, checked and put in order.
+"""Where in a run a checkpoint was saved: Lightning's counters, checked and put in order.
 
 Lightning (2.6) tells several moments apart by which of its counters have moved on, and loses something at most of them:
 the end of an epoch, a validation that was due, a step of a metric scheduler, the logger's step. Here a saved fit is

@@ -39,7 +39,7 @@ def require_groups(checkpoint: Mapping[str, Any], groups: Mapping[str, list[str]
     states = checkpoint.get("optimizer_states")
     if not states:
         raise ConfigError(
-            f"--ckpt_path: the checkpoint holds no optimizer state, so a fit cannot go on from it. {_REMEDY}"
+            f"--ckpt_path: the checkpoint holds no optimizer state, so a run cannot go on from it. {_REMEDY}"
         )
     sizes, indices = [], []
     try:

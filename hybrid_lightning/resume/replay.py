@@ -1,6 +1,6 @@
 """What Lightning's fit loop reads batches from, so that an epoch can start at any of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import count
 from typing import Any
@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
+from torch.utils.data import DistributedSampler
 
-from hybrid_lightning.lightning_private import combination_of, wrapped_samplers
+from hybrid_lightning.lightning_private import combination_of, loaders_to_read, wrapped_samplers
 from hybrid_lightning.resume.seeded_loaders import SeededLoader, hashed, seed_cpu
 
 
 class ReplayedLoader:
-    """The training loaders, seeded for each batch, from where the fit stands.
+    """The training loaders, seeded for each batch, from where the run stands.
 
     Takes the place of the `CombinedLoader` in the Trainer's data fetcher alone; ``trainer.train_dataloader`` and the
     loaders stay what they are.
@@ -26,12 +27,26 @@ class ReplayedLoader:
         loaders = combined.flattened
         self._cycled = len(loaders) > 1 and combination_of(combined) == "max_size_cycle"
         self._loaders = []
-        for number, loader in enumerate(loaders):
-            self._loaders.append(SeededLoader(loader, seed, trainer.global_rank, str(number), wrapped_samplers))
+        rank, ranks = trainer.global_rank, trainer.world_size
+        originals = replaced_samplers(trainer, loaders)
+        for number, (loader, original) in enumerate(zip(loaders, originals, strict=True)):
+            self._loaders.append(SeededLoader(loader, seed, rank, str(number), wrapped_samplers, original, ranks))
         self._length: int | None = None
         # a loader that is there twice could not be given two samplers at a time
         is_distinct = len(set(map(id, loaders))) == len(loaders)
         self._can_skip = is_distinct and all(loader.can_skip(self._cycled) for loader in self._loaders)
+
+    @property
+    def samples(self) -> int | None:
+        """Samples of a batch on all ranks together; None of several loaders, or if the loader does not tell."""
+        sampler = self._loaders[0].sampler
+        return None if len(self._loaders) > 1 or sampler is None else sampler.samples
+
+    @property
+    def order(self) -> str:
+        """The class of the sampler that decides the order of the first loader, else of the loader itself."""
+        first = self._loaders[0]
+        return type(first.loader).__name__ if first.sampler is None else first.sampler.order
 
     def __len__(self) -> int:
         return len(self.combined) if self._length is None else self._length
@@ -86,6 +101,32 @@ class ReplayedLoader:
             for loader in self._loaders:
                 stack.enter_context(loader.exchanged())
             yield
+
+
+def replaced_samplers(trainer: Trainer, loaders: list[Any]) -> list[Any]:
+    """The user's sampler of each loader in which a distributed Trainer has replaced it; None of the others."""
+    nothing = [None] * len(loaders)
+    is_injected = [isinstance(getattr(loader, "sampler", None), DistributedSampler) for loader in loaders]
+    # with overfit_batches, Lightning keeps the order on purpose
+    if trainer.overfit_batches or not any(is_injected):  # type: ignore[attr-defined]
+        return nothing
+    with torch.random.fork_rng(devices=[]):  # making a loader may draw random numbers
+        given = CombinedLoader(loaders_to_read(trainer)).flattened
+    if len(given) != len(loaders):
+        return nothing
+    found = []
+    for loader, of_user, injected in zip(loaders, given, is_injected, strict=True):
+        sampler = getattr(of_user, "sampler", None) if injected else None
+        found.append(sampler if _is_shared(sampler, of_user, loader) else None)
+    return found
+
+
+def _is_shared(sampler: Any, of_user: Any, loader: Any) -> bool:
+    """Whether a loader's injected sampler shares as many samples of the same dataset as the user's sampler draws."""
+    if isinstance(sampler, DistributedSampler) or not isinstance(sampler, Sized):
+        return False
+    share = -(-len(sampler) // loader.sampler.num_replicas)
+    return len(of_user.dataset) == len(loader.dataset) and share == len(loader.sampler)
 
 
 def epoch_of(trainer: Trainer) -> int:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a fit beside weights and optimizer, compared with what this program would have saved."""
+"""What a checkpoint holds of a run beside weights and optimizer, compared with what this program would have saved."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,10 @@ from hybrid_lightning.weights.tensor_values import is_plain, unfit
 KEY = "exact_resume"
 _FORM = {
     "seed": range(2**63),
-    "ranks": int,
+    "ranks": range(1, 2**31),
+    "batches": (type(None), int, float),
+    "division": (type(None), {"samples": range(1, 2**63), "accumulate": range(1, 2**63)}),
+    "order": (type(None), str),
     "logged_steps": int,
     "validated": range(-1, 2**63),
     "metrics": {str: torch.zeros(())},

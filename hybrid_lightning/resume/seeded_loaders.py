@@ -24,6 +24,8 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from hybrid_lightning.resume.samplers import RankShare, held_generators, set_epoch, share_of
+
 
 def hashed(*words: object) -> int:
     """A stable 63-bit hash of the words' string forms, to be used as a seed."""
@@ -43,6 +45,8 @@ class Drawn(NamedTuple):
 
     place: str
     indices: Any
+    epoch: int = 0
+    positions: range | None = None  # of the samples, in the order that one process would read; None if unknown
 
 
 class SeededSampler:
@@ -60,6 +64,12 @@ class SeededSampler:
         inner = sampler.sampler if type(sampler) is BatchSampler else None
         uses_global = getattr(inner, "generator", None) is torch.default_generator
         self._draws_once = type(inner) in (RandomSampler, SequentialSampler) and not uses_global
+        self._share = share_of(inner)
+        self.batch_size: int | None = None if inner is None else sampler.batch_size
+        """Samples that this rank takes in a batch; None of a batch sampler of somebody's own."""
+        order = inner.sampler if isinstance(inner, RankShare) else inner or sampler
+        self.order = type(order).__name__
+        """The class of the sampler that decides the order of all ranks."""
 
     def start(self, epoch: int, passes: int = 0, skip: int = 0) -> None:
         """Sets where the next pass starts, after whole passes of this epoch and the first batches of the next one."""
@@ -83,7 +93,20 @@ class SeededSampler:
             except StopIteration:
                 return
             if number >= skip:
-                yield Drawn(f"{place}/{number}", drawn)
+                yield Drawn(f"{place}/{number}", drawn, self._epoch, self._positions(number, drawn))
+
+    def _positions(self, number: int, drawn: Any) -> range | None:
+        """Where the samples of a batch stand in the order that one process would read."""
+        if self.batch_size is None:
+            return None
+        ranks, rank = self._share
+        first = number * self.batch_size * ranks + rank
+        return range(first, first + len(drawn) * ranks, ranks)
+
+    @property
+    def samples(self) -> int | None:
+        """Samples that all ranks together take in a batch; None if that is not told."""
+        return None if self.batch_size is None else self.batch_size * self._share[0]
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -114,9 +137,10 @@ class _StandIn:
 class SeededDataset(_StandIn):
     """A map-style dataset under a `SeededSampler`: seeds each sample, or each batch if the dataset loads whole batches.
 
-    The seed of a sample is hashed from its batch's place in the fit, its index and how often that index stood in the
-    batch before, so it is the same in any worker and on any rank. Whole batches, and samples without a number or text
-    as index, are seeded by rank.
+    The seed of a sample is hashed from its position in the epoch, or, where that is unknown, from its batch's place in
+    the run, its index and how often that index stood in the batch before. So it is the same in any worker, on any rank
+    and, by position, with any number of ranks. Whole batches, and samples without a number or text as index, are seeded
+    by rank.
     """
 
     def __init__(self, dataset: Any, seed: int, rank: int) -> None:
@@ -133,6 +157,8 @@ class SeededDataset(_StandIn):
         if loads_batches(self._dataset):
             seed_cpu(hashed(self._seed, "whole", drawn.place, self._rank))
             return self._dataset.__getitems__(drawn.indices)
+        if drawn.positions is not None:
+            return self._by_position(drawn, drawn.positions)
         samples: list[Any] = []
         times: dict[Any, int] = {}
         for index in drawn.indices:
@@ -142,6 +168,44 @@ class SeededDataset(_StandIn):
             seed_cpu(hashed(self._seed, "sample", drawn.place, name, times[name]))
             samples.append(self._dataset[index])
         return samples
+
+    def _by_position(self, drawn: Drawn, positions: range) -> list[Any]:
+        of_pass = drawn.place.rpartition("/")[0]
+        samples = []
+        for index, position in zip(drawn.indices, positions, strict=True):
+            seed_cpu(hashed(self._seed, "position", of_pass, position))
+            samples.append(self._dataset[index])
+        return samples
+
+
+class DatasetView(_StandIn):
+    """A version of each sample of a map-style dataset, the same each time, in any process and on any rank.
+
+    The seed of a sample is hashed from a seed, the number of the version and the sample's index.
+    """
+
+    def __init__(self, dataset: Any, seed: int, number: int) -> None:
+        super().__init__(dataset, seed, _number=number)
+
+    @property
+    def dataset(self) -> Any:
+        """What it gives a version of."""
+        return self._dataset
+
+    def around(self, dataset: Any) -> Any:
+        """The same version of other samples; a dataset that loads whole batches stays as it is."""
+        return dataset if loads_batches(dataset) else DatasetView(dataset, self._seed, self._number)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int | np.integer) and index < 0:
+            index += len(self)
+        seed_cpu(hashed(self._seed, "view", self._number, index))
+        return self._dataset[index]
+
+    def __getitems__(self, drawn: Any) -> list[Any]:
+        """The samples of a batch; `drawn` are indices, or have them as an attribute."""
+        indices = getattr(drawn, "indices", drawn)
+        return [self[index] for index in indices]
 
 
 def seeded(dataset: Any, seed: int, rank: int) -> Any:
@@ -177,13 +241,21 @@ class SeededLoader:
     """Starts a `DataLoader` at any batch of any epoch; any other iterable is read as it is.
 
     A loader takes its sampler and dataset when it makes an iterator, so they are exchanged for that moment alone, and
-    the loader stays as it is. `wrapped` gives the samplers inside of one that hides them.
+    the loader stays as it is. `wrapped` gives the samplers inside of one that hides them; `original` is the user's
+    sampler, where Lightning has put one in its place that shares the samples among so many `ranks`.
     """
 
     def __init__(
-        self, loader: Any, seed: int, rank: int, name: str, wrapped: Callable[[Any], Iterable[Any]] = lambda _: ()
+        self,
+        loader: Any,
+        seed: int,
+        rank: int,
+        name: str,
+        wrapped: Callable[[Any], Iterable[Any]] = lambda _: (),
+        original: Any = None,
+        ranks: int = 1,
     ) -> None:
-        self.loader = loader
+        self.loader, self._original = loader, original
         self.sampler: SeededSampler | None = None
         self._stream: SeededIterable | None = None
         self._exchanged: dict[str, Any] = {}
@@ -195,7 +267,12 @@ class SeededLoader:
             self._exchanged = {"dataset": self._stream}
             return
         attribute = "sampler" if loader.batch_sampler is None else "batch_sampler"
-        self.sampler = SeededSampler(getattr(loader, attribute), held_generators(loader, wrapped), seed, name)
+        sampler: Any = getattr(loader, attribute)
+        if original is not None and type(sampler) is BatchSampler:
+            shared = RankShare(original, ranks, rank)
+            sampler = BatchSampler(shared, sampler.batch_size, sampler.drop_last)
+        generators = held_generators(loader, wrapped, sampler)
+        self.sampler = SeededSampler(sampler, generators, seed, name)
         self._exchanged = {attribute: self.sampler}
         self._seed, self._rank = seed, rank
 
@@ -206,7 +283,7 @@ class SeededLoader:
     def start(self, epoch: int, position: int, cycled: bool) -> None:
         """Prepares the next pass of an epoch of which `position` batches were read; those are skipped, if it can."""
         # a cycled loader starts again when it is exhausted, so its position may lie in a later pass
-        set_epoch(self.loader, epoch)
+        set_epoch(self.loader, epoch, self._original)
         if self._stream is not None:
             self._stream.start(epoch)
         if self.sampler is not None:
@@ -242,37 +319,8 @@ class SeededLoader:
 
 def loads_batches(dataset: Any) -> bool:
     """Whether the dataset loads a whole batch in one call; a `Subset` does if what it is a subset of does."""
+    if isinstance(dataset, DatasetView):
+        return False
     if type(dataset) is Subset:
         return loads_batches(dataset.dataset)
     return callable(getattr(dataset, "__getitems__", None))
-
-
-def held_generators(
-    loader: DataLoader[Any], wrapped: Callable[[Any], Iterable[Any]] = lambda _: ()
-) -> list[torch.Generator]:
-    """The torch generators that a loader and its samplers, one within another, draw from."""
-    generators: dict[int, torch.Generator] = {}
-    holders: list[Any] = [loader]
-    seen: set[int] = set()
-    while holders:
-        holder = holders.pop(0)
-        if holder is None or id(holder) in seen:
-            continue
-        seen.add(id(holder))
-        held = getattr(holder, "__dict__", {})
-        for value in held.values():
-            if isinstance(value, torch.Generator):
-                generators[id(value)] = value
-        holders += [held.get("batch_sampler"), held.get("sampler"), *wrapped(holder)]
-    return list(generators.values())
-
-
-def set_epoch(loader: Any, epoch: int) -> None:
-    """Sets the epoch of the loader's samplers that have one, such as `DistributedSampler`."""
-    batches = getattr(loader, "batch_sampler", None)
-    samplers = [batches, getattr(loader, "sampler", None), getattr(batches, "sampler", None)]
-    once = {id(sampler): sampler for sampler in samplers}  # the last two are usually the same
-    for sampler in once.values():
-        set_epoch_of = getattr(sampler, "set_epoch", None)
-        if callable(set_epoch_of):
-            set_epoch_of(epoch)

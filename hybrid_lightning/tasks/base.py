@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -31,7 +32,7 @@ from hybrid_lightning.tasks.evaluation import (
 from hybrid_lightning.tasks.network_module import NetworkModule
 from hybrid_lightning.tasks.objective import Objective
 from hybrid_lightning.tasks.planning import log_settings, plan_of, refuse_without_validation
-from hybrid_lightning.tasks.sample_predictions import predict_samples, saved_data
+from hybrid_lightning.tasks.sample_predictions import predict_samples
 from hybrid_lightning.tasks.settings import Options, TaskSettings, has_own_steps, parse_network, taken_arguments
 from hybrid_lightning.tasks.start import validate_start
 from hybrid_lightning.tasks.trials import give_rates, is_trial, start_trial
@@ -59,8 +60,8 @@ class HybridTask(NetworkModule):
             leaves them as they were drawn, all but the fusion and the head.
         fusion: Options of the fusion of several parts, such as ``{module: ConcatFusion, args: {width: 64}}``.
         optimizer: A class of `torch.optim`, by name or as ``{class_path: ..., init_args: {...}}``; null is AdamW.
-        rates: ``{shape: ..., warm_up: ...}``: the course of the rates from each group's unfreezing on. Shapes: constant
-            (default), linear, cosine, one_cycle, slanted_triangular; warm_up is a duration.
+        rates: ``{shape: ..., warm_up: ...}``: the learning-rate schedule from each group's unfreezing on. Shapes:
+            constant (default), linear, cosine, one_cycle, slanted_triangular; warm_up is a duration.
         scheduler: Instead of ``rates``, a torch scheduler as ``{class_path: ..., init_args: {...}, interval: epoch}``.
             It runs at the base rate, every group takes its share; ``warm_up`` (a duration) counts from its unfreezing.
         unfreezing: ``{restart_early_stopping: true}`` starts the patience of early stopping anew at each unfreezing;
@@ -70,6 +71,8 @@ class HybridTask(NetworkModule):
             less than ``coverage`` of all values is an error. A part that is found there does not read its ``weights``.
         cache: Whether features of frozen parts are computed once and served in every epoch, see `FrozenFeatureCache`:
             ``auto`` where that saves time and the task's steps are not your own, true wherever it can be, or false.
+            ``{views: 4}`` also caches behind random transforms of single samples, in 4 versions of each training sample
+            that epochs serve in turn; with ``mode: true`` beside it wherever it can be.
         start: Where training begins: ``default``, with heads at random; or ``probe``: before the first step a ridge
             regression on the features of all training samples gives each part's head, in closed form, and the fusion is
             a `BlendFusion` of them. Training goes on from there (linear probing, then fine-tuning, arXiv 2202.10054).
@@ -95,6 +98,8 @@ class HybridTask(NetworkModule):
     """Whether `predict_step` also gives what each part contributes; ``without``: the predictions without the part."""
     data_state: Mapping[str, Any] | None = None
     """What the checkpoint that it was rebuilt from keeps of a manifest's data, unchecked."""
+    run_settings: Mapping[str, Any] = MappingProxyType({})
+    """Settings of the data and the Trainer, which loggers get beside its own."""
     _has_trained = False
 
     @abstractmethod
@@ -111,7 +116,7 @@ class HybridTask(NetworkModule):
         scheduler: str | Options | None = None,
         unfreezing: Options | None = None,
         init_from: str | Options | None = None,
-        cache: bool | str = "auto",
+        cache: bool | str | Options = "auto",
         start: str = "default",
         selection: str = "validation",
         average: str | dict[str, Any] | None = None,
@@ -140,7 +145,7 @@ class HybridTask(NetworkModule):
 
     @property
     def lr(self) -> float:
-        """The base rate; it may be set before a fit, also by Lightning's `Tuner` and `LearningRateFinder`."""
+        """The base rate; it may be set before a run, also by Lightning's `Tuner` and `LearningRateFinder`."""
         return self.settings.lr
 
     @lr.setter
@@ -229,7 +234,7 @@ class HybridTask(NetworkModule):
             self.objective.check_target(target)
 
     def on_train_start(self) -> None:
-        """Sets the length of the fit and prints the plan."""
+        """Sets the length of the run and prints the plan."""
         self._train_loss = RunningLoss()
         if is_trial(self.trainer):
             groups = self.trainer.optimizers[0].param_groups
@@ -265,7 +270,7 @@ class HybridTask(NetworkModule):
         """Logs the mean training loss since the last log, and the rates of this step."""
         loss = self._train_loss.take() if is_log_step(self.trainer) else None
         if loss is not None:
-            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+            self.log("train/loss", loss, sync_dist=True)  # `FitProgress` shows it
             log_values(self.trainer, {f"lr/{log_name(group)}": group["lr"] for group in optimizer.param_groups})
 
     def on_validation_epoch_end(self) -> None:
@@ -279,7 +284,7 @@ class HybridTask(NetworkModule):
         log_metrics(self, "test")
 
     def on_fit_end(self) -> None:
-        """Reports a fit that had nothing to do."""
+        """Reports a run that had nothing to do."""
         message = None if self._has_trained else changed_config.finished(self.trainer)
         self._has_trained = False
         if message:
@@ -312,7 +317,6 @@ class HybridTask(NetworkModule):
         names = (trust,) if isinstance(trust, str) else tuple(trust)
         # it is abstract, its subclasses are not
         model = rebuilt(HybridTask, cls, checkpoint_path, names, parts or {})  # type: ignore[type-abstract]
-        model.data_state = saved_data(checkpoint_path)
         return model.to(map_location or "cpu").eval()
 
     def predict(self, samples: Any, inputs: Mapping[str, Any] | None = None) -> Any:

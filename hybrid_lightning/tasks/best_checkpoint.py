@@ -76,7 +76,7 @@ class BestCheckpoint(RankingCheckpoint):
         return saved
 
     def _followed(self, states: Any, is_fit: bool) -> str | None:
-        """The metric of the best checkpoint in the states of callbacks; a fit looks for that file in its folder."""
+        """The metric of the best checkpoint in the states of callbacks; a run looks for that file in its folder."""
         for key, state in states.items() if isinstance(states, Mapping) else ():
             if str(key).startswith("ModelCheckpoint{") and isinstance(state, Mapping):
                 monitor, path = state.get("monitor"), str(state.get("best_model_path"))
@@ -174,7 +174,7 @@ class BestCheckpoint(RankingCheckpoint):
 
 
 def follow_main_metric(trainer: Trainer, task: Any) -> None:
-    """Lets the best checkpoint of a fit follow the main metric of its task, now that the training data are known."""
+    """Lets the best checkpoint of a run follow the main metric of its task, now that the training data are known."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, BestCheckpoint):
             callback.follow(f"val/{task.objective.main_metric}", directions_of(task))

@@ -68,7 +68,7 @@ def example_as_given(trainer: Trainer, module: LightningModule, read: Callable[[
     Hooks that need the network, or a GPU, cannot run yet; then the batch is as it was read.
     """
     dtype = given_dtype(trainer)
-    # other commands than a fit have their own stage, on which hooks may depend
+    # other commands than a run have their own stage, on which hooks may depend
     is_fit = trainer.state.fn in (None, "fit")
     with own_random_state(trainer):
         raw = read()

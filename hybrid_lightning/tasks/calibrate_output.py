@@ -1,4 +1,4 @@
-"""At the end of a fit: what the best checkpoint says of its certainty, from rows that were held out."""
+"""At the end of a run: what the best checkpoint says of its certainty, from rows that were held out."""
 
 import math
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class Outputs(NamedTuple):
 
 
 class CalibrateOutput(FitCallback):
-    """After a fit, writes into ``best.ckpt`` the temperature, thresholds and coverage of what it serves.
+    """After a run, writes into ``best.ckpt`` the temperature, thresholds and coverage of what it serves.
 
     Temperature and thresholds come from the validation rows, which have also chosen the checkpoint and its output; the
     quantile for sets and intervals from calibration rows, which nothing else has read: the ``calibration_dataloader``
@@ -69,7 +69,7 @@ class CalibrateOutput(FitCallback):
         monitors = [getattr(callback, "monitor", None) for callback in trainer.checkpoint_callbacks]
         if not trainer.enable_validation or not any(monitors):
             raise ConfigError(
-                "it is written into the checkpoint that is best on validation rows, and this fit keeps none. Give it "
+                "it is written into the checkpoint that is best on validation rows, and this run keeps none. Give it "
                 "validation rows and checkpoints.",
                 "model.calibrate",
             )
@@ -86,7 +86,7 @@ class CalibrateOutput(FitCallback):
 
 
 def _calibrates(trainer: Trainer, task: Any) -> bool:
-    """Whether a fit has outputs to calibrate, and rows for it."""
+    """Whether a run has outputs to calibrate, and rows for it."""
     is_known = task.objective.closed_form is not None and not has_own_steps(type(task))
     is_whole = not isinstance(trainer.strategy, FSDP2Strategy)
     is_validated = trainer.val_dataloaders is not None and trainer.enable_validation
@@ -94,7 +94,7 @@ def _calibrates(trainer: Trainer, task: Any) -> bool:
 
 
 def _calibrate_and_write(trainer: Trainer, task: Any, path: Any) -> None:
-    """Calibrates a checkpoint; it stays as it is where that is impossible, as the fit is sound."""
+    """Calibrates a checkpoint; it stays as it is where that is impossible, as the run is sound."""
     wanted = {"temperature": task.objective.closed_form != "values", **(task.settings.calibrate or {})}
     held_out = None
     if not any(wanted.values()):
@@ -102,7 +102,7 @@ def _calibrate_and_write(trainer: Trainer, task: Any, path: Any) -> None:
         return
     try:
         with weights_of(trainer, task, path, select=True), reading(trainer):
-            task.built().temperature = 1.0  # not that of an earlier end of the fit
+            task.built().temperature = 1.0  # not that of an earlier end of the run
             loader = plain_samples(None, evaluation_loaders(trainer), most_validation_rows(trainer))
             validation = _outputs(trainer, task, loader, "val_groups")
             if wanted.get("coverage") is not None:

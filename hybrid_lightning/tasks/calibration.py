@@ -1,4 +1,4 @@
-"""What a fit finds out about its certainty on held-out rows: asked for in a config, and kept in a checkpoint."""
+"""What a run finds out about its certainty on held-out rows: asked for in a config, and kept in a checkpoint."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Continuing a fit whose settings, groups or optimizer have changed since its checkpoint was written."""
+"""Continuing a run whose settings, groups or optimizer have changed since its checkpoint was written."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -42,9 +42,9 @@ def adapt_checkpoint(
     on_group_change: str,
     trainer: pl.Trainer,
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """Prepares a checkpoint for a fit, in place, before anything is restored from it.
+    """Prepares a checkpoint for a run, in place, before anything is restored from it.
 
-    Gives its settings (see `all_settings`), or None if the fit does not go on from it; and lines to print. `own` is the
+    Gives its settings (see `all_settings`), or None if the run does not go on from it; and lines to print. `own` is the
     model's ``state_dict``, `today` what the task would add to a checkpoint now, with today's optimizer.
     """
     check_choice(on_group_change, "on_group_change", ON_GROUP_CHANGE)
@@ -62,8 +62,8 @@ def adapt_checkpoint(
         lines += take_matching_weights(own, checkpoint)
     if changes and on_group_change == "weights_only":
         forget_fit(checkpoint, getattr(trainer, "datamodule", None))
-        return None, [*lines, "The fit starts at step 0 with a new optimizer."]
-    # from here on the fit goes on from the checkpoint's step
+        return None, [*lines, "The run starts at step 0 with a new optimizer."]
+    # from here on the run goes on from the checkpoint's step
     require_groups(checkpoint, saved_groups)
     end_at(checkpoint, trainer)
     fresh = optimizer.state_dict()["param_groups"]
@@ -161,7 +161,7 @@ def apply_current_settings(
 
 
 def set_position(scheduler: GroupLR, step: int, length: FitLength) -> None:
-    """Puts a scheduler that counts otherwise than the one in the checkpoint to where the fit is."""
+    """Puts a scheduler that counts otherwise than the one in the checkpoint to where the run is."""
     if scheduler.restored_clock not in (None, scheduler.clock):
         epoch = step // (length.steps_per_epoch or max(step, 1))
         scheduler.load_state_dict({"last_epoch": step if scheduler.clock == "step" else epoch})
@@ -212,7 +212,7 @@ def _not_allowed(changes: list[str]) -> ConfigError:
 def take_copies(checkpoint: Checkpoint, own: Tensors, trainer: pl.Trainer) -> list[str]:
     """Checks the second copy of all weights in a checkpoint with an average; returns lines to print.
 
-    Its ``state_dict`` is the average. A fit without a callback for it goes on from the weights that were in training.
+    Its ``state_dict`` is the average. A run without a callback for it goes on from the weights that were in training.
     """
     if "current_model_state" not in checkpoint:
         return []
@@ -231,7 +231,7 @@ def take_copies(checkpoint: Checkpoint, own: Tensors, trainer: pl.Trainer) -> li
         return []
     checkpoint["state_dict"] = checkpoint.pop("current_model_state")
     checkpoint.pop("averaging_state", None)
-    return ["The checkpoint serves averaged weights. This fit goes on from those in training, which stand beside them."]
+    return ["The checkpoint serves averaged weights. This run goes on from those in training, which stand beside them."]
 
 
 def take_matching_weights(own: Tensors, checkpoint: Checkpoint) -> list[str]:
@@ -254,7 +254,7 @@ def take_matching_weights(own: Tensors, checkpoint: Checkpoint) -> list[str]:
 
 
 def forget_fit(checkpoint: Checkpoint, datamodule: Any) -> None:
-    """Leaves only the weights in a checkpoint, so that the fit starts at step 0."""
+    """Leaves only the weights in a checkpoint, so that the run starts at step 0."""
     for key in ("loops", "callbacks", "current_model_state", "averaging_state", type(datamodule).__qualname__):
         checkpoint.pop(key, None)  # without callbacks Lightning restores none
     checkpoint["optimizer_states"] = []
@@ -323,7 +323,7 @@ def refuse_damaged_state(
 
 
 def finished(trainer: pl.Trainer) -> str | None:
-    """A sentence if a fit has nothing left to do."""
+    """A sentence if a run has nothing left to do."""
     epochs = trainer.fit_loop.epoch_progress.total.processed  # type: ignore[attr-defined]
     done = (("steps", trainer.global_step, trainer.max_steps), ("epochs", epochs, trainer.max_epochs))
     for unit, reached, limit in done:
@@ -333,7 +333,7 @@ def finished(trainer: pl.Trainer) -> str | None:
 
 
 def end_at(checkpoint: Checkpoint, trainer: pl.Trainer) -> None:
-    """Lets a fit that is past its end come to `finished`, where Lightning would raise."""
+    """Lets a run that is past its end come to `finished`, where Lightning would raise."""
     refuse_damaged_fit(trainer, checkpoint)
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     last = trainer.max_epochs

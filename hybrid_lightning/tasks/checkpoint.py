@@ -4,9 +4,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
+from hybrid_lightning.data import ManifestDataModule
 from hybrid_lightning.errors import ConfigError, at, check_keys, listing, reason
+from hybrid_lightning.lightning_private import average_of
 from hybrid_lightning.network.fusion import follow_shrinking
 from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.network.selection import serve
@@ -30,6 +34,12 @@ def read_checkpoint(path: Any, place: str = "checkpoint_path", tensors: bool = T
 
     Raises `ConfigError` if the file is broken, holds code, or was not written by a task of this version.
     """
+    checkpoint = _read(path, place, tensors)
+    return checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
+
+
+def _read(path: Any, place: str, tensors: bool) -> Saved:
+    """All of a checkpoint but the states of optimizers; for the rest see `read_checkpoint`."""
     checkpoint = read_file(path, place, without=("optimizer_states",)) if tensors else peek(path, place)
     foreign = ConfigError(f"{str(path)!r} was not written by a task of this program.", place)
     if not is_ours(checkpoint):
@@ -44,7 +54,7 @@ def read_checkpoint(path: Any, place: str = "checkpoint_path", tensors: bool = T
     checkpoint = translated(checkpoint)
     if not checkpoint[CHECKPOINT_KEY].keys() >= _WANTED or "state_dict" not in checkpoint:
         raise foreign
-    return checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
+    return checkpoint
 
 
 def network_record(saved: Mapping[str, Any]) -> NetworkRecord:
@@ -96,15 +106,17 @@ def without_selection(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def measure_average(checkpoint: dict[str, Any]) -> None:
-    """Keeps an average of weights in the model, where Lightning would replace it by the weights beside it."""
-    if "current_model_state" not in checkpoint:
-        return
-    state = checkpoint["state_dict"]
-    if any(str(name).startswith(SELECTION) for name in state):
-        del checkpoint["current_model_state"]  # the callback's own copy has no place for a selection
-    else:
-        checkpoint["current_model_state"] = state
+def measure_average(trainer: Trainer, checkpoint: dict[str, Any], is_wanted: bool) -> None:
+    """Keeps an average of weights in the model, where Lightning would replace it by the weights beside it.
+
+    For the rest see `serve_selection`.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        average = average_of(callback) if isinstance(callback, WeightAveraging) else None
+        if average is not None:  # of a run that came before; it takes the same tensors as the model
+            serve_selection(average, checkpoint, is_wanted)
+    if "current_model_state" in checkpoint:
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
 
 
 def is_same_network(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
@@ -182,7 +194,8 @@ def rebuilt(
     live: Mapping[str, nn.Module],
 ) -> Task:
     """The task of a checkpoint, with its weights: a subclass of `base` that is imported, and a `wanted`."""
-    saved, state = read_checkpoint(path)
+    checkpoint = _read(path, "checkpoint_path", tensors=True)
+    saved, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
     known = {task_name(task): task for task in concrete_subclasses(base)}
     try:
         parts = with_live_modules(saved["parts"], live)
@@ -201,6 +214,8 @@ def rebuilt(
         refuse_other_model(model.state_dict(), state, "checkpoint_path")
         model.load_state_dict(state)
         calibrate(model, saved)
+        of_data = checkpoint.get(ManifestDataModule.__name__)
+        model.data_state = of_data if isinstance(of_data, Mapping) else None
     except ConfigError:
         raise
     except Exception as error:  # what a file says reaches constructors of torch and others

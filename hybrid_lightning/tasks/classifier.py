@@ -68,7 +68,7 @@ class ClassificationObjective(Objective):
         """The loss function; cross-entropy is averaged as torch does: weighted by class if there are class weights."""
         if self._weights == "balanced":
             raise ConfigError(
-                "'balanced' is counted by a fit, and there has been none. Load one.", "model.class_weights"
+                "'balanced' is counted by a run, and there has been none. Load one.", "model.class_weights"
             )
         if self.loss_function is not None:
             return self._loss_of_module(outputs, target)
@@ -291,7 +291,7 @@ class ClassificationObjective(Objective):
         weights = saved["settings"].get("class_weights")
         was_counted = "class_weights" in saved.get("counted", ())
         is_possible = weights is None or len(weights) == self.num_classes
-        # a fit that asks for balance, of a model that had none, counts anew
+        # a run that asks for balance, of a model that had none, counts anew
         if self.counted and is_possible and (was_counted or not is_fit):
             self._weigh(weights)
 

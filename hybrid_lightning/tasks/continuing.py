@@ -1,4 +1,4 @@
-"""What a fit takes from the checkpoint that it continues from, which has to be of the same groups and sound."""
+"""What a run takes from the checkpoint that it continues from, which has to be of the same groups and sound."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -4,7 +4,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
 
+from hybrid_lightning.cache.options import CacheOptions
 from hybrid_lightning.callbacks import (
     L2SP,
     AverageWeights,
@@ -19,6 +21,7 @@ from hybrid_lightning.callbacks import (
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.part import Part
 from hybrid_lightning.tasks.calibrate_output import CalibrateOutput
+from hybrid_lightning.tasks.progress import FitProgress
 from hybrid_lightning.tasks.selection import SelectOutput
 from hybrid_lightning.tasks.settings import check_average, has_own_steps
 from hybrid_lightning.tasks.soup import GreedySoup
@@ -28,7 +31,7 @@ from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 
 
 def default_callbacks(
-    parts: Collection[Part], unfreezing: Mapping[str, Any], cache: bool | str = False, average: Any = None
+    parts: Collection[Part], unfreezing: Mapping[str, Any], cache: CacheOptions, average: Any = None
 ) -> list[FitCallback]:
     """Those that the options of the parts need, in the order in which they have to see the gradients."""
     callbacks: list[FitCallback] = [StartOfTraining()]
@@ -41,15 +44,15 @@ def default_callbacks(
     if any(part.clip for part in parts):
         callbacks.append(GradientClipping({}))
     callbacks.append(GradientNormMonitor())
-    if cache is not False:
+    if cache.mode is not False:
         # before the loaders are seeded, and after what unfreezes
-        callbacks.append(FrozenFeatureCache(cache))
+        callbacks.append(FrozenFeatureCache(cache.mode, views=cache.views))
     callbacks.append(ExactResume())
     if any(part.batch_norm == "recalibrate" for part in parts):
         callbacks.append(ReestimateStatistics())
     if kind == "soup":
         callbacks.append(GreedySoup(value))
-    callbacks += [SelectOutput(), CalibrateOutput()]
+    callbacks += [SelectOutput(), CalibrateOutput(), FitProgress()]
     return callbacks
 
 
@@ -63,9 +66,17 @@ def require_callbacks(task: type, own: Collection[FitCallback]) -> None:
         )
 
 
-def cache_mode(task: type, cache: bool | str) -> bool | str:
+def cache_options(task: type, given: Any) -> CacheOptions:
     """The task's option `cache`; ``auto`` is False for steps of a user's own, which may read the raw entries."""
-    return False if cache == "auto" and has_own_steps(task) else cache
+    options = CacheOptions.parse(given)
+    if options.mode != "auto" or not has_own_steps(task):
+        return options
+    if options.views is not None:
+        rank_zero_info(
+            f"cache: off, as the steps of {task.__name__} are your own and may read raw entries. Write "
+            f"{{views: {options.views}, mode: true}} if they do not."
+        )
+    return CacheOptions(False)
 
 
 def give_options(callbacks: Iterable[pl.Callback], options: Mapping[str, Part], groups: list[dict[str, Any]]) -> None:

@@ -67,7 +67,7 @@ def _value_of(objective: Objective, name: str, predictions: Tensor, target: Tens
 def log_metrics(task: Any, split: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Computes and logs the metrics of a split, and writes its tables; for what it gives see `Evaluator.compute`.
 
-    A validation of a fit writes no tables: `BestCheckpoint` does, of the best.
+    A validation of a run writes no tables: `BestCheckpoint` does, of the best.
     """
     trainer = task.trainer
     values, undefined = task.evaluator.compute(split)

@@ -13,7 +13,7 @@ from hybrid_lightning.drift.reference_batch import own_random_state
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.trainer import as_validation
-from hybrid_lightning.unfreezing.freezing import apply_modes, dry_run, has_statistics, reestimate_statistics
+from hybrid_lightning.unfreezing.freezing import dry_run, evaluating, has_statistics, reestimate_statistics
 
 MOST_SAMPLES = 2048
 """Of the training split, for parts that read it before training; quantiles of more samples would hardly differ."""
@@ -73,12 +73,8 @@ def settle_statistics(network: HybridNetwork, read: Callable[[], Iterable[Any]],
     for name, own in found.items():
         norms += own
         ends.update(network.wiring.leads_to[name])
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
+    with evaluating(network):
         reestimate_statistics(norms, read(), lambda batch: network.features(batch, parts=ends))
-    finally:
-        apply_modes(modes)
 
 
 def unsettled(network: HybridNetwork, origins: Collection[str]) -> dict[str, list[nn.Module]]:

@@ -150,7 +150,7 @@ class SplitMetrics(nn.Module):
                 if name not in undefined and name not in self.chosen:
                     values[name] = self.metrics[name].compute()  # type: ignore[operator]
             undefined |= self._compute_chosen(values)
-        # in inference mode it would make states that a fit, which follows a validation by hand, cannot update
+        # in inference mode it would make states that a run, which follows a validation by hand, cannot update
         with torch.inference_mode(False):
             for metric in self.modules():
                 if isinstance(metric, torchmetrics.Metric):

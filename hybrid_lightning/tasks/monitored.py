@@ -17,7 +17,7 @@ _WHOSE_LOGS_ARE_KNOWN = ("hybrid_lightning", "lightning", "pytorch_lightning")
 
 
 def directions_of(task: Any) -> dict[str, str | None]:
-    """The metrics that a task's steps log in a fit, each with its own direction."""
+    """The metrics that a task's steps log in a run, each with its own direction."""
     own: dict[str, str | None] = {"loss": "min"}
     metrics = task.evaluator.metrics_of("val")
     for name in metrics.logged:
@@ -59,7 +59,7 @@ def _check(place: str, monitor: str, mode: str, directions: Directions, is_close
 
 
 def refuse_unlogged(place: str, monitor: str, directions: Directions) -> None:
-    """Raises `ConfigError` for a name of a metric that is none of those that the steps of a fit log.
+    """Raises `ConfigError` for a name of a metric that is none of those that the steps of a run log.
 
     What callbacks log beside these, such as ``lr/<group>``, is not known here.
     """

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from hybrid_lightning.data.loaders import example_batch
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
+from hybrid_lightning.distributed.ranks import first_of_node_before_others
 from hybrid_lightning.errors import ConfigError, at, printable
 from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.lightning_private import BatchCheckingModule, skip_empty_hooks
@@ -37,7 +38,7 @@ from hybrid_lightning.tasks.checkpoint import (
 )
 from hybrid_lightning.tasks.continuing import adapt_to_fit
 from hybrid_lightning.tasks.default_callbacks import (
-    cache_mode,
+    cache_options,
     default_callbacks,
     give_options,
     merge_callbacks,
@@ -51,6 +52,7 @@ from hybrid_lightning.tasks.objective import Objective
 from hybrid_lightning.tasks.settings import TaskSettings, check_plain, prepare_subclass
 from hybrid_lightning.tasks.trials import is_trial, keep_shares
 from hybrid_lightning.trainer import FitCallback
+from hybrid_lightning.weights.loading import WeightSource
 
 _FUSED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 Groups = list[dict[str, Any]]
@@ -78,7 +80,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         self.reads_weights = True
         """Whether the parts' weights are read when the Trainer builds the network; False if a checkpoint follows."""
         self.on_group_change = "error"
-        """What a fit does with a checkpoint of other groups or another optimizer: ``error``; ``weights_only`` takes the
+        """What a run does with a checkpoint of other groups or another optimizer: ``error``; ``weights_only`` takes the
         weights that match and starts at step 0; ``match`` also keeps the optimizer state that matches, and goes on."""
         self.serves_selection = True
         """Whether a checkpoint's selection is served, calibrated; False takes its joint network as it was trained."""
@@ -88,7 +90,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         self.is_started = False
         """Whether the network is no longer as it was built, so that ``start: probe`` leaves it alone."""
         self._restored_settings: dict[str, Any] | None = None
-        # at once, because a fit whose checkpoint cannot be written is lost
+        # at once, because a run whose checkpoint cannot be written is lost
         with at("model"):
             check_plain({**self.saved_settings(), **self._plain_network()})
 
@@ -143,7 +145,7 @@ class NetworkModule(BatchCheckingModule, ABC):
     def _follow_network(self) -> None:
         """Makes what of the objective needs imports."""
         self.objective.build(self.trust)
-        self.objective.to(self.device)  # a network may be built again on the device of an earlier fit
+        self.objective.to(self.device)  # a network may be built again on the device of an earlier run
 
     def rebuild_as(self, saved: Saved) -> None:
         """Makes `build_for` build the network as it was in a checkpoint: other data may give other sizes.
@@ -183,14 +185,17 @@ class NetworkModule(BatchCheckingModule, ABC):
         """Builds the network for the Trainer, if it is not built yet."""
         self.check_data(getattr(self.trainer, "datamodule", None))
         if self.network is None:
-            self.build_for(self.trainer, lambda: example_batch(self.trainer), self.reads_weights)
+            # those of a library, which it may have to fetch
+            fetches = any(part.weights and not isinstance(part.weights, WeightSource) for part in self.parts.values())
+            with first_of_node_before_others(self.trainer, fetches and self.reads_weights):
+                self.build_for(self.trainer, lambda: example_batch(self.trainer), self.reads_weights)
         if self.trainer.state.fn == "fit":
-            serve(self.built(), {}, None)  # a fit trains the joint network, which callbacks copy in their setup
+            serve(self.built(), {}, None)  # a run trains the joint network, which callbacks copy in their setup
             calibrate(self, {})
 
     def configure_model(self) -> None:
-        """Builds what is not built yet; a fit may take class weights or a scale from its training data."""
-        self._restored_settings = None  # of a checkpoint with which an earlier fit failed
+        """Builds what is not built yet; a run may take class weights or a scale from its training data."""
+        self._restored_settings = None  # of a checkpoint with which an earlier run failed
         self.build_if_needed()
         network = self.built()
         in_given_precision(self.trainer, network)
@@ -213,7 +218,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         """Unfreezing, gradient health, exact resume; a callback of the same type in the Trainer takes its place."""
         # Lightning calls this before `configure_model`, which gives them the options of the parts
         if not self._own_callbacks:
-            cache = cache_mode(type(self), self.settings.cache)
+            cache = cache_options(type(self), self.settings.cache)
             self._own_callbacks = default_callbacks(
                 self.all_options.values(), self.settings.unfreezing or {}, cache, self.settings.average
             )
@@ -226,7 +231,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         return self.built().param_groups(self.settings.lr, self.settings.weight_decay)
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over all parameters in named groups, and the course of their rates."""
+        """One optimizer over all parameters in named groups, and the schedule of their rates."""
         # not under 16-mixed, where a fused optimizer would unscale the gradients within its step
         return self.optimization(fused=self.trainer.precision in _FUSED_PRECISIONS)
 
@@ -297,10 +302,10 @@ class NetworkModule(BatchCheckingModule, ABC):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another model, before anything is restored; a fit may take what matches."""
+        """Refuses the checkpoint of another model, before anything is restored; a run may take what matches."""
         is_fit = self.trainer.state.fn == "fit"
         checkpoint.update(translated(checkpoint))
-        serve_selection(self, checkpoint, self.serves_selection and not is_fit)  # a fit trains the joint network
+        serve_selection(self, checkpoint, self.serves_selection and not is_fit)  # a run trains the joint network
         saved = checkpoint.get(CHECKPOINT_KEY, {})
         if "settings" in saved:
             self.objective.adopt(saved, is_fit)
@@ -311,7 +316,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         if not is_fit:
             refuse_other_model(self.state_dict(), state)
             checkpoint.pop("loops", None)  # counters of another command, which Lightning would count on from
-            measure_average(checkpoint)
+            measure_average(self.trainer, checkpoint, self.serves_selection)
             return
         self._restored_settings, lines = adapt_to_fit(self, checkpoint)
         self._print(*lines)

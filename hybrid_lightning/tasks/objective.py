@@ -35,7 +35,7 @@ class Objective(nn.Module, ABC):
     """Names of the settings whose values were taken from data."""
 
     main_metric: str = "loss"
-    """The metric that the best checkpoint follows, and by which parts are compared; known once a fit is prepared."""
+    """The metric that the best checkpoint follows, and by which parts are compared; known once a run is prepared."""
 
     thresholds: int = 0
     """How many thresholds decide: one of two classes, one of each label; 0: nothing is decided by them."""
@@ -44,7 +44,7 @@ class Objective(nn.Module, ABC):
     """How many numbers a coverage takes: one for sets of classes, one of each number for intervals; 0: none."""
 
     calibration: Calibration | None = None
-    """What a fit has found on held-out rows; None before."""
+    """What a run has found on held-out rows; None before."""
 
     chosen: Sequence[ChosenMetric] = ()
     """The metrics that a config names."""
@@ -139,11 +139,11 @@ class Objective(nn.Module, ABC):
         return vote
 
     def in_units(self, values: Tensor) -> Tensor:
-        """What such a fit learns, `(N, outputs)`, in the units of the targets: the same, unless overridden."""
+        """What such a run learns, `(N, outputs)`, in the units of the targets: the same, unless overridden."""
         return values
 
     def row_weights(self, target: Tensor) -> Tensor | None:
-        """The weight of each sample in such a fit, `(N,)`; None weighs all alike."""
+        """The weight of each sample in such a run, `(N,)`; None weighs all alike."""
         return None
 
     # State that comes from data or files
@@ -159,7 +159,7 @@ class Objective(nn.Module, ABC):
         return {}
 
     def adopt(self, saved: Mapping[str, Any], is_fit: bool) -> None:
-        """Takes what an earlier fit has decided, from what its task added to a checkpoint."""
+        """Takes what an earlier run has decided, from what its task added to a checkpoint."""
 
     def adopt_head(self, state: Mapping[str, Tensor]) -> None:
         """Takes the state, name → tensor, of the objective whose head ``init_from`` has loaded."""

@@ -11,13 +11,7 @@ from hybrid_lightning.data import ManifestDataModule
 from hybrid_lightning.data.raw_samples import manifest_of
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.lightning_private import trainer_of
-from hybrid_lightning.weights.safe_files import peek
-
-
-def saved_data(path: Any) -> Mapping[str, Any] | None:
-    """What a checkpoint keeps of a manifest's data, for `predict_samples`, which checks it; None without a manifest."""
-    state = peek(path, "checkpoint_path").get(ManifestDataModule.__name__)
-    return state if isinstance(state, Mapping) else None
+from hybrid_lightning.unfreezing.freezing import evaluating
 
 
 def predict_samples(task: Any, samples: Any, inputs: Mapping[str, Any] | None) -> Any:
@@ -43,7 +37,7 @@ def predict_samples(task: Any, samples: Any, inputs: Mapping[str, Any] | None) -
 
 
 def _state_of_trainer(task: Any) -> Mapping[str, Any] | None:
-    """What the data of a fit in this process know of themselves; None if they are no manifest."""
+    """What the data of a run in this process know of themselves; None if they are no manifest."""
     trainer = trainer_of(task)
     data = getattr(trainer, "datamodule", None)
     return data.state_dict() if isinstance(data, ManifestDataModule) else None
@@ -51,14 +45,8 @@ def _state_of_trainer(task: Any) -> Mapping[str, Any] | None:
 
 def outputs_of(task: Any, loader: Iterable[Any]) -> Tensor:
     """Outputs for all batches `(N, outputs)`, on the CPU; the modes of all modules are afterwards what they were."""
-    modes = {module: module.training for module in task.modules()}
-    task.eval()
-    try:
-        with torch.no_grad():
-            found = [task(move_data_to_device(batch, task.device)).cpu() for batch in loader]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(task), torch.no_grad():
+        found = [task(move_data_to_device(batch, task.device)).cpu() for batch in loader]
     return torch.cat(found)
 
 

@@ -1,4 +1,4 @@
-"""Which output a fit leaves: that of the joint network, of a part alone or of a blend, whichever validation prefers."""
+"""Which output a run leaves: that of the joint network, of a part alone or of a blend, whichever validation prefers."""
 
 import copy
 import math
@@ -73,7 +73,7 @@ class Rows(NamedTuple):
 
 
 class SelectOutput(FitCallback):
-    """After a fit, lets ``best.ckpt`` serve a blend of the joint network and of votes on single parts, or one of them.
+    """After a run, lets ``best.ckpt`` serve a blend of the joint network and of votes on single parts, or one of them.
 
     What a part knows alone is a ridge regression on its features of the training rows, fitted in closed form. The blend
     is a convex one of these votes and the joint network; the fewer validation rows there are, the closer its shares
@@ -92,7 +92,7 @@ class SelectOutput(FitCallback):
 
 
 def _select_and_write(trainer: Trainer, task: Any, path: Any) -> None:
-    """Lets a checkpoint serve what is best; it stays as it is where nothing can be compared, as the fit is sound."""
+    """Lets a checkpoint serve what is best; it stays as it is where nothing can be compared, as the run is sound."""
     try:
         with weights_of(trainer, task, path) as serves_another:
             rows = rows_to_select_from(trainer, task)
@@ -124,7 +124,7 @@ def best_checkpoint(trainer: Trainer) -> Path | None:
 
 
 def selects(trainer: Trainer, task: Any) -> bool:
-    """Whether a fit has outputs to select from, rows that decide, and a file to serve them."""
+    """Whether a run has outputs to select from, rows that decide, and a file to serve them."""
     is_wanted = task.settings.selection == "validation" and best_checkpoint(trainer) is not None
     several = len(task.built().feeding) > 1
     is_known = task.objective.closed_form is not None and not has_own_steps(type(task))
@@ -149,7 +149,7 @@ def weights_of(trainer: Trainer, task: Any, path: Path, select: bool = False) ->
         state = content["state_dict"]
         if other_tensors(task.state_dict(), state):
             raise ConfigError("It is of another model.")
-        # the end of a fit has moved it to the CPU
+        # the end of a run has moved it to the CPU
         task.to(trainer.strategy.root_device)
         task.load_state_dict(state)
         with dry_run(task):

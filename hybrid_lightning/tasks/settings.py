@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hybrid_lightning.cache.options import CacheOptions
 from hybrid_lightning.duration import Duration
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number, listing
 from hybrid_lightning.network.contracts import MakesOutputs
@@ -20,7 +21,6 @@ from hybrid_lightning.optim.factory import named_class
 from hybrid_lightning.tasks.init_from import InitFrom
 
 _STEPS = ("forward", "training_step", "validation_step")
-CACHE_MODES = ("auto", True, False)
 _ARGUMENTS = "_constructor_arguments"
 _NOT_SETTINGS = ("parts", "fusion", "pretrained", "untrained", "objective")
 """Arguments of a task that its parts hold already, and the one that its class makes."""
@@ -28,7 +28,7 @@ _OF_OBJECTIVES = ("make_metrics", "check_target", "loss_weight", "prediction_col
 """Methods that tasks had before there were objectives, where ``make_metrics`` is called ``metrics``."""
 
 REMOVED = {
-    "part_heads": "was removed: at the end of a fit a table says what each part scores alone (see 'selection'). Delete "
+    "part_heads": "was removed: at the end of a run a table says what each part scores alone (see 'selection'). Delete "
     "this option."
 }
 """Former argument of a task → what to do without it."""
@@ -125,7 +125,7 @@ class TaskSettings:
     scheduler: str | Options | None
     unfreezing: Options | None
     init_from: InitFrom | None
-    cache: bool | str
+    cache: bool | str | Options
     start: str
     selection: str
     average: str | dict[str, Any] | None
@@ -145,7 +145,7 @@ class TaskSettings:
         check_average(options["average"])
         check_number(options["lr"], "lr", low=0, above_low=True)
         check_number(options["weight_decay"], "weight_decay", low=0)
-        check_choice(options["cache"], "cache", CACHE_MODES)
+        CacheOptions.parse(options["cache"])
         with at("init_from"):
             start = None if init_from is None else InitFrom.parse(init_from)
         optimizer = named_class(optimizer, torch.optim)

@@ -1,4 +1,4 @@
-"""A soup: the mean of the best checkpoints of a fit, of which each is kept only if validation gets no worse by it."""
+"""A soup: the mean of the best checkpoints of a run, of which each is kept only if validation gets no worse by it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,12 +29,12 @@ Ingredient = dict[str, Any]
 
 
 class GreedySoup(FitCallback):
-    """At the end of a fit, lets ``best.ckpt`` serve the mean of the best weights, if validation prefers it.
+    """At the end of a run, lets ``best.ckpt`` serve the mean of the best weights, if validation prefers it.
 
     The weights of the `size` best validations, by the task's main metric, then by ``val/loss``, are kept in memory and
     in each checkpoint. From the best one on, each is mixed in if the metric of the mean does not get worse by it
     (arXiv 2203.05482). ``last.ckpt`` and training stay as they are, and in ``best.ckpt`` the weights that had the best
-    value stand beside the soup: a fit goes on from those. Running statistics are averaged, too, or estimated anew with
+    value stand beside the soup: a run goes on from those. Running statistics are averaged, too, or estimated anew with
     ``batch_norm: recalibrate``. Nothing is logged.
 
     Args:

@@ -45,7 +45,7 @@ from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing
 
 
 class StartOfTraining(FitCallback):
-    """Prepares a task's network before the first step; a fit that continues from a checkpoint has it from there.
+    """Prepares a task's network before the first step; a run that continues from a checkpoint has it from there.
 
     It comes before all other callbacks, of which some remember the weights at the start. Nothing is logged.
     """
@@ -193,7 +193,7 @@ def start_at_probe(trainer: Trainer, task: Any) -> None:
 def validate_start(trainer: Trainer, task: Any) -> None:
     """Validates the model before the first step, logs that as step 0, and lets it be the best checkpoint.
 
-    Lightning's own validation loop is not used: it would count as one of the fit's validations, for which schedules and
+    Lightning's own validation loop is not used: it would count as one of the run's validations, for which schedules and
     early stopping wait, and Lightning saves nothing at step 0.
     """
     values = validated(trainer, task)

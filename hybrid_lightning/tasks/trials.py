@@ -1,4 +1,4 @@
-"""Short fits within a fit, with which Lightning's `Tuner` looks for a rate or a batch size."""
+"""Short fits within a run, with which Lightning's `Tuner` looks for a rate or a batch size."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -45,9 +45,9 @@ def keep_shares(optimizer: Optimizer) -> None:
 
 
 def give_rates(trainer: Trainer, groups: Iterable[dict[str, Any]]) -> None:
-    """Gives the rates of `groups`, newly made, to the optimizer and the scheduler of a fit that is about to start.
+    """Gives the rates of `groups`, newly made, to the optimizer and the scheduler of a run that is about to start.
 
-    Raises `ConfigError` if the fit has a scheduler whose base rate cannot be changed any more.
+    Raises `ConfigError` if the run has a scheduler whose base rate cannot be changed any more.
     """
     rates = [group["lr"] for group in groups]
     for optimizer in trainer.optimizers:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 BATCH_NORM_MODES = ("frozen", "recalibrate", "train")
 """What a part can do with normalizations that have running statistics, see `Part`."""
-_IS_TRAINING = attrgetter("training")
+_IS_TRAINING = itemgetter("training")
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
@@ -54,28 +54,56 @@ def module_modes(
 
 def apply_modes(modes: dict[nn.Module, bool]) -> None:
     """Puts each module, without its children, into its mode; does nothing where that is so already."""
-    # asked before each batch, so that it runs over the modules without Python's own loop
-    if list(map(_IS_TRAINING, modes)) == list(modes.values()):
-        return
     for module, training in modes.items():
         if module.training is not training:
             module.training = training
 
 
+class KeptModes:
+    """Modes in which modules have to be before each batch.
+
+    Args:
+        modes: Module → whether it is in train mode.
+    """
+
+    def __init__(self, modes: dict[nn.Module, bool]) -> None:
+        self.modes = modes
+        self._attributes = [vars(module) for module in modes]
+        self._wanted = list(modes.values())
+
+    def apply(self) -> None:
+        """See `apply_modes`."""
+        # before each batch, so that it runs over the attributes of hundreds of modules without Python's own loop
+        try:
+            if list(map(_IS_TRAINING, self._attributes)) == self._wanted:
+                return
+        except KeyError:
+            pass  # such as of a scripted module, which keeps its mode elsewhere
+        apply_modes(self.modes)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards, also after an exception, the module and all below it have the modes that they had."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        apply_modes(modes)
+
+
 @contextmanager
 def dry_run(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; modes, buffers and the random state are as before afterwards."""
-    modes = {child: child.training for child in module.modules()}
     buffers = {}
     for name, buffer in module.named_buffers():
         if not is_lazy(buffer):  # has no values yet
             buffers[name] = buffer.clone()
-    module.eval()
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with evaluating(module), torch.random.fork_rng(devices=[]), torch.no_grad():
             yield
     finally:
-        apply_modes(modes)
         for name, buffer in module.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])

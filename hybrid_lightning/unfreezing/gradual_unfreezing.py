@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybrid_lightning.distributed.ranks import refuse_different_ranks, refuse_other_strategies, rewrap
 from hybrid_lightning.distributed.sharding import reshard
@@ -15,7 +15,7 @@ from hybrid_lightning.errors import at, check_choice, check_keys, listing
 from hybrid_lightning.optim.groups import refuse_one_rate
 from hybrid_lightning.trainer import FitCallback, fit_length, is_log_step, log_values, reduced_metric, window_is_open
 from hybrid_lightning.unfreezing.best_weights import BestWeights
-from hybrid_lightning.unfreezing.freezing import BATCH_NORM_MODES, apply_modes, module_modes, set_trainable
+from hybrid_lightning.unfreezing.freezing import BATCH_NORM_MODES, KeptModes, apply_modes, module_modes, set_trainable
 from hybrid_lightning.unfreezing.plateau import WATCH_FORM, Plateau, PlateauWatch
 from hybrid_lightning.unfreezing.promises import (
     FrozenValues,
@@ -61,7 +61,7 @@ class GradualUnfreezing(FitCallback):
     Args:
         unfreeze: Part → schedule. Parts that are not named stay as they arrive: trainable, unless you froze them.
 
-            - ``always``, ``never``, or a duration: ``3 epochs``, ``500 steps``, ``10%`` of the fit;
+            - ``always``, ``never``, or a duration: ``3 epochs``, ``500 steps``, ``10%`` of the run;
             - ``{plateau: val/loss, patience: 2 validations}``: when the metric is no better for so long; ``mode`` (min
               or max) follows from well-known names, ``min_delta`` is 0;
             - ``{start: 10%, every: 1 epochs}``: the stages one by one from the output to the input; ``start`` and
@@ -79,7 +79,7 @@ class GradualUnfreezing(FitCallback):
             well (``epochs``).
 
     Raises:
-        ConfigError: On a value that is none of these. At the start of a fit, on an unknown part, an impossible moment,
+        ConfigError: On a value that is none of these. At the start of a run, on an unknown part, an impossible moment,
             or a callback that undoes the schedule. Later, if no gradient reaches a part, or what was frozen changed.
     """
 
@@ -120,7 +120,7 @@ class GradualUnfreezing(FitCallback):
         self._training: list[str] = []
         self._length: FitLength | None = None
         self._next: float = 0
-        self._modes: dict[nn.Module, bool] = {}
+        self._kept = KeptModes({})
         self._shares: dict[str, float] = {}
         self._fixed: set[str] = set()
         self._uncompared = False
@@ -156,10 +156,10 @@ class GradualUnfreezing(FitCallback):
         """Freezes before the first batch, and before the optimizer's state is restored."""
         self.freeze(trainer, pl_module)
         # Lightning warns of modules in eval; each batch start sets the modes
-        apply_modes(dict.fromkeys(self._modes, True))
+        apply_modes(dict.fromkeys(self._kept.modes, True))
 
     def freeze(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Brings flags and modes to the start of the fit; the second time it changes nothing."""
+        """Brings flags and modes to the start of the run; the second time it changes nothing."""
         groups = self.groups(trainer)
         for group in groups:
             is_frozen = not any(parameter.requires_grad for parameter in group["params"])
@@ -178,10 +178,10 @@ class GradualUnfreezing(FitCallback):
         self.spans = {name: Span(0 if name in training else None) for name in names}
         self._apply(trainer, pl_module, step=0)
         self.promises.begin_phase(groups, self._training)
-        apply_modes(self._modes)
+        self._kept.apply()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Turns durations into steps, now that the length of the fit is known and a checkpoint is restored.
+        """Turns durations into steps, now that the length of the run is known and a checkpoint is restored.
 
         What is due is left to the first batch, because a restart may have to make a validation before it.
         """
@@ -208,9 +208,9 @@ class GradualUnfreezing(FitCallback):
         """Unfreezes and freezes what is due; restores the modes, which a validation loop may have changed."""
         if trainer.global_step >= self._next:
             self._apply(trainer, pl_module, trainer.global_step)
-        apply_modes(self._modes)
+        self._kept.apply()
         if self.promises.frozen is None:
-            self.promises.frozen = FrozenValues(trainer, self.groups(trainer), self._modes)
+            self.promises.frozen = FrozenValues(trainer, self.groups(trainer), self._kept.modes)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """In the first steps of a phase: raises `ConfigError` if no gradient reaches a part that trains."""
@@ -241,11 +241,11 @@ class GradualUnfreezing(FitCallback):
         starts = {name: span.start for name, span in self.spans.items()}
         for line in never_trained(self.groups(trainer), starts, trainer.global_step):
             rank_zero_info(line)
-        for stage, plateau in self._waiting(trainer).items():
+        for stage, plateau in self.waiting(trainer).items():
             rank_zero_info(f"{stage} has not been unfrozen: it waited for {plateau}.")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """After a fit nothing stays frozen: the flags were this fit's, and the next user of a module sets its own."""
+        """After a run nothing stays frozen: the flags were this run's, and the next user of a module sets its own."""
         if stage == "fit":
             self._release(trainer)
 
@@ -259,7 +259,7 @@ class GradualUnfreezing(FitCallback):
             for group in trainer.optimizers[0].param_groups:
                 if not group.get("fixed", True) and group["part"] in self.schedules:
                     set_trainable(group["params"], True)
-        self.spans, self._modes = {}, {}
+        self.spans, self._kept = {}, KeptModes({})
 
     def _find_spans(self, groups: Sequence[Group], length: FitLength) -> None:
         self.spans = group_spans(groups, self.schedules, length, self.decided_steps)
@@ -279,9 +279,9 @@ class GradualUnfreezing(FitCallback):
             rewrap(trainer)  # DDP reduces what had a gradient when it was made
             self._uncompared = True
             self.promises.begin_phase(groups, self._training)
-        self._modes = module_modes(pl_module, part_of_parameters(groups), self.batch_norm)
+        self._kept = KeptModes(module_modes(pl_module, part_of_parameters(groups), self.batch_norm))
         if self.promises.frozen is not None:
-            self.promises.frozen.leave_out(groups, self._modes)
+            self.promises.frozen.leave_out(groups, self._kept.modes)
         self._shares = trainable_shares(free)
         self._next = next_change(self.spans, step)
 
@@ -297,7 +297,7 @@ class GradualUnfreezing(FitCallback):
         self._keep_best(trainer, pl_module, groups)
         # in the middle of an accumulation window the next step has begun already
         step = trainer.global_step + window_is_open(trainer)
-        for stage, plateau in self._waiting(trainer).items():
+        for stage, plateau in self.waiting(trainer).items():
             watch = self._watches.get(stage)
             # the schedule may have changed since a checkpoint, whose best value is then of another metric
             if watch is None or (watch.metric, watch.mode) != (plateau.metric, plateau.mode):
@@ -310,7 +310,7 @@ class GradualUnfreezing(FitCallback):
         if self.spans == spans:
             self._next = moment  # nothing was decided
 
-    def _waiting(self, trainer: Trainer) -> dict[str, Plateau]:
+    def waiting(self, trainer: Trainer) -> dict[str, Plateau]:
         """Part and stage → the plateau that it waits for now."""
         assert self._length is not None
         groups = self.groups(trainer)

@@ -101,7 +101,7 @@ def _mode(span: Span, moment: str) -> str:
 
 
 def plan_table(rows: Sequence[Mapping[str, str]], length: FitLength) -> str:
-    """The rows of `plan_rows` as text, with the length of the fit below."""
+    """The rows of `plan_rows` as text, with the length of the run below."""
     end = "no end" if length.total_steps is None else f"{length.total_steps} steps"
     epoch = "unknown" if length.steps_per_epoch is None else f"{length.steps_per_epoch} steps"
-    return f"{format_table(rows, COLUMNS, _RIGHT_ALIGNED)}\nlength of the fit: {end}; of an epoch: {epoch}"
+    return f"{format_table(rows, COLUMNS, _RIGHT_ALIGNED)}\nlength of the run: {end}; of an epoch: {epoch}"

@@ -23,13 +23,13 @@ from hybrid_lightning.unfreezing.zero_gradients import ZeroGradients
 Group = Mapping[str, Any]
 _BREAKING: dict[type, str] = {
     StochasticWeightAveraging: (
-        "exchanges the scheduler, changes the length of the fit and resets the statistics of frozen normalizations. "
+        "exchanges the scheduler, changes the length of the run and resets the statistics of frozen normalizations. "
         "Use EMAWeightAveraging of lightning.pytorch.callbacks"
     ),
     BaseFinetuning: "decides itself what trains. Leave it out, and write 'unfreeze' for each part",
     ModelPruning: (
-        "sets weights of frozen parts to 0 and renames parameters, so that checkpoints of the fit go with no model. "
-        "Prune after the fit"
+        "sets weights of frozen parts to 0 and renames parameters, so that checkpoints of the run go with no model. "
+        "Prune after the run"
     ),
 }
 """Callbacks of Lightning that undo what a schedule promises → why, and what to do."""
@@ -109,8 +109,8 @@ class FrozenValues:
         frozen = [name for name in changed if name not in arrived]
         if frozen:
             raise ConfigError(
-                f"frozen for the whole fit, and changed nevertheless: {listing(frozen, 4)}. Another callback, or the "
-                f"module itself, writes to them, and the checkpoints of this fit hold what was written. Remove what "
+                f"frozen for the whole run, and changed nevertheless: {listing(frozen, 4)}. Another callback, or the "
+                f"module itself, writes to them, and the checkpoints of this run hold what was written. Remove what "
                 f"writes, or let the part train.",
                 "unfreeze",
             )
@@ -186,7 +186,7 @@ class FirstGradients:
 
 
 class Promises:
-    """What a fit has promised: `frozen` stays as it is, and gradients reach what trains."""
+    """What a run has promised: `frozen` stays as it is, and gradients reach what trains."""
 
     def __init__(self) -> None:
         self.frozen: FrozenValues | None = None  # what has been frozen since the first batch
@@ -234,7 +234,7 @@ def _over_ranks(trainer: Trainer, values: Tensor) -> Tensor:
 
 
 def never_trained(groups: Sequence[Group], starts: Mapping[str, int | None], step: int) -> list[str]:
-    """A line for each part or stage that was to train at a known step, before which the fit ended, at `step`.
+    """A line for each part or stage that was to train at a known step, before which the run ended, at `step`.
 
     `starts`: group → that step.
     """
@@ -242,7 +242,7 @@ def never_trained(groups: Sequence[Group], starts: Mapping[str, int | None], ste
     for group in groups:
         start = starts[group["name"]]
         if start is not None and group["unfrozen_at"] is None and not group["fixed"]:
-            due = f"it was due at step {start}, and the fit ended after {Duration(step, 'steps')}."
+            due = f"it was due at step {start}, and the run ended after {Duration(step, 'steps')}."
             lines[label(group)] = f"{label(group)} has not been unfrozen: {due}"
     return list(lines.values())
 
@@ -250,6 +250,6 @@ def never_trained(groups: Sequence[Group], starts: Mapping[str, int | None], ste
 def check_moments(
     trainer: Trainer, groups: Sequence[Group], schedules: Mapping[str, UnfreezingSchedule], length: FitLength
 ) -> None:
-    """Raises `ConfigError` if the moments do not fit into the fit; a fast development run is too short for any."""
+    """Raises `ConfigError` if the moments do not fit into the run; a fast development run is too short for any."""
     if not getattr(trainer, "fast_dev_run", False):
         refuse_impossible(group_spans(groups, schedules, length), length)

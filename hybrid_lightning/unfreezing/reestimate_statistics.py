@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from hybrid_lightning.errors import ConfigError, check_keys, check_number
 from hybrid_lightning.lightning_private import batch_as_given
 from hybrid_lightning.trainer import FitCallback, as_validation
-from hybrid_lightning.unfreezing.freezing import apply_modes, has_statistics, module_modes, reestimate_statistics
+from hybrid_lightning.unfreezing.freezing import evaluating, has_statistics, module_modes, reestimate_statistics
 from hybrid_lightning.unfreezing.timeline import part_of_parameters
 
 
@@ -27,7 +27,7 @@ class ReestimateStatistics(FitCallback):
         batches: Training batches to average over, at most; drawn in an order of their own, the same on all ranks.
 
     Raises:
-        ConfigError: At the start of a fit, on an unknown part, or if the training data cannot be read by index.
+        ConfigError: At the start of a run, on an unknown part, or if the training data cannot be read by index.
     """
 
     state_form: ClassVar[dict[Any, Any]] = {"estimated_at": range(-1, 2**63)}
@@ -44,7 +44,7 @@ class ReestimateStatistics(FitCallback):
         self.parts = parts
 
     def forget(self) -> None:
-        """Forgets at which step an earlier fit estimated last."""
+        """Forgets at which step an earlier run estimated last."""
         self._estimated_at = -1
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,10 +69,8 @@ class ReestimateStatistics(FitCallback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimates the statistics, if the last weights have not been validated."""
         if self._estimated_at != trainer.global_step:
-            modes = {module: module.training for module in pl_module.modules()}
-            pl_module.eval()
-            self.estimate(trainer, pl_module)
-            apply_modes(modes)
+            with evaluating(pl_module):
+                self.estimate(trainer, pl_module)
 
     def estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimates the statistics for the weights of now; for use in eval mode."""
@@ -88,7 +86,7 @@ class ReestimateStatistics(FitCallback):
             with trainer.precision_plugin.forward_context():
                 pl_module(batch)
 
-        # dropout and transforms must not move the random numbers of the fit; and hooks that augment batches of a
+        # dropout and transforms must not move the random numbers of the run; and hooks that augment batches of a
         # training would give statistics of what no evaluation sees
         with torch.random.fork_rng(), as_validation(trainer):
             reestimate_statistics(norms, self._read(trainer, pl_module), forward)
@@ -113,7 +111,7 @@ def readable(trainer: Trainer) -> DataLoader[Any]:
             "index. Leave out 'batch_norm: recalibrate', or give such a loader.",
             "batch_norm",
         )
-    # the loader's own sampler has a position that belongs to the fit
+    # the loader's own sampler has a position that belongs to the run
     samples = len(loader.dataset)  # type: ignore[arg-type]
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).tolist()
     # a smaller last batch would count as much as the others

@@ -34,7 +34,7 @@ class UnfreezingSchedule:
     Args:
         start: When the stage nearest to the output starts; None is never.
         every: From one stage to the next one towards the input; None unfreezes all stages together.
-        freeze: When the stages are frozen again, counted from the start of the fit; None is never.
+        freeze: When the stages are frozen again, counted from the start of the run; None is never.
         freeze_every: Time from the freezing of one stage, the first one at the input, to that of the next one towards
             the output; None freezes all together.
         restore_best: Metric whose best weights so far are restored before an unfreezing; None restores nothing.

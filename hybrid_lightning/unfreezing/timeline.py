@@ -13,7 +13,7 @@ from hybrid_lightning.unfreezing.schedule import Span, UnfreezingSchedule
 
 Group = Mapping[str, Any]
 ALWAYS = UnfreezingSchedule.parse("always")
-_ONE_STEP = FitLength(1, 1)  # what trains at step 0 does not depend on the length of the fit
+_ONE_STEP = FitLength(1, 1)  # what trains at step 0 does not depend on the length of the run
 
 
 def label(group: Group) -> str:
@@ -142,7 +142,7 @@ def refuse_impossible(spans: Mapping[str, Span], length: FitLength) -> None:
     late = [f"{name} at step {span.start}" for name, span in spans.items() if (span.start or 0) >= total]
     if late:
         raise ConfigError(
-            f"the fit ends after {total} steps, before these would train: {listing(late, 6)}. Unfreeze earlier, train "
+            f"the run ends after {total} steps, before these would train: {listing(late, 6)}. Unfreeze earlier, train "
             f"longer, or write 'never'."
         )
     for name, span in spans.items():
@@ -159,7 +159,7 @@ def refuse_impossible(spans: Mapping[str, Span], length: FitLength) -> None:
 
 @at("unfreeze")
 def refuse_moved(spans: Mapping[str, Span], now: Mapping[str, Span], length: FitLength, step: int) -> None:
-    """Raises `ConfigError` if the fit has become of another length, which moves moments that are still to come."""
+    """Raises `ConfigError` if the run has become of another length, which moves moments that are still to come."""
     moved = []
     for name, span in spans.items():
         changed = [moment for moment, other in zip(span, now[name], strict=True) if moment != other]
@@ -167,7 +167,7 @@ def refuse_moved(spans: Mapping[str, Span], now: Mapping[str, Span], length: Fit
             moved.append(name)
     if moved:
         raise ConfigError(
-            f"this epoch has {length.steps_per_epoch} steps and the fit {length.total_steps}, other numbers than at "
+            f"this epoch has {length.steps_per_epoch} steps and the run {length.total_steps}, other numbers than at "
             f"the start, so that moments in epochs or percent would move, for {listing(moved, 4)}. Write them in "
             f"steps, or give each epoch as many batches."
         )

@@ -46,7 +46,7 @@ class ZeroGradients:
         return self._lines() if self._passes == _LAST_LOOK else []
 
     def conclude(self, add: Add) -> list[str]:
-        """The lines at the end of a fit that was shorter, unless it was too short to say anything."""
+        """The lines at the end of a run that was shorter, unless it was too short to say anything."""
         if not self._parameters or self._passes < _FIRST_LOOK:
             return []
         self._forget_moving(add)

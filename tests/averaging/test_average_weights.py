@@ -41,7 +41,7 @@ def expected(states, name, half_life):
 
 
 def fitted(folder, model=None, path=None, callbacks=(), **options):
-    """A fit, its record, and the last checkpoint."""
+    """A run, its record, and the last checkpoint."""
     model = model or hybrid(SCHEDULE, average={"ema": "4 steps"})
     record, last = Recorded(), ModelCheckpoint(folder, "last", monitor=None, enable_version_counter=False)
     quiet = {"num_sanity_val_steps": 0, "enable_checkpointing": True, "max_epochs": 3}
@@ -63,7 +63,7 @@ def test_the_average_of_each_weight_begins_at_its_unfreezing_and_a_checkpoint_ho
     assert sum(first in state for state in record.states) == 4
     for name, tensor in record.validated[-1].items():
         assert torch.equal(tensor, averaged[name]), name
-    for name, tensor in model.state_dict().items():  # after the fit
+    for name, tensor in model.state_dict().items():  # after the run
         assert torch.equal(tensor, averaged[name]), name
 
 

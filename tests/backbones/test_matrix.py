@@ -44,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fits(runs: Path) -> dict[str, Path]:
-    """The last checkpoint of a short fit of each backbone, through the command line."""
+    """The last checkpoint of a short run of each backbone, through the command line."""
     found = {}
     for name in BACKBONES:
         path = write(config(name), runs / f"{name}.yaml")

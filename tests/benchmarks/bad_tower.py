@@ -2,7 +2,7 @@
 
 Runs ``configs/bad_tower.yaml`` (ours), ``configs/bad_tower_one_rate.yaml`` (one global rate, everything trains from the
 start) and variations of the two, each as ``python -m hybrid_lightning fit`` in a temporary folder, once per seed. After
-a fit, the last checkpoint says
+a run, the last checkpoint says
 
 - drift: ||w - w0|| / ||w0|| of all weights of the pretrained encoder, where w0 are the weights that it started with;
 - probe: the test accuracy of a logistic regression on the encoder's features alone (fitted on the training split), and

@@ -1,4 +1,4 @@
-"""Whether what a fit leaves is as good as its best part, on a generated set in the shape of houses.
+"""Whether what a run leaves is as good as its best part, on a generated set in the shape of houses.
 
 400 training and 100 validation rows (generated anew by each seed): four frozen photo encodings, 4 × 1280 numbers of
 which a few say a little of the value, beside a table of four numbers that says most of it. Everything is at its
@@ -70,7 +70,7 @@ class Houses(pl.LightningDataModule):
 
 
 def fit_and_score(data: Houses, seed: int, parts: dict[str, dict[str, str]]) -> tuple[float, float]:
-    """R² on the test rows of what a fit's best checkpoint serves, and of its joint network."""
+    """R² on the test rows of what a run's best checkpoint serves, and of its joint network."""
     pl.seed_everything(seed, verbose=False)
     entries = data.rows(TRAINING + VALIDATION, TRAINING + VALIDATION + TEST)
     with tempfile.TemporaryDirectory() as folder:

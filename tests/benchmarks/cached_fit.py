@@ -1,6 +1,6 @@
-"""A whole fit of a config with the cache of frozen features and without it: seconds and peak memory, phase by phase.
+"""A whole run of a config with the cache of frozen features and without it: seconds and peak memory, phase by phase.
 
-Each fit is a process of its own, the two modes of a seed one after the other, with the same number of threads. A phase
+Each run is a process of its own, the two modes of a seed one after the other, with the same number of threads. A phase
 ends where another set of parts trains; the first one, ``start``, is all that comes before the first batch of training:
 data, the pass that prepares random parts, a closed-form start, the fill of a cache that begins with the first epoch.
 Memory is the largest resident set of the process in the phase, mapped files of features included.
@@ -74,7 +74,7 @@ class Phases(pl.Callback):
 
 
 def fit(config: Path, cache: bool | str, seed: int, threads: int, epochs: int | None) -> tuple[list[Phase], float]:
-    """The phases of a fit, and its last validation loss."""
+    """The phases of a run, and its last validation loss."""
     torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")

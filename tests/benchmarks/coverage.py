@@ -1,7 +1,7 @@
 """Whether sets and intervals hold the truth as often as they promise, and what temperature and threshold change.
 
 Each set is resplit at random: 300 training, 200 validation, 200 calibration rows, and the rest, about 1,100, for the
-test; nothing is chosen by test rows. Every fit is at its defaults but for ``calibrate``, and its best checkpoint is
+test; nothing is chosen by test rows. Every run is at its defaults but for ``calibrate``, and its best checkpoint is
 tested as it is served and, for "before", as it was trained (``--select joint``).
 
 - noisy digits: 1,797 digits of scikit-learn, 8 × 8, under noise of the size of their contrast; ten classes.
@@ -97,7 +97,7 @@ class Resplit(pl.LightningDataModule):
 
 
 def measured(model: HybridTask, data: Resplit) -> tuple[dict[str, float], dict[str, float]]:
-    """The test metrics of the best checkpoint of a fit as it was trained, and as it is served."""
+    """The test metrics of the best checkpoint of a run as it was trained, and as it is served."""
     with tempfile.TemporaryDirectory() as folder:
         best = BestCheckpoint(folder, "best", monitor="main")
         trainer = pl.Trainer(

@@ -5,7 +5,7 @@ and the same thread count. Ours is `HybridClassifier` with ``GradientNormMonitor
 clipping, clip coefficient, clip rates and update ratios of each part and stage. The other is the same task without
 monitor, clipped as Lightning clips, with torch's ``clip_grad_norm_``. A round runs both arms in turn, in one process,
 and every other round in the other order. Timed are whole steps, from the start of one batch to that of another a
-multiple of the log interval later, so that the mean step has its share of the steps that log; the fit's first steps,
+multiple of the log interval later, so that the mean step has its share of the steps that log; the run's first steps,
 which make the optimizer's state, are not. Neither arm looks for gradients that are not finite, unless it is said.
 
 RESULT grad_monitor_cost: median over rounds of ours / clipping alone; 460 parameter tensors in 5 parts and 20 stages,

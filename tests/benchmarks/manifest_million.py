@@ -2,7 +2,7 @@
 
 The manifest is generated: a path (of one of 100 small images), an id, the split, 5 columns of numbers, 2 of categories
 and a label, as CSV (about 100 MB) and as Parquet. In a process of its own for each, `ManifestDataModule` reads it,
-checks every column, fits the statistics, and gives the first batch of a fit, of images and a table, without workers.
+checks every column, fits the statistics, and gives the first batch of a run, of images and a table, without workers.
 Files are not looked for beforehand (``checks: false``). Imports of Python are not timed, but are in the memory.
 
 RESULT manifest_million: seconds, for the slower of CSV and Parquet.
@@ -61,7 +61,7 @@ def open_manifest(path: str, threads: int) -> None:
     """Prints the seconds and the peak of resident memory in MB."""
     import pyarrow
     import torch
-    import torchmetrics  # noqa: F401  what a fit has imported
+    import torchmetrics  # noqa: F401  what a run has imported
 
     from hybrid_lightning.data.manifest import ManifestDataModule
 

@@ -84,7 +84,7 @@ def with_gaps(splits: dict[str, Entries], rate: float, seed: int, told: bool, ze
 
 
 def accuracy(way: str, splits: dict[str, Entries], seed: int, epochs: int) -> float:
-    """The test accuracy of one fit, with the last weights."""
+    """The test accuracy of one run, with the last weights."""
     pl.seed_everything(seed, verbose=False)
     parts = {
         "features": {"module": "MLP", "args": {"hidden": [64]}},

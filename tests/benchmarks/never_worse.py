@@ -1,6 +1,6 @@
-"""Whether what a fit leaves is as good as its best part, on all sets: those of ``configs/sets``, PLAID and solar cells.
+"""Whether what a run leaves is as good as its best part, on all sets: those of ``configs/sets``, PLAID and solar cells.
 
-For each set and seed, each a fit of its own, measured by ``best.ckpt``:
+For each set and seed, each a run of its own, measured by ``best.ckpt``:
 
 - ``default``: the config as it is, what the checkpoint serves; ``joint network``: its joint network;
 - ``<part> alone``: the config with one part;

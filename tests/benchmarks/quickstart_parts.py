@@ -7,7 +7,7 @@ is read once per fit; nothing is chosen by it.
 
 RESULT quickstart_parts: mean over seeds of the whole hybrid's accuracy minus ridge's (unit: share of the traces).
 RESULT quickstart_parts_error: standard error of this difference, paired over traces, mean over seeds.
-RESULT quickstart_parts_moved: how far the encoder's weights went in the fit, relative to their norm, mean over seeds.
+RESULT quickstart_parts_moved: how far the encoder's weights went in the run, relative to their norm, mean over seeds.
 
     python tests/benchmarks/quickstart_parts.py --seeds 0 1 2 3 4 --threads 2
 """
@@ -40,12 +40,12 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 
 
 class Fitted(NamedTuple):
-    """A fit, measured on the test traces."""
+    """A run, measured on the test traces."""
 
     outputs: Tensor  # (N, classes)
     target: Tensor  # (N,)
     weights: dict[str, float]  # voter → its weight in the blend, after training
-    moved: float  # of the encoder, in the whole fit; nan without one
+    moved: float  # of the encoder, in the whole run; nan without one
     ridge: Tensor  # (N, classes), of the closed-form fit on kernels alone
 
 

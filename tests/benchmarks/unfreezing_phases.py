@@ -1,4 +1,4 @@
-"""What a fit costs in which a backbone of six stages is unfrozen stage by stage, live and with ``cache: auto``.
+"""What a run costs in which a backbone of six stages is unfrozen stage by stage, live and with ``cache: auto``.
 
 A convolution backbone on synthetic images beside a table. In phase 0 the backbone is frozen, in each further phase one
 stage more trains, from the output down; in the last one all but the first. A phase is timed from the start of its first

@@ -172,7 +172,7 @@ def rows_of(system: System, block: str) -> dict[str, Config]:
 
 
 def fit(config: Config, seed: int, folder: Path) -> tuple[HybridClassifier, Any, Path]:
-    """The best model of a fit, its data, and its checkpoint in a run folder below `folder`."""
+    """The best model of a run, its data, and its checkpoint in a run folder below `folder`."""
     config = both(config, {"data": {"init_args": {"seed": seed}}})
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))

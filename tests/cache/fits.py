@@ -1,6 +1,7 @@
 """Fits with and without the cache, for the tests of it and one rank of two."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from hybrid_lightning import FrozenFeatureCache, HybridClassifier
+from hybrid_lightning import ExactResume, FrozenFeatureCache, HybridClassifier
+from hybrid_lightning.cache.served import StandInDataset
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
+from hybrid_lightning.resume.seeded_loaders import hashed, seed_cpu
 from tests.tiny import trainer
 
 SAMPLES = 30
@@ -54,6 +57,56 @@ class Files(Dataset[dict[str, Tensor]]):
         return sample
 
 
+class Noisy(Files):
+    """Training samples with noise on both inputs, drawn one after the other; what is left out draws nothing."""
+
+    def __init__(self, samples: int = SAMPLES) -> None:
+        super().__init__(samples)
+        self.left_out: set[str] = set()
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample = super().__getitem__(index)
+        for key in ("old", "new"):
+            if key in self.left_out:
+                del sample[key]
+            elif len(self) == SAMPLES:
+                sample[key] = sample[key] + torch.randn(4)
+        return sample
+
+    def without(self, keys: Collection[str]) -> "Noisy":
+        smaller = copy.copy(self)
+        smaller.left_out = set(keys)
+        return smaller
+
+
+class Shifted(Files):
+    """Training samples whose inputs change together by one random number; nothing can be left out."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample = super().__getitem__(index)
+        shift = torch.randn(()) if len(self) == SAMPLES else 0
+        return {**sample, "old": sample["old"] + shift, "new": sample["new"] + shift}
+
+
+class Versions(Shifted):
+    """Gives live what a cache of two views has to serve, as a `FollowEpochs` tells it."""
+
+    seed, epoch = 0, 0
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        seed_cpu(hashed(self.seed, "view", self.epoch % 2, index))
+        return super().__getitem__(index)
+
+
+class FollowEpochs(pl.Callback):
+    """Tells `Versions` the seed of the run and the epoch."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        [resume] = [callback for callback in trainer.callbacks if isinstance(callback, ExactResume)]
+        dataset = trainer.train_dataloader.dataset
+        dataset.seed, dataset.epoch = resume.seed, trainer.current_epoch
+
+
 def in_memory(samples: int = SAMPLES, **options: Any) -> DataLoader[Any]:
     options = {"batch_size": BATCH, "shuffle": samples == SAMPLES, **options}
     return DataLoader(DictDataset(entries(samples)), collate_fn=as_batch, **options)
@@ -69,7 +122,25 @@ def workers(samples: int = SAMPLES, **options: Any) -> DataLoader[Any]:
     return files(samples, num_workers=1, persistent_workers=True, **options)
 
 
+def noisy(samples: int = SAMPLES, **options: Any) -> DataLoader[Any]:
+    return DataLoader(Noisy(samples), BATCH, shuffle=samples == SAMPLES, **options)
+
+
+def shifted(samples: int = SAMPLES) -> DataLoader[Any]:
+    return DataLoader(Shifted(samples), BATCH, shuffle=samples == SAMPLES)
+
+
+def versions(samples: int = SAMPLES) -> DataLoader[Any]:
+    return DataLoader(Versions(samples), BATCH, shuffle=samples == SAMPLES)
+
+
+def noisy_workers(samples: int = SAMPLES) -> DataLoader[Any]:
+    return noisy(samples, num_workers=1, persistent_workers=True)
+
+
 LOADERS: dict[str, Callable[..., DataLoader[Any]]] = {"memory": in_memory, "files": files, "workers": workers}
+NOISY: dict[str, Callable[..., DataLoader[Any]]] = {"noisy": noisy, "noisy_workers": noisy_workers}
+OTHERS: dict[str, Callable[..., DataLoader[Any]]] = {"shifted": shifted, "versions": versions}
 
 
 def task(unfreeze: Any = "never", parts: Any = None, **options: Any) -> HybridClassifier:
@@ -116,7 +187,7 @@ def fit(
     **options: Any,
 ) -> Fit:
     """Three epochs of four batches; `loader` makes both splits."""
-    make = LOADERS[loader] if isinstance(loader, str) else loader
+    make = {**LOADERS, **NOISY, **OTHERS}[loader] if isinstance(loader, str) else loader
     recorder = Recorder()
     runner = trainer(callbacks=[*callbacks, recorder], **{"max_epochs": 3, **options})
     train, val = make(), make(11)
@@ -127,7 +198,7 @@ def fit(
     found = [callback for callback in runner.callbacks if isinstance(callback, FrozenFeatureCache)]
     metrics = {name: float(value) for name, value in runner.callback_metrics.items() if name.startswith("val/")}
     reads = getattr(train.dataset, "reads", 0)
-    assert type(train.dataset).__name__ != "ServedDataset", "it has to be put back"
+    assert not isinstance(train.dataset, StandInDataset), "it has to be put back"
     return Fit(model, recorder.losses, recorder.keys, seen, reads, found[0] if found else None, runner, metrics)
 
 

@@ -1,4 +1,4 @@
-"""A cached fit that is saved after every batch, and its continuations; also one rank of two."""
+"""A cached run that is saved after every batch, and its continuations; also one rank of two."""
 
 import json
 import logging
@@ -15,8 +15,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy, end_process_group
 from hybrid_lightning.distributed.sharding import whole
 from tests.cache import stages
-from tests.cache.fits import Fit, Tower, fit, task
+from tests.cache.fits import Fit, FollowEpochs, Tower, fit, task
 
+VIEWS = {"views": 2, "mode": True}
 PLATEAU = {"plateau": "val/loss", "patience": "1 validations", "min_delta": 9}
 
 
@@ -49,6 +50,7 @@ def differences(
     loader: str,
     unfreeze: Any,
     every: int = 1,
+    cache: Any = True,
     **options: Any,
 ) -> tuple[int, list[str]]:
     """How many checkpoints were continued, and what then differed by a single bit; `loader` ``stages`` has images."""
@@ -58,7 +60,7 @@ def differences(
 
     def run(path: Path | None = None, callbacks: Any = ()) -> Fit:
         own = {**options, "strategy": strategy(loader)} if "devices" in options else options
-        return fit(make(unfreeze, cache=True), data, path, callbacks, **own)
+        return fit(make(unfreeze, cache=cache), data, path, callbacks, **own)
 
     reference = run(callbacks=[AfterBatch(folder)])
     expected = state(reference)
@@ -78,9 +80,11 @@ def differences(
     return len(paths), problems
 
 
-def on_ranks(model: Any, data: Any, loader: str) -> Fit:
+def on_ranks(model: Any, data: Any, loader: str, callbacks: Any = ()) -> Fit:
     # the first forward pass is that of the cache
-    return fit(model, data, devices=2, strategy=strategy(loader), max_epochs=2, num_sanity_val_steps=0)
+    return fit(
+        model, data, callbacks=callbacks, devices=2, strategy=strategy(loader), max_epochs=2, num_sanity_val_steps=0
+    )
 
 
 class Failing(Tower):
@@ -118,6 +122,9 @@ def main(folder: Path, loader: str, options: str) -> None:
         schedule = stages.top_down(stages.SIX[0], start=2, unit="steps")
         models = [stages.task(unfreeze=schedule, cache=cache) for cache in (False, True)]
         live, cached = (on_ranks(model, stages.samples, loader) for model in models)
+    elif loader == "shifted":
+        live = on_ranks(task(cache=False), "versions", loader, [FollowEpochs()])
+        cached = on_ranks(task(cache=VIEWS), loader, loader)
     else:
         data = "files" if loader == "sharded" else loader
         live, cached = (on_ranks(task("3 steps", cache=cache), data, loader) for cache in (False, True))

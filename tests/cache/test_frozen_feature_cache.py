@@ -198,6 +198,29 @@ def test_random_transforms_make_it_live(lines):
     assert lines() == ["cache: old stays live: reading a sample draws random numbers, as a random transform does."]
 
 
+def test_several_parts_that_stay_live_are_named_in_one_line(lines):
+    fit(task(parts=TWO, cache=True), lambda *size: files(*size, random="old"))
+    why = "reading a sample draws random numbers, as a random transform does"
+    assert lines()[0] == f"cache: stem, side stay live: {why}."
+
+
+def test_what_another_part_reads_is_read_anew_where_the_dataset_changes_it_with_a_generator_of_its_own():
+    class Own(Files):
+        generator = torch.Generator()
+
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "new": torch.rand(4, generator=self.generator)}
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            rows.update(batch["new"][:, 0].tolist())
+
+    rows = set()
+    found = fit(task(cache=True), lambda size=30: DataLoader(Own(size), BATCH), callbacks=[Look()])
+    assert "cached/old" in found.keys[0]
+    assert len(rows) == 3 * 30
+
+
 class Norm(Tower):
     def __init__(self) -> None:
         super().__init__()
@@ -386,7 +409,7 @@ def test_a_restart_finds_the_files_and_computes_a_damaged_one_again(tmp_path, da
 
 @pytest.fixture
 def _may_change(monkeypatch):
-    """At the end of a fit weights that were to stay frozen may have changed, which is an error else."""
+    """At the end of a run weights that were to stay frozen may have changed, which is an error else."""
     monkeypatch.setattr(FrozenValues, "refuse_changed", lambda self: None)
 
 
@@ -457,6 +480,8 @@ def test_a_checkpoint_at_the_end_still_says_what_was_served():
         "boundaries": {},
         "serving": ["old"],
         "sizes": {"train": 8, "val": 8},
+        "views": None,
+        "viewed": [],
     }
 
 

@@ -1,4 +1,4 @@
-"""A cached fit that continues from any checkpoint is bit-equal to one that never stopped."""
+"""A cached run that continues from any checkpoint is bit-equal to one that never stopped."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.cache.resuming import PLATEAU, differences
+from tests.cache.resuming import PLATEAU, VIEWS, differences
 from tests.cache.stages import SIX, top_down
 from tests.processes import succeed_on
 
@@ -44,11 +44,20 @@ def test_one_process_with_a_boundary_that_moves(steps: int, tmp_path: Path) -> N
     assert not problems
 
 
-@pytest.mark.parametrize("loader", ["memory", "files", "stages", "sharded"])
+@pytest.mark.parametrize("unfreeze", ["never", "6 steps"])
+@pytest.mark.parametrize("loader", ["noisy", "noisy_workers"])
+def test_one_process_with_views(loader: str, unfreeze: str, tmp_path: Path) -> None:
+    number, problems = differences(tmp_path, loader, unfreeze, every=2, cache=VIEWS)
+    assert number >= 5
+    assert not problems
+
+
+@pytest.mark.parametrize("loader", ["memory", "files", "stages", "sharded", "shifted"])
 def test_two_ranks(loader: str, tmp_path: Path) -> None:
     # of two ranks an epoch has two steps
     unfreeze: Any = top_down(*SIX[:2], start=2, every=3, unit="steps") if loader == "stages" else "3 steps"
-    options = json.dumps({"unfreeze": unfreeze, "every": 2})
+    cache = VIEWS if loader == "shifted" else True
+    options = json.dumps({"unfreeze": unfreeze, "every": 2, "cache": cache})
     succeed_on(2, "-m", "tests.cache.resuming", str(tmp_path), loader, options, cwd=tmp_path)
     for rank in range(2):
         result = json.loads((tmp_path / f"{rank}.json").read_text())

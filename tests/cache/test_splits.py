@@ -1,7 +1,8 @@
 import lightning.pytorch as pl
 import torch
 
-from hybrid_lightning.cache.splits import CannotCacheError, Split, varying_keys
+from hybrid_lightning.cache.splits import CannotCacheError, Split
+from hybrid_lightning.cache.variation import varying_keys
 from tests.cache.fits import Files, entries, files, in_memory, task
 from tests.tiny import trainer
 

@@ -87,7 +87,7 @@ def test_a_fit_goes_on_from_a_checkpoint_that_names_modules_by_their_former_path
 
 
 class StateAtStart(pl.Callback):
-    """What the optimizer holds at the start of a fit: group → state of each of its parameters."""
+    """What the optimizer holds at the start of a run: group → state of each of its parameters."""
 
     def on_train_start(self, trainer, pl_module):
         [optimizer] = trainer.optimizers
@@ -140,7 +140,7 @@ WIDE = {"a": {"module": "torch.nn.Identity"}, "b": {"module": "MLP", "args": {"h
 
 @pytest.fixture
 def before_shrinking(tmp_path):
-    """A checkpoint of a fit as files were before wide parts were shrunk, its data, and the outputs of its model."""
+    """A checkpoint of a run as files were before wide parts were shrunk, its data, and the outputs of its model."""
     data = small.loader({"a": torch.randn(24, 90), "b": torch.randn(24, 4), "target": torch.arange(24) % 3})
     model = HybridClassifier(num_classes=3, parts=WIDE, fusion={"args": {"shrink_above": None}})
     trainer = small.trainer()

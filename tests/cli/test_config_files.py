@@ -159,6 +159,12 @@ def test_arguments_without_a_config_stay_as_they_are():
     assert merged_arguments(["--trainer.max_epochs", "3"]) == ["--trainer.max_epochs", "3"]
 
 
+def test_a_text_that_begins_as_a_number_is_a_text(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: 26241e91e6c345\nb: 1e3x\nc: 1e3\n")
+    config = read_config(tmp_path / "c.yaml")
+    assert {key: config[key] for key in "abc"} == {"a": "26241e91e6c345", "b": "1e3x", "c": 1000.0}
+
+
 def test_a_text_that_looks_like_a_number_stays_a_text(tmp_path):
     (tmp_path / "c.yaml").write_text("a: '10'\nb: '1e-3'\nc: 'null'\nd: 10%")
     config = yaml.safe_load(merged_arguments(["-c", f"{tmp_path}/c.yaml"])[1])

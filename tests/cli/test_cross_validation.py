@@ -141,7 +141,7 @@ def test_without_resume_or_with_other_folds_all_are_run_anew(folder, commands):
     words = ["cross_validate", "--config", config(), "--folds", "2"]
     assert main(words) == 0
     assert main(words) == 0
-    assert (folder / "runs/small_fold1/version_2/predictions.csv").is_file()  # the fit, a predict, the next fit
+    assert (folder / "runs/small_fold1/version_2/predictions.csv").is_file()  # the run, a predict, the next run
     commands.clear()
     assert main(["cross_validate", "--config", config(), "--folds", "3", "--resume"]) == 0
     assert [words[0] for words in commands] == ["fit", "predict"] * 3

@@ -1,17 +1,18 @@
+import contextlib
 import csv
-import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from hybrid_lightning import HybridTask
-from hybrid_lightning.cli import main
+from hybrid_lightning.cli import evaluate, main
 from hybrid_lightning.cli.evaluate import intervals
-from tests.small import CONFIG, classifier, regressor, write
+from hybrid_lightning.report import page
+from hybrid_lightning.report.evaluations import read_evaluations
+from tests.small import CONFIG, classifier, regressor, table_config, write
 from tests.tables import write_rows
 
 CHECKPOINT = "runs/m/version_0/checkpoints/best.ckpt"
@@ -31,24 +32,13 @@ def rows(count: int, seed: int) -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with a run on ``m.csv``, and new rows in ``new.csv``."""
-    before, folder = Path.cwd(), tmp_path_factory.mktemp("evaluate")
-    os.chdir(folder)
-    try:
+    folder = tmp_path_factory.mktemp("evaluate")
+    with contextlib.chdir(folder):
         write_rows("m.csv", rows(60, 0))
         write_rows("new.csv", rows(30, 1))
         data = {"path": "m.csv", "inputs": {"x": {"numeric": ["size"]}}, "target": "label", "split_by": "who"}
-        config = {
-            "model": {
-                "class_path": "HybridClassifier",
-                "init_args": {"num_classes": 2, "parts": {"x": {"module": "MLP"}}},
-            },
-            "data": {"class_path": "ManifestDataModule", "init_args": data},
-            "trainer": {"max_epochs": 2, "enable_progress_bar": False, "accelerator": "cpu", "log_every_n_steps": 1},
-        }
-        Path("m.yaml").write_text(yaml.safe_dump(config))
+        write(table_config(data, {"x": {"module": "MLP"}}, max_epochs=2), "m.yaml")
         assert main(["fit", "m.yaml"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 
@@ -87,6 +77,35 @@ def test_no_config_and_no_table_of_the_training_is_needed(here, tmp_path, monkey
         shutil.copy(name, tmp_path)
     monkeypatch.chdir(tmp_path)
     assert evaluated("--ckpt_path", "best.ckpt") == wanted
+
+
+def test_the_report_of_the_run_shows_the_new_table(here, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "require_plotly", lambda: "")
+    monkeypatch.setattr(page, "require_plotly", lambda: "")
+    shutil.copytree(".", tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    found = evaluated("--ckpt_path", "runs/m", "--report")
+    assert "report: runs/m/version_0/report.html" in capsys.readouterr().out
+    [one], notes = read_evaluations(Path("runs/m/version_0"))
+    assert notes == []
+    assert one.title == "new.csv"
+    assert one.record.rows == 60
+    assert {metric["name"]: metric["value"] for metric in one.metrics} == pytest.approx(
+        {name: value for name, (value, *_) in found.items()}
+    )
+    counts = one.record.confusion["counts"]
+    assert (counts[0][0] + counts[1][1]) / 60 == pytest.approx(found["accuracy"][0])
+    worst = one.record.worst[0]
+    [size] = [entry["text"] for entry in worst["shown"] if entry["key"] == "size"]
+    assert float(size) == rows(30, 1)[int(worst["row"])]["size"]
+    assert "new.csv, 60 rows" in Path("runs/m/version_0/report.html").read_text()
+
+
+def test_a_checkpoint_outside_of_a_run_has_no_report_to_show_it_in(here, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "require_plotly", lambda: "")
+    shutil.copy(CHECKPOINT, tmp_path)
+    assert main(["evaluate", "new.csv", "--ckpt_path", str(tmp_path / "best.ckpt"), "--report"]) == 2
+    assert "does not lie in the folder of a run" in capsys.readouterr().err
 
 
 def test_groups_are_drawn_whole():
@@ -133,6 +152,11 @@ def test_what_most_draws_leave_undefined_has_no_interval():
         ("unlabelled.csv --ckpt_path {0}", "'label'"),
         ("other.csv --ckpt_path {0}", "holds 'huge' .* which the checkpoint does not have"),
         ("new.csv --ckpt_path {0} --draw 100", "'--draw'"),
+        ("no.csv --ckpt_path {0}", "^error: evaluate: there is no file 'no.csv'"),
+        ("new.csv --ckpt_path m.csv", "^error: --ckpt_path: 'm.csv' is neither"),
+        ("new.csv --ckpt_path best", "^error: --ckpt_path: of which run is 'best'"),
+        ("new.csv --ckpt_path {0} --groups patient", "^error: --groups: "),
+        ("new.csv --ckpt_path {0} --output ./new.csv", "^error: --output: './new.csv' is a table that is read"),
     ],
 )
 def test_wrong_words_are_told(words, says, here, capsys):
@@ -148,4 +172,4 @@ def test_a_checkpoint_of_other_data_is_refused(fitted, folder, capsys):
     checkpoint = str(fitted / "runs/small/version_0/checkpoints/last.ckpt")
     write_rows("new.csv", rows(2, 0))
     assert main(["evaluate", "new.csv", "--ckpt_path", checkpoint]) == 2
-    assert "the checkpoint is not of a fit with ManifestDataModule" in capsys.readouterr().err
+    assert "the checkpoint is not of a run with ManifestDataModule" in capsys.readouterr().err

@@ -102,7 +102,7 @@ def test_an_exported_program_is_no_checkpoint_and_nothing_of_it_is_run(verb, fol
     words = ["--output", "again.pt2"] if verb == "export" else []
     assert command(verb, "--ckpt_path", "net.pt2", *words) == 2
     assert "--ckpt_path: 'net.pt2' is an exported program" in (message := capsys.readouterr().err)
-    assert "Give the .ckpt file of a fit" in message
+    assert "Give the .ckpt file of a run" in message
     assert not Path("executed").exists()
 
 

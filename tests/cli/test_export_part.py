@@ -1,6 +1,5 @@
+import contextlib
 import hashlib
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +11,10 @@ from tests.small import command
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    before = Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("fitted"))
-    assert command("fit") == 0
-    path = next(Path.cwd().rglob("last.ckpt"))
-    os.chdir(before)
-    return path
+    folder = tmp_path_factory.mktemp("fitted")
+    with contextlib.chdir(folder):
+        assert command("fit") == 0
+    return next(folder.rglob("last.ckpt"))
 
 
 def export(*words: str) -> int:

@@ -1,6 +1,7 @@
 """The help of commands comes from a table, `help_table.py`, which ``python -m tests.cli.test_help`` writes."""
 
 import argparse
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from hybrid_lightning.cli import help as texts
 from hybrid_lightning.cli import help_table, main
 from hybrid_lightning.cli.commands import COMMANDS
 from hybrid_lightning.cli.help_options import meanings_in, options_of, options_of_parser, type_words
+from hybrid_lightning.cli.parser import parse
 from tests.processes import succeed
 
 UPDATE = "python -m tests.cli.test_help"
@@ -109,6 +111,7 @@ def test_help_and_version_import_neither_torch_nor_lightning():
         ("help MLP", "  out_features: INTEGER"),
         ("help model", "  num_classes: INTEGER"),
         ("help model", "  start: TEXT"),
+        ("help model", "{views: 4}"),
         ("help data", "  batch_size: INTEGER"),
         ("help trainer", "  max_epochs: INTEGER"),
         ("help checkpoint", "  monitor: TEXT"),
@@ -122,6 +125,19 @@ def test_a_topic_is_explained_from_docstrings(words, says, capsys):
     assert says in capsys.readouterr().out
 
 
+def test_the_example_of_a_config_can_be_read(folder, capsys):
+    assert main(["help", "config"]) == 0
+    said = capsys.readouterr().out
+    example = said[said.index("  model:") : said.index("Files that are given later")]
+    Path("mine.yaml").write_text(textwrap.dedent(example))
+    config = parse(["check", "mine.yaml"]).config
+    data = ManifestDataModule(**config.data.init_args.as_dict())
+    parts = config.model.init_args.parts
+    assert list(data.inputs) == list(parts)
+    for part in parts.values():
+        assert part.keys() <= {row[0] for row in options_of(Part)}
+
+
 def test_every_option_of_a_model_and_of_a_part_has_a_meaning():
     for target in (Part, HybridClassifier, HybridRegressor, ManifestDataModule):
         assert [row[0] for row in options_of(target) if not row[3]] == []
@@ -132,6 +148,8 @@ def test_every_option_of_a_model_and_of_a_part_has_a_meaning():
     [
         ("help partt", "error: help: unknown topic 'partt'. Did you mean 'part'?"),
         ("help part unfreze", "error: help part: unknown option or module 'unfreze'. Did you mean 'unfreeze'?"),
+        ("help fit epochs", "error: help fit: 'epochs' is a word too many"),
+        ("help config model", "error: help config: 'model' is a word too many"),
         ("hlp", "error: unknown command 'hlp'. Did you mean 'help'?"),
     ],
 )

@@ -36,7 +36,7 @@ def test_a_file_is_written_and_never_replaced(table, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "init: source must be given."),
+        ([], "init: TABLE must be given."),
         (["gone.csv"], "init: there is no file 'gone.csv'"),
         (["rows.csv", "--target", "lable"], "--target: unknown column of 'rows.csv' 'lable'. Did you mean 'label'?"),
         (["rows.csv", "--kind", "regresion"], "--kind: unknown kind 'regresion'. Did you mean 'regression'?"),

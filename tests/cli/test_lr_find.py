@@ -43,7 +43,9 @@ def test_a_plot_is_an_image(folder):
         ("--low 0", "low: 0.0 is not a number above 0"),
         ("--low 1 --high 0.1", "high: 0.1 is not a number above 1.0"),
         ("--steps 5", "steps: 5 is not a number at least 20"),
-        ("--write lr.txt", "write: 'lr.txt' does not end in .yaml."),
+        ("--write lr.txt", "write: 'lr.txt' does not end in .yaml or .yml."),
+        ("--write small.yaml", "write: 'small.yaml' is there already, and holds more than a rate."),
+        ("--plot lr.xyz", "plot: 'lr.xyz' does not end in .png"),
         ("--trainer.fast_dev_run true", "trainer.fast_dev_run"),
     ],
 )

@@ -1,7 +1,7 @@
 """Ensembles: several checkpoints that predict together, through the command line."""
 
+import contextlib
 import csv
-import os
 from pathlib import Path
 
 import pytest
@@ -54,9 +54,8 @@ REGRESSION = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Folders of runs that differ by their seed."""
-    before, where = Path.cwd(), tmp_path_factory.mktemp("members")
-    os.chdir(where)
-    try:
+    where = tmp_path_factory.mktemp("members")
+    with contextlib.chdir(where):
         for fold in (1, 2, 3):
             assert main(["fit", "--config", write(config(fold)), "--name", f"x_fold{fold}"]) == 0
         assert main(["fit", "--config", write(config(4)), "--name", "beetles"]) == 0
@@ -64,8 +63,6 @@ def runs(tmp_path_factory):
             regression = {**config(fold), **REGRESSION}
             assert main(["fit", "--config", write(regression), "--name", f"y_fold{fold}"]) == 0
         Path("runs/x_folds").mkdir()
-    finally:
-        os.chdir(before)
     return where
 
 

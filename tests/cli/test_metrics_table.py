@@ -131,7 +131,7 @@ def test_rows_that_are_damaged_are_left_out_and_kept_aside(torn, tmp_path, path)
     path.parent.mkdir(parents=True)
     before = b"step,a\n0,1.5\n" + torn + b"\n"
     path.write_bytes(before)
-    with pytest.warns(UserWarning, match="1 rows of .* are damaged and left out"):
+    with pytest.warns(UserWarning, match="1 damaged row left out"):
         log(logger(tmp_path, first_step=9), 9, a=2.5)
     assert rows(path) == [{"step": "0", "a": "1.5"}, {"step": "9", "a": "2.5"}]
     assert (path.parent / "metrics.damaged_0.csv").read_bytes() == before

@@ -1,5 +1,6 @@
 import pytest
 
+from hybrid_lightning.cli import main
 from hybrid_lightning.cli.parser_errors import parser_error
 from tests.small import DELETE, changed, command
 
@@ -51,13 +52,37 @@ def test_the_first_wrong_word_is_named(message: str, says: str) -> None:
         ("--model.metrics 3", "model.metrics: write a list, not '3'."),
         ("--test_after_fit worst", "test_after_fit: unknown value 'worst'. Possible: 'best', 'last'."),
         ("--model.parts.stm.lr_scale 3", "model.parts: unknown part 'stm'. Did you mean 'stem'?"),
-        ("--trainr.max_epochs.x 3", "config: unknown key 'trainr'. Did you mean 'trainer'?"),
+        ("--trainr.max_epochs.x 3", "plan: unknown option '--trainr'. Did you mean '--trainer'?"),
+        ("--modle.lr=1", "plan: unknown option '--modle'. Did you mean '--model'?"),
+        ("--seed 1", "plan: unknown option '--seed'. Did you mean '--seed_everything'?"),
+        ("--lr 1", "plan: unknown option '--lr'. Did you mean '--model.lr'?"),
+        (
+            "--parts.stem.lr_scale 1",
+            "plan: unknown option '--parts.stem.lr_scale'. Did you mean '--model.parts.stem.lr",
+        ),
+        ("--max_epochs 1", "plan: unknown option '--max_epochs'. Did you mean '--trainer.max_epochs'?"),
         ("--model.prts.stem.lr_scle 3", "model: unknown key 'prts'. Did you mean 'parts'?"),
         ("--trainer.max_epoch 3", "trainer: unknown key 'max_epoch'. Did you mean 'max_epochs'?"),
     ],
 )
 def test_what_could_be_written_is_told_in_plain_words(words, says, folder, capsys) -> None:
     assert command("plan", *words.split()) == 2
+    assert capsys.readouterr().err.startswith(f"error: {says}")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("evaluate --grops x", "evaluate: unknown option '--grops'. Did you mean '--groups'? Possible: '--ckpt_path',"),
+        ("init t.csv --target=a --kidn=b", "init: unknown option '--kidn'. Did you mean '--kind'?"),
+        ("export_part --ckpt x", "export_part: unknown option '--ckpt'. Did you mean '--ckpt_path'?"),
+        ("cross_validate m.yaml --fold 3", "cross_validate: unknown option '--fold'. Did you mean '--folds'?"),
+        ("compare m.yaml --recipe full", "compare: unknown option '--recipe'. Did you mean '--recipes'?"),
+        ("compare m.yaml --trainr.max_epochs 1", "compare: unknown option '--trainr'. Did you mean '--trainer'?"),
+    ],
+)
+def test_an_unknown_option_is_told_before_what_is_missing(words, says, capsys) -> None:
+    assert main(words.split()) == 2
     assert capsys.readouterr().err.startswith(f"error: {says}")
 
 

@@ -1,7 +1,7 @@
 """Tables of predictions, through the command line, on one rank and on two."""
 
+import contextlib
 import csv
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ from hybrid_lightning.cli import main
 from hybrid_lightning.cli.predictions import CollectPredictions, Predicted, joined, quoted, refuse_not_finite
 from hybrid_lightning.data.in_memory import DictDataset, InMemoryDataModule
 from tests.processes import succeed_on
-from tests.small import changed, classifier, regressor, table, trainer, write
+from tests.small import changed, classifier, regressor, table, table_config, trainer, write
+from tests.tables import write_rows
 
 COUNT = 41
 TARGET = torch.arange(COUNT) % 3
@@ -22,8 +23,16 @@ TARGET = torch.arange(COUNT) % 3
 class Named(InMemoryDataModule):
     """Data with names for classes and samples; their order is not that of their ids."""
 
-    def __init__(self, batch_size: int = 6, names: bool = True, numbered: bool = False, statistics: str | None = None):
+    def __init__(
+        self,
+        batch_size: int = 6,
+        names: bool = True,
+        numbered: bool = False,
+        statistics: str | None = None,
+        samples: int = COUNT,
+    ):
         super().__init__(batch_size)
+        self.samples = samples
         self.numbered, self.statistics = numbered, statistics
         if names:
             self.target_names = ["cat", "dog", "eel"]
@@ -33,7 +42,8 @@ class Named(InMemoryDataModule):
         entries = {"x": table(COUNT), "target": TARGET}
         if self.numbered:
             entries["id"] = 100 + torch.arange(COUNT)
-        return {split: DictDataset(entries) for split in ("train", "val", "test")}
+        few = {key: values[: self.samples] for key, values in entries.items()}
+        return {"train": DictDataset(entries), "val": DictDataset(entries), "test": DictDataset(few)}
 
     def use_statistics(self, path):
         self.statistics = self.statistics or path
@@ -73,12 +83,9 @@ def fit(**changes) -> str:
 @pytest.fixture(scope="module")
 def best(tmp_path_factory):
     """The checkpoint of a fit."""
-    before, where = Path.cwd(), tmp_path_factory.mktemp("named")
-    os.chdir(where)
-    try:
+    where = tmp_path_factory.mktemp("named")
+    with contextlib.chdir(where):
         fit()
-    finally:
-        os.chdir(before)
     return next(where.rglob("best.ckpt"))
 
 
@@ -113,6 +120,18 @@ def test_two_ranks_write_one_whole_table_in_the_order_of_the_data(best, folder):
     out = succeed_on(2, *words, *devices, "--output", "two.csv", cwd=folder)
     assert "".join(out).count("predictions: two.csv") == 1
     check(rows(folder / "two.csv"), expected_of(best))
+
+
+def test_more_ranks_than_samples_write_one_whole_table(best, folder):
+    few = ("--data.samples", "1")
+    assert predict(best, *few, "--output", "one.csv") == 0
+    words = ["-m", "hybrid_lightning", "predict", "--config", write(config()), "--ckpt_path", str(best), *few]
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+    succeed_on(2, *words, *devices, "--output", "two.csv", cwd=folder)
+    [alone], [shared] = rows(folder / "one.csv"), rows(folder / "two.csv")
+    assert shared.keys() == alone.keys()
+    assert shared["id"] == alone["id"] == "s0"
+    assert float(shared["probability_cat"]) == pytest.approx(float(alone["probability_cat"]), abs=1e-6)
 
 
 def test_parquet_holds_the_same_as_csv(best, folder):
@@ -276,3 +295,25 @@ def test_texts_that_a_spreadsheet_computes_are_quoted_and_numbers_are_not():
     assert found["id"] == ["'=1+1", "a"]
     assert found["'-class"] == ["'@b", "c"]
     assert found["probability"] is numbers
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("predict --ckpt_path best --output ./m.csv", "./m.csv"),
+        ("predict --ckpt_path best --data.predict_path new.csv --output new.csv", "new.csv"),
+        ("probe --output m.csv", "m.csv"),
+    ],
+)
+def test_the_tables_that_are_read_are_not_written_over(tmp_path, monkeypatch, capsys, words, named):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"size": number, "label": "ab"[number % 2]} for number in range(10)]
+    for name in ("m.csv", "new.csv"):
+        write_rows(name, rows)
+    before = Path(named).read_bytes()
+    data = {"path": "m.csv", "inputs": {"x": {"numeric": ["size"]}}, "target": "label"}
+    config = write(table_config(data, {"x": {"module": "MLP"}}))
+    verb, *rest = words.split()
+    assert main([verb, "--config", config, *rest]) == 2
+    assert f"error: output: '{named}' is a table that is read, and would be lost" in capsys.readouterr().err
+    assert Path(named).read_bytes() == before

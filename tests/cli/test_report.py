@@ -42,7 +42,7 @@ def test_several_runs_are_one_page_here_or_where_output_says(folder, with_plotly
     assert main(["report", "runs/a", "runs/b/version_0"]) == 0
     assert main(["report", "runs/a", "runs/b", "--output", "sub/both.html"]) == 0
     assert Path("report.html").read_text() == Path("sub/both.html").read_text()
-    assert read("report.html").sections == ["scores", "curves", "timeline", "differences"]
+    assert read("report.html").sections[:4] == ["scores", "curves", "timeline", "differences"]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,7 @@ def test_several_runs_are_one_page_here_or_where_output_says(folder, with_plotly
         (["runs/x", "--ckpt_path", "a.ckpt"], "--config is needed"),
         ([], "report: RUN must be given."),
         (["runs/x", "--outptu", "a"], "--outptu"),
+        (["runs/x", "--output", "x.txt"], "output: 'x.txt' does not end in .html."),
     ],
 )
 def test_wrong_words_are_told(folder, with_plotly, capsys, words, said):
@@ -98,9 +99,18 @@ def test_no_pipe_of_a_folder_is_waited_for(folder, with_plotly):
     assert found.sections == ["config"]
 
 
+def test_a_run_without_predictions_is_told_beside_others(folder, with_plotly):
+    write_folder(folder / "runs" / "a")
+    write_folder(folder / "runs" / "b", kind=None)
+    assert main(["report", "runs/a", "runs/b"]) == 0
+    found = read("report.html")
+    assert "Predictions of runs/b are not shown." in found.text
+    assert "Of runs/a: 12 validation rows, as the checkpoint decides." in found.text
+
+
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """A fit that has written its report, with a stand-in for plotly's program."""
+    """A run that has written its report, with a stand-in for plotly's program."""
     where = tmp_path_factory.mktemp("fitted")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(where)
@@ -153,6 +163,19 @@ def test_rows_are_predicted_anew_by_a_config(fitted, with_plotly, monkeypatch, t
     assert [path.name for path in Path("runs").iterdir()] == ["small"]  # it is no run of its own
 
 
+def test_best_and_last_are_those_of_the_run(fitted, with_plotly, monkeypatch, tmp_path, capsys):
+    shutil.copytree(fitted, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    run = Path("runs/small/version_0")
+    words = ["report", str(run), "--config", str(run / "config.yaml"), "--ckpt_path"]
+    (run / record.FILE).unlink()
+    assert main([*words, "last"]) == 0
+    assert record.read_record(run).rows
+    (run / "checkpoints" / "best.ckpt").unlink()
+    assert main([*words, "best"]) == 2
+    assert "runs/small/version_0/checkpoints/best.ckpt" in capsys.readouterr().err
+
+
 def test_test_has_a_report_of_the_test_rows(fitted, with_plotly, monkeypatch, tmp_path, capsys):
     shutil.copytree(fitted, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
@@ -202,7 +225,7 @@ LABELS = {"class_path": "HybridClassifier", "init_args": {"num_classes": 2, "kin
 
 
 def fit_table(target, model):
-    """The record of a fit of a table of 60 rows."""
+    """The record of a run of a table of 60 rows."""
     rows = [f"{number % 7},{number % 5},{number % 7 + 0.5},{'a;b' if number % 2 else 'a'}" for number in range(60)]
     Path("t.csv").write_text("\n".join(["x,y,price,tags", *rows]))
     data = {"path": "t.csv", "target": target, "inputs": {"table": {"numeric": ["x", "y"]}}, "split_seed": 1}

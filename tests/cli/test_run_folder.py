@@ -19,7 +19,7 @@ LAST, BEST = RUN / "checkpoints/last.ckpt", RUN / "checkpoints/best.ckpt"
 
 @pytest.fixture
 def copied(fitted, folder):
-    """A copy of the fit in the working folder."""
+    """A copy of the run in the working folder."""
     shutil.copytree(fitted / "runs", folder / "runs")
     return folder
 

@@ -5,7 +5,7 @@ Each patient has one of three labels, and two or three rows. Every input tells s
 | column | files or cells | what the label changes |
 | --- | --- | --- |
 | photo | PNG with 8 bits, and JPEG in every other row; RGB, 24 x 20 | how red it is |
-| xray | PNG with 16 bits, gray, 16 x 20 | how bright its middle is |
+| xray | PNG with 16 bits, gray, 16 x 20; DICOM in every fourth row where pydicom is | how bright its middle is |
 | scan | ``.nii.gz``, and ``.npy`` in every fourth row; 10 x 8 x 6 | how bright one corner is |
 | emb | ``.npy``, 6 numbers | their mean |
 | spectrum | ``.npz``, 12 numbers under the name ``values`` | where the peak is |
@@ -20,6 +20,7 @@ middle, high), ``score`` (a number that grows with the label), and ``fever`` and
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,12 @@ def _xray(folder: Path, row: int, label: int, random: np.random.Generator) -> st
 
     pixels = random.integers(0, 20000, (20, 16))
     pixels[5:15, 4:12] += 20000 * label
+    if row % 4 == 1 and find_spec("pydicom"):
+        from tests.data.dicom import write_dicom
+
+        name = f"xrays/{row}.dcm"
+        write_dicom(folder / name, pixels.astype(np.uint16), WindowCenter=2**15, WindowWidth=2**16)
+        return name
     name = f"xrays/{row}.png"
     Image.fromarray(pixels.astype(np.uint16)).save(folder / name)
     return name

@@ -29,7 +29,7 @@ def study(folder: Path) -> Path:
 
 
 def accuracy(name: str, **split: object) -> float:
-    """Of the validation, after a fit through the command line."""
+    """Of the validation, after a run through the command line."""
     inputs = {"visit": {"numeric": [f"f{number}" for number in range(FEATURES)]}}
     arguments = {"path": "study.csv", "inputs": inputs, "target": "label", "batch_size": 50, **split}
     changes = {

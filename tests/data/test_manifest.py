@@ -246,7 +246,7 @@ def test_the_split_does_not_follow_the_seed_of_the_model(folder):
         ({"split_column": "label"}, "data.split_column: column 'label' .* holds 'healthy', 'ill', 'unclear'"),
         ({"split_column": "site", "fold": "1/5"}, "leave out 'fractions' and 'fold'"),
         ({"target": "lable"}, "data.target: unknown column .* Did you mean 'label'"),
-        ({"target": None}, "data.target: a fit needs a column to learn"),
+        ({"target": None}, "data.target: a run needs a column to learn"),
         ({"id": "nme"}, "data.id: unknown column .* Did you mean 'name'"),
         ({"inputs": {"ages": {"numeric": ["agee"]}}}, "data.inputs.ages: unknown column .* Did you mean 'age'"),
         ({"inputs": {"ages": {"numeric": ["name", "patient"]}}}, "column 'patient' .* holds 'p0' in row 0"),

@@ -49,7 +49,7 @@ def manifest(table: list[dict[str, Any]], path: str = "samples.csv", sides: Any 
 
 
 def config(inputs: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
-    """A fit of one step on `samples.csv`."""
+    """A run of one step on `samples.csv`."""
     arguments = {"path": "samples.csv", "inputs": inputs or PHOTO, "target": "label", "split_column": "split"}
     parts = {
         key: {"module": _MODULES.get(max(given, key=_MODULES.__contains__), "MLP")}
@@ -177,7 +177,7 @@ def test_the_files_of_predict_are_opened_before_the_first_batch(folder, capsys):
     Path("new2.png").unlink()
     Path("1.png").unlink()  # not a file of predict
     assert command("predict", "--ckpt_path", "last", config=later) == 2
-    assert "data.predict_path: 1 files of 'later.csv' cannot be used" in capsys.readouterr().err
+    assert "data.predict_path: 1 file of 'later.csv' cannot be used" in capsys.readouterr().err
     [path] = Path("runs").rglob("later.problems.csv")
     assert [row["row"] for row in rows_in(path)] == ["2"]
     assert command("check", config=later) == 2
@@ -221,7 +221,7 @@ def test_a_file_that_fails_beside_others_gets_a_second_chance_alone(folder, monk
         return state(entry, path)
 
     monkeypatch.setattr(ImageInput, "stated_shape", shy)
-    with pytest.raises(ConfigError, match=r"1 files"):
+    with pytest.raises(ConfigError, match=r"1 file "):
         check(decode=False)
     assert [row["row"] for row in rows_in()] == ["7"]
 
@@ -424,10 +424,34 @@ def test_odd_files_and_spellings_are_told_by_check(folder, capsys):
         "data.path: column 'note' has a cell with 8 line ends, in row 4. If these are rows of their own, a quote is "
         "missing",
         "data.inputs.photo: 1 of 12 files hold one value alone; the first is row 3, '3.png'",
-        "data.inputs.photo: 1 files stand in several rows, 1 of them in more than one split, so that a model is tested "
+        "data.inputs.photo: 1 file stands in several rows, 1 of them in more than one split, so that a model is tested "
         "on what it has seen, 1 of them with different labels; such as '0.png', which have equal bytes as '8.png' "
         "(train: row 0; val: row 8)",
     ]
+
+
+def test_a_line_of_names_above_a_series_is_told_unless_the_config_states_it(folder, capsys):
+    manifest(rows(curve=lambda row: f"{row}.csv"))
+    for row in range(12):
+        Path(f"{row}.csv").write_text("flow,pressure\n" + f"{row},1\n" * (row + 5))
+    told = []
+    for options in ({}, {"header": True}):
+        check({"curve": {"series": "curve", **options}})
+        told.append("begin with a line that is not a step" in capsys.readouterr().out)
+    assert told == [True, False]
+
+
+def test_the_length_of_one_series_is_not_shown_as_that_of_all(folder, capsys):
+    manifest(rows(curve=lambda row: f"{row}.csv"))
+    for row in range(12):
+        Path(f"{row}.csv").write_text("0.5,1\n" * row + "0.25,2\n" * 5)
+    lines = []
+    for decode in (True, False):
+        check({"curve": {"series": "curve"}}, decode=decode)
+        out = capsys.readouterr().out
+        lines.append(out[out.index("in a batch") :])
+    assert "5 to 16 × 2" in lines[0]
+    assert "× 2" not in lines[1]
 
 
 def test_a_cell_that_names_a_pipe_is_refused_without_waiting(folder):
@@ -468,7 +492,7 @@ def test_data_that_were_set_up_before_are_checked_by_the_fit(folder):
     Path("11.png").unlink()
     built = from_config(write(config()))
     built.data.setup("fit")
-    with pytest.raises(ConfigError, match="1 files"):
+    with pytest.raises(ConfigError, match="1 file "):
         built.trainer.fit(built.model, built.data)
 
 

@@ -20,7 +20,7 @@ def test_a_file_in_several_rows_is_named_with_its_splits_and_labels(folder):
         np.save(f"{row}.npy", np.full(2, row))
     assert told([f"{row}.npy" for row in range(4)], [0, 0, 1, 2]) == []
     [line] = told(["0.npy", "1.npy", "./0.npy", "2.npy"], [0, 0, 1, 2], [0, 1, 1, 0])
-    assert line.startswith("data.inputs.x: 1 files stand in several rows, 1 of them in more than one split")
+    assert line.startswith("data.inputs.x: 1 file stands in several rows, 1 of them in more than one split")
     assert line.endswith(
         "1 of them with different labels; such as './0.npy', which have equal bytes as '0.npy' "
         "(train: row 0; val: row 2)"
@@ -37,5 +37,5 @@ def test_equal_bytes_under_two_names_are_one_file(folder):
     large[-1] += 1  # behind the first bytes
     np.save("c.npy", large)
     [line] = told(["a.npy", "b.npy", "c.npy"], [0, 2, 2])
-    assert "1 files stand in several rows" in line
+    assert "1 file stands in several rows" in line
     assert "'a.npy', which have equal bytes as 'b.npy' (train: row 0; test: row 1)" in line

@@ -181,3 +181,21 @@ def test_quotes_within_plain_cells_take_a_time_that_grows_with_their_number(fold
         return time.process_time() - start
 
     assert seconds(32_000) < 30 * seconds(4_000), "8 times as many would take 64 times as long"
+
+
+def test_a_small_csv_is_read_without_threads(folder, monkeypatch):
+    from pyarrow import csv
+
+    asked = []
+
+    def note(**options):
+        asked.append(options["use_threads"])
+        return read_options(**options)
+
+    read_options = csv.ReadOptions
+    monkeypatch.setattr(csv, "ReadOptions", note)
+    read("a,b\n1,2\n")
+    assert asked == [False]
+    monkeypatch.setattr(table_files, "_LONGEST_ROW", 4)
+    read("a,b\n1,2\n")
+    assert asked == [False, True]

@@ -146,7 +146,7 @@ def test_the_weights_of_other_groups_start_a_new_sharded_fit(tmp_path: Path) -> 
     other = ("--ckpt_path", "last", "--on_group_change", "weights_only", "--model.parts.stem.decay_all", "true")
     done = command(tmp_path, "fit", *words, *other)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "The fit starts at step 0" in done.stdout
+    assert "The run starts at step 0" in done.stdout
     assert load(tmp_path / "runs/small/version_1/checkpoints/last.ckpt")["global_step"] == 3
 
 

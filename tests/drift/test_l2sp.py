@@ -141,7 +141,7 @@ def test_a_fact_of_the_pretrained_parts_is_enough() -> None:
 
 def test_the_fact_acts_before_whatever_measures_gradients_and_the_users_own_callback_takes_its_place() -> None:
     runner = trainer(callbacks=[GradientNormMonitor(), PretrainedDrift(["old"], reference_samples=0)])
-    for _ in range(2):  # the second fit finds the callbacks of the first
+    for _ in range(2):  # the second run finds the callbacks of the first
         fitted(pretrained(pretrained={"l2sp": 0.5}), runner=runner)
         kinds = [type(c) for c in runner.callbacks]  # type: ignore[attr-defined]
         assert kinds.count(L2SP) == 1

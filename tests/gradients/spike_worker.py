@@ -1,4 +1,4 @@
-"""One rank of `test_spike_guard.py`: a fit in which only the second rank's gradients have spikes."""
+"""One rank of `test_spike_guard.py`: a run in which only the second rank's gradients have spikes."""
 
 import sys
 import warnings

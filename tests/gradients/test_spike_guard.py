@@ -89,7 +89,7 @@ KINDS: dict[str, Kind] = {
 def fitted(
     model: pl.LightningModule, guard: SpikeGuard, *callbacks: pl.Callback, **options: Any
 ) -> tuple[pl.Trainer, Journal]:
-    """A fit of 40 steps with something before the guard and a journal at both its sides."""
+    """A run of 40 steps with something before the guard and a journal at both its sides."""
     journal = Journal()
     defaults = {"max_epochs": 2, "log_every_n_steps": 1}
     runner = trainer(callbacks=[*callbacks, journal, guard], **{**defaults, **options})

@@ -23,14 +23,44 @@ def test_without_its_package_images_get_networks_that_are_not_pretrained(monkeyp
     tower, patches = pieces("image", [(1, 200, 300)])
     assert tower.input == {"image": "x", "size": 64, "channels": 1}
     assert patches.part == {"module": "RandomConvolutions2d", "input": "x"}
+    assert tower.part == {"module": "ResidualConv2d", "input": "x"}
     assert "timm.create_model" in tower.of_part[1]
 
 
 def test_tiny_images_get_what_was_measured_on_digits():
     tower, patches = pieces("image", [(1, 28, 28)])
-    assert tower.part == {"module": "ConvExtractor", "args": {"channels": [16, 32]}, "pool": "flatten"}
+    assert tower.part == {"module": "ConvExtractor", "args": {"channels": [16, 32]}, "pool": "flatten", "input": "x"}
     assert tower.input == {"image": "x", "channels": 1}
     assert patches.beside == "x"
+
+
+def test_no_part_has_the_name_of_a_key_that_another_part_reads():
+    files = {"x": Files("image", [(1, 28, 28)], []), "y": Files("series", [(50, 2)], [])}
+    columns = [Column("x_tower", "text"), Column("x", "image"), Column("y", "series")]
+    found = make_pieces(columns, files)
+    names = [piece.part_name for piece in found]
+    assert names == ["x_tower", "x_2_tower", "x_2_patches", "y", "y_wave"]
+    assert not set(names) & {piece.part.get("input") for piece in found}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "rates", "says"),
+    [
+        ("image", [(3, 20, 40)], [], "40 × 20 pixels"),
+        ("image", [(3, 20, 40), (3, 20, 50)], [], "45 × 20 pixels; the middle is read, 'resize: pad' keeps all"),
+        ("audio", [(1, 4000)], [8000], "0.5 seconds"),
+        ("audio", [(1, 4000), (1, 8000)], [8000, 8000], "0.5 to 1 seconds"),
+        ("series", [(50, 2)], [], "50 steps of 2 channels"),
+        ("series", [(50, 2), (60, 1)], [], "50 to 60 steps of 2 channels"),
+    ],
+)
+def test_a_comment_says_what_was_seen_of_files(kind, shapes, rates, says):
+    assert pieces(kind, shapes, rates)[0].of_input == says
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "series", "volume", "array"])
+def test_a_comment_claims_nothing_of_files_that_are_not_there(kind):
+    assert pieces(kind)[0].of_input.partition(";")[0] == "no file was found to look into"
 
 
 def test_sounds_keep_their_rate_and_usual_length():

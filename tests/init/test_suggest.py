@@ -115,7 +115,7 @@ def test_gaps_of_numbers_are_kept_for_the_table():
 def test_rows_without_any_input_are_told():
     rows = frame()[["age", "label"]]
     rows.loc[::5, "age"] = np.nan
-    assert suggest(rows).notes[-1] == "12 rows have no input at all; remove them, as a fit refuses them"
+    assert suggest(rows).notes[-1] == "12 rows have no input at all; remove them, as a run refuses them"
 
 
 def test_nothing_to_predict_from_is_an_error():

@@ -109,7 +109,7 @@ def test_the_head_shares_with_no_part():
 
 def test_a_part_cannot_share_with_one_that_reads_it():
     parts = {"front": {**ENCODER, "input": "back"}, "back": {"share": "front"}}
-    with pytest.raises(ConfigError, match=r"'front', 'back' read each other in a circle, or share with a part"):
+    with pytest.raises(ConfigError, match=r"'front', 'back' depend on each other \(a circular"):
         made(parts)
 
 

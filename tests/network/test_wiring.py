@@ -25,7 +25,7 @@ def test_a_part_may_read_the_key_of_its_own_name():
 
 @pytest.mark.parametrize("parts", [chain(a="b", b="a"), chain(a="b", b="c", c=["x", "a"], d=None)])
 def test_a_circle_is_refused_and_its_parts_are_named(parts):
-    with pytest.raises(ConfigError, match=r"^model\.parts: 'a', 'b'.* read each other in a circle"):
+    with pytest.raises(ConfigError, match=r"^model\.parts: 'a', 'b'.* depend on each other \(a circular dependency\)"):
         Wiring(parts)
 
 

@@ -134,7 +134,7 @@ def test_a_torch_scheduler_can_be_put_back_to_an_earlier_step():
 def test_a_shape_that_was_never_told_the_length_of_the_fit_refuses_to_step():
     scheduler = GroupRates(an_optimizer({}), "cosine")
     scheduler.optimizer.step()
-    with pytest.raises(ConfigError, match=r"rates: the length of the fit is not known. Pass length=FitLength"):
+    with pytest.raises(ConfigError, match=r"rates: the length of the run is not known. Pass length=FitLength"):
         scheduler.step()
 
 
@@ -144,7 +144,7 @@ def test_a_shape_that_was_never_told_the_length_of_the_fit_refuses_to_step():
         ({"shape": "cosin"}, r"rates\.shape: unknown shape 'cosin'. Did you mean 'cosine'\? Possible: .*'one_cycle'"),
         ({"shape": "one_cycle", "warm_up": "5 steps"}, r"rates\.warm_up: 'one_cycle' rises by itself; remove warm_up"),
         ({"shape": "linear", "warm_up": 5}, r"rates\.warm_up: 5 is not a duration"),
-        ({"shape": "linear", "length": FitLength(5, None)}, r"rates\.shape: 'linear' needs a fit with an end"),
+        ({"shape": "linear", "length": FitLength(5, None)}, r"rates\.shape: 'linear' needs a run with an end"),
         (
             {"warm_up": "1 epochs", "length": FitLength(None, 9)},
             r"rates\.warm_up: '1 epoch' cannot be turned into steps",

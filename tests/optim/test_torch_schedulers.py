@@ -305,7 +305,7 @@ def refused(scheduler, match, **options):
         ),
         (
             {"class_path": "ConstantLR", "init_args": {"factor": 0.0, "total_iters": 40}, "interval": "step"},
-            "ConstantLR gives a rate of 0 to each of the 20 steps of the fit, so nothing would train",
+            "ConstantLR gives a rate of 0 to each of the 20 steps of the run, so nothing would train",
         ),
         (
             {"class_path": "ConstantLR", "init_args": {"factor": 0.0, "total_iters": 9}},

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from hybrid_lightning.report.evaluations import Evaluation
 from hybrid_lightning.report.record import Record
 from hybrid_lightning.report.runs import Run, read_run
 
@@ -49,6 +50,14 @@ def record(kind: str = "multiclass") -> Record:
     main = "r2" if kind == "regression" else "accuracy"
     common = {"split": "val", "kind": kind, "main": main, "rows": 12, "parts": parts, "worst": worst}
     return Record(**common, **OF_KIND[kind], machine={"torch": "2.0", "device": "1 × cpu (x86_64)"})
+
+
+def evaluation(title: str) -> Evaluation:
+    metrics = [{"name": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95}]
+    metrics.append({"name": "auroc", "value": None, "low": None, "high": None})
+    own = record()
+    own.split = "table"
+    return Evaluation(title, "100 bootstrap draws of 12 rows", metrics, own)
 
 
 def write_folder(folder: Path, kind: str | None = "multiclass", config: Any = None, rows: int = 40) -> Path:

@@ -2,7 +2,7 @@ import pytest
 
 from hybrid_lightning.report import page
 from hybrid_lightning.report.record import LARGEST
-from tests.report.runs import EVIL, Parsed, run, write_folder
+from tests.report.runs import EVIL, Parsed, evaluation, run, write_folder
 
 PROGRAM = "/* plotly */"
 FIRST = ["scores", "curves", "timeline"]
@@ -38,11 +38,57 @@ def test_several_runs_share_their_curves_and_a_table_of_scores_and_of_what_diffe
         write_folder(tmp_path / "r" / name, config={"lr": rate, "name": "x"}) for name, rate in (("a", 1), ("b", 2))
     ]
     found = parsed(*map(run, folders))
-    assert found.sections == ["scores", "curves", "timeline", "differences"]
+    assert found.sections == ["scores", "curves", "timeline", "differences", *OF_KIND["multiclass"][:-1]]
     losses = [trace["name"] for trace in found.figures[0]["data"]]
     assert losses == [f"{name}, {split}" for name in ("r/a", "r/b") for split in ("training", "validation")]
     assert "lr" in found.text
-    assert "name" not in found.text.split("What differs")[-1]  # which is the same in both
+    assert "name" not in found.text.split("What differs")[-1].split("Confusion")[0]  # which is the same in both
+
+
+def test_predictions_of_several_runs_stand_side_by_side_each_under_its_title(tmp_path):
+    found = parsed(*(run(write_folder(tmp_path / "r" / name)) for name in "ab"))
+    titles = [f"r/{name}: 12 validation rows" for name in "ab"]
+    assert [word for word in found.words if word in titles] == titles * 4
+    places = [attributes for _, attributes in found.tags if "data-figure" in attributes]
+    assert [int(place["data-figure"]) for place in places] == list(range(len(found.figures)))
+    heatmaps = [figure for figure in found.figures if figure["data"][0]["type"] == "heatmap"]
+    assert len(heatmaps) == 2
+    # the sample with the largest loss is the same in both
+    assert [found.words[place + 1] for place, word in enumerate(found.words) if word == "also in"] == ["r/b", "r/a"]
+
+
+def test_an_evaluation_has_its_metrics_and_its_predictions(tmp_path):
+    folder = write_folder(tmp_path / "a")
+    evaluation("new.csv").write(folder)
+    found = parsed(run(folder))
+    assert found.sections[:2] == ["scores", "evaluations"]
+    assert "0.9 (0.8 to 0.95)" in found.text
+    assert "undefined" in found.text
+    assert "new.csv, 12 rows" in found.words
+    assert "12 validation rows" in found.words
+
+
+def test_what_a_page_has_no_room_for_is_told(tmp_path):
+    runs = [run(write_folder(tmp_path / "r" / str(number))) for number in range(8)]
+    found = parsed(*runs)
+    assert len([figure for figure in found.figures if figure["data"][0]["type"] == "heatmap"]) == 6
+    assert "Of 'r/6: 12 validation rows', 'r/7: 12 validation rows' no predictions are shown" in found.text
+
+
+def test_a_damaged_evaluation_is_left_out_and_told(tmp_path):
+    folder = write_folder(tmp_path / "a")
+    path = evaluation("new.csv").write(folder)
+    path.write_text(path.read_text().replace('"drawn"', '"dawn"'))
+    found = parsed(run(folder))
+    assert "evaluations" not in found.sections
+    assert "evaluation_new.csv.json cannot be read" in found.text
+
+
+@pytest.mark.parametrize("title", ["../../evil", "a/b.csv", "ä b.csv"])
+def test_an_evaluation_stays_in_the_folder_of_its_run(tmp_path, title):
+    folder = write_folder(tmp_path / "a")
+    assert evaluation(title).write(folder).parent == folder
+    assert [one.title for one in run(folder).evaluations] == [title]
 
 
 def test_nothing_is_fetched_and_nothing_of_the_data_is_markup(tmp_path):

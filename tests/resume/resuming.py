@@ -1,4 +1,4 @@
-"""A fit that is saved at every step, the same fit continued from each of these files, and how they compare."""
+"""A run that is saved at every step, the same run continued from each of these files, and how they compare."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -224,7 +224,7 @@ class Rows(DummyLogger):
 
 
 class Run:
-    """One fit, from the start or from a file.
+    """One run, from the start or from a file.
 
     Args:
         make: Makes the model.
@@ -311,7 +311,7 @@ def checkpoints(folder: Path, every_batch: int = 1) -> list[pl.Callback]:
 def differences(
     make: Callable[[], Any], loader: Any, folder: Path, every: int = 1, **options: Any
 ) -> tuple[int, dict[str, str]]:
-    """Continues a fit from each of its checkpoints.
+    """Continues a run from each of its checkpoints.
 
     Args:
         every: Takes each so many-th file, counted alone among those after batches and among the others.

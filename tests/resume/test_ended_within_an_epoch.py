@@ -1,4 +1,4 @@
-"""A fit that ``max_steps`` ends within an epoch goes on where it stopped."""
+"""A run that ``max_steps`` ends within an epoch goes on where it stopped."""
 
 from pathlib import Path
 

@@ -139,7 +139,7 @@ def test_an_interrupted_fit_continues_exactly(how: str, batch: int, tmp_path: Pa
 
 
 class Interrupt(pl.Callback):
-    """Ends a fit before a batch trains, or, as Lightning's handler of SIGTERM does, after one; saves what there is."""
+    """Ends a run before a batch trains, or, as Lightning's handler of SIGTERM does, after one; saves what there is."""
 
     def __init__(self, how: str, batch: int, path: Path) -> None:
         self.how, self.batch, self.path = how, batch, path
@@ -253,8 +253,22 @@ def test_a_checkpoint_without_it_or_of_other_batches_is_continued_with_a_warning
     with pytest.warns(UserWarning, match="not exactly as it would have: it was saved without ExactResume"):
         Run(Dropping, "samples", tmp_path / "without/batch-0-2.ckpt", max_epochs=2)
     Run(Dropping, "samples", folder=tmp_path / "with", max_epochs=2)
-    with pytest.warns(UserWarning, match="batches: 7 → 14"):
+    with pytest.warns(UserWarning, match="a step takes 2 samples, and 4 in the checkpoint; keep ranks × batch size"):
         Run(Dropping, lambda: plain(batch_size=2), tmp_path / "with/batch-0-2.ckpt", max_epochs=2)
+    with pytest.warns(UserWarning, match="takes 8 samples, and 4 in.* 4 samples of the epoch are trained a second"):
+        Run(Dropping, lambda: plain(batch_size=8), tmp_path / "with/batch-0-2.ckpt", max_epochs=2)
+    with pytest.warns(UserWarning, match=r"divided otherwise than in the checkpoint \(batches: 7 → 5\)"):
+        Run(Dropping, "samples", tmp_path / "with/batch-0-2.ckpt", max_epochs=2, limit_train_batches=5)
+
+
+def test_a_checkpoint_of_an_earlier_version_says_that_samples_were_drawn_otherwise(tmp_path: Path) -> None:
+    Run(Dropping, "samples", folder=tmp_path, max_epochs=2)
+    content = torch.load(tmp_path / "batch-0-2.ckpt", weights_only=True)
+    for name in ("division", "order"):
+        del content["exact_resume"][name]
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.warns(UserWarning, match="it was saved by an earlier version, which drew the samples otherwise"):
+        Run(Dropping, "samples", tmp_path / "old.ckpt", max_epochs=2)
 
 
 def test_a_fit_that_continues_leaves_the_filters_of_warnings_as_they_were(tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
 import csv
 import os
+import pty
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +15,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hybrid_lightning import ConfigError, LastCheckpoint
-from tests.processes import ranks
+from hybrid_lightning.resume.requeue import requeue_job
+from tests.processes import ALONE, ranks
 from tests.resume.signals import FailAt, SignalAt
 from tests.small import changed, command, write
 from tests.tiny import Foreign, batches, hybrid, trainer
@@ -132,6 +138,143 @@ def test_the_handlers_of_a_requeued_slurm_job_stay(requeue, folder, monkeypatch)
     with pytest.raises(SIGTERMException):
         runner.fit(hybrid(), batches())
     assert (folder / "last.ckpt").is_file() is not requeue
+
+
+# Other signals
+
+
+def test_a_hangup_saves_as_sigterm_does(folder, capsys):
+    assert command("fit", config=with_callback("SignalAt", batch=3, name="SIGHUP")) == 143
+    assert "terminated at step 4: saved" in capsys.readouterr().out
+    assert last(folder)["global_step"] == 4
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(folder):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert command("fit", config=with_callback("SignalAt", batch=3, name="SIGHUP")) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert last(folder)["global_step"] == 6
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_fit_before_it_has_saved(tmp_path):
+    """A progress bar writes to it after the hangup, before the checkpoint is saved."""
+    config = with_callback("SlowBatches", seconds=0.2)
+    config["trainer"] |= {"enable_progress_bar": True, "max_epochs": 50}
+    write(yaml.safe_dump(config))
+    main_end, terminal = pty.openpty()
+    words = [sys.executable, "-m", "hybrid_lightning", "fit", "small.yaml"]
+    environment = {**os.environ, **ALONE}
+    with subprocess.Popen(
+        words, cwd=tmp_path, stdout=terminal, stderr=terminal, env=environment, start_new_session=True
+    ) as fit:
+        os.close(terminal)
+        seen = b""
+        while b"2/6" not in seen:
+            seen += os.read(main_end, 4096)
+        os.close(main_end)
+        fit.send_signal(signal.SIGHUP)
+        assert fit.wait(60) == 143
+    assert last(tmp_path)["global_step"] >= 1
+
+
+@pytest.fixture
+def slurm(folder, monkeypatch):
+    """A SLURM job of one task, with a `scontrol` that writes down its words."""
+    variables = {"NTASKS": "1", "NNODES": "1", "JOB_ID": "4242", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for key, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    programs = folder / "programs"
+    programs.mkdir()
+    scontrol = programs / "scontrol"
+    scontrol.write_text('#!/bin/sh\necho "$@" >> scontrol.txt\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    return scontrol
+
+
+def end_of(folder: Path) -> dict:
+    saved = last(folder)
+    return {"weights": saved["state_dict"], "optimizer": saved["optimizer_states"][0]["state"]}
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert_equal(value, other[key])
+    else:
+        assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_slurm_job_whose_time_is_up_is_queued_again_and_ends_as_one_that_never_stopped(folder, capsys):
+    resume = ("--resume", "auto")
+    config = with_callback("SignalAt", {"trainer.max_epochs": 2}, batch=3, name="SIGUSR1")
+    for step in (4, 8):  # 4 steps of the process that starts
+        assert command("fit", *resume, config=config) == 143
+        out = capsys.readouterr().out
+        assert f"terminated at step {step}: saved" in out
+        assert "resubmitted: SLURM job 4242 is queued again" in out
+        assert last(folder)["global_step"] == step
+    del config["trainer"]["callbacks"]
+    assert command("fit", *resume, config=config) == 0
+    assert (folder / "scontrol.txt").read_text().splitlines() == ["requeue 4242"] * 2
+    assert [path.name for path in folder.glob("runs/small/*")] == ["version_0"]
+    assert steps(folder, "train/loss") == list(range(12))
+    requeued = end_of(folder)
+    shutil.rmtree(folder / "runs")
+    assert command("fit", config=config) == 0
+    assert_equal(requeued, end_of(folder))
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("hook", ["setup", "on_test_start"])
+def test_outside_of_training_the_job_is_queued_again_too(hook, folder, capsys):
+    resume = ("--resume", "auto", "--test_after_fit", "best")
+    handler = signal.getsignal(signal.SIGUSR1)
+    config = with_callback("RequeueIn", hook=hook)
+    assert command("fit", *resume, config=config) == 143
+    assert "terminated outside of training: resubmitted: SLURM job 4242" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGUSR1) == handler
+    del config["trainer"]["callbacks"]
+    assert command("fit", *resume, config=config) == 0
+    assert steps(folder, "train/loss") == list(range(6))
+    assert steps(folder, "test/loss") == [6]
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_fit_that_would_not_continue_is_saved_and_not_queued_again(folder, capsys):
+    assert command("fit", config=with_callback("SignalAt", batch=3, name="SIGUSR1")) == 143
+    assert "not resubmitted: start the run with --resume auto" in capsys.readouterr().out
+    assert last(folder)["global_step"] == 4
+    assert not (folder / "scontrol.txt").exists()
+
+
+def test_a_job_that_slurm_does_not_take_back_is_told(slurm, folder, capsys):
+    slurm.write_text("#!/bin/sh\necho 'Requested operation is disabled' >&2; exit 1\n")
+    config = with_callback("SignalAt", batch=3, name="SIGUSR1")
+    assert command("fit", "--resume", "auto", config=config) == 143
+    out = capsys.readouterr().out
+    assert "not resubmitted: scontrol requeue 4242 ended with code 1: Requested operation is disabled" in out
+    assert last(folder)["global_step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "resubmitted: SLURM job 7_3"),
+        ({"SLURM_JOB_ID": "7; rm"}, "'7; rm' is not the number of a SLURM job"),
+        ({"PATH": ""}, "not resubmitted: scontrol requeue 4242: "),
+    ],
+)
+@pytest.mark.usefixtures("slurm")
+def test_the_job_is_named_as_slurm_names_it(variables, words, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert requeue_job().startswith(words) or words in requeue_job()
 
 
 # Saving between the ends of epochs

@@ -35,7 +35,7 @@ SCORE = torch.tensor(1e9)
 
 @pytest.fixture
 def copied(fitted, folder):
-    """A copy of a fit in the working folder, beside a folder that is nobody's business."""
+    """A copy of a run in the working folder, beside a folder that is nobody's business."""
     shutil.copytree(fitted / "runs", folder / "runs")
     return folder
 

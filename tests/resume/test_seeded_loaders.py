@@ -4,9 +4,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
-from hybrid_lightning.resume.seeded_loaders import Drawn, SeededDataset, SeededLoader, hashed, held_generators, seed_cpu
+from hybrid_lightning.resume.samplers import RankShare, held_generators
+from hybrid_lightning.resume.seeded_loaders import (
+    Drawn,
+    SeededDataset,
+    SeededLoader,
+    hashed,
+    seed_cpu,
+)
 from tests.processes import succeed
 
 
@@ -24,8 +40,10 @@ class Noisy(torch.utils.data.Dataset[float]):
         return index + (torch.rand(()).item() + np.random.rand() + random.random()) / 3
 
 
-def read(loader: DataLoader[Any], epoch: int, position: int = 0, seed: int = 3, rank: int = 0) -> list[list[float]]:
-    seeded = SeededLoader(loader, seed, rank, "0")
+def read(
+    loader: DataLoader[Any], epoch: int, position: int = 0, seed: int = 3, rank: int = 0, **of_ranks: Any
+) -> list[list[float]]:
+    seeded = SeededLoader(loader, seed, rank, "0", **of_ranks)
     seeded.start(epoch, position, cycled=False)
     with seeded.exchanged():
         iterator = iter(loader)
@@ -62,6 +80,31 @@ def test_skipped_batches_are_not_loaded_and_the_loader_stays_as_it_is() -> None:
     read(loader, epoch=0, position=3)
     assert len(dataset.loaded) == 3
     assert vars(loader) == before
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("sampler", [None, SequentialSampler(range(12)), WeightedRandomSampler([1.0, 2.0] * 6, 12)])
+def test_ranks_share_the_order_and_the_noise_of_one_process(sampler: Any, ranks: int) -> None:
+    plain: DataLoader[Any] = DataLoader(Noisy(), 6, shuffle=sampler is None, sampler=sampler)
+    whole = read(plain, epoch=1)
+    shares = []
+    for rank in range(ranks):
+        # what Lightning makes of it; its sampler would shuffle
+        injected = DistributedSampler(Noisy(), ranks, rank)
+        loader: DataLoader[Any] = DataLoader(Noisy(), 6 // ranks, sampler=injected)
+        shares.append(read(loader, epoch=1, rank=rank, original=plain.sampler, ranks=ranks))
+    joined = []
+    for batches in zip(*shares, strict=True):
+        columns = zip(*batches, strict=True)
+        joined.append([value for column in columns for value in column])
+    assert joined == whole
+
+
+def test_the_shares_of_an_order_that_does_not_come_out_even_repeat_its_first_samples() -> None:
+    shares = [list(RankShare(SequentialSampler(range(7)), 3, rank)) for rank in range(3)]
+    assert shares == [[0, 3, 6], [1, 4, 0], [2, 5, 1]]
+    assert len(RankShare(SequentialSampler(range(7)), 3, 0)) == 3
+    assert [list(RankShare(SequentialSampler(range(1)), 3, rank)) for rank in range(3)] == [[0], [0], [0]]
 
 
 def test_a_sample_that_is_drawn_twice_is_augmented_anew() -> None:

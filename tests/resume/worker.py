@@ -1,4 +1,4 @@
-"""One of two ranks of `test_exact_resume.py`: compares a fit with its continuations, and writes what differs."""
+"""One of two ranks of `test_exact_resume.py`: compares a run with its continuations, and writes what differs."""
 
 import json
 import logging

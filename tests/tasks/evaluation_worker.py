@@ -1,4 +1,4 @@
-"""One rank of `tasks/test_evaluation.py`: measures in a fit, in `validate` and in `test`, and saves the metrics."""
+"""One rank of `tasks/test_evaluation.py`: measures in a run, in `validate` and in `test`, and saves the metrics."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def loaders(kind: str, samples: int, ranks: int, rank: int) -> DataLoader[Any]:
 
 
 def measured(kind: str, samples: int, ranks: int) -> list[dict[str, float]]:
-    """Metrics of the validation in a fit, of `validate` and of `test`."""
+    """Metrics of the validation in a run, of `validate` and of `test`."""
     torch.manual_seed(0)
     strategy: Any = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
 

@@ -38,7 +38,7 @@ class SaveAtBatch(pl.Callback):
 
 
 def begin(strategy: str, path: Path, ckpt_path: Path | None = None) -> None:
-    """A fit of two steps, which saves what stands before each, and a checkpoint of the start."""
+    """A run of two steps, which saves what stands before each, and a checkpoint of the start."""
     pl.seed_everything(0)
     used: Any = strategy
     if strategy == "ddp":

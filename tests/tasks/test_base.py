@@ -227,10 +227,24 @@ def test_every_logger_gets_the_settings_by_which_runs_are_compared(tmp_path):
     trainer(logger=loggers, log_every_n_steps=1, limit_val_batches=0).fit(
         classifier(lr=0.2, rates={"shape": "cosine"}), data()
     )
-    assert (notebook.settings["lr"], notebook.settings["rates"]) == (0.2, {"shape": "cosine"})
-    part = notebook.settings["parts"]["x"]
-    assert (part["module"], part["args"], part["lr_scale"]) == ("MLP", {"hidden": [5]}, 1.0)
+    settings = notebook.settings
+    assert (settings["lr"], settings["rates.shape"]) == (0.2, "cosine")
+    part = [settings[f"parts.x.{key}"] for key in ("module", "args.hidden", "lr_scale")]
+    assert part == ["MLP", "[5]", 1.0]
     assert "lr: 0.2" in (tmp_path / "lightning_logs/version_0/hparams.yaml").read_text()
+    assert all(isinstance(value, bool | int | float | str) for value in settings.values())
+
+
+class Refusing(DummyLogger):
+    """Refuses the settings, as MLflow does if one has changed."""
+
+    def log_hyperparams(self, params) -> None:
+        raise ValueError("Changing param values is not allowed")
+
+
+def test_a_logger_that_refuses_the_settings_costs_no_fit(caplog):
+    trainer(logger=Refusing(), limit_val_batches=0, log_every_n_steps=1).fit(classifier(), data())
+    assert "Refusing has not taken all settings: Changing param values" in caplog.text
 
 
 def test_the_logged_training_loss_is_the_mean_since_the_last_log():
@@ -423,6 +437,14 @@ def test_a_live_module_that_counts_as_untrained_is_told(capsys):
         model = classifier(parts={"x": {"module": torch.nn.Linear(4, 3), **options}})
         trainer().fit(model, data())
         assert ("x: its live module counts as untrained" in capsys.readouterr().out) is is_told
+
+
+def test_a_part_that_reads_another_part_rather_than_the_key_of_the_same_name_is_told(capsys):
+    reader = {"module": "MLP", "input": "x"}
+    for name, is_told in (("x", True), ("tower", False)):
+        first = {"module": "MLP", "args": {"hidden": [4]}, "input": "x"}
+        trainer().fit(classifier(parts={name: first, "deep": reader}), data())
+        assert ("deep: reads the part 'x', not 'x' of the batch" in capsys.readouterr().out) is is_told
 
 
 def test_a_tensor_is_no_batch():

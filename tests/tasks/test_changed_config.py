@@ -194,13 +194,13 @@ def today(new: int) -> dict[str, Any]:
 
 @cache
 def course_of_today(new: int) -> Start:
-    """A fit that never stopped, for all that it is compared with."""
+    """A run that never stopped, for all that it is compared with."""
     return fit(task(**today(new)))
 
 
 @pytest.fixture(scope="module")
 def saved_course(tmp_path_factory) -> Callable[[int], Path]:
-    """Gives a checkpoint of the second epoch of a fit with an old course, not to be changed."""
+    """Gives a checkpoint of the second epoch of a run with an old course, not to be changed."""
     folder = tmp_path_factory.mktemp("courses")
 
     @cache
@@ -370,7 +370,7 @@ def test_weights_only_starts_a_new_fit_with_the_weights_that_match(change, tmp_p
     assert start.best == [torch.inf]
     assert check_weights(start, fresh, path) >= 3
     assert start.run.global_step == 16
-    assert capsys.readouterr().out.count("The fit starts at step 0 with a new optimizer.") == 1
+    assert capsys.readouterr().out.count("The run starts at step 0 with a new optimizer.") == 1
 
 
 def test_without_a_change_weights_only_goes_on_as_ever(checkpoint):
@@ -470,7 +470,7 @@ def test_the_command_line_says_so_and_ends_well(tmp_path, monkeypatch, capsys):
 
 
 def averaged_fit(classes, folder, path=None, average=True, on_group_change="error", **options):
-    """A fit with averaged weights that saves ``x.ckpt`` after 3 steps."""
+    """A run with averaged weights that saves ``x.ckpt`` after 3 steps."""
     model = classifier(num_classes=classes)
     model.on_group_change = on_group_change
     callbacks = [ModelCheckpoint(folder, filename="x", every_n_train_steps=3, enable_version_counter=False)]

@@ -246,7 +246,7 @@ def test_a_fit_that_asks_for_balance_anew_counts(folder):
 def test_balance_without_labels_to_count_is_told():
     with pytest.raises(ConfigError, match=r"model\.class_weights: 'balanced' .* no tensor 'targets'"):
         trainer().fit(classifier(class_weights="balanced"), silent(COUNTS))
-    with pytest.raises(ConfigError, match="counted by a fit"):
+    with pytest.raises(ConfigError, match="counted by a run"):
         classifier(class_weights="balanced").loss(LOGITS, TARGET)
     with pytest.raises(ConfigError, match="'even' is neither 'balanced' nor a list"):
         classifier(class_weights="even")

@@ -15,10 +15,11 @@ CASES = ["plain-41", "plain-1", "plain-13", "sampler-41", "batch_sampler-41", "r
 
 
 @pytest.mark.filterwarnings("ignore:Using `DistributedSampler`")
-def test_two_ranks_measure_what_one_measures(tmp_path: Path) -> None:
-    succeed_on(2, "-m", "tests.tasks.evaluation_worker", "2", str(tmp_path), *CASES)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
+def test_several_ranks_measure_what_one_measures(ranks: int, tmp_path: Path) -> None:
+    succeed_on(ranks, "-m", "tests.tasks.evaluation_worker", str(ranks), str(tmp_path), *CASES)
+    first, *others = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(ranks))
+    assert all(other == first for other in others)
     for case in CASES:
         kind, samples = case.split("-")
         for alone, shared in zip(measured(kind, int(samples), 1), first[case], strict=True):

@@ -1,4 +1,4 @@
-"""Precisions other than 32, and hooks of batches: all that runs the network sees what a step of the fit sees."""
+"""Precisions other than 32, and hooks of batches: all that runs the network sees what a step of the run sees."""
 
 from contextlib import nullcontext
 from pathlib import Path

@@ -72,7 +72,7 @@ def numbers(outputs: int = 1) -> torch.Tensor:
 
 
 def fitted(target: torch.Tensor, **options) -> tuple[HybridRegressor, dict[str, float]]:
-    """The model of a fit, and its metrics on the same data."""
+    """The model of a run, and its metrics on the same data."""
     torch.manual_seed(0)
     data, run = loader({"x": table(), "target": target}), trainer(max_epochs=3)
     model = regressor(num_outputs=1 if target.ndim == 1 else target.shape[1], lr=0.05, **options)
@@ -251,7 +251,7 @@ def test_logarithms_are_learned_and_everything_is_told_in_the_units_of_the_targe
     number = f"output × {scale.std.tolist()} + {scale.mean.tolist()}"
     assert again.objective.export_note() == f"outputs are standardized: number = exp({number})"
 
-    # a fit with other words goes on as the network was trained
+    # a run with other words goes on as the network was trained
     trainer(max_epochs=1).fit(again, datamodule=Growing(transform=None))
     assert again.objective.scale.transform == "log"
 

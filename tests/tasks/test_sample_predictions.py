@@ -1,17 +1,16 @@
+import contextlib
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.cli import main
 from hybrid_lightning.errors import ConfigError
-from tests.small import classifier
+from tests.small import classifier, table_config, write
 from tests.tables import write_rows
 
 INPUTS = {
@@ -47,21 +46,13 @@ def make_rows() -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with a manifest of four kinds of input and a run on it."""
-    before, folder = Path.cwd(), tmp_path_factory.mktemp("samples")
-    os.chdir(folder)
-    try:
+    folder = tmp_path_factory.mktemp("samples")
+    with contextlib.chdir(folder):
         write_rows("m.csv", make_rows())
         data = {"path": "m.csv", "inputs": INPUTS, "target": "label", "split_by": "who", "workers": 0}
-        config = {
-            "model": {"class_path": "HybridClassifier", "init_args": {"num_classes": 2, "parts": PARTS}},
-            "data": {"class_path": "ManifestDataModule", "init_args": data},
-            "trainer": {"max_epochs": 1, "enable_progress_bar": False, "accelerator": "cpu", "log_every_n_steps": 1},
-        }
-        Path("m.yaml").write_text(yaml.safe_dump(config))
+        write(table_config(data, PARTS), "m.yaml")
         assert main(["fit", "m.yaml"]) == 0
         assert main(["predict", "m.yaml", "--ckpt_path", "best", "--output", "p.csv"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 

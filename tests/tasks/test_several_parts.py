@@ -31,7 +31,7 @@ def two_parts(**options: Any) -> HybridClassifier:
 
 @pytest.mark.parametrize("given", [True, False, {"weight": 0.3}])
 def test_an_option_that_was_removed_says_what_replaces_it(given: Any, tmp_path: Path, capsys: Any) -> None:
-    message = r"part_heads: was removed: at the end of a fit a table says what each part scores alone"
+    message = r"part_heads: was removed: at the end of a run a table says what each part scores alone"
     with pytest.raises(ConfigError, match=rf"^model\.{message}"):
         two_parts(part_heads=given)
     config = tmp_path / "x.yaml"

@@ -208,7 +208,7 @@ def test_two_ranks_begin_where_one_process_does(strategy, tmp_path):
         assert torch.equal(tensor, second["state"][name]), name
         assert torch.equal(tensor, alone["state"][name]), name
     assert first["metrics"] == second["metrics"] == pytest.approx(alone["metrics"], abs=1e-6)
-    for rank in (0, 1):  # the fit that goes on from the start
+    for rank in (0, 1):  # the run that goes on from the start
         later, continued = (torch.load(tmp_path / f"{rank}{name}.later") for name in ("", "-continued"))
         assert all(torch.equal(tensor, continued["state"][name]) for name, tensor in later["state"].items())
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_lightning.unfreezing.freezing import apply_modes, module_modes, set_trainable
+from hybrid_lightning.unfreezing.freezing import apply_modes, evaluating, module_modes, set_trainable
 
 
 class Model(nn.Module):
@@ -140,3 +140,18 @@ def test_normalizations_with_statistics_have_the_mode_that_their_part_is_given(m
     assert [modes[module] for module in model.old[1:7]] == [trains] * 6
     assert [modes[module] for module in model.old[7:]] == [not frozen] * 2, "dropout and LayerNorm follow the part"
     assert modes[model.new[1]]
+
+
+def evaluate_and_fail(model: Model) -> None:
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+        raise OSError("the disk is full")
+
+
+def test_modules_have_their_own_modes_again_after_an_evaluation_that_fails():
+    model = Model()
+    model.body[1].eval()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(OSError, match="full"):
+        evaluate_and_fail(model)
+    assert [module.training for module in model.modules()] == before

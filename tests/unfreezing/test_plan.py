@@ -83,7 +83,7 @@ def test_the_rate_is_the_configured_one_also_while_a_scheduler_changes_it():
 
 def test_a_table_is_aligned_and_tells_the_length_of_the_fit():
     lines = plan_table(plan_rows(groups(), SCHEDULES, {}, LENGTH), LENGTH).splitlines()
-    assert lines[-1] == "length of the fit: 100 steps; of an epoch: 20 steps"
+    assert lines[-1] == "length of the run: 100 steps; of an epoch: 20 steps"
     start = lines[0].index("unfreezes at")
     assert all(line[start - 2 : start] == "  " for line in lines[2:-1])
     assert set(lines[1]) == {"-", " "}

@@ -41,7 +41,7 @@ PREFIX = "network.parts.old."
 )
 def test_a_frozen_tensor_that_another_callback_changes_ends_the_fit_with_its_name(name, hook, step):
     runner = trainer(callbacks=[Writing(PREFIX + name, hook, step)])
-    with pytest.raises(ConfigError, match=rf"frozen for the whole fit, and changed nevertheless: '{PREFIX}{name}'\."):
+    with pytest.raises(ConfigError, match=rf"frozen for the whole run, and changed nevertheless: '{PREFIX}{name}'\."):
         runner.fit(hybrid("never"), batches(), batches(samples=12))
 
 
@@ -71,7 +71,7 @@ def test_weight_averaging_keeps_what_is_frozen():
     [
         (StochasticWeightAveraging(swa_lrs=1e-2), "EMAWeightAveraging"),
         (BackboneFinetuning(), "write 'unfreeze' for each part"),
-        (ModelPruning("l1_unstructured", amount=0.3), "Prune after the fit"),
+        (ModelPruning("l1_unstructured", amount=0.3), "Prune after the run"),
     ],
 )
 def test_callbacks_that_undo_a_schedule_are_refused_at_the_start(callback, reason):
@@ -198,7 +198,7 @@ class Shrinking(pl.LightningDataModule):
 
 def test_an_epoch_of_another_length_is_refused_where_it_moves_a_moment():
     runner = trainer(reload_dataloaders_every_n_epochs=1)
-    with pytest.raises(ConfigError, match="unfreeze: this epoch has 4 steps and the fit 16, other numbers than"):
+    with pytest.raises(ConfigError, match="unfreeze: this epoch has 4 steps and the run 16, other numbers than"):
         runner.fit(hybrid("2 epochs"), datamodule=Shrinking())
 
 
@@ -216,14 +216,14 @@ def test_a_part_that_a_fit_which_ends_early_never_trained_is_named(caplog):
         trainer(callbacks=[Stopping()]).fit(hybrid("2 epochs"), batches())
     lines = [line for line in caplog.messages if "has not been unfrozen" in line]
     assert [line.split(" has")[0] for line in lines] == ["old.first", "old.second", "old.third"][: len(lines)]
-    assert all("it was due at step 10, and the fit ended after 5 steps." in line for line in lines)
+    assert all("it was due at step 10, and the run ended after 5 steps." in line for line in lines)
     assert lines
 
 
 @pytest.mark.parametrize("rates", [{"warm_up": "2 epochs"}, {"warm_up": "50%"}])
 def test_an_epoch_of_another_length_is_refused_where_it_moves_the_end_of_a_warm_up(rates):
     runner = trainer(reload_dataloaders_every_n_epochs=1)
-    with pytest.raises(ConfigError, match=r"rates\.warm_up: this epoch has 4 steps and the fit 16"):
+    with pytest.raises(ConfigError, match=r"rates\.warm_up: this epoch has 4 steps and the run 16"):
         runner.fit(hybrid("never", rates=rates), datamodule=Shrinking())
 
 

@@ -78,7 +78,7 @@ def test_a_part_that_says_stats_is_estimated_without_further_words() -> None:
     runner.fit(model, batches(), batches(samples=12))
     assert [c.parts for c in runner.callbacks if isinstance(c, ReestimateStatistics)] == [["old"]]  # type: ignore[attr-defined]
     tower: Any = model.built().parts["old"]
-    assert tower.first[1].num_batches_tracked == 5, "not the steps of the fit: one pass over the training data"
+    assert tower.first[1].num_batches_tracked == 5, "not the steps of the run: one pass over the training data"
 
 
 def test_a_part_without_parameters_may_have_a_mode_like_the_others() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hybrid_lightning.data.inputs.audio import AudioInput
 from hybrid_lightning.data.inputs.base import Input
-from hybrid_lightning.data.inputs.file_sets import FileSet, check_columns
+from hybrid_lightning.data.inputs.file_sets import FileList, FileSet, check_columns
 from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.inputs.images import ImageInput
 from hybrid_lightning.data.inputs.series import SeriesInput
@@ -30,7 +30,8 @@ INPUTS: dict[str, Callable[..., Input]] = {
 """The word for a kind of input, which is also the name of the argument that takes its column."""
 
 _FILES = ("image", "volume", "array", "series", "audio")
-"""Kinds of which an input may have several columns, with a file in each."""
+"""Kinds of which a sample may have several files: a list of columns, or several paths in a cell."""
+_OF_FILES = ("pool", "separator", "most")
 _RESERVED = ("target", "id", "present")
 _EXAMPLE = "{image: path, size: 64}"
 
@@ -79,7 +80,7 @@ def _parse_input(key: Any, given: Any) -> Input:
         raise ConfigError(f"{' and '.join(kinds)} are two kinds of input. Give each a key of its own.")
     options = [name for name in parameters_of(factory) if name != "key"]
     if kinds[0] in _FILES:
-        options.append("pool")
+        options += _OF_FILES
     check_keys(given, options, kind="option")
     parsed = _parse_files(key, kinds[0], given) if kinds[0] in _FILES else factory(key, **given)
     parsed.options = _plain_options(given)
@@ -96,17 +97,28 @@ def _plain_options(given: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _parse_files(key: str, kind: str, given: Mapping[str, Any]) -> Input:
-    """An input of a file per sample, or of several if there is a list of columns."""
-    options = {name: value for name, value in given.items() if name not in (kind, "pool")}
+    """An input of a file per sample, or of several if there is a list of columns or a separator."""
+    options = {name: value for name, value in given.items() if name not in (kind, *_OF_FILES)}
+    of_files = {name: given[name] for name in _OF_FILES if name in given}
     columns = given[kind]
     if not isinstance(columns, list):
-        if "pool" in given:
+        file = INPUTS[kind](key, columns, **options)
+        assert isinstance(file, FileInput)
+        if "separator" in of_files:
+            return FileList(key, file, **of_files)
+        for name in of_files:
             raise ConfigError(
-                f"it pools over several files of a sample, and {columns!r} is one column. Write '{kind}: [front, "
-                f"back]', or leave it out; how a part pools its maps is the part's own 'pool'.",
-                "pool",
+                f"it is about several files of a sample, and {columns!r} is one column. Write '{kind}: [front, "
+                f"back]', or 'separator: \";\"' if a cell holds several paths; or leave it out. How a part pools its "
+                f"maps is the part's own 'pool'.",
+                name,
             )
-        return INPUTS[kind](key, columns, **options)
+        return file
+    for name in of_files:
+        if name != "pool":
+            raise ConfigError(
+                "it is about the cells of one column, and there is a list of columns. Leave it out.", name
+            )
     with at(kind):
         check_columns(columns)
     files = {}

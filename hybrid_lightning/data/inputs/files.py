@@ -1,4 +1,4 @@
-"""Inputs whose cells are paths of files, one per sample."""
+"""Inputs whose cells are paths of files, one in a cell or several."""
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hybrid_lightning.data.inputs.base import Input, Value, check_count
+from hybrid_lightning.data.inputs.cells import several_per_cell
 from hybrid_lightning.data.inputs.missing_files import why_missing
 from hybrid_lightning.data.inputs.moments import MOST_FITTED, Moments, spread
 from hybrid_lightning.data.table import Array, Table
@@ -19,7 +21,14 @@ from hybrid_lightning.files import is_regular_file
 
 
 class FileInput(Input):
-    """A file per sample, which is read when its batch is made: `load` gives its tensor."""
+    """A file per sample, which is read when its batch is made: `load` gives its tensor.
+
+    Files are numbered; the number of a file is its row, unless cells have several.
+    """
+
+    separator: str | None = None
+    """What stands between the paths in a cell; None if a cell has one."""
+    most = 1  # paths in a cell
 
     def __init__(self, key: str, column: str, train: Any = (), eval: Any = ()) -> None:
         super().__init__(key, [column])
@@ -43,11 +52,56 @@ class FileInput(Input):
 
     def bind(self, table: Table) -> None:
         """Takes the column of paths."""
-        self._cells = table.texts(self.columns[0])
+        if self.separator is None:
+            self._cells = table.texts(self.columns[0])
+            self._rows: Array | None = None
+        else:
+            with at(self.where):
+                self._cells, self._rows = several_per_cell(table, self.columns[0], self.separator, self.most)
 
-    def cell(self, row: int) -> str:
+    def empty(self, table: Table) -> Array:
+        """Rows without a file, `(rows,)` bool."""
+        if self.separator is None:
+            return super().empty(table)
+        self.bind(table)
+        assert self._rows is not None
+        counts = np.bincount(self._rows, minlength=len(table))
+        return np.asarray(counts == 0)
+
+    @property
+    def count(self) -> int:
+        """How many numbers there are of files."""
+        return len(self._cells)
+
+    def numbers(self, rows: Array) -> Array:
+        """The numbers of the files of some rows `(n,)`, which are sorted."""
+        if self._rows is None:
+            is_filled = np.asarray(self._cells.is_valid(), dtype=bool)
+            return np.asarray(rows[is_filled[rows]])
+        return np.flatnonzero(np.isin(self._rows, rows))
+
+    def numbers_of(self, row: int) -> range:
+        """The numbers of a row's files."""
+        if self._rows is None:
+            return range(row, row + 1)
+        first, end = np.searchsorted(self._rows, (row, row + 1))
+        return range(int(first), int(end))
+
+    def rows_of(self, numbers: Array) -> Array:
+        """The row of each of some files."""
+        return numbers if self._rows is None else self._rows[numbers]
+
+    def row_of(self, number: int) -> int:
+        """The row of a file."""
+        return number if self._rows is None else int(self._rows[number])
+
+    def cell(self, number: int) -> str:
         """The path as the manifest has it."""
-        return str(self._cells[row].as_py())
+        return str(self._cells[number].as_py())
+
+    def is_there(self, path: Path) -> bool:
+        """Whether a path names something that can be read."""
+        return is_regular_file(path)
 
     @abstractmethod
     def load(self, path: Path, training: bool) -> Tensor:
@@ -61,20 +115,20 @@ class FileInput(Input):
         """What is odd about a file or does not reach a batch, for the command check; `value` was read of it."""
         return ["hold one value alone"] if is_constant(value) else []
 
-    def read(self, row: int, training: bool) -> Value:
-        """The transformed tensor of one row's file."""
-        with self.file_of(row) as path:
+    def read(self, number: int, training: bool) -> Value:
+        """The transformed tensor of one file."""
+        with self.file_of(number) as path:
             value = self.load(path, training)
         split = "train" if training else "eval"
         try:
             with at(f"{self.where}.{split}"):
                 return apply_steps(value, self.transforms[split])
         except ConfigError as error:
-            raise ConfigError(f"{error} (row {row}: {self.cell(row)!r})") from error
+            raise ConfigError(f"{error} (row {self.row_of(number)}: {self.cell(number)!r})") from error
 
-    def peek(self, row: int) -> tuple[int, ...]:
-        """The shape that the row's file states."""
-        with self.file_of(row) as path:
+    def peek(self, number: int) -> tuple[int, ...]:
+        """The shape that a file states."""
+        with self.file_of(number) as path:
             return self.stated_shape(path)
 
     def collate(self, values: Sequence[Value | None], placeholder: Value) -> Value:
@@ -92,11 +146,11 @@ class FileInput(Input):
         return torch.stack(joined)
 
     @contextmanager
-    def file_of(self, row: int) -> Iterator[Path]:
-        """The path of a row's file; an exception in the block becomes an error that names the row and the cell."""
-        cell = self.cell(row)
+    def file_of(self, number: int) -> Iterator[Path]:
+        """The path of a file; an exception in the block becomes an error that names its row and the cell."""
+        row, cell = self.row_of(number), self.cell(number)
         path = Path(self.folder, cell)
-        if not is_regular_file(path):
+        if not self.is_there(path):
             folder = "" if Path(cell).is_absolute() else f" in {self.folder!r}"
             reason = f"there is no such file{folder}.{why_missing(self.folder, cell)}"
             raise self.cell_error(row, cell, reason)
@@ -118,9 +172,8 @@ def fit_files(inputs: Collection[FileInput], table: Table, rows: Array) -> dict[
             return {}
         where = entry.where
         entry.bind(table)
-        present = rows[~entry.empty(table)[rows]]
-        for row in spread(present, MOST_FITTED // len(inputs)):
-            with entry.file_of(row) as path:
+        for number in spread(entry.numbers(rows), MOST_FITTED // len(inputs)):
+            with entry.file_of(number) as path:
                 moments.add(entry.steps(path))
     return moments.statistics(where)
 

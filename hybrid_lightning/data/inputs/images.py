@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybrid_lightning.data.inputs import dicom_images
 from hybrid_lightning.data.inputs.base import Value, check_name
+from hybrid_lightning.data.inputs.dicom_files import is_dicom
 from hybrid_lightning.data.inputs.files import FileInput, check_size
+from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import check_choice
 from hybrid_lightning.importing import import_extra
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 _ORIENTATION = 0x0112  # the tag of EXIF
 _QUARTER_TURNS = (5, 6, 7, 8)
 _TWELVE_BITS = 4095
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pillow has it
 _FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF"),
     "WEBP",
@@ -34,6 +38,9 @@ class ImageInput(FileInput):
     have to lie in [0, 1]. Of several pages or frames the first is read. Pillow reads color with 16 bits per channel as
     8 bits, or refuses it; store it as an array. Resized with Pillow's antialiased bilinear filter.
 
+    DICOM files (extra ``dicom``) are read as a viewer shows them: rescaled, through a window, and inverted where low
+    values are white; palettes and YBR become RGB. Of several frames the first is read.
+
     Args:
         image: Name of the column of paths.
         size: Height and width in pixels; one number stands for both. None leaves images as they are, which then have
@@ -44,6 +51,9 @@ class ImageInput(FileInput):
             scaled to it, which changes the aspect.
         alpha: What shows through transparent parts: ``white`` or ``black``; ``drop`` shows the colors that a file has
             there, which no viewer shows.
+        window: Which values of a gray DICOM file go from black to white: ``file``, as it states, or all that its bits
+            can hold if it states none; ``full``, all that they can hold; or ``[center, width]`` in the file's units,
+            such as [40, 400] of Hounsfield units. What is outside is cut.
         train: Transforms of each training sample, a tensor `(C, H, W)`, see `make_steps`.
         eval: Transforms of each sample otherwise.
     """
@@ -56,6 +66,7 @@ class ImageInput(FileInput):
         channels: Any = 3,
         resize: Any = "crop",
         alpha: Any = "white",
+        window: Any = "file",
         train: Any = (),
         eval: Any = (),
     ) -> None:
@@ -64,16 +75,12 @@ class ImageInput(FileInput):
         self.channels = check_choice(channels, "channels", (1, 3))
         self.resize = check_choice(resize, "resize", ("crop", "pad", "stretch"))
         self.alpha = check_choice(alpha, "alpha", ("white", "black", "drop"))
+        self.window = dicom_images.check_window(window)
         import_extra("PIL.Image", "data", "an image")
 
     def load(self, path: Path, training: bool) -> Tensor:
         """`(C, H, W)`; of 8 bits as uint8, which is joined faster, otherwise and for transforms float32 in [0, 1]."""
-        from PIL import ImageOps
-
-        with _opened(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.array(self._resized(self._converted(image)))
-        value = torch.from_numpy(pixels)
+        value = torch.from_numpy(self._dicom(path) if is_dicom(path) else self._pixels(path))
         if value.dtype != torch.uint8:
             value.clamp_(0, 1)  # interpolation may leave [0, 1] by a rounding error
         elif self.transforms["train" if training else "eval"]:
@@ -90,6 +97,28 @@ class ImageInput(FileInput):
         joined = super().collate(values, placeholder)
         assert isinstance(joined, Tensor)
         return _unit(joined)
+
+    def _pixels(self, path: Path) -> Array:
+        """`(H, W)` or `(H, W, 3)`, uint8 or float32 in [0, 1]."""
+        from PIL import ImageOps
+
+        with _opened(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.array(self._resized(self._converted(image)))
+
+    def _dicom(self, path: Path) -> Array:
+        """As `_pixels`, of a DICOM file."""
+        from PIL import Image
+
+        shown = dicom_images.read_image(path, self.window)
+        if shown.dtype == np.uint8:
+            return np.array(self._resized(self._converted(Image.fromarray(shown))))
+        if shown.ndim == 2:
+            return np.array(self._resized(Image.fromarray(shown)))
+        if self.channels == 1:
+            return np.array(self._resized(Image.fromarray(shown @ _LUMA)))
+        planes = [np.array(self._resized(Image.fromarray(plane))) for plane in np.moveaxis(shown, -1, 0)]
+        return np.stack(planes, -1)
 
     def _converted(self, image: "Image") -> "Image":
         """An image of mode ``L``, ``RGB``, or ``F`` in [0, 1]; gray stays gray until it is resized, which is faster."""
@@ -133,6 +162,9 @@ class ImageInput(FileInput):
         """Channels, height and width as stored."""
         from PIL import Image
 
+        if is_dicom(path):
+            layout = dicom_images.layout(path)
+            return layout.samples, layout.rows, layout.columns
         with _opened(path) as image:
             height, width = image.height, image.width
             # as Pillow would read all of a PNG, where the base class takes what stands before the pixels
@@ -143,6 +175,8 @@ class ImageInput(FileInput):
     def remarks(self, path: Path, value: Value) -> list[str]:
         """What of an image a batch does not show, beside what is odd of any file."""
         remarks = super().remarks(path, value)
+        if is_dicom(path):
+            return [*remarks, *dicom_images.remarks_on(path, self.window)]
         with _opened(path) as image:
             if image.format != "MPO" and _has_second_frame(image):  # its others are previews
                 remarks.append("have several pages or frames, of which the first is read")

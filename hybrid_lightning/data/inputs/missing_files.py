@@ -24,7 +24,7 @@ def _of_the_text(cell: str) -> str:
     if "\\" in cell:
         return "It has backslashes; write '/' between folders."
     if re.search(rf"{_SUFFIX}\s*[;|,]\s*\S+{_SUFFIX}", cell):
-        return "It seems to hold several files; write one per row and column."
+        return "It seems to hold several files; name what is between them, such as 'separator: \";\"', in the input."
     if len(cell) > 255 or "\n" in cell:
         return "It is a text rather than the name of a file; is this the right column?"
     return ""

@@ -58,7 +58,7 @@ class SeriesInput(NumpyInput):
         self.length = None if length is None else check_count(length, "length")
         self.layout = check_choice(layout, "layout", ("steps", "channels"))
         self.standardize = check_choice(standardize, "standardize", (False, True))
-        self.is_fitted = True  # False in the checks before a fit
+        self.is_fitted = True  # False in the checks before a run
         self.header = check_choice(header, "header", (None, False, True))
         if self.layout == "channels" and self.length is None:
             raise ConfigError("'layout: channels' needs it; write such as 'length: 512'.", "length")
@@ -110,8 +110,9 @@ class SeriesInput(NumpyInput):
         remarks = super().remarks(path, value)
         if not is_numpy(path):
             text = read_text(path, self.header)
-            if text.header:
-                remarks.append(f"begin with a line that is not a step, such as {text.header[:60]!r}")
+            if text.header and self.header is None:
+                shown = repr(text.header[:60])
+                remarks.append(f"begin with a line that is not a step, such as {shown}, which 'header: true' confirms")
             if text.has_index:
                 remarks.append("begin with a column that counts the steps, and is left out")
         return remarks

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.inputs.base import check_name
+from hybrid_lightning.data.inputs.base import Value, check_name
+from hybrid_lightning.data.inputs.dicom_files import is_dicom
+from hybrid_lightning.data.inputs.dicom_series import read_volume, remarks_on
+from hybrid_lightning.data.inputs.dicom_series import stated_shape as shape_of_series
 from hybrid_lightning.data.inputs.files import check_size
 from hybrid_lightning.data.inputs.numpy_files import (
     NumpyInput,
@@ -22,6 +25,7 @@ from hybrid_lightning.data.inputs.numpy_files import (
 from hybrid_lightning.data.rounding import as_float32, wide
 from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import check_choice, check_number
+from hybrid_lightning.files import is_folder
 from hybrid_lightning.importing import import_extra
 
 _HEADER_OF_VERSION_2 = 540  # bytes
@@ -62,6 +66,10 @@ class VolumeInput(NumpyInput):
     there is one, a fourth dimension, which becomes the channels; their axes are turned so that x runs to the right, y
     to the front and z to the head (RAS+), and D, H, W are z, y, x, so that slices are axial.
 
+    DICOM (extra ``dicom``) is a file, or a folder with the slices of one series, ordered by their place in the patient,
+    not by name. Numbers are rescaled as the files say, such as to Hounsfield units, and axes turned as those of NIfTI.
+    Slices that are missing, double, not parallel, or of several series are errors; a tilted gantry is not corrected.
+
     Args:
         volume: Name of the column of paths.
         size: Depth, height and width in voxels; one number stands for all. Where a volume shrinks, voxels are means
@@ -93,7 +101,7 @@ class VolumeInput(NumpyInput):
 
     def load(self, path: Path, training: bool) -> Tensor:
         """`(C, D, H, W)`, float32."""
-        array = read_array(path, self.name) if is_numpy(path) else _read_nifti(path)
+        array = self._array(path)
         if array.ndim not in (3, 4):
             raise ValueError(f"its shape {array.shape} is neither (D, H, W) nor (C, D, H, W)")
         volume = torch.from_numpy(without_gaps(array, self.gaps))
@@ -102,18 +110,47 @@ class VolumeInput(NumpyInput):
         value = scaled(resized(volume, self.size), self.scale)  # in float64 where float32 would lose something
         return torch.from_numpy(as_float32(value.numpy()))
 
+    def _array(self, path: Path) -> Array:
+        if is_numpy(path):
+            return read_array(path, self.name)
+        if is_nifti(path):
+            return _read_nifti(path)
+        _refuse_other(path)
+        return read_volume(path)
+
+    def is_there(self, path: Path) -> bool:
+        """Whether there is such a file, or folder of a series."""
+        return super().is_there(path) or is_folder(path)
+
+    def remarks(self, path: Path, value: Value) -> list[str]:
+        """What of DICOM a batch does not show, beside what is odd of any file."""
+        of_dicom = [] if is_numpy(path) or is_nifti(path) else remarks_on(path)
+        return [*super().remarks(path, value), *of_dicom]
+
     def stated_shape(self, path: Path) -> tuple[int, ...]:
         """The shape as stored."""
         if is_numpy(path):
             return stated_shape(path, self.name)
+        if not is_nifti(path):
+            _refuse_other(path)
+            return shape_of_series(path)
         _, image = _opened(path)
         return tuple(int(side) for side in image.shape)
 
 
+def is_nifti(path: Path) -> bool:
+    """Whether the suffix of a file is one of NIfTI's."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _refuse_other(path: Path) -> None:
+    """Raises `ValueError` for a file that is not DICOM."""
+    if not path.is_dir() and not is_dicom(path):
+        raise ValueError("its name ends in none of .npy, .npz, .nii, .nii.gz and .dcm")
+
+
 def _opened(path: Path) -> tuple[Any, Any]:
     """The library, and the image of a file whose numbers are not read yet."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise ValueError("its name ends in none of .npy, .npz, .nii and .nii.gz")
     nibabel = import_extra("nibabel", "nifti", repr(path.name))
     with nibabel.openers.ImageOpener(path) as file:
         start = file.read(_HEADER_OF_VERSION_2)

@@ -164,7 +164,7 @@ class RandomConvolutions(nn.Module):
         series = values.unsqueeze(1) if values.ndim == 2 else values
         if values.ndim == 3 and self.layout == "steps":
             series = values.mT
-        if series.ndim != 3 or series.shape[1] != self.in_channels or series.shape[2] < 2:
+        if series.ndim != 3 or series.shape[1] != self.in_channels or not series.shape[2]:
             shape = f"L, {self.in_channels}" if self.layout == "steps" else f"{self.in_channels}, L"
             shapes = f"(B, {shape})" + (" or (B, L)" if self.in_channels == 1 else "")
             raise ConfigError(
@@ -178,6 +178,8 @@ class RandomConvolutions(nn.Module):
             if mask.shape != real.shape:
                 raise ConfigError(f"the shape is {tuple(mask.shape)}; {tuple(real.shape)} is needed.", "mask")
             real = real & mask.bool()
+        if series.shape[2] == 1:  # as where all samples of a batch lack theirs; differences need a second position
+            series, real = functional.pad(series, (0, 1)), functional.pad(real, (0, 1))
         return series.where(real.unsqueeze(1), 0), real
 
     def _dtype(self) -> torch.dtype:

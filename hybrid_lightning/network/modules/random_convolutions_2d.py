@@ -107,15 +107,15 @@ class FilterBank(nn.Module):
         is_rich = contrast >= contrast.median()
         rich = _unit(patches[is_rich])
         covariance = rich.T @ rich / len(rich)
-        values, vectors = torch.linalg.eigh(covariance)
-        damped = values + WHITENING * values.mean()
-        # whitening both the filter and what it is compared with is the inverse of the covariance
-        inverse = vectors / damped.clamp(min=1e-12) @ vectors.T
+        mean_variance = covariance.diagonal().mean()
+        covariance.diagonal().add_((WHITENING * mean_variance).clamp(min=1e-12))
         order = torch.randperm(len(rich), generator=generator)
         # again from the start if there are fewer patches than filters
         turns = torch.arange(len(self.filters)) % len(rich)
         chosen = rich[order[turns]]
-        whitened = _unit(chosen @ inverse)
+        # whitening both the filter and what it is compared with is the inverse of the covariance
+        solved = torch.cholesky_solve(chosen.T, torch.linalg.cholesky(covariance))
+        whitened = _unit(solved.T)
         self.filters.copy_(whitened.view_as(self.filters))
 
     def fit_responses(self, patches: Tensor) -> None:

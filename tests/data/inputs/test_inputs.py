@@ -50,7 +50,7 @@ def test_a_table_may_be_of_one_kind_of_columns_alone():
         ),
         (
             {"a": {"image": "x", "pool": "mean"}},
-            r"^data\.inputs\.a\.pool: it pools over several files .*'x' is one col",
+            r"^data\.inputs\.a\.pool: it is about several files .*'x' is one col",
         ),
         ({"a": {"numeric": ["x"], "pool": "mean"}}, r"^data\.inputs\.a: unknown option 'pool'"),
         ({"a": {"image": "x", "size": 0}}, r"^data\.inputs\.a\.size: 0 is not a number at least 1"),

@@ -6,6 +6,7 @@ from tests.hostile.cases import (  # noqa: F401
     commands,
     damage,
     data,
+    field_formats,
     folders,
     materials,
     ranks,

@@ -1,4 +1,4 @@
-"""Kind 1: what a stranger's checkpoint reaches when a fit continues from it, or when a model is rebuilt."""
+"""Kind 1: what a stranger's checkpoint reaches when a run continues from it, or when a model is rebuilt."""
 
 import math
 from collections.abc import Callable

@@ -218,7 +218,7 @@ def rebuilt_from_nan(content: Content) -> None:
 
 
 def no_checkpoint(name: str, content: bytes, says: str) -> None:
-    """Registers a file that is no checkpoint any more, from which a fit is to continue."""
+    """Registers a file that is no checkpoint any more, from which a run is to continue."""
 
     def run(box: Box) -> None:
         box.start_from("fitted")

@@ -26,7 +26,7 @@ Write = Callable[[], None]
 def config(
     inputs: dict[str, Any] | None = None, target: Any = "label", model: str = "HybridClassifier", **data: Any
 ) -> None:
-    """Writes ``x.yaml``, a fit of an epoch on ``m.csv``."""
+    """Writes ``x.yaml``, a run of an epoch on ``m.csv``."""
     inputs = inputs or NUMBERS
     modules = {
         "image": "ConvExtractor",

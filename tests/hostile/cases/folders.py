@@ -35,7 +35,7 @@ def published() -> None:
 
 
 def in_folder(kind: int, mechanism: str, says: str = "model") -> Callable[[Callable[[], None]], None]:
-    """Registers a change of the folder with which a fit has to be refused."""
+    """Registers a change of the folder with which a run has to be refused."""
 
     def register(change: Callable[[], None]) -> None:
         def run(box: Box) -> None:

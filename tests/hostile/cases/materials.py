@@ -11,7 +11,7 @@ from tests.small import changed
 
 @material
 def fitted() -> None:
-    """``small.yaml`` and the run of a fit of two epochs of three steps, ``runs/small/version_0``."""
+    """``small.yaml`` and the folder of a run of two epochs of three steps, ``runs/small/version_0``."""
     from hybrid_lightning.cli import main
 
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -20,7 +20,7 @@ BASE = {
 
 
 def on_two_ranks(box: Box, configs: Sequence[dict[str, Any]]) -> list[Told]:
-    """A fit whose two ranks are given a config each."""
+    """A run whose two ranks are given a config each."""
     for rank, config in enumerate(configs):
         (box.folder / f"rank_{rank}.yaml").write_text(yaml.safe_dump(config))
     with socket.socket() as free:
@@ -33,7 +33,7 @@ def on_two_ranks(box: Box, configs: Sequence[dict[str, Any]]) -> list[Told]:
 
 
 def differs(key: str, first: Any, second: Any, says: str) -> None:
-    """Registers a fit in which an entry of the config differs between its ranks."""
+    """Registers a run in which an entry of the config differs between its ranks."""
 
     def run(box: Box) -> None:
         tolds = on_two_ranks(box, [changed({**BASE, key: value}) for value in (first, second)])

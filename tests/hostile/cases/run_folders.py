@@ -35,7 +35,7 @@ def two_resumes_at_a_time(box: Box) -> None:
     assert steps == [str(step) for step in range(12)], steps
 
 
-@case(8, "fit --resume FOLDER", "while the first fit runs in it")
+@case(8, "fit --resume FOLDER", "while the first run runs in it")
 def resume_of_a_fit_that_runs(box: Box) -> None:
     slow = {"class_path": "tests.hostile.callbacks.Slow"}
     config = changed({"trainer.callbacks": [slow], "trainer.enable_progress_bar": False})
@@ -93,7 +93,7 @@ def lock_that_is_a_folder(box: Box) -> None:
     box.refused(*RESUME, says="lock")
 
 
-@case(8, "evaluation", "while a fit holds the folder")
+@case(8, "evaluation", "while a run holds the folder")
 def test_beside_a_fit(box: Box) -> None:
     box.start_from("fitted")
     with (FOLDER / ".lock").open("w") as file:

@@ -52,7 +52,7 @@ def refused(
 
 
 def accepted(place: str, mechanism: str, words: tuple[str, ...]) -> Callable[..., None]:
-    """Registers a check of the folder of a fit with further words on the command line."""
+    """Registers a check of the folder of a run with further words on the command line."""
 
     def register(check: Callable[[Path], None]) -> None:
         def run(box: Box) -> None:

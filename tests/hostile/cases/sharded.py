@@ -1,4 +1,4 @@
-"""Kinds 1, 2 and 10: folders of shards, as a fit under fsdp2 saves them, from strangers or damaged on their way."""
+"""Kinds 1, 2 and 10: folders of shards, as a run under fsdp2 saves them, from strangers or damaged on their way."""
 
 import io
 import os
@@ -30,7 +30,7 @@ class Program:
 
 @material
 def sharded() -> None:
-    """``two`` and ``one``: the folders of fits of an epoch on two ranks, and on one."""
+    """``two`` and ``one``: the folders of runs of an epoch on two ranks, and on one."""
     made = Path.cwd() / "made"
     box = Box(made, made)
     box.folder.mkdir(parents=True)
@@ -114,7 +114,7 @@ def flipped_bit_of_a_shard() -> None:
     (FOLDER / "__0_0.distcp").write_bytes(content)
 
 
-@damaged(2, "folder of shards", "a shard of a fit on another number of ranks", "a shard in '__0_0.distcp' is damaged")
+@damaged(2, "folder of shards", "a shard of a run on another number of ranks", "a shard in '__0_0.distcp' is damaged")
 def shard_of_another_world() -> None:
     shutil.copy("one/__0_0.distcp", FOLDER)
 
@@ -139,7 +139,7 @@ def checksums_that_are_a_text() -> None:
     torch.save({**content, "shards": "as written"}, FOLDER / "meta.pt")
 
 
-@damaged(2, "folder of shards", "the record of a fit on another number of ranks", "damaged")
+@damaged(2, "folder of shards", "the record of a run on another number of ranks", "damaged")
 def record_of_another_world() -> None:
     shutil.copy("one/.metadata", FOLDER)
 

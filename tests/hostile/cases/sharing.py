@@ -117,7 +117,7 @@ def of_itself(box: Box) -> None:
 @case(14, "shared module", "of a part that reads it")
 def of_its_reader(box: Box) -> None:
     write({"back": {"array": "back"}}, {"front": {**ENCODER, "input": "back"}, "back": {"share": "front"}})
-    refused(box, r"model\.parts: 'back', 'front' read each other in a circle, or share")
+    refused(box, r"model\.parts: 'back', 'front' depend on each other \(a circular dependency\), or share")
 
 
 @case(14, "words of a text", "none in the training rows")

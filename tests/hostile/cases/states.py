@@ -208,7 +208,7 @@ def rows_of_many_digits(box: Box) -> None:
 def with_callbacks(
     place: str, mechanism: str, callbacks: list[Any], says: str, kind: int = 1, **settings: Any
 ) -> Callable[[Callable[[Content], None]], None]:
-    """Registers an edit of the checkpoint of a fit with these callbacks or settings, to be refused at a resume."""
+    """Registers an edit of the checkpoint of a run with these callbacks or settings, to be refused at a resume."""
 
     def register(edit: Callable[[Content], None]) -> None:
         def run(box: Box) -> None:

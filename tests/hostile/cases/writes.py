@@ -20,7 +20,7 @@ def faulty(fault: str, batches: int = 4) -> None:
 
 
 def fails(fault: str, place: str, mechanism: str, says: str, continues: bool = True) -> None:
-    """Registers a fault in the second epoch of a fit; afterwards the run goes on where it was saved."""
+    """Registers a fault in the second epoch of a run; afterwards the run goes on where it was saved."""
 
     def run(box: Box) -> None:
         faulty(fault)
@@ -37,8 +37,8 @@ def fails(fault: str, place: str, mechanism: str, says: str, continues: bool = T
 fails("full_disk", "checkpoint", "no space left", f"No space left on device. The file of step 3 is whole.*{GO_ON}")
 fails("input_output_error", "checkpoint", "the disk fails at the last step", f"Input/output error.*{GO_ON}")
 fails("read_only", "metrics.csv", "the file system turns read-only", f"Read-only file system.*{GO_ON}")
-fails("removed_folder", "run folder", "removed during the fit", "removed", continues=False)
-fails("removed_table", "metrics.csv", "removed during the fit", f"removed.*{GO_ON}")
+fails("removed_folder", "run folder", "removed during the run", "removed", continues=False)
+fails("removed_table", "metrics.csv", "removed during the run", f"removed.*{GO_ON}")
 fails("folder_for_table", "metrics.csv", "a folder in its place", f"{GO_ON}", continues=False)
 fails("file_for_folder", "checkpoint", "a file in the place of its folder", "", continues=False)
 

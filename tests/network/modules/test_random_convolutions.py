@@ -3,9 +3,11 @@ import io
 import math
 from itertools import combinations
 
+import numpy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from hybrid_lightning.cli.export import exported_program, plain_network
 from hybrid_lightning.data.manifest import ManifestDataModule
@@ -16,6 +18,8 @@ from hybrid_lightning.network.modules.positive_pools import POOLS
 from hybrid_lightning.network.modules.random_convolutions import RandomConvolutions
 from tests.data.make_files import make_manifest
 from tests.network.towers import build
+from tests.small import changed, command
+from tests.tables import write_rows
 
 RandomConvolutions = functools.partial(RandomConvolutions, seed=0)  # type: ignore[misc]  # so that two of them are equal
 
@@ -276,6 +280,30 @@ def test_dilations_are_those_of_the_stated_length():
     assert stated(draw(2, 12)).isfinite().all()
     short = RandomConvolutions([5, 2], layout="steps", length=60, features=84)
     assert short(draw(2, 60, 2)).shape == short(draw(2, 5, 2)).shape
+
+
+def test_a_single_step_is_a_series_with_padding():
+    for difference in (False, True):
+        module = RandomConvolutions([1, 2], layout="steps", length=20, features=168, difference=difference)
+        one, mask = draw(2, 1, 2), torch.ones(2, 1, dtype=torch.bool)
+        padded = functional.pad(one, (0, 0, 0, 1)), functional.pad(mask, (0, 1))
+        assert torch.equal(module(one, mask), module(*padded))
+
+
+def test_a_table_whose_first_rows_lack_their_series_plans(folder, capsys):
+    rows = [{"label": "ab"[row % 2], "age": row, "curve": "" if row < 40 else f"{row}.npy"} for row in range(60)]
+    for row in rows[40:]:
+        numpy.save(row["curve"], numpy.random.default_rng(row["age"]).random((15, 2)))
+    write_rows("rows.csv", rows)
+    parts = {
+        "curve": {"module": "RandomConvolutions", "args": {"layout": "steps", "length": 15, "features": 84}},
+        "table": {"module": "MLP"},
+    }
+    inputs = {"curve": {"series": "curve"}, "table": {"numeric": ["age"]}}
+    data = {"path": "rows.csv", "inputs": inputs, "target": "label", "workers": 0}
+    model = {"init.parts": parts, "init.num_classes": 2}
+    config = changed({**model, "data": {"class_path": "ManifestDataModule", "init_args": data}})
+    assert command("plan", config=config) == 0, capsys.readouterr().err
 
 
 def test_series_of_a_manifest_are_read_with_their_steps_first(tmp_path):

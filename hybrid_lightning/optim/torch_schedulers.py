@@ -41,12 +41,12 @@ class TorchCourse:
             except (ValueError, ArithmeticError, LookupError) as error:
                 name = type(self.scheduler).__name__
                 raise ConfigError(
-                    f"{name} fails after {self.calls} {unit}s, before the fit ends: {error}", "scheduler"
+                    f"{name} fails after {self.calls} {unit}s, before the run ends: {error}", "scheduler"
                 ) from error
             self.calls += 1
 
     def run(self, calls: int, unit: str) -> None:
-        """Runs through a fit with so many calls; raises `ConfigError` if it fails, or if every rate of it is 0."""
+        """Runs through a run with so many calls; raises `ConfigError` if it fails, or if every rate of it is 0."""
         trains = False
         for call in range(calls):
             self.advance(call, unit)
@@ -55,7 +55,7 @@ class TorchCourse:
         if calls and not trains:
             name = type(self.scheduler).__name__
             raise ConfigError(
-                f"{name} gives a rate of 0 to each of the {calls} {unit}s of the fit, so nothing would train. Change "
+                f"{name} gives a rate of 0 to each of the {calls} {unit}s of the run, so nothing would train. Change "
                 f"its arguments, or leave the scheduler out.",
                 "scheduler",
             )

@@ -1,0 +1,29 @@
+"""The devices of the Trainer beside what torchrun or srun has started."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+
+from hybrid_lightning.distributed.launch import devices_as_launched, launched
+from hybrid_lightning.distributed.lost_rank import end_with_parent, is_started_by_lightning, name_parent
+
+
+def follow_launcher(trainer: Namespace, plugins: Sequence[Any]) -> None:
+    """Takes the devices that a launcher has started processes for; refuses others, which would wait for each other."""
+    if is_started_by_lightning():  # as the config says, which the first process has checked
+        end_with_parent()
+    elif not has_environment(plugins):  # the user's own knows what it has started
+        launch = launched(os.environ)
+        trainer.devices = devices_as_launched(trainer.devices, trainer.num_nodes, launch)
+        if launch is None:
+            name_parent()
+
+
+def has_environment(plugins: Sequence[Any]) -> bool:
+    """Whether plugins of the Trainer, or what a config says of them, tell how processes are started."""
+    paths = [str(plugin.get("class_path")) for plugin in plugins if isinstance(plugin, Namespace | dict)]
+    is_object = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+    return is_object or any(path.endswith("Environment") for path in paths)
