@@ -18,7 +18,8 @@ def on_files(files: Files, config: Any) -> Files:
     for source, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     recipes = sorted((ROOT / "configs/recipes").glob("*.yaml"))  # a link, which rglob does not enter
-    for path in [*sorted((ROOT / "configs").rglob("*.yaml")), *recipes, ROOT / "LICENSE"]:
+    configs = [path for ending in ("yaml", "sbatch") for path in sorted((ROOT / "configs").rglob(f"*.{ending}"))]
+    for path in [*configs, *recipes, ROOT / "LICENSE"]:
         files.append(_page_of_file(path, config))
     return files
 
@@ -51,7 +52,7 @@ def _place(path: str) -> str:
 def _page_of_file(path: Path, config: Any) -> File:
     """A page that shows a config, or the license, as it is."""
     name = path.relative_to(ROOT).as_posix()
-    language = path.suffix.removeprefix(".") or "text"
+    language = {".yaml": "yaml", ".sbatch": "bash"}.get(path.suffix, "text")
     text = path.read_text(encoding="utf-8")
     content = f"# {name.removeprefix('configs/')}\n\n```{language}\n{text}```\n"
     file = File.generated(config, f"{name}.md", content=content)

@@ -45,7 +45,7 @@ def test_one_process_with_a_boundary_that_moves(steps: int, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("unfreeze", ["never", "6 steps"])
-@pytest.mark.parametrize("loader", ["noisy", "noisy_workers"])
+@pytest.mark.parametrize("loader", ["noisy", pytest.param("noisy_workers", marks=pytest.mark.exhaustive)])
 def test_one_process_with_views(loader: str, unfreeze: str, tmp_path: Path) -> None:
     number, problems = differences(tmp_path, loader, unfreeze, every=2, cache=VIEWS)
     assert number >= 5

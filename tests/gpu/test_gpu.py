@@ -59,6 +59,7 @@ runpy.run_module("tests.gpu", run_name="__main__")
 """
 
 
+@pytest.mark.exhaustive
 def test_it_needs_no_extra_and_no_pytest() -> None:
     done = python("-c", WITHOUT_EXTRAS, fresh=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -159,6 +159,7 @@ def test_a_hangup_that_is_ignored_stays_ignored(folder):
     assert last(folder)["global_step"] == 6
 
 
+@pytest.mark.exhaustive
 def test_a_terminal_that_is_gone_does_not_end_the_fit_before_it_has_saved(tmp_path):
     """A progress bar writes to it after the hangup, before the checkpoint is saved."""
     config = with_callback("SlowBatches", seconds=0.2)

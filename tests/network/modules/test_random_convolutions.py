@@ -328,7 +328,7 @@ def test_series_of_a_manifest_are_read_with_their_steps_first(tmp_path):
     torch.testing.assert_close(network.features(batches[0])["curve"], torch.cat(alone))
 
 
-@pytest.mark.parametrize("pool", [["share"], POOLS])
+@pytest.mark.parametrize("pool", [pytest.param(["share"], marks=pytest.mark.exhaustive), POOLS])
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_an_exported_network_answers_for_any_number_of_samples(with_mask, pool):
     def batch(count: int) -> dict:
