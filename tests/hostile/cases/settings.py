@@ -211,7 +211,7 @@ refused(
     "flag",
     "a misspelt section",
     {},
-    "unknown key 'trianer'. Did you mean 'trainer'",
+    "unknown option '--trianer'. Did you mean '--trainer'",
     (*FIT, "--trianer.max_epochs", "1"),
 )
 refused(

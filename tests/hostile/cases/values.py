@@ -162,6 +162,6 @@ def option_of_a_huge_size(known: dict[str, Any]) -> None:
     known["options"] = {"image": "size", "size": 10**9}
 
 
-@evaluated("the answer as an input", "has no statistics of this input")
+@evaluated("the answer as an input", "the model would be given the answer")
 def option_that_reads_the_answer(known: dict[str, Any]) -> None:
     known["options"] = {"numeric": ["label"]}
