@@ -10,7 +10,7 @@ from PIL import Image
 
 from hybrid_lightning import HybridClassifier, suggest
 from hybrid_lightning.cli import main
-from tests.small import changed, command, write
+from tests.small import QUIET, changed, command, write
 from tests.tables import write_rows
 
 ROWS = 36
@@ -19,9 +19,8 @@ PARTS = {"photos": {"module": "ConvExtractor", "args": {"channels": [4]}, "unfre
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(folder):
     """``m.csv``: each row has none to three photos, of which the last shows the label."""
-    monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     rows = []
     for row in range(ROWS):
@@ -33,15 +32,14 @@ def folder(tmp_path, monkeypatch):
         cell = "; ".join(names) if row % 8 else ";".join(["", *names, " "])
         rows.append({"photos": cell, "size": (7 * row) % 10 + 0.5, "label": "abc"[row % 3]})
     write_rows("m.csv", rows)
-    return tmp_path
+    return folder
 
 
 def config(cache=True, inputs=INPUTS, **options):
     data = {"path": "m.csv", "inputs": inputs, "target": "label", "batch_size": 8, "workers": 0, **options}
-    run = {"max_epochs": 2, "log_every_n_steps": 1, "enable_progress_bar": False, "accelerator": "cpu"}
     parts = {**PARTS, "size": {"module": "MLP"}}
     data = {"class_path": "ManifestDataModule", "init_args": data}
-    return changed({"init.parts": parts, "init.cache": cache, "data": data, "trainer": run})
+    return changed({"init.parts": parts, "init.cache": cache, "data": data, "trainer": {"max_epochs": 2, **QUIET}})
 
 
 def rows_of(path):

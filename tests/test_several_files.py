@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.processes import succeed_on
-from tests.small import changed, command, write
+from tests.small import QUIET, changed, command, write
 from tests.tables import write_rows
 
 ROWS = 48
@@ -19,9 +19,8 @@ INPUTS = {"photos": {"image": ["front", "back"], "size": 8, "pool": "max"}, "siz
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(folder):
     """``m.csv``: each row has a photo of its front, of its back, of both or of neither; one of them shows the label."""
-    monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     rows = []
     for row in range(ROWS):
@@ -34,17 +33,16 @@ def folder(tmp_path, monkeypatch):
         cells |= {"front": "", "back": ""} if row % 16 == 5 else {}
         rows.append(cells)
     write_rows("m.csv", rows)
-    return tmp_path
+    return folder
 
 
 def config(changes: dict[str, Any] | None = None) -> dict[str, Any]:
     data = {"path": "m.csv", "inputs": INPUTS, "target": "label", "batch_size": 8, "workers": 0}
-    run = {"max_epochs": 2, "log_every_n_steps": 1, "enable_progress_bar": False, "accelerator": "cpu"}
     return changed(
         {
             "init.parts": PARTS,
             "data": {"class_path": "ManifestDataModule", "init_args": data},
-            "trainer": run,
+            "trainer": {"max_epochs": 2, **QUIET},
             **(changes or {}),
         }
     )

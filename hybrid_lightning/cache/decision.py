@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hybrid_lightning.cache.frozen_parts import unread_keys
 from hybrid_lightning.cache.served import dataset_without, read
 from hybrid_lightning.cache.splits import Split, computing, outputs_of
+from hybrid_lightning.errors import counted
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.resume.seeded_loaders import loads_batches
 from hybrid_lightning.trainer import fit_length
@@ -179,7 +180,7 @@ def described(
     counts = [f"{split.rows:,}" if split.view is None else f"{split.rows:,} × {split.copies}" for split in splits]
     rows = " + ".join(counts)
     if splits[0].view is not None:
-        views = "1 view" if splits[0].copies == 1 else f"{splits[0].copies} views"
+        views = counted(splits[0].copies, "view")
         rows = f"{views} of training samples, {rows}"
     gain = "" if saved is None else f", saves about {saved:.0f} s"
     # in a single epoch something else has computed them before
