@@ -35,7 +35,7 @@ _STEP_HOOKS = (
 
 
 def data_fetcher(trainer: Trainer) -> Any:
-    """What the fit loop reads batches from; None outside of a fit."""
+    """What the fit loop reads batches from; None outside of a run."""
     # to put other loaders under a run that runs, and to ask for its length (2.6 shows the loaders alone)
     return trainer.fit_loop._data_fetcher
 
@@ -53,7 +53,7 @@ def hands_out_iterator(fetcher: Any) -> bool:
 
 
 def validation_is_due(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that has just been trained; False outside of a fit."""
+    """Whether a validation follows the batch that has just been trained; False outside of a run."""
     # the rule has many cases, and has to be Lightning's own (2.6 keeps it private)
     fetcher = data_fetcher(trainer)
     return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
@@ -274,7 +274,7 @@ def holders(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def average_of(callback: WeightAveraging) -> nn.Module | None:
-    """The module that holds averaged weights; None outside of a fit."""
+    """The module that holds averaged weights; None outside of a run."""
     # what is frozen has to stay as it is there, too (2.6 keeps the copy in private)
     average = callback._average_model
     return None if average is None else average.module

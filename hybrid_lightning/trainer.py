@@ -31,7 +31,7 @@ class FitCallback(Callback):
     """Whether a task brought it along, for as long as that task is trained."""
 
     def forget(self) -> None:
-        """Forgets what belongs to one fit. Called at the start of each, before a checkpoint is read."""
+        """Forgets what belongs to one run. Called at the start of each, before a checkpoint is read."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A run starts without the memory of an earlier one."""
@@ -83,7 +83,7 @@ def fit_length(trainer: Trainer) -> FitLength:
 
 
 def refuse_changing_windows(trainer: Trainer) -> None:
-    """Raises `ConfigError` if the number of batches in an optimizer step changes during the fit."""
+    """Raises `ConfigError` if the number of batches in an optimizer step changes during the run."""
     if any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):  # type: ignore[attr-defined]
         raise ConfigError(
             "with GradientAccumulationScheduler the number of steps in an epoch changes, so moments and rates would "

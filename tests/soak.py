@@ -205,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="Kills that have to hit a living process.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the moments.")
-    parser.add_argument("--epochs", type=int, default=60, help="Length of the fit.")
+    parser.add_argument("--epochs", type=int, default=60, help="Length of the run.")
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL", help="KILL, or TERM, which saves.")
     options = parser.parse_args()
     number = signal.Signals[f"SIG{options.signal}"]

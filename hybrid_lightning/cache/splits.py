@@ -215,7 +215,7 @@ def all_random_state(device: torch.device) -> str:
 
 @contextmanager
 def computing(trainer: Trainer, network: HybridNetwork, split: Split) -> Iterator[None]:
-    """As in a validation, but with the hooks of batches of this split; no trace is left in the fit."""
+    """As in a validation, but with the hooks of batches of this split; no trace is left in the run."""
     with (
         split.stage(trainer),
         own_random_state(trainer),

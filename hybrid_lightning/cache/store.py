@@ -126,6 +126,6 @@ class FeatureStore:
 
 
 def _remove(path: Path) -> None:
-    """Deletes a file; one that cannot be is no reason to end a fit."""
+    """Deletes a file; one that cannot be is no reason to end a run."""
     with contextlib.suppress(OSError):
         path.unlink()

@@ -23,7 +23,7 @@ _SIZE = "data.init_args.batch_size"
 _WINDOW = "trainer.accumulate_grad_batches"
 _MOST = 2**31 - 1
 _DIVIDING = ("fit", "plan", "lr_find")
-"""Commands whose steps are those of a fit."""
+"""Commands whose steps are those of a run."""
 
 
 class Division(NamedTuple):

@@ -289,7 +289,7 @@ def _tell(folder: Path, rows: Sequence[Row], jobs: Sequence[Job], failures: Sequ
     shown = cells(lines, any_result.main, rows[0].title)
     notes = [
         "Means over seeds, with their 95 % interval (Student's t: how far another choice of seeds may move them, not "
-        "other rows); differences over the same seeds. Drift: ‖w - w0‖ / ‖w0‖ at the end of the fit.",
+        "other rows); differences over the same seeds. Drift: ‖w - w0‖ / ‖w0‖ at the end of the run.",
         *readings(rows, results, any_result.main, any_result.is_better_high),
         *failed,
     ]

@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def parse(cls, words: list[str], folds: int) -> "Plan":
-        """Reads the arguments of a fit."""
+        """Reads the arguments of a run."""
         for word in words:
             flag = word.partition("=")[0]
             if flag in PER_FOLD:

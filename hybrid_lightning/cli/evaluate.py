@@ -134,7 +134,7 @@ def _state(task: HybridTask) -> State:
     if task.data_state is None:
         raise ConfigError(
             "the checkpoint is not of a run with ManifestDataModule, so nothing is known of its inputs. Use test with "
-            "the config of the fit.",
+            "the config of the run.",
             "--ckpt_path",
         )
     with at("--ckpt_path"):

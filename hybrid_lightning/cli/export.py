@@ -152,7 +152,7 @@ def _print_digest(path: str) -> None:
 def export_part(words: Sequence[str]) -> None:
     """Writes one part of a checkpoint as safetensors and prints its sha256."""
     parser = WordParser("hybrid_lightning export_part", description=export_part.__doc__)
-    parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a fit.")
+    parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a run.")
     parser.add_argument("--part", required=True, help="Name of the part, such as stem or head.")
     parser.add_argument("--output", required=True, help="The .safetensors file to write.")
     options = parser.parse_args(words)
@@ -160,7 +160,7 @@ def export_part(words: Sequence[str]) -> None:
         raise ConfigError(f"{options.output!r} does not end in .safetensors, the format that is written.", "--output")
     tensors = read_file(options.ckpt_path, "--ckpt_path").get("state_dict")
     if not isinstance(tensors, dict):
-        raise ConfigError(f"{options.ckpt_path!r} holds no state_dict; give a checkpoint of a fit.", "--ckpt_path")
+        raise ConfigError(f"{options.ckpt_path!r} holds no state_dict; give a checkpoint of a run.", "--ckpt_path")
     by_part = parts_of(tensors)
     if options.part not in by_part:
         raise unknown("--part", "part", options.part, by_part)

@@ -99,7 +99,7 @@ OPTIONS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
         ('--seed_everything', 'true|false|INTEGER', '0', 'Seed of all that is drawn; true draws one, false sets none.'),
     ),
     "export_part": (
-        ('--ckpt_path', 'TEXT', '', 'Checkpoint of a fit.'),
+        ('--ckpt_path', 'TEXT', '', 'Checkpoint of a run.'),
         ('--part', 'TEXT', '', 'Name of the part, such as stem or head.'),
         ('--output', 'TEXT', '', 'The .safetensors file to write.'),
     ),

@@ -69,7 +69,7 @@ class WordParser(argparse.ArgumentParser):
         return super().parse_args(words)
 
     def parse_beside_fit(self, words: Sequence[str]) -> tuple[Any, list[str]]:
-        """The options, and the words that are those of a fit."""
+        """The options, and the words that are those of a run."""
         from hybrid_lightning.cli.help_table import OPTIONS  # written by a test, see there
 
         of_fit = [row[0] for row in OPTIONS["fit"]]

@@ -88,7 +88,7 @@ class PretrainedDrift(StartingWeightsCallback):
         self._modules = {}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures, if this validation belongs to a fit."""
+        """Measures, if this validation belongs to a run."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._log(trainer, pl_module)
 

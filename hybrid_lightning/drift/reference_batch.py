@@ -1,4 +1,4 @@
-"""A fixed batch of samples, and what parts of a LightningModule make of it, without a trace in the fit."""
+"""A fixed batch of samples, and what parts of a LightningModule make of it, without a trace in the run."""
 
 import copy
 import random

@@ -48,7 +48,7 @@ class SkippingCallback(FitCallback, ABC):
 
     One that skips judges before the optimizer's step, which waits for one small copy, and takes back what the forward
     passes did to running statistics. Any other judges one step later, when the norms are on the host anyway, or before
-    a validation, a checkpoint and the end of the fit.
+    a validation, a checkpoint and the end of the run.
     """
 
     gradient_order = 1

@@ -45,7 +45,7 @@ def suggest(
     kind: str | None = None,
     parts: Mapping[str, str] | None = None,
 ) -> Suggestion:
-    """Looks at a table and suggests a config: inputs, parts, split and length of the fit.
+    """Looks at a table and suggests a config: inputs, parts, split and length of the run.
 
     Nothing is trained, and of files only some are opened.
 

@@ -11,7 +11,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "untrained": _COMMON,
     "random": {**_COMMON, "unfreeze": "never"},
 }
-"""Pretrained parts learn at a tenth of the base rate, after the new parts have settled for a tenth of the fit."""
+"""Pretrained parts learn at a tenth of the base rate, after the new parts have settled for a tenth of the run."""
 _WITH_DEFAULTS = (*_COMMON, "weight_decay", "l2sp", "batch_norm", "clip")
 _OF_ORIGIN = {"pretrained": ("adapter",), "untrained": ("origin",)}
 """Origin → further options that only its parts can have. `origin` makes of untrained towers random ones."""

@@ -34,7 +34,7 @@ class TorchCourse:
         optimizer.step()  # torch warns of a scheduler whose optimizer has made no step
 
     def advance(self, calls: int, unit: str) -> None:
-        """Steps the scheduler until it has counted so many calls, one for each `unit` of the fit."""
+        """Steps the scheduler until it has counted so many calls, one for each `unit` of the run."""
         while self.calls < calls:
             try:
                 self.scheduler.step()

@@ -101,7 +101,7 @@ class _Rows:
             self._add(batch)
             needed = (time.perf_counter() - started) * max(expected / (number + 1), 1)
             if seconds is not None and number > 0 and needed > seconds:
-                raise ConfigError(f"that would take about {needed:.0f} s at the end of each fit.")
+                raise ConfigError(f"that would take about {needed:.0f} s at the end of each run.")
         if not self.predicted:
             raise ConfigError("there are no rows.")
 

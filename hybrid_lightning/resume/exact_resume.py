@@ -117,7 +117,7 @@ class ExactResume(FitCallback):
                 self._continue_epoch(trainer, pl_module, saved)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        """Lets warnings through again; so do the ends of a fit."""
+        """Lets warnings through again; so do the ends of a run."""
         self._silence.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

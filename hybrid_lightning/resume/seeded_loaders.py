@@ -41,7 +41,7 @@ def seed_cpu(seed: int) -> None:
 
 
 class Drawn(NamedTuple):
-    """What a sampler drew for a batch (for a sample, in a loader without batches), and its place in the fit."""
+    """What a sampler drew for a batch (for a sample, in a loader without batches), and its place in the run."""
 
     place: str
     indices: Any
@@ -53,7 +53,7 @@ class SeededSampler:
     """Takes the place of a loader's (batch) sampler: seeds each draw, and skips what was read before the restart.
 
     Torch generators that the sampler or the loader holds are seeded anew at each pass, from their first seed and the
-    epoch. `name` differs between the loaders of one fit.
+    epoch. `name` differs between the loaders of one run.
     """
 
     def __init__(self, sampler: Any, generators: list[torch.Generator], seed: int, name: str) -> None:

@@ -30,7 +30,7 @@ class ToldToEnd:
         self._terminals = _terminals((sys.stdout, sys.stderr))
 
     def listen(self) -> None:
-        """Hears the signals from now on. Lightning puts the earlier handlers back after the fit."""
+        """Hears the signals from now on. Lightning puts the earlier handlers back after the run."""
         if threading.current_thread() is not threading.main_thread():
             return
         signal.signal(signal.SIGTERM, self._note)

@@ -67,7 +67,7 @@ class StartTensors:
         with at(_PLACE):
             if not found:
                 raise ConfigError(
-                    f"{source.path!r} holds no network of this program; give a checkpoint of a fit. The weights of any "
+                    f"{source.path!r} holds no network of this program; give a checkpoint of a run. The weights of any "
                     f"other file are those of a part: write 'weights: {source.path}' on it."
                 )
             check_keys(source.parts, known, "parts", "part")

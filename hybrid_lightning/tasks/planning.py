@@ -28,7 +28,7 @@ _CHAINED = (
 
 
 def plan_of(task: Any, groups: list[dict[str, Any]], trainer: pl.Trainer, length: FitLength) -> str:
-    """The plan of a `HybridTask` with these groups; `ConfigError` if its moments do not fit into the fit."""
+    """The plan of a `HybridTask` with these groups; `ConfigError` if its moments do not fit into the run."""
     options = task.all_options
     schedules = schedules_of(with_parameters(options, groups))
     decided: dict[str, int] | None = None

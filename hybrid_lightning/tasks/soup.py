@@ -171,7 +171,7 @@ def best_of_metric(trainer: Trainer) -> BestCheckpoint | None:
 
 
 def begun_parameters(module: LightningModule, groups: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Name → parameter that trains, or has trained in this fit."""
+    """Name → parameter that trains, or has trained in this run."""
     begun: set[Tensor] = set()
     for group in groups:
         if group["unfrozen_at"] is not None:

@@ -106,7 +106,7 @@ class GradualUnfreezing(FitCallback):
         self.forget()
 
     def configure(self, schedules: Mapping[str, UnfreezingSchedule], batch_norm: Mapping[str, str]) -> None:
-        """Sets when each part trains, and how its normalizations run; takes effect at the start of a fit."""
+        """Sets when each part trains, and how its normalizations run; takes effect at the start of a run."""
         for part, mode in batch_norm.items():
             check_choice(mode, f"batch_norm.{part}", BATCH_NORM_MODES, "mode")
         self.schedules, self.batch_norm = dict(schedules), dict(batch_norm)

@@ -83,7 +83,7 @@ def _parameters(groups: Sequence[Group]) -> str:
 
 
 def _steps(span: Span) -> str:
-    """The moments in steps; nothing for those that are not known yet, or are the start of the fit."""
+    """The moments in steps; nothing for those that are not known yet, or are the start of the run."""
     start = f"step {span.start}" if span.start else ""
     if not span.stop:
         return f" ({start})" if start else ""

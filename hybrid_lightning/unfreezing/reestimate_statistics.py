@@ -62,7 +62,7 @@ class ReestimateStatistics(FitCallback):
         readable(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Estimates the statistics, if this validation belongs to a fit."""
+        """Estimates the statistics, if this validation belongs to a run."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.estimate(trainer, pl_module)
 

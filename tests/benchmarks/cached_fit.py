@@ -40,7 +40,7 @@ class Phase(NamedTuple):
 
 
 class Phases(pl.Callback):
-    """Times the phases of a fit."""
+    """Times the phases of a run."""
 
     def __init__(self) -> None:
         self.found: list[Phase] = []

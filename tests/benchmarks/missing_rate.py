@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.2, 0.4, 0.6], help="Shares that are missing.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Of the model and of what is missing.")
     parser.add_argument("--ways", nargs="+", default=["ours", "zeros"], choices=list(FUSIONS), help="See above.")
-    parser.add_argument("--epochs", type=int, default=20, help="Of each fit.")
+    parser.add_argument("--epochs", type=int, default=20, help="Of each run.")
     parser.add_argument("--threads", type=int, default=1, help="Threads of torch.")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -8,7 +8,7 @@ from tests.tiny import trainer
 
 
 def varying(loader, hook=None):
-    """The keys of the training samples that vary, asked within a fit."""
+    """The keys of the training samples that vary, asked within a run."""
     found = []
 
     class Ask(pl.Callback):

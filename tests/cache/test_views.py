@@ -37,7 +37,7 @@ def version(dataset, seed, number, index):
 
 
 class Watch(pl.Callback):
-    """The training batches as the module gets them, with their epochs, and the seed of the fit."""
+    """The training batches as the module gets them, with their epochs, and the seed of the run."""
 
     def __init__(self):
         self.batches = []

@@ -82,7 +82,7 @@ def fit(**changes) -> str:
 
 @pytest.fixture(scope="module")
 def best(tmp_path_factory):
-    """The checkpoint of a fit."""
+    """The checkpoint of a run."""
     where = tmp_path_factory.mktemp("named")
     with contextlib.chdir(where):
         fit()

@@ -1,4 +1,4 @@
-"""Callbacks that make faults happen at a moment of a fit."""
+"""Callbacks that make faults happen at a moment of a run."""
 
 import errno
 import os

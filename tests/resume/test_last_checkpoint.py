@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def with_callback(kind: str, changes=None, **arguments) -> dict:
-    """A config of 6 batches per epoch with a callback that ends the fit."""
+    """A config of 6 batches per epoch with a callback that ends the run."""
     callback = {"class_path": f"tests.resume.signals.{kind}", "init_args": arguments}
     options = {"trainer.limit_train_batches": 6, "trainer.callbacks": [callback]}
     return changed({**options, **(changes or {})})

@@ -335,7 +335,7 @@ def test_features_that_cannot_be_fitted_are_told_by_their_part(tmp_path):
 
 
 class Looking(pl.Callback):
-    """What a callback of somebody's own sees at the start of a fit."""
+    """What a callback of somebody's own sees at the start of a run."""
 
     def setup(self, run, module, stage) -> None:
         self.names = [name for name, _ in module.named_parameters()]

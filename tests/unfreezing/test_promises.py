@@ -15,7 +15,7 @@ from tests.tiny import Foreign, Tower, batches, hybrid, trainer
 
 
 class Writing(pl.Callback):
-    """Adds to a tensor of the model once, in a hook and at a step of the fit."""
+    """Adds to a tensor of the model once, in a hook and at a step of the run."""
 
     def __init__(self, name: str, hook: str = "on_train_batch_end", step: int = 2) -> None:
         self.name, self.step = name, step
