@@ -4,7 +4,7 @@ Lightning may change what is private without notice, so each entry has a test ag
 named by what it gives; a private hook that we override is offered by a thin base class under a public name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,15 @@ from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationSt
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 
-_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-_KNOWN_AUTHORS = ("lightning", __package__)
+_BEFORE = ("on_before_batch_transfer",)
+_MOVING = ("transfer_batch_to_device", "on_after_batch_transfer")
+_HOOKS = _BEFORE + _MOVING
+_LIGHTNING = ("lightning",)
+_KNOWN_AUTHORS = (*_LIGHTNING, __package__)
 _STEP_HOOKS = (
     "on_train_batch_start",
     "on_before_zero_grad",
@@ -123,6 +127,30 @@ def loaders_to_read(trainer: Trainer) -> Any:
     return loop._data_source.dataloader()
 
 
+def remember_loaders(trainer: Trainer) -> None:
+    """Lets a Trainer keep the training loaders that it is given from now on, for `loaders_as_given`."""
+    # on several ranks 2.6 makes others from them, and forgets them; making them again may take long
+    source = trainer.fit_loop._data_source
+    if not isinstance(source, _RememberingSource):
+        trainer.fit_loop._data_source = _RememberingSource(source.instance, source.name)
+
+
+def loaders_as_given(trainer: Trainer) -> Any:
+    """The training loaders as the user has made them, flat; none unless they are remembered."""
+    return getattr(trainer.fit_loop._data_source, "given", [])
+
+
+class _RememberingSource(_DataLoaderSource):
+    """Where a loop takes its loaders from, which are kept."""
+
+    given: list[Any]
+
+    def dataloader(self) -> Any:
+        found = super().dataloader()
+        self.given = CombinedLoader(found).flattened
+        return found
+
+
 def attach(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
     """Lets a Trainer, a module and its data know each other, so that batches get their hooks."""
     # without a run, 2.6 does it in private alone
@@ -160,30 +188,52 @@ class BatchCheckingModule(LightningModule):
     def check_batch(self, batch: Any) -> None:
         """Looks at a batch on the CPU; if somebody's hooks change it later, then after them, on its device."""
 
-    def has_own_hooks(self, names: tuple[str, ...] = _HOOKS) -> bool:
+    def has_own_hooks(self, names: Iterable[str] = _HOOKS, known_authors: Iterable[str] = _KNOWN_AUTHORS) -> bool:
         """Whether one of these hooks of batches is somebody's own, not of Lightning or us, and may change anything."""
         trainer = self._trainer
         selector = trainer._data_connector._datahook_selector if trainer else None
-        for name in names:
-            owner = selector.get_instance(name) if selector else self
-            author = str(getattr(getattr(owner, name), "__module__", None))
-            if author.partition(".")[0] not in _KNOWN_AUTHORS:
-                return True
-        return False
+        # asked for each batch, and the same for a whole run, which has a selector of its own (2.6)
+        answers: dict[Any, bool] = {} if selector is None else vars(selector).setdefault(__package__, {})
+        question = names, known_authors
+        if question not in answers:
+            owners = [selector.get_instance(name) if selector else self for name in names]
+            modules = [getattr(hook, "__module__", None) for hook in map(getattr, owners, names)]
+            answers[question] = not {str(module).partition(".")[0] for module in modules}.issubset(known_authors)
+        return answers[question]
 
     def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        batch = super()._on_before_batch_transfer(batch, dataloader_idx)
-        if not self.has_own_hooks(_HOOKS[1:]):
+        if self.has_own_hooks(_BEFORE, _LIGHTNING):
+            batch = super()._on_before_batch_transfer(batch, dataloader_idx)
+        if not self.has_own_hooks(_MOVING):
             self.check_batch(batch)
         return batch
 
     def _apply_batch_transfer_handler(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
     ) -> Any:
+        stays = (device or self.device).type == "cpu" and is_plain_on_cpu(batch)
+        if stays and not self.has_own_hooks(_MOVING, _LIGHTNING):
+            return in_new_containers(batch)  # Lightning's walk takes as long as all checks of a batch
         batch = super()._apply_batch_transfer_handler(batch, device, dataloader_idx)
-        if self.has_own_hooks(_HOOKS[1:]):
+        if self.has_own_hooks(_MOVING):
             self.check_batch(batch)
         return batch
+
+
+def is_plain_on_cpu(value: Any) -> bool:
+    """Whether a value is a tensor of the CPU, text or a number, or a dict or list of such values."""
+    if type(value) is dict:
+        return all(map(is_plain_on_cpu, value.values()))
+    if type(value) is list:
+        return all(map(is_plain_on_cpu, value))
+    return value.is_cpu if isinstance(value, Tensor) else isinstance(value, str | int | float)
+
+
+def in_new_containers(value: Any) -> Any:
+    """The same tensors, text and numbers; what somebody does with the dicts and lists leaves the loader's alone."""
+    if type(value) is dict:
+        return {key: in_new_containers(entry) for key, entry in value.items()}
+    return [*map(in_new_containers, value)] if type(value) is list else value
 
 
 def combination_of(combined: CombinedLoader) -> str:
@@ -323,3 +373,9 @@ def ddp_hook_state(strategy: Strategy) -> Any:
     """The state of a strategy's communication hook; None without one."""
     # given to the constructor, and kept in private (2.6)
     return getattr(strategy, "_ddp_comm_state", None)
+
+
+def start_method(strategy: Strategy) -> str | None:
+    """How a strategy starts the processes of other ranks; None if it starts none."""
+    # ``spawn`` and ``fork`` run the fit in children, and give back a part of its outcome (2.6 keeps it in private)
+    return getattr(strategy, "_start_method", None)

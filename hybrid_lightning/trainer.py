@@ -2,17 +2,28 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 
 from hybrid_lightning.duration import FitLength
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.lightning_private import accumulates, logged_steps, skip_empty_hooks
+
+
+class NoProfiler(PassThroughProfiler):
+    """The Trainer's own profiler, which measures nothing, without the context that it makes around each hook."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        """A context that does nothing."""
+        return self._nothing
 
 
 class FitCallback(Callback):
@@ -38,6 +49,8 @@ class FitCallback(Callback):
         if stage == "fit":
             self.forget()
             skip_empty_hooks(self)
+            if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
+                trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
             measuring: list[str] = []
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 name = type(callback).__name__

@@ -26,6 +26,8 @@ LIMIT = 1800
 GRACE = 60.0
 """Seconds that other ranks have after one has failed."""
 ALONE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
+SHARED = "HYBRID_TESTS_ZYGOTE"
+"""Variable with the folder of the zygote's socket, for programs that tests start and that fork from it."""
 place: Path | None = None
 """Folder that the workers of a test session share."""
 _zygotes: list[subprocess.Popen[bytes]] = []
@@ -230,6 +232,8 @@ def session() -> socket.socket:
 @functools.cache
 def folder() -> Path:
     """The folder of the socket, whose path must not be long."""
+    if SHARED in os.environ:
+        return Path(os.environ[SHARED])
     if place is not None and len(str(place)) < 80:
         return place
     own = Path(tempfile.mkdtemp())

@@ -156,6 +156,7 @@ def test_the_configs_of_the_pages_plan(made: Path, capsys: pytest.CaptureFixture
 
 def test_the_configs_to_start_from_plan(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_manifest("made", 60, 0.0)
+    assert main(["shards", str(ROOT / "configs/start/images.yaml"), "--output", "made/shards"]) == 0
     for path in CONFIGS:
         assert main(["plan", str(path)]) == 0, f"{path.name}: {capsys.readouterr().err}"
 
@@ -164,6 +165,8 @@ def test_the_configs_to_start_from_plan(made: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_to_start_from_trains(path: Path, folder: Path) -> None:
     make_manifest("made", 60, 0.4 if path.stem == "missing" else 0.0)
+    if path.stem == "shards":
+        assert main(["shards", str(ROOT / "configs/start/images.yaml"), "--output", "made/shards"]) == 0
     assert main(["fit", str(path), *OF_A_MANIFEST]) == 0
     assert (folder / f"runs/{path.stem}/version_0/checkpoints/best.ckpt").is_file()
 

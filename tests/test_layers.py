@@ -28,7 +28,7 @@ LAYERS = (
 """Rooms from the ground up. A file imports from its own room and from those below, not from one beside it."""
 KNOW_LIGHTNING = {
     *("lightning_private", "trainer"),
-    *("distributed.fsdp2", "distributed.ranks"),
+    *("distributed.fsdp2", "distributed.ranks", "distributed.strategies"),
     *("unfreezing.gradual_unfreezing", "unfreezing.reestimate_statistics", "unfreezing.promises"),
     *(
         "resume.exact_resume",

@@ -26,6 +26,7 @@ from hybrid_lightning import lightning_private
 from hybrid_lightning.lightning_private import (
     BatchCheckingModule,
     RankingCheckpoint,
+    _RememberingSource,
     accumulates,
     attach,
     average_of,
@@ -38,12 +39,16 @@ from hybrid_lightning.lightning_private import (
     forget_restart,
     hands_out_iterator,
     holders,
+    in_new_containers,
     is_compiled,
     is_local,
+    is_plain_on_cpu,
     is_restoring,
+    loaders_as_given,
     loaders_to_read,
     log_train_step,
     logged_steps,
+    remember_loaders,
     restart_at_epoch_start,
     restart_within_validation,
     save_now,
@@ -53,6 +58,7 @@ from hybrid_lightning.lightning_private import (
     set_logged_steps,
     shared_log_keys,
     skip_empty_hooks,
+    start_method,
     trainer_of,
     validation_fetcher,
     validation_is_due,
@@ -66,6 +72,9 @@ ROOT = Path(hybrid_lightning.__file__).parent
 DOOR = Path(lightning_private.__file__)
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file != DOOR]
 LIGHTNING = Path(lightning.__file__).parent
+
+OF_TORCH = ("_version",)
+"""Names that Lightning defines in private, and torch for its tensors."""
 
 # The rule: other files use no private name of Lightning
 
@@ -143,7 +152,7 @@ def private_accesses(node: ast.AST) -> Iterator[str]:
     else:
         return
     for name in names:
-        if is_private(name) and name in privates().names:
+        if is_private(name) and name in privates().names and name not in OF_TORCH:
             yield f"reaches for {name}"
 
 
@@ -336,6 +345,7 @@ class Watch(pl.Callback):
             self.seen.setdefault(name, []).append(value)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        remember_loaders(trainer)
         self.note(to_read=loaders_to_read(trainer), early=data_fetcher(trainer), early_due=validation_is_due(trainer))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -446,6 +456,12 @@ def test_loaders_to_read_are_known_before_the_trainer_shows_them(fit):
     assert fit.seen["to_read"] == [fit.train]
 
 
+def test_remember_loaders_keeps_them_as_they_were_given(fit):
+    assert loaders_as_given(fit.trainer) == [fit.train]
+    assert loaders_as_given(trainer()) == []
+    assert _RememberingSource([fit.train], "train_dataloader").dataloader() == [fit.train]
+
+
 class Refusing(BatchCheckingModule):
     def check_batch(self, batch: Any) -> None:
         raise ValueError("it is checked")
@@ -531,6 +547,33 @@ def test_a_batch_checking_module_sees_each_batch_once_after_the_hook_of_either()
     assert issubclass(Checking, BatchCheckingModule)
     assert with_hook.batches == [[4.0], [4.0]]
     assert with_data.batches == [[6.0], [6.0]]
+
+
+def test_a_batch_that_has_nowhere_to_go_arrives_in_containers_of_its_own():
+    class Emptying(Checking):
+        """Takes its batches apart."""
+
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch
+
+        def check_batch(self, batch: Any) -> None:
+            assert batch.keys() == {"x", "id"}
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            first, _ = batch.pop("id")
+            assert first == "a"
+            return super().training_step(batch.pop("x")["values"], batch_idx)
+
+    stored = {"x": {"values": torch.full((2, 1), 3.0)}, "id": ["a", "b"]}
+    trainer(max_epochs=2).fit(Emptying(), DataLoader([stored], batch_size=None))
+    assert stored.keys() == {"x", "id"}
+    assert is_plain_on_cpu(stored)
+    arrived = in_new_containers(stored)
+    assert arrived["x"] is not stored["x"]
+    assert arrived["id"] is not stored["id"]
+    assert arrived["x"]["values"] is stored["x"]["values"]
+    assert not is_plain_on_cpu({"x": torch.ones(2, device="meta")})
+    assert not is_plain_on_cpu({"x": object()})
 
 
 def test_save_now_saves_between_the_callbacks_own_moments(fit):
@@ -683,6 +726,12 @@ def test_ddp_options_and_ddp_hook_state_are_what_the_strategy_was_told():
     assert ddp_hook_state(DDPStrategy()) is None
     assert ddp_options(SingleDeviceStrategy()) == {}
     assert ddp_hook_state(SingleDeviceStrategy()) is None
+
+
+def test_start_method_is_what_the_strategy_was_told():
+    assert start_method(DDPStrategy(start_method="fork")) == "fork"
+    assert start_method(DDPStrategy()) == "popen"
+    assert start_method(SingleDeviceStrategy()) is None
 
 
 def test_skip_empty_hooks_leaves_those_that_do_something():

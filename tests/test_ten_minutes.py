@@ -4,12 +4,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hybrid_lightning.cli import main
-from tests.ten_minutes import AGAIN, COMMANDS, timed, write_tables
+from tests.ten_minutes import AGAIN, COMMANDS, FIT, timed, write_tables
+
+SHORT = [*FIT, "--trainer.max_epochs", "3"]  # of the newcomer's twenty and more, which have the same road
 
 
 def test_every_command_works_in_its_turn_and_again(folder, capsys):
     write_tables(rows=60)
-    commands = [words for words in [*COMMANDS, *AGAIN] if words[:1] != ["report"] or find_spec("plotly")]
+    words_of_all = [SHORT if words == FIT else words for words in [*COMMANDS, *AGAIN]]
+    commands = [words for words in words_of_all if words[:1] != ["report"] or find_spec("plotly")]
     times = dict(timed(commands, main))
     said = capsys.readouterr().out
     print(*(f"{seconds:5.1f} s  {command}" for command, seconds in times.items()), sep="\n")

@@ -24,6 +24,18 @@ class Tower(nn.Module):
         return self.third(self.second(self.first(x)))
 
 
+class Layers(nn.Module):
+    """Two single layers, a stage each, with dropout between them."""
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(in_features, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.dropout(self.first(x).relu(), 0.2, self.training)
+        return self.second(hidden)
+
+
 def batches(samples: int = 40, batch_size: int = 8, shuffle: bool = False) -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(samples, 4, generator=generator) * 3 + 1

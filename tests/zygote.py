@@ -24,6 +24,8 @@ from typing import Any
 
 LIBRARIES = ("lightning.pytorch", "torch._dynamo", "torch.distributed.fsdp", "sklearn.datasets")
 """Imported beside our package, because most programs need them."""
+PYTHON = "HYBRID_TESTS_PYTHON"
+"""Variable with the interpreter that a fork starts others with, such as Lightning its ranks."""
 
 
 @dataclass
@@ -88,7 +90,9 @@ class Server:
         return bool(self.clients)
 
     def _read(self, client: socket.socket) -> Request | None:
-        data, files, _, _ = socket.recv_fds(client, 65536, 2)
+        data, files = b"", []
+        with contextlib.suppress(ConnectionResetError):  # it was killed before it read how its process has ended
+            data, files, _, _ = socket.recv_fds(client, 65536, 2)
         if not data:
             self._leave(client)
             return None
@@ -162,6 +166,7 @@ def become(request: Request) -> None:
     os.environ.clear()
     os.environ.update(request.environment)
     sys.path[: 1 + len(here)] = ["", *entries_of_path()]
+    sys.executable = os.environ.get(PYTHON, sys.executable)
     importlib.invalidate_caches()
     # a shell that started the tests in the background has the signal ignored, which is inherited
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -179,8 +184,9 @@ def set_libraries() -> None:
     from lightning.pytorch.utilities import rank_zero_only
 
     np.random.seed()
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    rank_zero_only.rank = int(rank)
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # in the order of Lightning
+    ranks = [os.environ[name] for name in names if name in os.environ]
+    rank_zero_only.rank = int(ranks[0]) if ranks else 0
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 

@@ -18,6 +18,7 @@ from hybrid_lightning.resume.own_files import damaged
 from hybrid_lightning.trainer import FitCallback, fit_length
 from hybrid_lightning.unfreezing.freezing import has_statistics
 from hybrid_lightning.unfreezing.gradual_unfreezing import GradualUnfreezing
+from hybrid_lightning.unfreezing.reestimate_statistics import ReestimateStatistics
 
 TRAINED = "current_model_state"
 """Where a checkpoint whose ``state_dict`` is an average has the weights that train; as with `WeightAveraging`."""
@@ -64,6 +65,7 @@ class AverageWeights(FitCallback):
         self._step_before = 0
         self._flags: tuple[bool, ...] = ()
         self._tensors: dict[str, Tensor] = {}  # what is averaged now
+        self._has_told = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what an average does not go with."""
@@ -148,9 +150,22 @@ class AverageWeights(FitCallback):
         if flags != self._flags:
             self._flags = flags
             self._tensors = trained_tensors(pl_module, groups)
+            self._tell_of_statistics(trainer)
         is_made = any(tensor.grad is not None for tensor in self._tensors.values() if isinstance(tensor, nn.Parameter))
         if is_made or not pl_module.automatic_optimization:  # there, a user may have removed the gradients
             self._average.update(self._tensors)
+
+    def _tell_of_statistics(self, trainer: Trainer) -> None:
+        """Says once how to have better statistics than averaged ones; to estimate them reads training data anew."""
+        has_statistics = not all(isinstance(tensor, nn.Parameter) for tensor in self._tensors.values())
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        is_chosen = any(isinstance(callback, ReestimateStatistics) for callback in callbacks)
+        if has_statistics and not is_chosen and not self._has_told:
+            self._has_told = True
+            rank_zero_info(
+                "average: running statistics of normalizations are averaged, too, and lag behind in a short "
+                "run; 'batch_norm: recalibrate' of a part estimates them anew before each validation"
+            )
 
     # Serving
 

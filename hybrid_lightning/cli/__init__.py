@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import hybrid_lightning
 from hybrid_lightning.cli.commands import COMMANDS
 from hybrid_lightning.cli.help import help_of, overview
-from hybrid_lightning.distributed.lost_rank import lost_rank
+from hybrid_lightning.distributed.lost_rank import command_has_ended, lost_rank
 from hybrid_lightning.errors import ConfigError, listing, reason, shortened, unknown
 
 __all__ = ["main"]
 
 _HELP = ("help", "--help", "-h")
+_OF_OTHER_TOOLS = {"train": "fit", "eval": "evaluate", "infer": "predict", "inference": "predict"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,6 +85,9 @@ def _help(topic: list[str]) -> int:
 
 def _no_command(words: list[str]) -> str:
     """What is wrong with words that do not begin with a command."""
+    if words[0] in _OF_OTHER_TOOLS:
+        command = _OF_OTHER_TOOLS[words[0]]
+        return f"unknown command {words[0]!r}. Here it is {command!r}: write '{' '.join([command, *words[1:]])}'."
     is_file = words[0].endswith((".yaml", ".yml"))
     if not is_file and not words[0].startswith("-"):
         return str(unknown("", "command", words[0], [*COMMANDS, "help"]))
@@ -171,9 +175,12 @@ def _call(words: list[str]) -> None:
             from hybrid_lightning.cli.loggers import end_loggers
             from hybrid_lightning.cli.report import report_after
 
-            setup = run_with_setup(words)
-            report_after(words[0], setup)
-            end_loggers(setup.trainer)
+            try:
+                setup = run_with_setup(words)
+                report_after(words[0], setup)
+                end_loggers(setup.trainer)
+            finally:
+                command_has_ended()
         else:
             command.function()(words[1:])
         sys.stdout.flush()  # so that a closed pipe is told here

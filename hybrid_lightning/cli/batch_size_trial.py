@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -73,8 +75,17 @@ def _train(parsed: Parsed, size: int) -> None:
     """Trains a model that is made anew, on one device, with all that will ever train."""
     config = trial_config(parsed.config, size)
     options: Namespace = parsed.parser.instantiate_classes(config)
-    trainer = Trainer(**{**options.trainer, "callbacks": [_Enough()]})
+    plugins = _without_cluster(options.trainer.plugins)
+    trainer = Trainer(**{**options.trainer, "callbacks": [_Enough()], "plugins": plugins})
     trainer.fit(options.model, datamodule=options.data)
+
+
+def _without_cluster(plugins: Any) -> list[Any]:
+    """The Trainer's plugins for a trial, which is one process, wherever the run has been started."""
+    given = plugins if isinstance(plugins, list) else [plugins]
+    kept = [plugin for plugin in given if plugin is not None and not isinstance(plugin, ClusterEnvironment)]
+    # under SLURM, Lightning's handlers of signals would save the trial and queue the job again
+    return [*kept, LightningEnvironment()]
 
 
 def trial_config(config: Namespace, size: int) -> Namespace:

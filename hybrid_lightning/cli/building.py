@@ -17,7 +17,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from hybrid_lightning.callbacks import LastCheckpoint
 from hybrid_lightning.cli.batch_size import divide_batch
 from hybrid_lightning.cli.class_count import fill_num_classes
-from hybrid_lightning.cli.commands import COMMANDS
+from hybrid_lightning.cli.commands import COMMANDS, OF_MEMBERS
 from hybrid_lightning.cli.launcher import follow_launcher, has_environment
 from hybrid_lightning.cli.log_interval import LogInterval
 from hybrid_lightning.cli.loggers import LoggerVersions, continued_loggers, flat_settings, prepare_loggers
@@ -27,9 +27,10 @@ from hybrid_lightning.cli.parser import Parsed, Parser, parse
 from hybrid_lightning.cli.parser_errors import cause_of, explained
 from hybrid_lightning.cli.run_folder import Run, RunConfig, newest_checkpoint, run_to_continue
 from hybrid_lightning.cli.same_on_ranks import SameOnRanks
-from hybrid_lightning.cli.tables import check_output
+from hybrid_lightning.cli.tables import check_output, refuse_named_file
 from hybrid_lightning.direction import MAIN, checked_mode
 from hybrid_lightning.distributed.launch import launched
+from hybrid_lightning.distributed.strategies import refuse_strategy_name
 from hybrid_lightning.errors import ConfigError, at, check_choice, check_number, has_controls
 from hybrid_lightning.resume.atomic_checkpoint_io import AtomicCheckpointIO
 from hybrid_lightning.tasks import HybridTask
@@ -42,6 +43,8 @@ Select = Literal["best", "joint"]
 _WITHOUT_CHECKPOINT = ("fit", "probe", "embed")
 """Commands that also work with the weights at which training starts."""
 _BEFORE_A_FIT = ("fit", "plan", "check", "probe", "prefetch", "lr_find")
+_WRITTEN = {"output", "plot", "write"}
+"""Flags that name a file to write."""
 _WITH_RUN_FOLDER = ("fit", "validate", "test", "predict")
 
 
@@ -68,6 +71,9 @@ def run_with_setup(words: Sequence[str]) -> Setup:
     if "ckpt_path" in arguments:
         arguments["ckpt_path"] = setup.checkpoint
     try:
+        for option in _WRITTEN & arguments.keys():
+            if arguments[option] is not None:
+                refuse_named_file(arguments[option], setup.data, option)
         function(setup, **arguments)
     finally:
         if setup.continued and setup.continued.lock:
@@ -77,8 +83,9 @@ def run_with_setup(words: Sequence[str]) -> Setup:
 
 def build(parsed: Parsed) -> Setup:
     """Makes what a command works with; what could be wrong without model and data is checked before."""
-    command, config, parser, _ = parsed
+    command, config, _, _ = parsed
     _check_names(config)
+    refuse_strategy_name(config.trainer.strategy)
     check_number(config.trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches", low=1)
     _check_output(command, config)
     follow_launcher(config.trainer, _as_list(config.trainer.plugins))
@@ -93,17 +100,7 @@ def build(parsed: Parsed) -> Setup:
         checkpoint = str(continued.checkpoint)
     saved = None if checkpoint is None else _read_facts(checkpoint, config.trainer.strategy)
     try:
-        fill_num_classes(config, saved)
-        divide_batch(parsed, continued)
-        given = continued_loggers(config, continued.folder, continued.step) if continued else config
-        options = _instantiated(parser, given)
-        if command in _BEFORE_A_FIT:
-            _follow_metric(config, options)
-        trainer = _make_trainer(parsed, options, continued, resumes)
-        options.model.run_settings = flat_settings(config)
-        setup = Setup(options.model, options.data, trainer, options, checkpoint, continued)
-        if command in _BEFORE_A_FIT:
-            check_before_data(options.model, trainer, reads_weights=saved is None)
+        setup = _made(parsed, continued, checkpoint, saved, resumes)
         if saved is not None:
             _follow_checkpoint(command, setup, saved)
             setup.others = _other_members(parsed, setup, saved)
@@ -114,6 +111,24 @@ def build(parsed: Parsed) -> Setup:
             raise cause_of(error) or ConfigError(explained(str(error))) from error
         raise
     return setup
+
+
+def _made(
+    parsed: Parsed, continued: Run | None, checkpoint: str | None, saved: Mapping[str, Any] | None, resumes: bool
+) -> Setup:
+    """The model, data and Trainer of a config; `saved` are the facts of the checkpoint, if there is one."""
+    command, config, parser, _ = parsed
+    fill_num_classes(config, saved)
+    divide_batch(parsed, continued)
+    given = continued_loggers(config, continued.folder, continued.step) if continued else config
+    options = _instantiated(parser, given)
+    if command in _BEFORE_A_FIT:
+        _follow_metric(config, options)
+    trainer = _make_trainer(parsed, options, continued, resumes)
+    options.model.run_settings = flat_settings(config)
+    if command in _BEFORE_A_FIT:
+        check_before_data(options.model, trainer, reads_weights=saved is None)
+    return Setup(options.model, options.data, trainer, options, checkpoint, continued)
 
 
 def _check_names(config: Namespace) -> None:
@@ -195,7 +210,7 @@ def _given_checkpoint(command: str, config: Namespace) -> str | None:
     if path in ("best", "last"):
         paths = [str(newest_checkpoint(runs_folder(config), f"{path}.ckpt"))]
     else:
-        paths = member_paths(path) if command == "predict" else [str(path)]
+        paths = member_paths(path) if command in OF_MEMBERS else [str(path)]
     for path in paths:
         if path.endswith(".pt2"):
             raise ConfigError(
@@ -296,10 +311,11 @@ def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None, res
         settings["log_every_n_steps"] = 1  # until the length of the run is known; a larger one may bring a warning
         if parsed.command == "fit":
             callbacks.append(LogInterval())
-    has_folder = parsed.command in _WITH_RUN_FOLDER
+    # without a logger it would be the working directory, where a config of the user's may lie
+    has_folder = parsed.command in _WITH_RUN_FOLDER and settings["logger"] is not False
     if has_folder and not settings["fast_dev_run"]:
         callbacks.append(RunConfig(parsed.parser.dump(parsed.config, skip_none=False)))
-    if has_folder and settings["logger"] is not False:
+    if has_folder:
         # predictions are not metrics, and TensorBoard would make an empty file
         given = [] if parsed.command == "predict" else settings["logger"]
         settings["logger"] = _make_loggers(parsed.config, given, continued)

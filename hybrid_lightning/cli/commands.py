@@ -17,6 +17,9 @@ TRAIN = "train"
 USE = "use a trained model"
 RESULTS = "look at results"
 
+OF_MEMBERS = ("test", "predict")
+"""Commands that take several checkpoints."""
+
 
 class Command(NamedTuple):
     """A row of the table."""
@@ -63,6 +66,12 @@ COMMANDS = {
         output="probe.csv",
         group=LOOK,
         examples=("mine.yaml", "mine.yaml --ckpt_path best"),
+    ),
+    "shards": Command(
+        "shards.shards",
+        "Writes the data of a config as tar shards, for data too large for single files.",
+        group=LOOK,
+        examples=("mine.yaml --output shards",),
     ),
     "lr_find": Command(
         "lr_find.lr_find",

@@ -53,6 +53,7 @@ def compare(words: Sequence[str]) -> None:
     check_number(options.trials, "--trials", low=1)
     config, folder, tested = _read_config(fit_words)
     folder = (options.folder or folder).absolute()
+    _refuse_links(folder)
     rows = rows_of(config, options.recipes, options.baselines == "true")
     if options.search:
         ranges = ranges_of(options.search)
@@ -96,6 +97,18 @@ def _parser() -> WordParser:
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)  # row, seed, checkpoint: one run in this process
     parser.add_argument("--validate_only", action="store_true", help=argparse.SUPPRESS)
     return parser
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raises `ConfigError` for a link to another place, in which files of a comparison would be replaced."""
+    found = [*folder.iterdir(), *folder.glob("logs/*"), *folder.glob("runs/*")] if folder.is_dir() else []
+    for path in found:
+        if path.is_symlink():
+            raise ConfigError(
+                f"{str(path)!r} is a link to {str(path.resolve())!r}, where files would be replaced and removed. Put "
+                f"what it names in its place, or give another --folder.",
+                "--folder",
+            )
 
 
 def _searched(rows: Sequence[Row], search: Search) -> list[Row]:

@@ -14,16 +14,18 @@ from hybrid_lightning.cli.building import Setup, build
 from hybrid_lightning.cli.comparison_rows import RIDGE, Config
 from hybrid_lightning.cli.metrics_table import read_rows
 from hybrid_lightning.cli.parser import parse
-from hybrid_lightning.cli.preparation import plan
+from hybrid_lightning.cli.preparation import plan, restoring
 from hybrid_lightning.cli.probe import prepared_on_device, training_features
 from hybrid_lightning.cli.run_folder import versions
 from hybrid_lightning.cli.run_lock import is_first_rank
-from hybrid_lightning.cli.training import fit, restoring
+from hybrid_lightning.cli.training import fit
 from hybrid_lightning.errors import ConfigError
 from hybrid_lightning.files import is_regular_file, whole_file
 from hybrid_lightning.tasks.monitored import directions_of
 from hybrid_lightning.tasks.probing import TOGETHER, probe_features
 from hybrid_lightning.tasks.start import set_start, solution_of
+
+_LARGEST_RESULT = 2**20  # bytes
 
 
 class Job(NamedTuple):
@@ -64,7 +66,7 @@ class Result(NamedTuple):
 
 def read_result(path: Path) -> Result | None:
     """The result of a run; None if it has not ended, or the file is damaged."""
-    if not is_regular_file(path):
+    if not is_regular_file(path) or path.stat().st_size > _LARGEST_RESULT:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -77,7 +79,7 @@ def read_result(path: Path) -> Result | None:
             seconds=None if seconds is None else float(seconds),
             drift=_numbers(found["drift"]),
         )
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None
 
 

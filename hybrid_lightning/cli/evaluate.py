@@ -12,7 +12,7 @@ from torch import Tensor
 from hybrid_lightning.cli.config_files import mapping_at, read_config
 from hybrid_lightning.cli.members import member_paths
 from hybrid_lightning.cli.report import page_of
-from hybrid_lightning.cli.tables import Columns, check_output, write_table
+from hybrid_lightning.cli.tables import Columns, check_output, refuse_named_file, write_table
 from hybrid_lightning.cli.word_parser import WordParser
 from hybrid_lightning.data import ManifestDataModule
 from hybrid_lightning.data.prepared import State, check_version
@@ -22,7 +22,7 @@ from hybrid_lightning.data.table import rows_of
 from hybrid_lightning.errors import ConfigError, at, check_number, counted, format_table, listing
 from hybrid_lightning.files import is_regular_file
 from hybrid_lightning.report.describe import record_of_table
-from hybrid_lightning.report.evaluations import Evaluation
+from hybrid_lightning.report.evaluations import Evaluation, title_of
 from hybrid_lightning.report.record import require_plotly
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.sample_predictions import outputs_of
@@ -62,6 +62,8 @@ def _evaluate(options: Any) -> None:
     data = _data(options, state, column)
     if column not in data.predicted_table.columns and options.groups is None:
         column = None  # the new rows need not be grouped as those of the run
+    if options.output is not None:
+        refuse_named_file(options.output, data, "--output")
     target, groups = _answers(data, state, column)
     task.objective.check_data(data)
     task.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,7 +78,8 @@ def _evaluate(options: Any) -> None:
         _write(found, options.output)
     if folder is not None:
         record = record_of_table(task, data, outputs, target)
-        Evaluation(Path(options.table).name, drawn, _as_plain(found), record).write(folder)
+        table = Path(options.table)
+        Evaluation(title_of(table), drawn, _as_plain(found), record).write(folder, table)
         print(f"report: {page_of(folder)}")
 
 

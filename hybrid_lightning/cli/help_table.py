@@ -25,6 +25,12 @@ OPTIONS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
         ('--name', 'TEXT', 'run', "Folder under runs/; the config's file name if left out."),
         ('--seed_everything', 'true|false|INTEGER', '0', 'Seed of all that is drawn; true draws one, false sets none.'),
     ),
+    "shards": (
+        ('--output', 'TEXT', '', 'The folder to write.'),
+        ('--samples', 'INTEGER', '1000', 'Samples of a shard: so many that it has 100 MB to 1 GB.'),
+        ('--name', 'TEXT', 'run', "Folder under runs/; the config's file name if left out."),
+        ('--seed_everything', 'true|false|INTEGER', '0', 'Seed of all that is drawn; true draws one, false sets none.'),
+    ),
     "lr_find": (
         ('--low', 'NUMBER', '1e-06', 'The first base rate, above 0.'),
         ('--high', 'NUMBER', '1.0', 'The last base rate.'),
@@ -65,7 +71,7 @@ OPTIONS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
         ('--seed_everything', 'true|false|INTEGER', '0', 'Seed of all that is drawn; true draws one, false sets none.'),
     ),
     "test": (
-        ('--ckpt_path', 'TEXT', 'null', 'best, last (of the newest run of this name) or a path.'),
+        ('--ckpt_path', 'LIST|TEXT', 'null', "best, last (of the newest run of this name) or a path. Several paths, folders of runs or a pattern in quotes, such as 'runs/x_seed*', are an ensemble: the metrics of each, and of their averaged prediction."),
         ('--select', 'best|joint', 'best', 'best is what the run has selected for its best checkpoint; joint is the joint network in any case.'),
         ('--name', 'TEXT', 'run', "Folder under runs/; the config's file name if left out."),
         ('--seed_everything', 'true|false|INTEGER', '0', 'Seed of all that is drawn; true draws one, false sets none.'),

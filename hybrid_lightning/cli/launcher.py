@@ -6,9 +6,13 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.pytorch.utilities import rank_zero_warn
 
-from hybrid_lightning.distributed.launch import devices_as_launched, launched
+from hybrid_lightning.distributed.launch import devices_as_launched, idle_gpus, launched
 from hybrid_lightning.distributed.lost_rank import end_with_parent, is_started_by_lightning, name_parent
+
+_OF_GPUS = ("auto", "gpu", "cuda")
+"""Accelerators that take the GPUs of a job."""
 
 
 def follow_launcher(trainer: Namespace, plugins: Sequence[Any]) -> None:
@@ -17,6 +21,9 @@ def follow_launcher(trainer: Namespace, plugins: Sequence[Any]) -> None:
         end_with_parent()
     elif not has_environment(plugins):  # the user's own knows what it has started
         launch = launched(os.environ)
+        idle = idle_gpus(os.environ, launch) if launch and trainer.devices == "auto" else None
+        if idle and trainer.accelerator in _OF_GPUS:
+            rank_zero_warn(f"trainer.devices: {idle}")
         trainer.devices = devices_as_launched(trainer.devices, trainer.num_nodes, launch)
         if launch is None:
             name_parent()

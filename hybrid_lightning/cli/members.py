@@ -79,3 +79,11 @@ def mean_and_spread(predictions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     stacked = torch.stack([one.double() for one in predictions])
     mean = stacked.mean(0)
     return mean.to(predictions[0].dtype), stacked.std(0).to(predictions[0].dtype)
+
+
+def leave_out_decisions(objectives: Sequence[Any]) -> None:
+    """Thresholds, sets and intervals are those of one checkpoint's outputs; for a mean of several none are known."""
+    found = [objective.calibration for objective in objectives]
+    if any(one is not None and (one.thresholds is not None or one.quantiles is not None) for one in found):
+        print("Thresholds, sets and intervals of the checkpoints are left out: none of them is for their mean.")
+    objectives[0].calibration = None

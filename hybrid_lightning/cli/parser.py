@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from hybrid_lightning.cli.commands import COMMANDS
+from hybrid_lightning.cli.commands import COMMANDS, OF_MEMBERS
 from hybrid_lightning.cli.config_files import merged_arguments
 from hybrid_lightning.cli.parser_errors import parser_error, refuse_unknown_flag
 from hybrid_lightning.data import in_memory, manifest  # noqa: F401  bare names in configs resolve to imported classes
@@ -125,7 +125,7 @@ def parse(words: Sequence[str], overlay: Mapping[str, Any] | None = None) -> Par
     """Reads a command and its config, and builds nothing."""
     name, *flags = words
     flags = with_flags(flags)
-    if name == "predict":
+    if name in OF_MEMBERS:
         flags = several_values(flags, "--ckpt_path")
     parser = make_parser(name)
     refuse_unknown_flag(name, flags, list(parser._option_string_actions))

@@ -13,9 +13,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from hybrid_lightning.cli.building import Select, Setup
-from hybrid_lightning.cli.members import mean_and_spread, refuse_other_names
+from hybrid_lightning.cli.members import leave_out_decisions, mean_and_spread, refuse_other_names
+from hybrid_lightning.cli.preparation import restoring
 from hybrid_lightning.cli.tables import Columns, as_array, write_table
-from hybrid_lightning.cli.training import restoring
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.objective import output_names
@@ -94,7 +94,7 @@ def _together(members: Sequence[Setup], of_members: Sequence[Any]) -> "tuple[Pre
                 f"{listing(first.contributions)}. Give checkpoints of one model for the same rows.",
                 "--ckpt_path",
             )
-    _leave_out_decisions(members)
+    leave_out_decisions([member.model.objective for member in members])
     model = members[0].model
     mean, spread = mean_and_spread([predicted.predictions for predicted in of_members])
     contributions = {}
@@ -103,14 +103,6 @@ def _together(members: Sequence[Setup], of_members: Sequence[Any]) -> "tuple[Pre
         is_without = model.explain == "without"
         contributions[part] = model.objective.contribution(mean, of_part) if is_without else of_part
     return first._replace(predictions=mean, contributions=contributions), spread
-
-
-def _leave_out_decisions(members: Sequence[Setup]) -> None:
-    """Thresholds, sets and intervals are those of one checkpoint's outputs; for a mean of several none are known."""
-    found = [member.model.objective.calibration for member in members]
-    if any(one is not None and (one.thresholds is not None or one.quantiles is not None) for one in found):
-        print("Thresholds, sets and intervals of the checkpoints are left out: none of them is for their mean.")
-    members[0].model.objective.calibration = None
 
 
 class Predicted(NamedTuple):

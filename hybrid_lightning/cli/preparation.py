@@ -1,14 +1,16 @@
 """The commands before a run: ``plan``, ``check`` and ``prefetch``. They train nothing and write no run folder."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.data.loaders import first_batch, number_of_batches
-from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.lightning_private import attach
+from hybrid_lightning.errors import ConfigError, reason
+from hybrid_lightning.lightning_private import attach, is_restoring
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.building import in_given_precision
 from hybrid_lightning.tasks.checkpoint import read_checkpoint, refuse_other_model, serve_selection
@@ -102,3 +104,18 @@ def build_from_data(setup: Setup, load: bool = True) -> Any:
     setup.model.build_for(setup.trainer, lambda: first_batch(loader), load)
     in_given_precision(setup.trainer, setup.model.built())
     return loader
+
+
+@contextmanager
+def restoring(trainer: Trainer, path: str | None) -> Iterator[None]:
+    """Turns whatever is raised while a checkpoint is restored into a `ConfigError`: it is the file that is wrong."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if path is None or not is_restoring(trainer):
+            raise
+        raise ConfigError(
+            f"{path!r} cannot be restored: {reason(error)} Use another checkpoint of the run.", "--ckpt_path"
+        ) from error

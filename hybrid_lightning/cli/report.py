@@ -24,8 +24,8 @@ from hybrid_lightning.report.sections import sections
 from hybrid_lightning.tasks.selection import best_checkpoint
 
 _MOST_RUNS = 20
-_SECONDS = 1.2
-"""For the predictions of a report that a run writes by itself, which then takes less than two."""
+_SECONDS = 3.0
+"""For the predictions of a report that a run writes by itself, which then takes less than four."""
 _LARGEST_CHECKPOINT = 256 * 2**20  # bytes; reading a larger one takes longer
 _LARGEST_CONFIG = 2**20  # bytes
 
@@ -141,7 +141,7 @@ def _predict(folder: Path, configs: Sequence[str], ckpt_path: str | None) -> Non
 
 def report_after(command: str, setup: Setup) -> None:
     """After a run or a test writes the report of its folder, on the first rank, where plotly is installed."""
-    if command not in ("fit", "test") or (setup.continued and setup.continued.finished):
+    if command not in ("fit", "test") or setup.others or (setup.continued and setup.continued.finished):
         return
     trainer = setup.trainer
     folder = trainer.log_dir  # a collective call: the answer is broadcast

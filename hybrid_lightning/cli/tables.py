@@ -47,6 +47,14 @@ def check_output(path: str, formats: Collection[str], option: str = "output", re
         raise ConfigError(f"{path!r} cannot be written: {str(above)!r} is not a folder.", option)
 
 
+def refuse_named_file(path: str, data: Any, option: str = "output") -> None:
+    """Raises `ConfigError` for a file that cells of a manifest name, which would be lost."""
+    names_file = getattr(data, "names_file", None)
+    # most outputs are new, so that no cell is looked at
+    if callable(names_file) and Path(path).is_file() and names_file(Path(path)):
+        raise ConfigError(f"{path!r} is a file that the data name, and would be lost. Name another file.", option)
+
+
 def write_table(columns: Columns, path: str | Path) -> None:
     """Writes columns by the suffix, and makes its folder; the file appears whole or not at all."""
     place = Path(path)

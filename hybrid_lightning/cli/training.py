@@ -15,11 +15,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from hybrid_lightning.callbacks import LastCheckpoint
 from hybrid_lightning.cli.building import Select, Setup, limits
 from hybrid_lightning.cli.loggers import failing_loggers, log_best
+from hybrid_lightning.cli.member_metrics import test_members
 from hybrid_lightning.cli.metrics_table import RunLogger
+from hybrid_lightning.cli.preparation import restoring
 from hybrid_lightning.cli.run_folder import mark_finished, say
 from hybrid_lightning.cli.run_lock import RunLock, is_first_rank
-from hybrid_lightning.errors import ConfigError, format_table, reason
-from hybrid_lightning.lightning_private import is_restoring
+from hybrid_lightning.errors import format_table, listing
 from hybrid_lightning.report.summary import summary
 from hybrid_lightning.resume.requeue import requeue_job
 from hybrid_lightning.resume.told_to_end import REQUEUE
@@ -111,21 +112,6 @@ def owned(setup: Setup) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def restoring(trainer: Trainer, path: str | None) -> Iterator[None]:
-    """Turns whatever is raised while a checkpoint is restored into a `ConfigError`: it is the file that is wrong."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        if path is None or not is_restoring(trainer):
-            raise
-        raise ConfigError(
-            f"{path!r} cannot be restored: {reason(error)} Use another checkpoint of the run.", "--ckpt_path"
-        ) from error
-
-
 def _test_after_fit(setup: Setup, which: str) -> None:
     """Tests ``best`` or ``last``; the model as it is, if no such checkpoint was saved."""
     path = None
@@ -165,16 +151,31 @@ def validate(setup: Setup, ckpt_path: str | None = None, select: Select = "best"
     _tell_metrics(found)
 
 
-def test(setup: Setup, ckpt_path: str | None = None, select: Select = "best") -> None:  # noqa: PT028  a command
-    """Measures a checkpoint on the test data.
+def test(
+    setup: Setup,
+    ckpt_path: list[str] | str | None = None,  # noqa: PT028, ARG001  a command, whose members have their paths
+    select: Select = "best",  # noqa: PT028
+) -> None:
+    """Measures a checkpoint on the test data, or several and the mean of what they predict.
 
     Args:
         setup: What to measure.
-        ckpt_path: best, last (of the newest run of this name) or a path.
+        ckpt_path: best, last (of the newest run of this name) or a path. Several paths, folders of runs or a pattern
+            in quotes, such as 'runs/x_seed*', are an ensemble: the metrics of each, and of their averaged prediction.
         select: best is what the run has selected for its best checkpoint; joint is the joint network in any case.
     """
-    setup.model.serves_selection = select == "best"
-    with failing_loggers(), restoring(setup.trainer, ckpt_path):
-        found = setup.trainer.test(setup.model, setup.data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
-    say(f"test: {ckpt_path}")
+    members = [setup, *setup.others]
+    for member in members:
+        member.model.serves_selection = select == "best"
+    if setup.others:
+        with failing_loggers():
+            told = test_members(members)
+        say(f"test: {listing([str(member.checkpoint) for member in members], 20)}")
+        say(told)
+        return
+    with failing_loggers(), restoring(setup.trainer, setup.checkpoint):
+        found = setup.trainer.test(
+            setup.model, setup.data, ckpt_path=setup.checkpoint, weights_only=True, verbose=False
+        )
+    say(f"test: {setup.checkpoint}")
     _tell_metrics(found)

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybrid_lightning.data.inputs.base import PRESENT
-from hybrid_lightning.data.tensors import per_sample
+from hybrid_lightning.data.tensors import PRESENT, per_sample
 from hybrid_lightning.data.transforms import Names, RandomFlip, apply_step, make_steps
 from hybrid_lightning.errors import ConfigError, at, check_keys, check_number
 

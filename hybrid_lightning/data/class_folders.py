@@ -46,7 +46,8 @@ def read_folder(folder: Path) -> "pyarrow.Table":
     if not files:
         raise ConfigError(
             f"there is no file to read in the folder {str(folder)!r}. Possible: a folder per class with images "
-            f"(.png, .jpg, ...), sounds (.wav, ...), volumes (.nii.gz), arrays (.npy) or series (.csv); or a table."
+            f"(.png, .jpg, ...), sounds (.wav, ...), volumes (.nii.gz), arrays (.npy) or series (.csv); a "
+            f"table; or tar shards, by a pattern such as 'shards/*.tar'."
         )
     splits = [_SPLITS.get(path.parts[0].lower()) for path in files]
     has_splits = None not in splits

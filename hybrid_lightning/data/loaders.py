@@ -180,16 +180,6 @@ def worker_count(processes: int, batches: int) -> int:
     return min(own, _MOST_WORKERS, batches) if own > 1 else 0
 
 
-def balanced_sampler(targets: Tensor, seed: int) -> Sampler[int]:
-    """Draws as many samples as there are, with replacement, each class `(N,)` equally often.
-
-    It draws from a generator of its own, on all ranks the same, so that Lightning can share the list among them.
-    """
-    # in float64, as rounding would favor some classes among millions of samples
-    weights: Any = (1 / torch.bincount(targets).double())[targets]
-    return WeightedRandomSampler(weights, len(targets), generator=torch.Generator().manual_seed(seed))
-
-
 def padded_sampler(dataset: Dataset[Any], trainer: pl.Trainer | None) -> Sampler[int] | None:
     """For prediction: equal numbers of samples per rank, the first ones repeated to fill up; None where it works alone.
 

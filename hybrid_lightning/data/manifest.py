@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import Sampler
 
 from hybrid_lightning.data.augment import make_augmentation
-from hybrid_lightning.data.frames import frame_name, is_frame
 from hybrid_lightning.data.in_memory import Loader
 from hybrid_lightning.data.inputs import members_of, parse_inputs
 from hybrid_lightning.data.inputs.base import Input
-from hybrid_lightning.data.loaders import balanced_sampler, padded_sampler
+from hybrid_lightning.data.loaders import padded_sampler
+from hybrid_lightning.data.named_files import NamedFiles
 from hybrid_lightning.data.overview import ManifestToCheck
 from hybrid_lightning.data.predicted_rows import PredictedRows
 from hybrid_lightning.data.preflight import check_on_first_rank
@@ -31,13 +31,15 @@ from hybrid_lightning.data.prepared import (
 )
 from hybrid_lightning.data.row_groups import RowGroups
 from hybrid_lightning.data.samples import SampleDataset, Samples, dataset_of, make_loader
+from hybrid_lightning.data.sampling import balanced_sampler, check_sampling, shard_sampler
+from hybrid_lightning.data.sources import TableSources, split_column_of
 from hybrid_lightning.data.splits import SPLITS, TRAIN, SplitRule
-from hybrid_lightning.data.table import Array, Table, checked_path
+from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.data.target import FittedTarget, Target
-from hybrid_lightning.errors import ConfigError, at, check_choice, check_number
+from hybrid_lightning.errors import ConfigError, at, check_number
 
 
-class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
+class ManifestDataModule(TableSources, PredictedRows, RowGroups, NamedFiles, pl.LightningDataModule):
     """Data from a manifest: a table with a row per sample, in a file or in memory, or a folder per class.
 
     Batches have an entry per key of ``inputs``; ``target``, int64 `(B,)` for classes, float32 `(B, labels)` for labels,
@@ -52,6 +54,8 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
             Or a folder with a folder of files per class, which is a table with the columns ``file`` and ``label``, and
             ``split`` where folders named train, val and test stand between them. Or, in Python, a DataFrame of pandas
             or polars, a table of Arrow, or what else has Arrow's PyCapsule interface or dataframe interchange.
+            Or tar shards, ``shards/train-{000..099}.tar`` or ``shards/*.tar``, or a pattern per split, ``{train: ...,
+            val: ...}``: a table with a column per extension (``jpg``, ``cls``, ``json.age``), ``key`` and ``shard``.
         inputs: Batch key → kind of input with its column or columns, and options: ``photo: {image: file, size: 64}``;
             of several files per sample ``image: [front, back], pool: mean``, or a column with a ``separator: ";"``.
         target: Column to predict; a list of columns (several numbers, or labels of 0 and 1); or ``{column: ...,
@@ -74,7 +78,8 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
         workers: Processes that load files, per device and loader; null takes as many as there are cores, at most 8, and
             none if no input is a file.
         sampling: Of training rows: shuffle, each once per epoch; or balanced, each class equally often, by drawing as
-            many rows with replacement.
+            many rows with replacement; or of shards ``{shards: 4}``, each once, shuffled within 4 shards at a time,
+            which are read one after the other.
         augment: Batch key → list of transforms of whole training batches on the device, such as ``[{class_path:
             kornia.augmentation.RandomHorizontalFlip, init_args: {p: 0.5}}]``.
         predict_path: Manifest for predict, as `path`, which needs no target or split; null predicts the test rows.
@@ -99,7 +104,7 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
         split_seed: int = 0,
         batch_size: int = 32,
         workers: int | None = None,
-        sampling: str = "shuffle",
+        sampling: str | dict[str, int] = "shuffle",
         augment: dict[str, Any] | None = None,
         predict_path: str | Any = None,
         statistics: str | None = None,
@@ -109,10 +114,10 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
         check_number(batch_size, "data.batch_size", low=1)
         if workers is not None:
             check_number(workers, "data.workers", low=0)
-        check_choice(sampling, "data.sampling", ("shuffle", "balanced"), "sampling")
-        self.batch_size, self.workers, self.sampling = batch_size, workers, sampling
+        self.batch_size, self.workers, self.sampling = batch_size, workers, check_sampling(sampling)
+        split_column = split_column_of(path, split_column)
         self.split_rule = SplitRule(split_column, fold, fractions, stratify, split_by, split_seed)
-        self._frames: dict[str, Any] = {}  # name → table in memory
+        self._sources = {}
         self.path: str = self._named(path, "data.path")
         self.predict_path = None if predict_path is None else self._named(predict_path, "data.predict_path")
         self.root, self.id, self.statistics, self.checks = root, id, statistics, checks
@@ -121,20 +126,6 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
         self.inputs = parse_inputs(inputs, self.target.columns if self.target else ())
         self.augment = make_augmentation(augment, list(self.inputs))
         self._forget()
-
-    def _named(self, source: Any, place: str) -> str:
-        """The path of a manifest, or the name of one in memory, which is kept."""
-        if not is_frame(source):
-            with at(place):
-                return checked_path(source)
-        name = frame_name(source, place)
-        self._frames[name] = source
-        return name
-
-    def hold(self, **frames: Any) -> None:
-        """Takes tables in memory in the place of `path` or `predict_path`."""
-        for key, frame in frames.items():
-            setattr(self, key, self._named(frame, f"data.{key}"))
 
     def _forget(self) -> None:
         """Begins anew: nothing has been read."""
@@ -164,8 +155,8 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
             self._prepare_predict(self.predict_path)
         if stage == "fit":
             # Rows that were set up without a Trainer have not been checked yet.
-            self._check(self._tables[self.path], self.split)
-            write_split(self.trainer, self._tables[self.path], self.split, self.id)
+            self._check(self.table, self.split)
+            write_split(self.trainer, self.table, self.split, self.id)
 
     def _prepare(self) -> None:
         table = self._table(self.path, "data.path")
@@ -182,8 +173,7 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
             rows = torch.from_numpy(np.flatnonzero(self.split == code))
             # Random transforms are drawn for training alone.
             self.datasets[split] = dataset_of(samples, rows, training=split == "train")
-        groups = self.split_rule.group_column
-        self._state = state_of(samples, self._target, self.id, self.split, groups)
+        self._state = state_of(samples, self._target, self.id, self.split, self.split_rule.group_column)
 
     def _split_rows(self, table: Table) -> Array:
         target, rule = self._target, self.split_rule
@@ -204,23 +194,6 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
         self._check(table)
         samples = self._samples(table, np.zeros(0, dtype=np.int64), self._state, has_target=False)
         self.datasets["predict"] = dataset_of(samples, torch.arange(len(table)))
-
-    def _table(self, path: str, place: str) -> Table:
-        """The manifest; in CSV all columns but those of numbers are read as the text that they are."""
-        if path not in self._tables:
-            texts = [self.id, self.split_rule.group_column, self.split_rule.column]
-            texts += self.target.text_columns if self.target else []
-            for entry in self.inputs.values():
-                texts += entry.text_columns
-            named = [column for column in texts if column is not None]
-            table = Table.read(self._frames.get(path, path), place, named)
-            if self.id is not None:
-                table.require(self.id, "data.id")
-            for entry in self.inputs.values():
-                for column in entry.columns:
-                    table.require(column, entry.where)
-            self._tables[path] = table
-        return self._tables[path]
 
     def _samples(self, table: Table, rows: Array, saved: State, has_target: bool = True) -> Samples:
         """The manifest with its inputs fitted on `rows`, or as in a checkpoint."""
@@ -266,8 +239,7 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
         if not is_wanted or table.path in self._checked:
             return
         entries, group_column = members_of(self._unbound_inputs(table)), self.split_rule.group_column
-        is_joined = self.batch_size > 1
-        manifest = ManifestToCheck(table, entries, self.id, split, self._target, group_column, is_joined)
+        manifest = ManifestToCheck(table, entries, self.id, split, self._target, group_column, self.batch_size > 1)
         check_on_first_rank(manifest, self.trainer, bool(self._decode))
         self._checked.add(table.path)
 
@@ -314,6 +286,8 @@ class ManifestDataModule(PredictedRows, RowGroups, pl.LightningDataModule):
         """Training batches in random order; the last one is dropped if it holds a single sample."""
         if self.sampling == "shuffle":
             return self._loader("train")
+        if isinstance(self.sampling, int):
+            return self._loader("train", shard_sampler(self.table, self.datasets["train"].rows, self.sampling))
         if self.target_kind not in ("binary", "multiclass"):
             raise ConfigError(
                 f"'balanced' needs classes; the target is {self.target_kind}. Use 'shuffle'.", "data.sampling"

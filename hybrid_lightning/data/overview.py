@@ -58,12 +58,23 @@ def overview(
     warnings += _long_cells(manifest.table)
     for found in findings.values():
         warnings += _remarks(found)
-        if decode:
-            labels = None if manifest.target is None else manifest.target.labels
-            warnings += repeated_files(found.entry, found.files, split, labels)
+    if decode:
+        warnings += _repeated(manifest, split, findings.values())
     # numbers are aligned at their last digit
     told = [f"warning: {line}" for line in warnings]
     return "\n".join([format_table(splits, header, right=SPLITS), "", format_table(inputs, _INPUTS), *told])
+
+
+def _repeated(manifest: ManifestToCheck, split: Array, findings: Iterable[FileFindings]) -> list[str]:
+    """A line about files that stand in several rows, also where columns of one kind share them."""
+    labels = None if manifest.target is None else manifest.target.labels
+    of_kind: dict[type, list[tuple[FileInput, Array]]] = {}
+    for found in findings:
+        of_kind.setdefault(type(found.entry), []).append((found.entry, found.files))
+    lines = []
+    for columns in of_kind.values():
+        lines += repeated_files(columns, split, labels)
+    return lines
 
 
 def _sizes(manifest: ManifestToCheck, rows: Sequence[Array]) -> list[Line]:

@@ -62,7 +62,7 @@ class PredictedRows(TargetOfState):
         """Column → cell of a row of the manifest, as text, of the columns that the inputs read, without empty ones."""
         table = self._tables[self.path]
         columns = dict.fromkeys(column for entry in self.inputs.values() for column in entry.columns)
-        cells = {column: table.values(column)[row].as_py() for column in columns}
+        cells = {column: table.cell(column, row) for column in columns}
         return {column: str(cell) for column, cell in cells.items() if cell not in (None, "")}
 
     def _predicted(self) -> tuple[Table, Array]:
@@ -97,7 +97,7 @@ def target_values(table: Table, columns: Sequence[str], kind: str, names: Sequen
 
 def _labels(table: Table, column: str, names: Sequence[str], empty: Array) -> dict[str, Array]:
     """A column of 0 and 1 per label of one column of labels; None where the cell is empty."""
-    labels, rows = labels_of(table.names(column), "multilabel")
+    labels, rows = labels_of(table.names(column))
     places = positions(labels, names)
     found = {}
     for place, name in enumerate(names):

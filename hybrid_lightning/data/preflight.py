@@ -1,5 +1,6 @@
 """Checks of a manifest before a run: files, shapes and ids; what is wrong is one error and a table of rows."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,7 +65,7 @@ def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool, bar: b
         repeated = _repeated_ids(manifest.table.names(manifest.id), manifest.split)
         problems += _problems_of_ids(repeated)
         lines += _lines_of_ids(manifest.id, repeated, manifest.split)
-    name = manifest.table.path.name.removesuffix(".gz")
+    name = re.sub(r"[^\w.-]+", "_", manifest.table.path.name.removesuffix(".gz"))  # a pattern of shards has a *
     path = folder / f"{name.rpartition('.')[0] or name}.problems.csv"
     if problems:
         _write_problems(sorted(problems), manifest, path)
@@ -147,6 +148,7 @@ def _write_problems(problems: list[Problem], manifest: ManifestToCheck, path: Pa
     rows = []
     for one in problems:
         name = one.row if ids is None else ids[one.row].as_py()
-        file = str(Path(manifest.entries[one.key].folder, one.cell)) if one.cell else ""
+        is_file = one.cell and manifest.table.shards is None
+        file = str(Path(manifest.entries[one.key].folder, one.cell)) if is_file else one.cell
         rows.append((one.row, name, one.key, file, one.reason))
     write_csv(path, ["row", "id", "key", "path", "problem"], rows)

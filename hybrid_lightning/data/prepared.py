@@ -1,9 +1,9 @@
 """What a manifest's DataModule keeps in checkpoints and writes into the run's folder."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,8 +21,12 @@ from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.files import write_csv
 from hybrid_lightning.weights.safe_files import peek
 
+if TYPE_CHECKING:
+    import pyarrow
+
 STATE_VERSION = 2  # splits by groups of format 1 were drawn otherwise
 _WRITER = "ManifestDataModule"
+_BLOCK = 2**16  # rows
 
 State = dict[str, Any]
 """Plain data: statistics and shapes of the inputs, kind and names of the target, and a digest of the split."""
@@ -44,8 +48,9 @@ class TargetOfState:
         if self.target is None:
             return None
         saved = {} if self.statistics is None else read_statistics(self.statistics, type(self).__qualname__)
+        table = self._table(self.path, "data.path")
         with at("data.target"):
-            return self.target.fit(self._table(self.path, "data.path"), saved.get("target")).names
+            return self.target.fit(table, saved.get("target")).names
 
     @property
     def target_names(self) -> list[str] | None:
@@ -183,10 +188,11 @@ def report_unseen(entries: Mapping[str, Input], table: Table, refuse: bool) -> N
         _refuse_unknown_words(entries, table)
     for entry in entries.values():
         for column, known in entry.statistics.get("categories", {}).items():
-            texts = table.names(column).drop_null()
-            unknown = np.flatnonzero(positions(texts, known) < 0)
-            if refuse and len(unknown) == len(texts) > 1:
-                found = texts.unique().to_pylist()
+            names, places = table.coded(column)
+            is_unknown = np.append(positions(names, known) < 0, False)  # the last one: an empty cell
+            unknown = np.flatnonzero(is_unknown[places])
+            if refuse and len(unknown) == np.count_nonzero(places >= 0) > 1:
+                found = names.to_pylist()
                 raise ConfigError(
                     f"no cell of column {column!r} of {str(table.path)!r} holds a category that was trained on: it "
                     f"holds {listing(found, 5)}, and known are {listing(known, 5)}. Write them as in the training "
@@ -196,7 +202,7 @@ def report_unseen(entries: Mapping[str, Input], table: Table, refuse: bool) -> N
             if len(unknown):
                 rank_zero_info(
                     f"{entry.where}: {len(unknown)} cells of {column!r} hold categories that no training row has, "
-                    f"such as {texts[int(unknown[0])].as_py()!r}; they count as unknown"
+                    f"such as {names[int(places[unknown[0]])].as_py()!r}; they count as unknown"
                 )
 
 
@@ -206,7 +212,15 @@ def write_split(trainer: pl.Trainer | None, table: Table, split: Array, id: str 
         return
     folder = trainer.log_dir  # collective: read on every rank
     if trainer.is_global_zero and folder:
-        rows = range(len(split))
-        ids = rows if id is None else table.texts(id).to_pylist()
-        names = np.array(SPLITS)[split].tolist()
-        write_csv(Path(folder) / "split.csv", ["id", "row", "split"], zip(ids, rows, names, strict=True))
+        ids = None if id is None else table.texts(id)
+        write_csv(Path(folder) / "split.csv", ["id", "row", "split"], _split_lines(split, ids))
+
+
+def _split_lines(split: Array, ids: "pyarrow.Array | None") -> Iterator[tuple[Any, int, str]]:
+    """Id, row and split of each row; all of them as Python's objects would take a gigabyte for ten million."""
+    for start in range(0, len(split), _BLOCK):
+        codes = split[start : start + _BLOCK].tolist()
+        rows = range(start, start + len(codes))
+        names = rows if ids is None else ids.slice(start, len(codes)).to_pylist()
+        for name, row, code in zip(names, rows, codes, strict=True):
+            yield name, row, SPLITS[code]

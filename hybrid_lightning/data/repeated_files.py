@@ -1,7 +1,9 @@
 """Files that stand in several rows of a manifest, under one name or as copies."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,40 +16,64 @@ from hybrid_lightning.errors import counted
 _START = 2**16  # bytes that tell nearly all files of one size apart
 
 Digest = tuple[int, bytes]
+Place = tuple[int, int]
+"""The position of a column among those that are compared, and the number of a file in it."""
 
 
-def repeated_files(entry: FileInput, numbers: Array, split: Array, labels: Array | None) -> list[str]:
-    """A line about the files of an input, given by their numbers, that stand in several rows; none if all differ."""
-    groups: list[Array] = []
-    names: list[list[str]] = []
-    for files in _numbers_by_content(entry, numbers).values():
-        own = np.unique(entry.rows_of(np.array(files)))
-        if len(own) > 1:
-            groups.append(own)
-            names.append(sorted({entry.cell(file) for file in files}))
-    if not groups:
-        return []
-    shared = [place for place, own in enumerate(groups) if len(np.unique(split[own])) > 1]
-    torn: list[int] = []
+def repeated_files(columns: Sequence[tuple[FileInput, Array]], split: Array, labels: Array | None) -> list[str]:
+    """Lines about the files of inputs of one kind, each given with their numbers, that stand in several rows.
+
+    One line for each column, and for each set of columns that share files; none if all files differ.
+    """
+    found: dict[tuple[int, ...], list[_Repeated]] = {}
+    for places in _places_by_content(columns).values():
+        one = _repeated(columns, places)
+        if len(one.rows) > 1:
+            found.setdefault(tuple(sorted({column for column, _ in places})), []).append(one)
+    lines = []
+    for own, files in found.items():
+        where = " and ".join([f"data.inputs.{columns[column][0].key}" for column in own])
+        lines.append(f"{where}: {_told(files, split, labels)}")
+    return lines
+
+
+class _Repeated(NamedTuple):
+    """A file that stands in several cells."""
+
+    rows: Array
+    names: list[str]  # by which cells call it
+
+
+def _repeated(columns: Sequence[tuple[FileInput, Array]], places: Sequence[Place]) -> _Repeated:
+    rows = {columns[column][0].row_of(number) for column, number in places}
+    names = {columns[column][0].cell(number) for column, number in places}
+    return _Repeated(np.array(sorted(rows)), sorted(names))
+
+
+def _told(files: Sequence[_Repeated], split: Array, labels: Array | None) -> str:
+    """How many files of a column, or of several, stand in several rows, and the worst of them."""
+    shared = [one for one in files if len(np.unique(split[one.rows])) > 1]
+    torn: list[_Repeated] = []
     if labels is not None:
-        torn = [place for place, own in enumerate(groups) if len(np.unique(labels[own], axis=0)) > 1]
-    first = (*shared, *torn, 0)[0]
-    line = f"{entry.where}: {counted(len(groups), 'file')} {'stands' if len(groups) == 1 else 'stand'} in several rows"
+        torn = [one for one in files if len(np.unique(labels[one.rows], axis=0)) > 1]
+    line = f"{counted(len(files), 'file')} {'stands' if len(files) == 1 else 'stand'} in several rows"
     if shared:
         line += f", {len(shared)} of them in more than one split, so that a model is tested on what it has seen"
     if torn:
         line += f", {len(torn)} of them with different labels"
-    name, *others = names[first]
+    first = (*shared, *torn, files[0])[0]
+    name, *others = first.names
     copies = f", which have equal bytes as {others[0]!r}" if others else ""
-    return [f"{line}; such as {name!r}{copies} ({places_of(groups[first], split)})"]
+    return f"{line}; such as {name!r}{copies} ({places_of(first.rows, split)})"
 
 
-def _numbers_by_content(entry: FileInput, numbers: Array) -> dict[Digest, list[int]]:
-    """Content of a file → its numbers. Only files of one size are read, and only the first bytes of most."""
-    paths: dict[Path, list[int]] = {}
-    for number in numbers.tolist():
-        path = Path(entry.folder, entry.cell(number)).resolve()
-        paths.setdefault(path, []).append(number)
+def _places_by_content(columns: Sequence[tuple[FileInput, Array]]) -> dict[Digest, list[Place]]:
+    """Content of a file → where it is named. Only files of one size are read, and only the first bytes of most."""
+    paths: dict[Path, list[Place]] = {}
+    for column, (entry, numbers) in enumerate(columns):
+        for number in numbers.tolist():
+            path = entry.path(number).resolve()
+            paths.setdefault(path, []).append((column, number))
     by_size: dict[Digest, list[Path]] = {}
     for path in paths:
         size = sum(file.stat().st_size for file in _files_in(path))
@@ -56,7 +82,7 @@ def _numbers_by_content(entry: FileInput, numbers: Array) -> dict[Digest, list[i
     by_content = _split(by_start, None)
     found = {}
     for digest, alike in by_content.items():
-        found[digest] = sorted(number for path in alike for number in paths[path])
+        found[digest] = sorted(place for path in alike for place in paths[path])
     return found
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from hybrid_lightning.data.in_memory import Batch, Loader, as_batch, pick
 from hybrid_lightning.data.inputs.base import Input, Value
 from hybrid_lightning.data.loaders import worker_count
-from hybrid_lightning.data.table import Array, Table, rows_of
+from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.data.tensors import map_tensors, per_sample
 from hybrid_lightning.errors import ConfigError
 
@@ -84,7 +84,7 @@ class Samples:
         empty = np.flatnonzero(~np.logical_or.reduce(list(present.values())))
         if len(empty):
             raise ConfigError(
-                f"in {len(empty)} rows of {str(table.path)!r} all inputs are empty: {rows_of(empty)}. "
+                f"in {len(empty)} rows of {str(table.path)!r} all inputs are empty: {table.named(empty)}. "
                 f"Fill in a cell of {', '.join(present)}, or remove these rows.",
                 table.place,
             )

@@ -3,14 +3,14 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from hybrid_lightning.data.table import Array
+_Array = np.ndarray[Any, Any]
 
 _WHOLE = r"^([+-]?\d+)\.0*$"
 _CODE_NAME = re.compile("(.*_)?(id|code|zip|zipcode|zip_code|plz|postcode|postal_code|icd|sku|ean|isbn)(_.*)?")
@@ -42,7 +42,7 @@ def alike(texts: Iterable[str]) -> list[list[str]]:
     return [sorted(same) for same in spellings.values() if len(same) > 1]
 
 
-def positions(texts: "pyarrow.Array", names: Sequence[str]) -> "Array":
+def positions(texts: "pyarrow.Array", names: Sequence[str]) -> _Array:
     """The place of each text in a list of names, int64; -1 for others and for empty cells.
 
     A text that is none of the names stands for that without its decimals (7.0 for 7), or else for the one name of which
@@ -52,7 +52,7 @@ def positions(texts: "pyarrow.Array", names: Sequence[str]) -> "Array":
     import pyarrow.compute as compute
 
     found = compute.index_in(texts, value_set=pyarrow.array(names, type=texts.type))
-    places = np.array(found.fill_null(-1), dtype=np.int64)
+    places: _Array = np.array(found.fill_null(-1), dtype=np.int64)
     others = np.flatnonzero((places < 0) & np.asarray(texts.is_valid(), dtype=bool))
     if not len(others):
         return places
@@ -70,7 +70,7 @@ def positions(texts: "pyarrow.Array", names: Sequence[str]) -> "Array":
     return places
 
 
-def seem_codes(name: str, numbers: "Array") -> bool:
+def seem_codes(name: str, numbers: _Array) -> bool:
     """Whether the numbers `(rows,)` of a column, nan in gaps, may be codes, of which mean and size say nothing.
 
     Whole numbers are by the column's name; or if they are few, large and far apart, as 8001, 8032 and 9000.

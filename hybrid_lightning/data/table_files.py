@@ -13,6 +13,7 @@ from hybrid_lightning.files import exists, is_regular_file
 
 if TYPE_CHECKING:
     import pyarrow
+    from pyarrow.parquet import ParquetFile
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
 _LOOKED_AT = 2**16  # bytes of a text that tell what separates its cells
@@ -38,13 +39,19 @@ _HARMLESS = 2**28  # bytes that may be unpacked of any text
 _CHUNK = 2**24  # bytes
 _LONGEST_ROW = 2**24  # bytes
 _BATCH = 4096  # rows
+_WAITING = 256  # batches
 _MOST_CELLS = 2**26  # of JSON, whose rows may each name columns of their own
 _EXCEL = (".xlsx", ".xls", ".xlsm", ".ods")
 _LARGEST_JSON = 2**30  # bytes; Python's objects take ten times as many
 
 
-def read_arrow(path: Path, texts: Collection[str] = ()) -> "tuple[pyarrow.Table, list[str]]":
-    """The table in a file; and the columns of CSV and Excel that were read as the text that they are, of `texts`."""
+def read_arrow(
+    path: Path, texts: Collection[str] = (), columns: Collection[str] | None = None
+) -> "tuple[pyarrow.Table, list[str], list[str]]":
+    """The table in a file; the names of all its columns; and those that CSV and Excel read as they are, of `texts`.
+
+    Of Parquet, `columns` alone are read; None reads all.
+    """
     missing = [name for name in ("pyarrow", "pandas") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -52,17 +59,21 @@ def read_arrow(path: Path, texts: Collection[str] = ()) -> "tuple[pyarrow.Table,
             f"pip install 'hybrid_lightning[data]'"
         )
     if exists(path) and path.is_dir():
-        return read_folder(path), []
+        arrow = read_folder(path)
+        return arrow, arrow.column_names, []
     if not is_regular_file(path):
-        what = "is not a file that can be read" if exists(path) else "is not there"
-        raise ConfigError(f"there is no file {str(path)[:300]!r} (looked up from {str(Path.cwd())!r}); it {what}.")
+        what = "; what is there is not a file that can be read" if exists(path) else ""
+        raise ConfigError(f"there is no file {str(path)[:300]!r} (looked up from {str(Path.cwd())!r}){what}.")
     try:
         kind = _kind_of(path)
         if kind in ("csv", "excel"):
             arrow = _read_csv(path, texts) if kind == "csv" else _read_excel(path, texts)
+            names = arrow.column_names  # which decodes them
+        elif kind == "parquet":
+            arrow, names = _read_parquet(path, columns)
         else:
-            arrow = _read_parquet(path) if kind == "parquet" else _read_json(path)
-        names = arrow.column_names  # which decodes them
+            arrow = _read_json(path)
+            names = arrow.column_names
     except ConfigError:
         raise
     except Exception as error:  # libraries raise any exception on a broken file
@@ -74,7 +85,7 @@ def read_arrow(path: Path, texts: Collection[str] = ()) -> "tuple[pyarrow.Table,
     if not names:
         raise ConfigError(f"{str(path)!r} has no columns.")
     untyped = [name for name in names if name in texts] if kind in ("csv", "excel") else []
-    return arrow, untyped
+    return arrow, names, untyped
 
 
 def _kind_of(path: Path) -> str:
@@ -98,22 +109,56 @@ def _kind_of(path: Path) -> str:
     return "csv"
 
 
-def _read_parquet(path: Path) -> "pyarrow.Table":
+def _read_parquet(path: Path, columns: Collection[str] | None) -> "tuple[pyarrow.Table, list[str]]":
+    """The table, of some columns or all, and the names of all."""
     import pyarrow.parquet
 
-    # batch by batch, because equal values take no room in a file
     file = pyarrow.parquet.ParquetFile(path)
-    is_small = 8 * file.metadata.num_rows * file.metadata.num_columns <= _LARGEST
-    size = 0 if is_small else _LARGEST + 1
-    batches = []
-    for batch in file.iter_batches(_BATCH) if is_small else ():
-        batches.append(batch)
-        size += sum(getattr(column, "indices", column).nbytes for column in batch.columns)
-        if size > _LARGEST:
+    schema = file.schema_arrow
+    if len(set(schema.names)) < len(schema.names):
+        return schema.empty_table(), schema.names  # a table with such names is refused
+    # without any column the number of rows would be lost
+    wanted = [name for name in schema.names if columns is not None and name in columns] or schema.names
+    room = _LARGEST if 8 * file.metadata.num_rows * len(wanted) <= _LARGEST else -1
+    found = {}
+    for name in wanted:  # one after the other, as each is in memory twice while its pieces are joined
+        cells, size = _read_column(file, schema.field(name), room)
+        room -= size
+        if room < 0:
+            raise ConfigError(
+                f"{str(path)!r} holds more than {_LARGEST >> 30} GiB of values. Leave out rows or columns."
+            )
+        found[name] = _joined(cells)
+        del cells
+    pyarrow.default_memory_pool().release_unused()  # what the pieces have taken
+    return pyarrow.table(found), schema.names
+
+
+def _read_column(file: "ParquetFile", field: "pyarrow.Field", room: int) -> "tuple[pyarrow.ChunkedArray, int]":
+    """A column in pieces, and its bytes, of which no more are read than there is room for."""
+    import pyarrow
+
+    pieces: list[pyarrow.Array] = []
+    waiting: list[pyarrow.Array] = []
+    size = 0
+    # batch by batch, because equal values take no room in a file
+    for batch in file.iter_batches(_BATCH, columns=[field.name]) if room >= 0 else ():
+        cells = batch.column(field.name)  # a dot in a name brings other columns along
+        size += getattr(cells, "indices", cells).nbytes
+        if size > room:
             break
-    if size > _LARGEST:
-        raise ConfigError(f"{str(path)!r} holds more than {_LARGEST >> 30} GiB of values. Leave out rows or columns.")
-    return pyarrow.Table.from_batches(batches, file.schema_arrow).combine_chunks()
+        waiting.append(cells)
+        if len(waiting) == _WAITING:  # joined, as those of texts take up to twice the memory of their letters
+            pieces += _joined(pyarrow.chunked_array(waiting)).chunks
+            waiting.clear()
+    return pyarrow.chunked_array([*pieces, *waiting], field.type), size
+
+
+def _joined(cells: "pyarrow.ChunkedArray") -> "pyarrow.ChunkedArray":
+    """The cells in one piece, or of more than 2 GiB of text in as few as Arrow can."""
+    import pyarrow
+
+    return pyarrow.table({"cells": cells}).combine_chunks().column(0)
 
 
 def _read_excel(path: Path, texts: Collection[str]) -> "pyarrow.Table":

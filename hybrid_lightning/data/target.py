@@ -13,7 +13,7 @@ from hybrid_lightning.data.rounding import as_float32
 from hybrid_lightning.data.spelling import alike, positions
 from hybrid_lightning.data.splits import SPLITS, TRAIN, combinations_of, quantile_bins
 from hybrid_lightning.data.table import Array, Table, is_plain_number, is_written_number, rows_of
-from hybrid_lightning.errors import ConfigError, check_choice, check_keys, listing
+from hybrid_lightning.errors import ConfigError, check_choice, check_keys, counted, listing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -24,6 +24,10 @@ _MOST_CODES = 20  # distinct whole numbers up to which a column may mean classes
 _SEPARATOR = ";"
 _DATE = r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?)?"
 _MOST_SHOWN = 5
+_EMPTY = ". Fill in these cells or remove the rows; data to predict go into predict_path."
+_IN_NO_FOLDER = (
+    ": their files are in no folder of a class. Sort them into folders named like the classes, or write a table."
+)
 
 
 @dataclass(frozen=True)
@@ -114,37 +118,47 @@ class Target:
     def fit(self, table: Table, saved: Mapping[str, Any] | None = None) -> FittedTarget:
         """Reads the target of all rows, and finds the kind and the names that the config leaves open."""
         for column in self.columns:
-            advice = ". Fill in these cells or remove the rows; data to predict go into predict_path."
-            table.require_filled(column, advice)
+            table.require_filled(column, _IN_NO_FOLDER if table.path.is_dir() else _EMPTY)
         saved = saved or {}
         kind = self.kind or saved.get("kind") or self._inferred_kind(table)
         if kind == "regression" or len(self.columns) > 1:
             return FittedTarget(self.columns, kind, self.columns, self._numbers(table, kind), self.transform)
-        labels, rows = labels_of(table.names(self.columns[0]), kind)
+        labels, places, rows = self._labels(table, kind)
         names = self.names or saved.get("names")
         if not names:
-            names = in_order(labels.unique().to_pylist())
+            names = in_order(labels.to_pylist())
             _refuse_alike(self.columns[0], names)
         if kind != "multilabel" and (len(names) < 2 or (kind == "binary" and len(names) > 2)):
             wanted = "exactly two" if kind == "binary" else "at least two"
             raise ConfigError(
-                f"column {self.columns[0]!r} has {len(names)} classes, {listing(names, 6)}; a {kind} target has "
-                f"{wanted}."
+                f"column {self.columns[0]!r} has {counted(len(names), 'class')}, {listing(names, 6)}; a {kind} target "
+                f"has {wanted}."
             )
-        codes = positions(labels, names)
+        codes_of_labels = positions(labels, names)
+        codes = codes_of_labels[places]
         wrong = np.flatnonzero(codes < 0)
         if len(wrong):
             source = "data.target.classes" if self.names else "the checkpoint"
-            others = labels.take(wrong).unique().to_pylist()
+            others = labels.take(np.flatnonzero(codes_of_labels < 0)).to_pylist()
+            wrong_rows = wrong if rows is None else rows[wrong]
             raise ConfigError(
                 f"column {self.columns[0]!r} of {str(table.path)!r} holds {listing(others, _MOST_SHOWN)} "
-                f"({rows_of(rows[wrong])}), which {source} does not have; it has {listing(names, 8)}."
+                f"({rows_of(wrong_rows)}), which {source} does not have; it has {listing(names, 8)}."
             )
         values = torch.from_numpy(codes)
-        if kind == "multilabel":
+        if rows is not None:
             values = torch.zeros(len(table), len(names))
             values[torch.from_numpy(rows), torch.from_numpy(codes)] = 1
         return FittedTarget(self.columns, kind, names, values)
+
+    def _labels(self, table: Table, kind: str) -> "tuple[pyarrow.Array, Array, Array | None]":
+        """The different labels, the place among them of each that stands in a cell, and its row; None: one in each."""
+        column = self.columns[0]
+        if kind != "multilabel":
+            return *table.coded(column), None
+        labels, rows = labels_of(table.names(column))
+        encoded = labels.dictionary_encode()
+        return encoded.dictionary, np.asarray(encoded.indices), rows
 
     def _inferred_kind(self, table: Table) -> str:
         if self.names:
@@ -194,12 +208,10 @@ def _class_names(classes: Any) -> list[str]:
     return names
 
 
-def labels_of(texts: "pyarrow.Array", kind: str) -> "tuple[pyarrow.Array, Array]":
-    """The labels in cells, as text, and the row of each: one in a row, or of a multilabel several, as ``dog;cat``."""
+def labels_of(texts: "pyarrow.Array") -> "tuple[pyarrow.Array, Array]":
+    """The labels in cells that hold several, as ``dog;cat``, and the row of each."""
     import pyarrow.compute as compute
 
-    if kind != "multilabel":
-        return texts, np.arange(len(texts))
     lists = compute.split_pattern(texts, _SEPARATOR)
     labels = compute.utf8_trim_whitespace(compute.list_flatten(lists))
     filled = compute.not_equal(labels, "")  # a lone separator stands for a row without labels
@@ -229,7 +241,7 @@ def inferred_kind(table: Table, column: str) -> str:
     if meaning == "dates":
         raise ConfigError(f"column {column!r} holds dates, which are not a target. Write them as numbers.")
     is_text = meaning == "names"
-    distinct = len(table.names(column).unique() if is_text else np.unique(table.numbers(column)))
+    distinct = len(table.coded(column)[0] if is_text else np.unique(table.numbers(column)))
     if meaning == "real":
         if distinct <= 2 and np.isin(table.numbers(column), (0, 1)).all():
             raise ConfigError(f"column {column!r} holds 0.0 and 1.0: two classes, or a quantity? {what_to_write}")
@@ -257,7 +269,7 @@ def _meaning(table: Table, column: str, what_to_write: str) -> str:
         return "whole"
     if types.is_temporal(kind):
         return "dates"
-    texts = table.names(column).unique().to_pylist()
+    texts = table.coded(column)[0].to_pylist()
     if column not in table.untyped or not all(map(is_plain_number, texts)):
         _refuse_doubtful(column, texts, what_to_write)
         are_dates = all(re.fullmatch(_DATE, text) for text in texts)

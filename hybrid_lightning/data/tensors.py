@@ -1,10 +1,17 @@
-"""Entries of a batch: a tensor, or a dict of tensors."""
+"""Entries of a batch: a tensor, or a dict of tensors; and what data and network call alike in them."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
 Tensors = Tensor | dict[str, Tensor]
+PRESENT = "present"
+"""Which of a sample's files are there, `(B, K)` bool, in an entry of a batch that has several per sample."""
+PART_POOL = "part_pool"
+"""Among the arguments that data offer to parts: the ``pool`` of those that make maps `(B, C, H, W)` and state none."""
+FILES_POOL = "files_pool"
+"""Among them: how the features of several files per sample are pooled, one of `FILES_POOLS`."""
+FILES_POOLS = ("mean", "max")
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Tensors) -> Tensors:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -57,12 +57,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         atexit.register(end_process_group)
 
     def setup(self, trainer: Trainer) -> None:
-        """Moves the model to its device; refuses precision 16-mixed, whose ranks would skip different steps."""
+        """Moves the model to its device."""
+        self.refuse_scaled_gradients()
+        super().setup(trainer)
+
+    def refuse_scaled_gradients(self) -> None:
+        """Raises `ConfigError` for precision 16-mixed, whose ranks would skip different steps."""
         if self.precision_plugin.precision == "16-mixed":
             raise ConfigError(
                 "trainer.precision: under fsdp2 each rank would scale 16-mixed gradients by itself. Use bf16-mixed."
             )
-        super().setup(trainer)
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -182,16 +186,9 @@ def _sharded_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> dict[int, 
 
 def shard_if_asked(strategy: Strategy, module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:
     """Shards a built network with its named param groups under `FSDP2Strategy`, once; else does nothing."""
-    # raises `ConfigError` under another strategy that shards, or if the network was sharded for an earlier Trainer and
-    # this one does not shard
     if isinstance(strategy, FSDP2Strategy):
         if not isinstance(module, FSDPModule):
             shard(module, strategy.device_mesh["data_parallel"], groups)
-    elif isinstance(strategy, ModelParallelStrategy | FSDPStrategy):
-        raise ConfigError(
-            f"trainer.strategy: under {type(strategy).__name__} unfreezing, clipping and resuming would not be exact. "
-            f"Use 'fsdp2', which shards too, or 'ddp'."
-        )
     elif isinstance(module, FSDPModule):
         raise ConfigError(
             "trainer.strategy: the network was sharded by an earlier Trainer. Use 'fsdp2' again, or load its "

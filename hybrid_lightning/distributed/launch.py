@@ -107,6 +107,22 @@ def devices_as_launched(devices: Any, nodes: int, launch: Launch | None) -> Any:
     )
 
 
+def idle_gpus(environment: Mapping[str, str], launch: Launch) -> str | None:
+    """A line where a SLURM job has more GPUs on a node than srun has started processes there; None elsewhere."""
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    if launch.launcher != "srun" or not gpus.isdecimal():
+        return None
+    count = int(gpus)
+    idle = count - launch.per_node
+    if idle <= 0:
+        return None
+    return (
+        f"the job has {count} GPUs on a node, but {counted(launch.per_node, 'process')} there, so that {idle} of them "
+        f"{'is' if idle == 1 else 'are'} idle. Write #SBATCH --ntasks-per-node={count}, and srun before the command; "
+        f"or --trainer.devices {launch.per_node} where that is meant."
+    )
+
+
 def _device_count(devices: Any) -> int | None:
     """How many devices per node a setting of the Trainer names; None for all that are there."""
     if isinstance(devices, list | tuple):

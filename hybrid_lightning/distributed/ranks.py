@@ -14,6 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
+from hybrid_lightning.distributed.strategies import refuse_strategy
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.lightning_private import ddp_hook_state, ddp_options
 
@@ -29,6 +30,34 @@ def rewrap(trainer: Trainer) -> None:
         gc.collect()  # the old wrapper's hooks have to be gone before the new ones are set
         strategy.configure_ddp()
         refuse_other_reducer(strategy.model)
+        fix_buckets(trainer)
+
+
+def fix_buckets(trainer: Trainer) -> None:
+    """Lets DistributedDataParallel lay its buckets out by what trains alone, before the first step. Collective."""
+    # Else it does so after the first backward, and a run that goes on sums the gradients of its first step in another
+    # order than the one that was never stopped: with three ranks or more other last bits.
+    wrapper: Any = trainer.strategy.model
+    # with find_unused_parameters buckets stay as they are
+    if not isinstance(wrapper, DistributedDataParallel) or wrapper.find_unused_parameters:
+        return
+    is_sparse = any(getattr(module, "sparse", False) for module in wrapper.modules())
+    if wrapper.static_graph or wrapper.mixed_precision is not None or is_sparse:  # it waits for other gradients
+        return
+    named = wrapper.module.named_parameters()
+    ignored = wrapper.parameters_to_ignore
+    trained = [value for name, value in named if value.requires_grad and name not in ignored]
+    gradients = [parameter.grad for parameter in trained]
+    for parameter in trained:
+        parameter.grad = None
+    with torch.enable_grad():
+        # a backward whose gradients are 0, of which the last parameter comes first, as in that of a model
+        nothing = sum((0 * parameter.real.sum() for parameter in trained), torch.zeros((), device=wrapper.device))
+        wrapper.reducer.prepare_for_backward([])
+        nothing.backward()
+    wrapper.reducer._rebuild_buckets()
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.grad = gradient
 
 
 def refuse_other_reducer(wrapper: Any) -> None:
@@ -45,7 +74,8 @@ def refuse_other_reducer(wrapper: Any) -> None:
 def refuse_other_strategies(trainer: Trainer) -> None:
     """Raises `ConfigError` under a strategy for which unfreezing is not known to be exact."""
     strategy = trainer.strategy
-    # by type, because DeepSpeed derives from DDP
+    refuse_strategy(strategy)
+    # by type, because a class derived from one of these may do anything
     if type(strategy) not in (SingleDeviceStrategy, DDPStrategy, FSDP2Strategy):
         raise ConfigError(
             f"trainer.strategy: unfreezing under {type(strategy).__name__} would not be exact and is refused. "

@@ -28,11 +28,11 @@ _REMEDIES = (
 
 @dataclass
 class _Step(MeasuredStep):
-    """The sum of a step's norms, and what a message needs if the sum is not finite."""
+    """The norm of a step's gradients, and what a message needs if it is not finite."""
 
     place: tuple[int, int, int]  # step, epoch and batch
-    machine: str
     parts: Sequence[str]
+    each: Tensor  # all norms of which that is one
     norms: Callable[[], Tensor]  # norm of each part's gradients, and further rows; computed only for a message
     batches: list[Any]
     ids: list[Any]
@@ -74,6 +74,7 @@ class NonFiniteGradients(SkippingCallback):
         """Forgets the counts and the samples of earlier steps."""
         super().forget()
         self.in_a_row = 0
+        self._machine = ""
         self._batches: deque[Any] = deque(maxlen=_KEPT_BATCHES)
         self._ids: list[Any] = []  # of all batches since the last step; they take little memory
 
@@ -85,6 +86,11 @@ class NonFiniteGradients(SkippingCallback):
         """Continues the counts of an earlier run."""
         super().load_state_dict(state_dict)
         self.in_a_row = state_dict["in_a_row"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes what a message says of this process."""
+        super().on_fit_start(trainer, pl_module)
+        self._machine = f"precision {trainer.precision}, rank {trainer.global_rank}"
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remembers the batches whose gradients are summed, and their samples."""
@@ -101,19 +107,18 @@ class NonFiniteGradients(SkippingCallback):
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def measure(self, trainer: Trainer, gradients: GradientPass) -> MeasuredStep:
-        """Sends the sum of all norms to the host: one number, because this is done at every step."""
+        """Sends the norm of all gradients to the host: one number, because this is done at every step."""
         rows = gradients.rows
-        total = gradients.before.sum()  # not finite if one of them is not
-        norms = partial(rows.combine, gradients.before)
+        total, each = gradients.total_before, gradients.before
+        norms = partial(rows.combine, each)
         if self.skips:
-            worst = worst_of_ranks(trainer, norms())
-            total = worst.sum()
-            norms = partial(Tensor.clone, worst)
+            each = worst_of_ranks(trainer, norms())
+            total = each.sum()
+            norms = partial(Tensor.clone, each)
         scaled = has_scaler(trainer)
         place = trainer.global_step, trainer.current_epoch, trainer.fit_loop.batch_idx
-        machine = f"precision {trainer.precision}, rank {trainer.global_rank}"
         on_host = LaterOnHost(total.view(1))
-        step = _Step(on_host, scaled, place, machine, rows.parts, norms, list(self._batches), self._ids)
+        step = _Step(on_host, scaled, place, rows.parts, each, norms, list(self._batches), self._ids)
         self._batches.clear()
         self._ids = []
         return step
@@ -121,12 +126,13 @@ class NonFiniteGradients(SkippingCallback):
     def judge(self, step: _Step) -> bool:
         """Raises, or counts the step as skipped, if its gradients were not finite."""
         [total] = step.values.read()
-        if math.isfinite(total):
+        # the norm of finite gradients is infinite if their squares are
+        if math.isfinite(total) or bool(step.each.isfinite().all()):
             self.in_a_row = 0
             return False
         self.skipped += 1
         self.in_a_row += 1
-        message = _message(step)
+        message = _message(step, self._machine)
         if self.policy == "error" and not step.scaled:
             raise ConfigError(f"{message}\n{_REMEDIES}")
         if self.in_a_row > self.max_in_a_row:
@@ -140,12 +146,12 @@ class NonFiniteGradients(SkippingCallback):
         return {"skipped_steps/non_finite": self.skipped} if self.skips or has_scaler(trainer) else {}
 
 
-def _message(step: _Step) -> str:
+def _message(step: _Step, machine: str) -> str:
     """Where the gradients were not finite, the samples of the step, and which inputs were to blame."""
     norms = step.norms().tolist()
     bad = [part for part, norm in zip(step.parts, norms, strict=False) if not math.isfinite(norm)]
     number, epoch, batch = step.place
-    place = f"step {number} (epoch {epoch}, batch {batch}), {step.machine}"
+    place = f"step {number} (epoch {epoch}, batch {batch}), {machine}"
     lines = [f"gradients: {place}: not finite in {listing(bad, 6)}."]
     ids: list[Any] = []
     for of_batch in step.ids:

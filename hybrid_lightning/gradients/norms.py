@@ -102,6 +102,7 @@ class GradientPass:
         self.norms = gradient_norms(self.parameters)
         """Norm of each of their gradients as it is now, `(number of parameters,)`."""
         self.before = self.norms  # norms before anything was clipped
+        self.total_before = torch.linalg.vector_norm(self.norms)  # scalar; not finite if one of the gradients is not
         self.skipped = False  # whether the step will not be made; nothing is clipped then
         self.complete = False
         """Whether the global limit has acted through this pass, so that `norms` are what the optimizer gets."""
@@ -120,7 +121,8 @@ class GradientPass:
 
     def clip_norm(self, max_norm: float, part: str | None = None) -> None:
         """Brings the norm of everything, or of one part, down to `max_norm`."""
-        total = self.norms_of(part).norm()
+        is_known = part is None and self.norms is self.before
+        total = self.total_before if is_known else self.norms_of(part).norm()
         # most steps are not clipped; the margin is above what rounding could change
         if _is_below(total, 0.999 * max_norm - 1e-6):
             self.complete = self.complete or part is None

@@ -22,9 +22,10 @@ class LaterOnHost:
     """A small tensor that is copied to the host; nothing waits until it is read. Not to be changed afterwards."""
 
     def __init__(self, values: Tensor) -> None:
-        self._values = values.to("cpu", non_blocking=True)
+        self._values = values
         self._copied: Any = None
-        if values.device.type != "cpu":
+        if not values.is_cpu:
+            self._values = values.to("cpu", non_blocking=True)
             self._copied = torch.Event(values.device)
             self._copied.record()
 
@@ -120,7 +121,7 @@ class SkippingCallback(FitCallback, ABC):
         self.flush_pending()  # the step before, whose norms are on the host by now
         gradients = shared_pass(trainer, type(self).__name__)
         self._pending = self.measure(trainer, gradients)
-        logs = is_log_step(trainer) and bool(self.logged(trainer))
+        logs = bool(self.logged(trainer)) and is_log_step(trainer)
         if (self.skips or logs) and self.flush_pending():
             gradients.skip()
             assert self._statistics is not None  # kept since the first batch of the step

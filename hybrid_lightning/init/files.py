@@ -15,6 +15,7 @@ from hybrid_lightning.data.inputs.dicom_series import files_of_series
 from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.inputs.numpy_files import is_numpy
 from hybrid_lightning.data.inputs.series import SeriesInput
+from hybrid_lightning.data.shard_members import closing_member
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import reason
 from hybrid_lightning.files import is_folder, is_regular_file
@@ -97,16 +98,16 @@ def describe_files(table: Table, column: Column, root: str | None) -> Files:
     frames: list[int] = []  # of DICOM
     problem = ""
     for number in _some_files(entry, table):
-        path = Path(entry.folder, entry.cell(number))
-        if not entry.is_there(path):
+        if not (table.members or entry.is_there(entry.path(number))):
             continue
         try:
-            shapes.append(_shape_of(entry, path))
-            if kind == "image" and is_dicom(path):
-                frames.append(layout(path).frames)
-            if kind == "audio":
-                with opened(path) as file:
-                    rates.append(int(file.samplerate))
+            with closing_member(entry.path(number)) as path:
+                shapes.append(_shape_of(entry, path))
+                if kind == "image" and is_dicom(path):
+                    frames.append(layout(path).frames)
+                if kind == "audio":
+                    with opened(path) as file:
+                        rates.append(int(file.samplerate))
         except Exception as error:  # libraries raise any exception on a broken file
             problem = reason(error)
     if frames and np.median(frames) > 1:

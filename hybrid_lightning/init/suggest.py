@@ -84,7 +84,8 @@ def look_at(source: Any, target: str | Sequence[str] | None, kind: str | None) -
     if wanted.text_columns:  # as the config will have it read
         table = Table.read(source, "init", wanted.text_columns)
     fitted = fit_target(table, wanted)
-    columns = {name: _described(table, name) for name in table.columns if name not in names}
+    used = [*names, "shard"] if table.shards is not None else names  # where a sample is stored tells nothing
+    columns = {name: _described(table, name) for name in table.columns if name not in used}
     roles = find_roles(table, columns)
     rest = []
     for name, column in columns.items():
@@ -105,7 +106,7 @@ def look_at(source: Any, target: str | Sequence[str] | None, kind: str | None) -
 def _with_files(table: Table, columns: Sequence[Column]) -> tuple[list[Column], dict[str, Files], str | None]:
     """The columns, those of files by what these are; what was seen of each; and the folder where they are."""
     of_files = [column for column in columns if column.kind in _FILES]
-    root = find_root(table, of_files) if of_files else None
+    root = find_root(table, of_files) if of_files and not table.members else None
     files: dict[str, Files] = {}
     found = []
     for column in columns:

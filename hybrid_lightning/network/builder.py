@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybrid_lightning.data.tensors import PART_POOL
 from hybrid_lightning.errors import ConfigError, at, listing
 from hybrid_lightning.importing import parameters_of
 from hybrid_lightning.network.batch import Batch, sizes_of, tensors_in
@@ -233,7 +234,7 @@ class _Draft:
         for part in reversed(self.wiring.order):
             if part in read:
                 read.update(self.wiring.reads[part])
-        stated = [self.inferred[key]["part_pool"] for key in read if "part_pool" in self.inferred.get(key, {})]
+        stated = [self.inferred[key][PART_POOL] for key in read if PART_POOL in self.inferred.get(key, {})]
         return str(stated[0]) if stated else pool
 
     def _infer_sizes(self, name: str, factory: Callable[..., Any] | None, inputs: list[Any]) -> dict[str, Any]:

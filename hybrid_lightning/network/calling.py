@@ -1,6 +1,7 @@
 """How a part's module is called with what the part reads, and why that may fail."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,22 @@ def run_module(module: Callable[..., Any], inputs: list[Any], scale: nn.Module |
 def scaled(inputs: list[Any], scale: nn.Module) -> list[Any]:
     """The inputs of a part with its images, the first of them, on the part's own scale."""
     return [scale(inputs[0]), *inputs[1:]] if isinstance(inputs[0], Tensor) else inputs
+
+
+@contextmanager
+def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Within it, calls of these modules run these functions in place of their own forward; hooks run as ever."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            # not an attribute of the module, so that checkpoints and exports do not see it
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for module, own in before.items():
+            vars(module).pop("forward", None)
+            if own is not None:
+                vars(module)["forward"] = own
 
 
 def refuse_other_precision(module: nn.Module, inputs: Iterable[Any]) -> None:

@@ -12,7 +12,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "random": {**_COMMON, "unfreeze": "never"},
 }
 """Pretrained parts learn at a tenth of the base rate, after the new parts have settled for a tenth of the run."""
-_WITH_DEFAULTS = (*_COMMON, "weight_decay", "l2sp", "batch_norm", "clip")
+_WITH_DEFAULTS = (*_COMMON, "weight_decay", "l2sp", "batch_norm", "clip", "checkpoint_activations")
 _OF_ORIGIN = {"pretrained": ("adapter",), "untrained": ("origin",)}
 """Origin → further options that only its parts can have. `origin` makes of untrained towers random ones."""
 Defaults = Mapping[str, Mapping[str, Any]]

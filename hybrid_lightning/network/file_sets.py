@@ -5,15 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hybrid_lightning.data.tensors import FILES_POOL, PRESENT
 from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.network.missing import encode_present
 from hybrid_lightning.network.wiring import Wiring
-
-PRESENT = "present"
-"""Which files are there, `(B, K)` bool, in an entry of a batch that has several per sample."""
-FILES_POOL = "files_pool"
-"""Among the arguments that the data offer: how the features of several files are pooled, one of `FILES_POOLS`."""
-FILES_POOLS = ("mean", "max")
 
 
 def pool_of_files(name: str, wiring: Wiring, inferred: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -1,6 +1,7 @@
 """The network: parts in chains and parallel towers, a fusion where several meet, and a head."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from hybrid_lightning.errors import ConfigError, at
 from hybrid_lightning.network.batch import CACHED, Batch, tensors_in
 from hybrid_lightning.network.calling import run_module, scaled
 from hybrid_lightning.network.channels import Normalize
+from hybrid_lightning.network.compiling import compiled
 from hybrid_lightning.network.contracts import ReadsTrainingData, modality_dropout, takes_presence
 from hybrid_lightning.network.file_sets import encode_files, rows_of_files
 from hybrid_lightning.network.missing import (
@@ -24,6 +26,7 @@ from hybrid_lightning.network.missing import (
 )
 from hybrid_lightning.network.outputs import mask_of, pooled
 from hybrid_lightning.network.part import Part, place_of
+from hybrid_lightning.network.recomputing import recomputed_modules, recomputing
 from hybrid_lightning.network.record import NetworkRecord
 from hybrid_lightning.network.sharing import Modules
 from hybrid_lightning.network.short_circuit import ShortCircuit, is_inside, part_of, parts_of
@@ -71,6 +74,10 @@ class HybridNetwork(nn.Module):
         """What is served in place of the joint outputs, see `Selection`."""
         self.temperature = 1.0  # by which what is served is divided, see `fit_temperature`
         self._compiled: dict[str, Callable[..., Any]] = {}
+        self._recomputed: dict[str, list[nn.Module]] = {}
+        for name, part in self.options.items():
+            if part.checkpoint_activations:
+                self._recomputed[name] = recomputed_modules(self.parts[name], record.parts[name].stages)
         refuse_untrainable_parts(self.options, self.parts, self.wiring)
         refuse_contradicting_ties(self.options, self.parts)
         self.param_groups(lr=1.0, weight_decay=0.0)  # finds impossible stages in time
@@ -234,16 +241,26 @@ class HybridNetwork(nn.Module):
         return output if pool is None else pooled(output, pool, mask_of(inputs))
 
     def _call(self, name: str, inputs: list[Any], place: str | None) -> Tensor:
-        if place is None:
-            returned = run_module(self._callable(name), inputs, self._scale(name))
-        else:
-            returned = self.short_circuits[place].run(self.parts[name], inputs[0])
+        with self._recomputing(name, place):
+            if place is None:
+                returned = run_module(self._callable(name), inputs, self._scale(name))
+            else:
+                returned = self.short_circuits[place].run(self.parts[name], inputs[0])
         key = self.record.parts[name].output
         try:
             return returned if key is None else returned[key]  # type: ignore[no-any-return]
         except (TypeError, LookupError) as error:
             what = f"{type(returned).__name__} that the part returns has no output {key!r}"
             raise ConfigError(f"the {what}. Use another checkpoint.", place_of(name)) from error
+
+    def _recomputing(self, name: str, place: str | None = None) -> AbstractContextManager[None]:
+        """Within it, a part that is run, from a place on if it is given, keeps no activations if its options say so."""
+        if not self.training or name not in self._recomputed:
+            return nullcontext()
+        # what is replayed from a cache cannot run again
+        without = () if place is None else self.short_circuits[place].replayed(self.parts[name])
+        option = f"{place_of(self.options[name].share or name)}.checkpoint_activations"
+        return recomputing(self._recomputed[name], option, without)
 
     def _scale(self, name: str) -> nn.Module | None:
         if name in self.scales:
@@ -261,11 +278,13 @@ class HybridNetwork(nn.Module):
         if "fusion" in self.parts:
             fuse = self._callable("fusion")
             masks = {name: present[name] for name in present if name in self.feeding}
-            # a fusion may take no presence
-            head_input = fuse(features, masks) if masks else fuse(features)
+            with self._recomputing("fusion"):
+                # a fusion may take no presence
+                head_input = fuse(features, masks) if masks else fuse(features)
         else:
             (head_input,) = features.values()
-        return self._callable("head")(head_input)  # type: ignore[no-any-return]
+        with self._recomputing("head"):
+            return self._callable("head")(head_input)  # type: ignore[no-any-return]
 
     def _without(self, features: Mapping[str, Tensor], present: Presence) -> dict[str, Tensor]:
         if "fusion" not in self.parts or not takes_presence(self.parts["fusion"]):
@@ -276,20 +295,15 @@ class HybridNetwork(nn.Module):
         return found
 
     def compile_parts(self) -> None:
-        """Compiles the parts whose options say so; weights and names of parameters stay as they are.
-
-        An unfreezing changes which gradients a part needs, so torch compiles it once more for training and for
-        evaluation. Its limit of compilations is raised by so many, because beyond it torch runs uncompiled.
-        """
+        """Compiles the parts whose options say so, once; after sharding, where there is any."""
         for name, part in self.options.items():
             if not part.compile or name in self._compiled:
                 continue
             options = dict(part.compile) if isinstance(part.compile, Mapping) else {}
             try:
-                self._compiled[name] = torch.compile(self.parts[name], **options)
+                self._compiled[name] = compiled(self.parts[name], len(self.record.parts[name].stages), options)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise ConfigError(f"torch.compile refuses {options}: {error}", f"{place_of(name)}.compile") from error
-            torch._dynamo.config.recompile_limit += 2 * (len(self.record.parts[name].stages) + 1)
 
     def _callable(self, name: str) -> Callable[..., Any]:
         return self._compiled.get(name, self.parts[name])

@@ -84,7 +84,9 @@ def find_pool(output: Tensor, called: Sequence[nn.Module]) -> str:
 
 def pooled(output: Tensor, how: str, mask: Tensor | None = None) -> Tensor:
     """A part's output `(B, C, ...)`, or tokens `(B, ..., C)`, as `(B, features)`; a `mask` `(B, T)` counts tokens."""
-    if output.ndim < 3 or how == "flatten":
+    if output.ndim == 2:
+        return output
+    if output.ndim < 2 or how == "flatten":
         return output.flatten(1)
     if how == "mean":
         return output.flatten(2).mean(2)

@@ -8,15 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, check_number, listing
+from hybrid_lightning.errors import ConfigError, at, check_choice, check_keys, listing
 from hybrid_lightning.gradients.clipping_rule import ClippingRule
 from hybrid_lightning.network.adapters import AdapterSpec
 from hybrid_lightning.network.contracts import ReadsTrainingData
 from hybrid_lightning.network.defaults import DEFAULTS, Defaults, all_defaults, defaults_of, without_none
-from hybrid_lightning.network.outputs import POOLS
+from hybrid_lightning.network.option_checks import check_kinds, check_numbers
 from hybrid_lightning.network.registry import RANDOM_MODULES, registered_name
 from hybrid_lightning.optim.groups import PartRates
-from hybrid_lightning.unfreezing.freezing import BATCH_NORM_MODES
 from hybrid_lightning.unfreezing.schedule import UnfreezingSchedule
 from hybrid_lightning.weights.loading import WeightSource
 
@@ -82,6 +81,8 @@ class Part:
             peft's config (extra ``peft``): the part's own weights stay fixed, and adapters train in its groups, at its
             rates and by its schedule, see `add_adapter`. None trains the part itself.
         compile: Whether the part is compiled with ``torch.compile``, or its options as a dict.
+        checkpoint_activations: Whether the backward pass computes the part's activations again, stage by stage, where
+            they would else be kept in memory from the forward pass on. Results are the same; not beside ``compile``.
         share: Name of the part whose module this one has, with all other options but ``input``; filled in, for what is
             written as ``{share: front, input: back}``.
         written: Option → its typed value and the words behind it; filled in.
@@ -110,6 +111,7 @@ class Part:
     clip: ClippingRule | Any = None
     adapter: AdapterSpec | Any = None
     compile: bool | Mapping[str, Any] = False
+    checkpoint_activations: bool | None = None
     share: str | None = None
     written: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -137,8 +139,8 @@ class Part:
         if self.origin is None:
             self._set("origin", implied_origin(self.module, self.weights))
         _check_origin(self)
-        _check_numbers(self)
-        _check_kinds(self)
+        check_numbers(self)
+        check_kinds(self)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -281,37 +283,6 @@ def _check_origin(part: Part) -> None:
                 "write 'origin: untrained' on the part, and they train.",
                 option,
             )
-
-
-def _check_numbers(part: Part) -> None:
-    for rate in ("lr_scale", "weight_decay", "l2sp"):
-        if getattr(part, rate) is not None:
-            check_number(getattr(part, rate), rate, low=0)
-    if part.layer_decay is not None:
-        check_number(part.layer_decay, "layer_decay", low=0, high=1, above_low=True)
-    if part.pool is not None:
-        check_choice(part.pool, "pool", POOLS, "pooling")
-    if part.batch_norm is not None:
-        check_choice(part.batch_norm, "batch_norm", BATCH_NORM_MODES, "mode")
-    if part.channels is not None and (type(part.channels) is not int or part.channels < 1):
-        raise ConfigError(f"{part.channels!r} is not a number of channels, 1 or more.", "channels")
-
-
-def _check_kinds(part: Part) -> None:
-    if not (part.input is None or isinstance(part.input, str) or _is_list_of_names(part.input)):
-        raise ConfigError(f"{part.input!r} is neither a key, nor a part, nor a list of keys.", "input")
-    if not isinstance(part.output, str | int | None) or isinstance(part.output, bool):
-        raise ConfigError(f"{part.output!r} is neither a key nor a position.", "output")
-    if not isinstance(part.normalize, bool | Mapping | None):
-        raise ConfigError(f"{part.normalize!r} is neither true, nor false, nor {{mean: ..., std: ...}}.", "normalize")
-    if not (part.stages is None or _is_list_of_names(part.stages)):
-        raise ConfigError(f"{part.stages!r} is not a list of patterns such as [stem, layer1, layer2].", "stages")
-    if not isinstance(part.compile, bool | Mapping):
-        raise ConfigError(f"{part.compile!r} is neither true, nor false, nor options as a dict.", "compile")
-
-
-def _is_list_of_names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
 def parse_parts(

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from hybrid_lightning.data.tensors import FILES_POOLS
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network.file_sets import FILES_POOLS
 from hybrid_lightning.network.outputs import POOLS
 from hybrid_lightning.network.stages import Stages
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from hybrid_lightning.network.calling import run_module
+from hybrid_lightning.network.calling import replaced_forwards, run_module
 from hybrid_lightning.network.image_layout import is_channels_last
 
 _DONE = object()
@@ -150,23 +150,18 @@ class ShortCircuit:
             layout = torch.channels_last if leaf.is_channels_last else torch.preserve_format
             return kept.clone(memory_format=layout)
 
-        before: list[tuple[nn.Module, Any]] = []
-        try:
-            for name, layouts in self.returned.items():
-                fill = activation if name == self.boundary else placeholder
-                results = [pytree.tree_map(fill, one) for one in layouts]
-                layer = module.get_submodule(name)
-                # not an attribute of the module, so that checkpoints and exports do not see it
-                own = vars(layer)
-                before.append((layer, own.get("forward")))
-                own["forward"] = _replaying(results, layer.forward)
-            inputs = pytree.tree_map(placeholder, self.inputs)
-            return run_module(module, inputs, None)
-        finally:
-            for layer, forward in before:
-                del vars(layer)["forward"]
-                if forward is not None:
-                    vars(layer)["forward"] = forward
+        replaying = {}
+        for name, layouts in self.returned.items():
+            fill = activation if name == self.boundary else placeholder
+            results = [pytree.tree_map(fill, one) for one in layouts]
+            layer = module.get_submodule(name)
+            replaying[layer] = _replaying(results, layer.forward)
+        with replaced_forwards(replaying):
+            return run_module(module, pytree.tree_map(placeholder, self.inputs), None)
+
+    def replayed(self, module: nn.Module) -> list[nn.Module]:
+        """The modules within `module` that `run` does not run."""
+        return [module.get_submodule(name) for name in self.returned]
 
 
 class _ReachedError(Exception):

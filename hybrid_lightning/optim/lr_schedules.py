@@ -113,14 +113,14 @@ class GroupLR(LRScheduler):
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Each group's rate at the current step."""
         starts = [group.get("unfrozen_at", 0) for group in self.optimizer.param_groups]
-        factors = {}
-        for start in set(starts):
+        pairs = list(zip(self.base_lrs, starts, strict=True))
+        rates = {}
+        # many groups have the same rate and clock
+        for own, start in set(pairs):
             # a frozen group's clock stands at 0; a record from a longer fit must not make it negative
             is_ahead = start is None or start > self.last_epoch
-            factors[start] = self._factor(self.last_epoch if is_ahead else start)
-        # many groups have the same rate and clock
-        pairs = list(zip(self.base_lrs, starts, strict=True))
-        rates = {(own, start): self._rate(float(own), factors[start]) for own, start in set(pairs)}
+            factor = self._factor(self.last_epoch if is_ahead else start)
+            rates[own, start] = self._rate(float(own), factor)
         return [rates[pair] for pair in pairs]
 
     def _write(self) -> None:

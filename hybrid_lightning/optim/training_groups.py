@@ -24,6 +24,10 @@ class TrainingGroups:
     def __init__(self, every: list[Group]) -> None:
         self._every = every
         self._count = len(every)
+        self.are_final = False
+        """Whether somebody has looked since the gradients of this step were computed."""
+        self.are_stepped = False
+        """Whether the optimizer has stepped with these gradients, and so has looked."""
         self.groups: list[Group] = []
         self._frozen: list[nn.Parameter] = []
         for group in every:
@@ -33,17 +37,18 @@ class TrainingGroups:
             else:
                 self._frozen += parameters
 
+    def are_of(self, every: list[Group]) -> bool:
+        """Whether these are of the groups that the optimizer has now; restoring a state replaces its list."""
+        return every is self._every and len(every) == self._count
+
     def is_current(self, every: list[Group]) -> bool:
         """Whether the groups that the optimizer has now are these, and those that were frozen still are."""
         return self.has_all_gradients(every) and not any(map(_TRAINS, self._frozen))
 
     def has_all_gradients(self, every: list[Group]) -> bool:
         """Whether the groups that the optimizer has now are these, and no parameter of another one has a gradient."""
-        # restoring a state replaces the list
-        if every is not self._every or len(every) != self._count:
-            return False
-        # several times a step, so that it runs over the parameters without Python's own loop
-        return set(map(_GRADIENT, self._frozen)) <= {None}
+        # at each step, so that it runs over the parameters without Python's own loop
+        return self.are_of(every) and set(map(_GRADIENT, self._frozen)) <= {None}
 
 
 _FOUND: WeakKeyDictionary[Optimizer, TrainingGroups] = WeakKeyDictionary()
@@ -61,9 +66,21 @@ def training_groups(optimizer: Optimizer) -> TrainingGroups:
 def groups_with_gradients(optimizer: Optimizer) -> TrainingGroups:
     """Those that train, perhaps without some that have no gradient and so make no difference to a step."""
     found = _FOUND.get(optimizer)
-    if found is not None and found.has_all_gradients(optimizer.param_groups):
-        return found
-    return training_groups(optimizer)
+    if found is None or not found.has_all_gradients(optimizer.param_groups):
+        found = training_groups(optimizer)
+    found.are_final = True
+    return found
+
+
+def _known_groups(optimizer: Optimizer, clears: bool) -> TrainingGroups:
+    """The same for a step, or to clear its gradients; does not look a second time at the same ones."""
+    found = _FOUND.get(optimizer)
+    is_known = found is not None and found.are_of(optimizer.param_groups)
+    if found is None or not is_known or not (found.are_final or (clears and found.are_stepped)):
+        found = groups_with_gradients(optimizer)
+    found.are_final = False
+    found.are_stepped = not clears
+    return found
 
 
 def step_what_trains(optimizer: Optimizer) -> None:
@@ -84,7 +101,7 @@ def _step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any
         with torch.enable_grad():
             loss = closure()
     every = optimizer.param_groups
-    stepped = groups_with_gradients(optimizer).groups
+    stepped = _known_groups(optimizer, clears=False).groups
     # states are made in the order of the groups; SGD cannot step parameters with and without one together
     have_states = all(group["params"][0] in optimizer.state for group in stepped)
     if have_states and type(optimizer) in (Adam, AdamW):
@@ -140,6 +157,6 @@ def _zero_grad(optimizer: Optimizer, set_to_none: bool = True) -> None:
     if not set_to_none:
         type(optimizer).zero_grad(optimizer, set_to_none=False)
         return
-    for group in groups_with_gradients(optimizer).groups:
+    for group in _known_groups(optimizer, clears=True).groups:
         for parameter in group["params"]:
             parameter.grad = None

@@ -61,24 +61,32 @@ def fit_blend(
     stacked = torch.stack(columns, 1)  # a row for each loss: of classes one per sample, else one per output
     repeats = len(stacked) // len(weights)
     weights = weights.repeat_interleave(repeats)
-    every_voter = torch.eye(len(held_out), dtype=stacked.dtype, device=stacked.device)
-    if kind == "values":
-        weighted = weights[:, None] * stacked
-        gram = stacked.T @ weighted
-        of_best_row = gram.diagonal().min() / len(stacked)
-        found = least_squares(gram + prior * repeats * of_best_row * every_voter)
-    else:
-        # relative to the best voter of each row, so that none underflows
-        best = stacked.amax(1, keepdim=True)
-        likelihoods = (stacked - best).exp()
-        if prior:
-            of_prior = weights.new_full((len(held_out),), prior * repeats / len(held_out))
-            likelihoods = torch.cat([likelihoods, every_voter])
-            weights = torch.cat([weights, of_prior])
-        found = best_mixture(likelihoods, weights)
+    blend = _least_error if kind == "values" else _likeliest
+    found = blend(stacked, weights, prior * repeats)
     found = torch.where(found < _SMALLEST, 0.0, found)
     shares = found / found.sum()
     return dict(zip(held_out, shares.tolist(), strict=True))
+
+
+def _least_error(errors: Tensor, weights: Tensor, prior: float) -> Tensor:
+    """Voters' weights `(V,)` with the least squared error of their mean; errors `(N, V)`, weights of rows `(N,)`."""
+    gram = errors.T @ (weights[:, None] * errors)
+    of_best_row = gram.diagonal().min() / len(errors)
+    every_voter = torch.eye(errors.shape[1], dtype=errors.dtype, device=errors.device)
+    return least_squares(gram + prior * of_best_row * every_voter)
+
+
+def _likeliest(log_likelihoods: Tensor, weights: Tensor, prior: float) -> Tensor:
+    """Voters' weights `(V,)` with the likeliest mixture; log-likelihoods `(N, V)`, weights of rows `(N,)`."""
+    # relative to the best voter of each row, so that none underflows
+    best = log_likelihoods.amax(1, keepdim=True)
+    likelihoods = (log_likelihoods - best).exp()
+    if prior:
+        voters = likelihoods.shape[1]
+        every_voter = torch.eye(voters, dtype=likelihoods.dtype, device=likelihoods.device)
+        likelihoods = torch.cat([likelihoods, every_voter])
+        weights = torch.cat([weights, weights.new_full((voters,), prior / voters)])
+    return best_mixture(likelihoods, weights)
 
 
 def _row_losses(

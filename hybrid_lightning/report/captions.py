@@ -43,7 +43,7 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "parts": (
         "Part by part",
-        "Accuracy or R² on {rows}. Alone: a ridge regression on the features of the part, as the end of the fit "
+        "Accuracy or R² on {rows}. Alone: a ridge regression on the features of the part, as the end of the run "
         "compares it. Without it: the network where the part is missing in all rows. What costs nothing to leave "
         "out may be left out.",
     ),
@@ -54,7 +54,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "ranking": (
         "ROC and precision–recall",
         "Of {rows}, each class against the others, with the area below its curve (AUROC, average precision). Where a "
-        "class is rare, look at precision and recall: ROC flatters.",
+        "class is rare, look at precision and recall: ROC flatters. Of several runs or tables, the first "
+        "figures have the mean over the classes, each of which counts alike.",
     ),
     "reliability": (
         "Reliability",

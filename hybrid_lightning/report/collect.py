@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 import hybrid_lightning
-from hybrid_lightning.data.in_memory import pick
+from hybrid_lightning.data.in_memory import InMemoryDataModule, pick
 from hybrid_lightning.data.loaders import plain_samples, targets_of
 from hybrid_lightning.data.table import Array
 from hybrid_lightning.drift.reference_batch import batches_on_device, first_of
@@ -101,31 +101,37 @@ class _Rows:
             self._add(batch)
             needed = (time.perf_counter() - started) * max(expected / (number + 1), 1)
             if seconds is not None and number > 0 and needed > seconds:
-                raise ConfigError(f"that would take about {needed:.0f} s at the end of each run.")
+                raise ConfigError(f"that would take about {needed:.1f} s at the end of each run.")
         if not self.predicted:
             raise ConfigError("there are no rows.")
 
     def _add(self, batch: Any) -> None:
-        task, objective = self.task, self.task.objective
+        task = self.task
+        objective = task.objective
         outputs, without = task.built().forward_and_without(batch)
         predictions = task.predictions(outputs)
-        target = batch["target"]
         for part, other in without.items():
             less = task.predictions(other)
+            change = objective.contribution(predictions, less).abs()
             self.without.setdefault(part, []).append(objective.decisions(less).cpu())
-            self.contributions.setdefault(part, []).append(objective.contribution(predictions, less).abs().cpu())
+            self.contributions.setdefault(part, []).append(change.cpu())
+        target = batch["target"]
         self.truth.append(target.cpu())
         self.predicted.append(predictions.float().cpu())
-        losses = row_losses(predictions, target, objective).tolist()
+        self._keep_worst(batch, row_losses(predictions, target, objective).tolist())
+        self.count += len(target)
+
+    def _keep_worst(self, batch: Any, losses: list[float]) -> None:
+        """Adds the rows of a batch with a large loss, and what is shown of them, as the batch is not kept."""
         for place, loss in enumerate(losses):
             self.worst.append(Worst(loss, self.count + place))
-        self.worst = sorted(self.worst, key=lambda one: -one.loss)[:MOST_WORST]
+        self.worst.sort(key=lambda one: -one.loss)
+        del self.worst[MOST_WORST:]
         for number, one in enumerate(self.worst):
-            if one.place >= self.count:  # of this batch, which is not kept
+            if one.place >= self.count:
                 sample = pick(batch, one.place - self.count)
                 row = int(sample["id"]) if "id" in sample else one.place
                 self.worst[number] = one._replace(row=row, shown=shown(sample))
-        self.count += len(target)
 
     def rows(self) -> Rows:
         """All that was read."""
@@ -159,8 +165,8 @@ def score(truth: Array, decided: Array) -> float:
 
 
 def _datasets(trainer: Trainer, data: Any, loader: Any, split: str) -> dict[str, Any]:
-    """Split → dataset: those of a manifest, or what the loaders of the Trainer read."""
-    known = getattr(data, "datasets", None)
+    """Split → dataset: those of a manifest or of data in memory, or what the loaders of the Trainer read."""
+    known = data.splits if isinstance(data, InMemoryDataModule) else getattr(data, "datasets", None)
     if known:
         return dict(known)
     loaders = {"train": first_of(trainer.train_dataloader), split: loader}

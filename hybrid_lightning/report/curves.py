@@ -10,6 +10,7 @@ from hybrid_lightning.data.table import Array
 _MOST_CLASSES = 25
 _MOST_CURVES = 12
 _MOST_POINTS = 120
+_MOST_COLUMNS = 4  # of numbers
 _MOST_ROWS = 1000  # of a scatter
 _BINS = 10
 OTHERS = "other classes"
@@ -17,17 +18,25 @@ OTHERS = "other classes"
 
 def confusion(truth: Array, predicted: Array, names: Sequence[str]) -> dict[str, Any]:
     """How often each class `(N,)` was predicted as which; the rarest of many classes are one."""
-    counts = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(counts, (truth, predicted), 1)
+    counts = _counted(truth, predicted, len(names))
     if len(names) <= _MOST_CLASSES:
         return {"names": list(names), "counts": counts.tolist()}
-    order = np.argsort(-counts.sum(1), kind="stable")
-    kept = np.sort(order[: _MOST_CLASSES - 1])
+    rows_of_class = counts.sum(1)
+    by_frequency = np.argsort(-rows_of_class, kind="stable")
+    kept = np.sort(by_frequency[: _MOST_CLASSES - 1])
+    # class → its place among those that are shown; all others share the last one
     place = np.full(len(names), len(kept))
     place[kept] = np.arange(len(kept))
-    joined = np.zeros((len(kept) + 1, len(kept) + 1), dtype=np.int64)
-    np.add.at(joined, (place[truth], place[predicted]), 1)
-    return {"names": [*(names[index] for index in kept), OTHERS], "counts": joined.tolist()}
+    joined = _counted(place[truth], place[predicted], len(kept) + 1)
+    shown = [names[index] for index in kept]
+    return {"names": [*shown, OTHERS], "counts": joined.tolist()}
+
+
+def _counted(truth: Array, predicted: Array, classes: int) -> Array:
+    """Rows of each true and predicted class, `(classes, classes)`."""
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, (truth, predicted), 1)
+    return counts
 
 
 def ranking_curves(truth: Array, probabilities: Array, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
@@ -35,59 +44,99 @@ def ranking_curves(truth: Array, probabilities: Array, names: Sequence[str]) -> 
 
     Of many the most frequent ones; those of which a class has no row, or all, have no curves.
     """
-    frequent = np.argsort(-truth.sum(0), kind="stable")[:_MOST_CURVES]
-    roc, precision_recall = [], []
-    for index in np.sort(frequent):
+    by_frequency = np.argsort(-truth.sum(0), kind="stable")
+    kept = np.sort(by_frequency[:_MOST_CURVES])
+    roc = []
+    precision_recall = []
+    for index in kept:
         positive = truth[:, index] == 1
         if positive.all() or not positive.any():
             continue
         hits, misses = _cumulated(positive, probabilities[:, index])
-        true_rate = np.concatenate([[0.0], hits / positive.sum()])
-        false_rate = np.concatenate([[0.0], misses / (~positive).sum()])
-        roc.append(_curve(names[index], false_rate, true_rate, float(np.trapezoid(true_rate, false_rate))))
-        precision = np.concatenate([[1.0], hits / (hits + misses)])
-        average = float((np.diff(true_rate) * precision[1:]).sum())
-        precision_recall.append(_curve(names[index], true_rate, precision, average))
+        roc.append(_roc(names[index], hits, misses))
+        precision_recall.append(_precision_recall(names[index], hits, misses))
     return roc, precision_recall
 
 
 def _cumulated(positive: Array, score: Array) -> tuple[Array, Array]:
     """How many positive and other rows have at least each score, from the highest to the lowest."""
     order = np.argsort(-score, kind="stable")
-    is_last = np.append(np.diff(score[order]) != 0, True)  # of rows with one score
+    steps = np.diff(score[order])
+    is_last = np.append(steps != 0, True)  # of rows with one score
     hits = np.cumsum(positive[order])[is_last]
-    return hits, np.flatnonzero(is_last) + 1 - hits
+    rows = np.flatnonzero(is_last) + 1
+    return hits, rows - hits
+
+
+def _roc(name: str, hits: Array, misses: Array) -> dict[str, Any]:
+    """The curve from (0, 0), with the area below it."""
+    true_rate = np.concatenate([[0.0], hits / hits[-1]])
+    false_rate = np.concatenate([[0.0], misses / misses[-1]])
+    area = np.trapezoid(true_rate, false_rate)
+    return _curve(name, false_rate, true_rate, float(area))
+
+
+def _precision_recall(name: str, hits: Array, misses: Array) -> dict[str, Any]:
+    """The curve from recall 0, with the average precision."""
+    recall = np.concatenate([[0.0], hits / hits[-1]])
+    precision = np.concatenate([[1.0], hits / (hits + misses)])
+    average = (np.diff(recall) * precision[1:]).sum()
+    return _curve(name, recall, precision, float(average))
 
 
 def _curve(name: str, x: Array, y: Array, value: float) -> dict[str, Any]:
     chosen = spread(len(x), _MOST_POINTS)
-    return {"name": name, "x": x[chosen].tolist(), "y": y[chosen].tolist(), "value": value}
+    return {
+        "name": name,
+        "x": x[chosen].tolist(),
+        "y": y[chosen].tolist(),
+        "value": value,
+    }
+
+
+def mean_curve(name: str, curves: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of curves over x in [0, 1], and that of the areas below them: each class counts alike."""
+    if len(curves) == 1:
+        return {**curves[0], "name": name}
+    x = np.linspace(0, 1, _MOST_POINTS)
+    heights = [np.interp(x, curve["x"], curve["y"]) for curve in curves]
+    value = float(np.mean([curve["value"] for curve in curves]))
+    return {"name": name, "x": x.tolist(), "y": np.mean(heights, axis=0).tolist(), "value": value}
 
 
 def spread(count: int, most: int) -> Array:
     """Positions from the first to the last of `count` ones, evenly spread, at most `most`."""
     if count <= most:
         return np.arange(count)
-    return np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))
+    exact = np.linspace(0, count - 1, most)
+    return np.unique(exact.round().astype(np.int64))
 
 
 def reliability(confidence: Array, is_correct: Array) -> dict[str, Any]:
     """Mean confidence and share of correct predictions in ten bins of the confidence, both `(N,)` in [0, 1]."""
-    bins = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
-    found: dict[str, Any] = {"confidence": [], "correct": [], "rows": []}
+    bins = (confidence * _BINS).astype(np.int64)
+    bins = np.minimum(bins, _BINS - 1)  # a confidence of 1 is in the last one
+    means: list[float] = []
+    shares: list[float] = []
+    rows: list[int] = []
     for number in np.unique(bins):
         inside = bins == number
-        found["confidence"].append(float(confidence[inside].mean()))
-        found["correct"].append(float(is_correct[inside].mean()))
-        found["rows"].append(int(inside.sum()))
-    return found
+        means.append(float(confidence[inside].mean()))
+        shares.append(float(is_correct[inside].mean()))
+        rows.append(int(inside.sum()))
+    return {"confidence": means, "correct": shares, "rows": rows}
 
 
 def numbers(truth: Array, predicted: Array, names: Sequence[str]) -> list[dict[str, Any]]:
     """True and predicted numbers `(N, K)` of at most four columns and a thousand rows, drawn by a seed."""
-    rows = np.random.default_rng(0).permutation(len(truth))[:_MOST_ROWS]
+    drawn = np.random.default_rng(0).permutation(len(truth))
+    rows = drawn[:_MOST_ROWS]
     found = []
-    for index, name in enumerate(names[:4]):
-        own = {"true": truth[rows, index].tolist(), "predicted": predicted[rows, index].tolist()}
-        found.append({"name": name, **own})
+    for index, name in enumerate(names[:_MOST_COLUMNS]):
+        column = {
+            "name": name,
+            "true": truth[rows, index].tolist(),
+            "predicted": predicted[rows, index].tolist(),
+        }
+        found.append(column)
     return found

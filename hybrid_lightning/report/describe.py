@@ -47,25 +47,40 @@ def describe(record: Record, rows: Rows, worst: Iterable[Worst], objective: Any,
         raise ConfigError("some predictions are not finite numbers.")
     record.rows = len(rows.truth)
     width = rows.predicted.shape[1] if rows.predicted.ndim > 1 else 1
-    names = record.names = output_names(objective.names or None, width)
+    record.names = output_names(objective.names or None, width)
     if record.kind == "regression":
-        columns = (rows.truth.reshape(len(rows.truth), -1), rows.predicted.reshape(len(rows.truth), -1))
-        record.numbers = curves.numbers(*columns, names)
+        _describe_numbers(record, rows)
     elif record.kind == "multilabel":
-        record.roc, record.precision_recall = curves.ranking_curves(rows.truth, rows.predicted, names)
-        is_true = rows.truth.ravel() == 1
-        record.reliability = curves.reliability(rows.predicted.ravel(), is_true)
+        _describe_labels(record, rows)
     else:
-        record.confusion = curves.confusion(rows.truth, rows.decided, names)
-        one_hot = np.eye(len(names), dtype=np.int64)[rows.truth]
-        which = slice(1, None) if len(names) == 2 else slice(None)  # of two classes one says all
-        record.roc, record.precision_recall = curves.ranking_curves(
-            one_hot[:, which], rows.predicted[:, which], names[which]
-        )
-        record.reliability = curves.reliability(rows.predicted.max(1), rows.predicted.argmax(1) == rows.truth)
+        _describe_classes(record, rows)
     cells_of = getattr(data, "cells", None)
     for one in worst:
         record.worst.append(_sample(record, rows, one, cells_of))
+
+
+def _describe_numbers(record: Record, rows: Rows) -> None:
+    count = len(rows.truth)
+    truth = rows.truth.reshape(count, -1)
+    predicted = rows.predicted.reshape(count, -1)
+    record.numbers = curves.numbers(truth, predicted, record.names)
+
+
+def _describe_labels(record: Record, rows: Rows) -> None:
+    record.roc, record.precision_recall = curves.ranking_curves(rows.truth, rows.predicted, record.names)
+    is_true = rows.truth.ravel() == 1
+    record.reliability = curves.reliability(rows.predicted.ravel(), is_true)
+
+
+def _describe_classes(record: Record, rows: Rows) -> None:
+    names = record.names
+    record.confusion = curves.confusion(rows.truth, rows.decided, names)
+    one_hot = np.eye(len(names), dtype=np.int64)[rows.truth]
+    first = 1 if len(names) == 2 else 0  # of two classes one says all
+    ranked = curves.ranking_curves(one_hot[:, first:], rows.predicted[:, first:], names[first:])
+    record.roc, record.precision_recall = ranked
+    is_right = rows.predicted.argmax(1) == rows.truth
+    record.reliability = curves.reliability(rows.predicted.max(1), is_right)
 
 
 def _sample(record: Record, rows: Rows, one: Worst, cells_of: Callable[[int], dict[str, str]] | None) -> dict[str, Any]:
@@ -86,7 +101,8 @@ def _named(record: Record, values: Any, probabilities: Array | None) -> str:
     if record.kind == "regression":
         return ", ".join(f"{number:.4g}" for number in np.atleast_1d(values))
     if record.kind == "multilabel":
-        return ", ".join(name for name, value in zip(names, values, strict=True) if value == 1) or "none"
+        true = [name for name, value in zip(names, values, strict=True) if value == 1]
+        return ", ".join(true) or "none"
     share = "" if probabilities is None else f" ({probabilities[int(values)]:.0%})"
     return f"{names[int(values)]}{share}"
 

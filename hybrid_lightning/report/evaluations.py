@@ -1,6 +1,8 @@
 """What ``evaluate`` has measured on new tables, as plain data: a file per table in the folder of the run."""
 
+import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hybrid_lightning.report.record import Record, read_plain, write_plain
 _BEGINNING = "evaluation_"
 _MOST = 8  # that are read
 _LONGEST_NAME = 150  # bytes, of which file systems take 255 with what stands around it
+_FOLDERS = 3  # names of a path, the file's own among them, that a title has at most
 _MOST_METRICS = 200  # of which a page shows the first
 _MAYBE = (float, type(None))
 _FORM: dict[Any, Any] = {
@@ -27,18 +30,26 @@ _FORM: dict[Any, Any] = {
 class Evaluation:
     """A checkpoint on a new table."""
 
-    title: str  # the table's file name
+    title: str  # see `title_of`
     drawn: str  # how the intervals were found
     metrics: list[dict[str, Any]]  # name, value, low and high of each; None where it is undefined
     record: Record  # of the predictions
 
-    def write(self, folder: Path) -> Path:
-        """Writes the file in the place of an earlier evaluation of a table of this name."""
-        name = re.sub(r"[^\w.-]", "_", self.title).encode()[:_LONGEST_NAME].decode(errors="ignore")
-        path = folder / f"{_BEGINNING}{name}.json"
+    def write(self, folder: Path, table: Path) -> Path:
+        """Writes the file in the place of an earlier evaluation of this table."""
+        place = table.resolve()
+        name = re.sub(r"[^\w.-]", "_", place.name).encode()[:_LONGEST_NAME].decode(errors="ignore")
+        # tables in different folders may have one name
+        digest = hashlib.blake2b(bytes(str(place.parent), "utf-8", "surrogateescape"), digest_size=4).hexdigest()
+        path = folder / f"{_BEGINNING}{name}_{digest}.json"
         metrics = self.metrics[:_MOST_METRICS]
         write_plain(path, {**vars(self), "metrics": metrics, "record": self.record.plain()})
         return path
+
+
+def title_of(table: Path) -> str:
+    """The end of a table's path; a report shows as much of it as tells the tables apart."""
+    return "/".join(table.resolve().parts[1:][-_FOLDERS:])
 
 
 def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
@@ -56,4 +67,15 @@ def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
                 found.append(Evaluation(content["title"], content["drawn"], content["metrics"], own))
         except (ValueError, RecursionError, OSError) as error:
             notes.append(f"{path.name[:120]} cannot be read, so that it is missing: {reason(error)}")
+    for one, title in zip(found, _told_apart([one.title for one in found]), strict=True):
+        one.title = title
     return found, notes
+
+
+def _told_apart(titles: Sequence[str]) -> Sequence[str]:
+    """The file names where they differ, else the shortest ends of paths that do."""
+    for count in range(1, _FOLDERS):
+        ends = ["/".join(title.split("/")[-count:]) for title in titles]
+        if len(set(ends)) == len(titles):
+            return ends
+    return titles

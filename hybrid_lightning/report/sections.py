@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hybrid_lightning.report import figures, row_figures
+from hybrid_lightning.report import figures, row_figures, timeline
 from hybrid_lightning.report.captions import CAPTIONS
-from hybrid_lightning.report.figures import Figure
+from hybrid_lightning.report.curves import mean_curve
 from hybrid_lightning.report.record import Record
 from hybrid_lightning.report.runs import Run
+from hybrid_lightning.report.traces import Figure
 
+_ROC = ("false positive rate", "true positive rate")
+_PRECISION_RECALL = ("recall", "precision")
 _MOST_METRICS = 12
 _MOST_DIFFERENCES = 60
 MOST_PREDICTED = 6
@@ -31,7 +34,7 @@ class Section:
     """A part of the page; its title and caption are those of `CAPTIONS`."""
 
     key: str
-    figures: list[Figure] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)  # by the names that loggers know them by
     table: Table | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
     text: str = ""  # shown as it is, folded
@@ -42,7 +45,7 @@ class Section:
     @property
     def drawn(self) -> list[Figure]:
         """The figures that have something to draw, in the order of the page."""
-        found = [figure for figure in self.figures if figure["data"]]
+        found = [figure for figure in self.figures.values() if figure["data"]]
         for one in self.of_each:
             found += one.drawn
         return found
@@ -64,25 +67,30 @@ class Predicted(NamedTuple):
 def sections(runs: Sequence[Run]) -> list[Section]:
     """Those that the runs have something for."""
     predicted = predicted_of(runs)[:MOST_PREDICTED]
-    measured = figures.metrics(runs[0]) if len(runs) == 1 else figures.main_metrics(runs)
-    shared = [scores(runs), Section("evaluations", table=evaluations(runs))]
-    shared.append(Section("curves", [figures.losses(runs), measured]))
-    shared.append(Section("timeline", [figures.timeline(runs)]))
+    found = list(_of_all(runs))
     if len(runs) == 1:
-        own = [*_of_model(runs[0]), *_of_rows(predicted), *_of_training(runs[0])]
+        found.append(Section("parts", {"parts": row_figures.part_scores(runs[0])}, parts(runs[0])))
+        found += _of_rows(predicted)
+        found += _of_training(runs[0])
     else:
-        own = [Section("differences", table=differences(runs)), *_of_rows(predicted)]
-    found = []
-    for section in (*shared, *own):
-        if section.is_empty:
-            continue
+        found.append(Section("differences", table=differences(runs)))
+        found += _of_rows(predicted)
+    found = [section for section in found if not section.is_empty]
+    of_rows = predicted[0].title if len(predicted) == 1 else "the rows named below"
+    for section in found:
         section.title, caption = CAPTIONS[section.key]
-        rows = predicted[0].title if len(predicted) == 1 else "the rows named below"
-        if section.key == "parts":
-            rows = rows_of(runs[0].record)
+        rows = rows_of(runs[0].record) if section.key == "parts" else of_rows
         section.caption = caption.replace("{rows}", rows)
-        found.append(section)
     return found
+
+
+def _of_all(runs: Sequence[Run]) -> Iterator[Section]:
+    """What one run has, or several have side by side."""
+    yield scores(runs)
+    yield Section("evaluations", table=evaluations(runs))
+    measured = figures.metrics(runs[0]) if len(runs) == 1 else figures.main_metrics(runs)
+    yield Section("curves", {"losses": figures.losses(runs), "metrics": measured})
+    yield Section("timeline", {"timeline": timeline.timeline(runs)})
 
 
 def predicted_of(runs: Sequence[Run]) -> list[Predicted]:
@@ -98,14 +106,10 @@ def predicted_of(runs: Sequence[Run]) -> list[Predicted]:
 
 
 def rows_of(record: Record) -> str:
-    """Such as ``120 validation rows``."""
+    """Such as ``120 validation rows``, or ``validation rows`` where none were predicted."""
     split = {"val": "validation ", "test": "test "}.get(record.split, "")
-    return f"{record.rows:,} {split}row{'' if record.rows == 1 else 's'}"
-
-
-def _of_model(run: Run) -> Iterator[Section]:
-    """What a single run knows of its parts."""
-    yield Section("parts", [row_figures.part_scores(run)], parts(run))
+    count = f"{record.rows:,} " if record.rows else ""
+    return f"{count}{split}row{'' if record.rows == 1 else 's'}"
 
 
 def _of_rows(predicted: Sequence[Predicted]) -> Iterator[Section]:
@@ -118,30 +122,49 @@ def _of_rows(predicted: Sequence[Predicted]) -> Iterator[Section]:
         for one, section in zip(predicted, built, strict=True):
             section.title = one.title
             section.samples = _with_others(section.samples, one, predicted)
-        yield Section(key, of_each=[section for section in built if not section.is_empty])
+        together = _rankings(predicted) if key == "ranking" else {}
+        yield Section(key, together, of_each=[section for section in built if not section.is_empty])
 
 
 def _confusion(record: Record) -> Section:
-    has_classes = bool(record.confusion["names"])
-    return Section("confusion", [row_figures.confusion(record.confusion)] if has_classes else [])
+    if not record.confusion["names"]:
+        return Section("confusion")
+    return Section("confusion", {"confusion": row_figures.confusion(record.confusion)})
 
 
 def _ranking(record: Record) -> Section:
-    roc = row_figures.ranking(record.roc, "false positive rate", "true positive rate", diagonal=True)
-    return Section(
-        "ranking", [roc, row_figures.ranking(record.precision_recall, "recall", "precision", diagonal=False)]
-    )
+    roc = row_figures.ranking(record.roc, *_ROC, diagonal=True)
+    precision_recall = row_figures.ranking(record.precision_recall, *_PRECISION_RECALL, diagonal=False)
+    return Section("ranking", {"roc": roc, "precision_recall": precision_recall})
+
+
+def _rankings(predicted: Sequence[Predicted]) -> dict[str, Figure]:
+    """A curve for each of several records, the mean over its classes, in one figure of each kind."""
+    found = {}
+    for key, x, y in (("roc", *_ROC), ("precision_recall", *_PRECISION_RECALL)):
+        means = []
+        is_mean = False
+        for one in predicted:
+            curves = [curve for curve in getattr(one.record, key) if curve["x"]]
+            is_mean = is_mean or len(curves) > 1
+            if curves:
+                means.append(mean_curve(one.title, curves))
+        if len(means) > 1:
+            found[key] = row_figures.ranking(means, x, f"{y}, mean over classes" if is_mean else y, key == "roc")
+    return found
 
 
 def _reliability(record: Record) -> Section:
-    has_bins = bool(record.reliability["rows"])
-    return Section("reliability", [row_figures.reliability(record.reliability)] if has_bins else [])
+    if not record.reliability["rows"]:
+        return Section("reliability")
+    return Section("reliability", {"reliability": row_figures.reliability(record.reliability)})
 
 
 def _residuals(record: Record) -> Section:
     if not any(column["true"] for column in record.numbers):
         return Section("residuals")
-    return Section("residuals", [row_figures.scatter(record.numbers), row_figures.residuals(record.numbers)])
+    scatter = row_figures.scatter(record.numbers)
+    return Section("residuals", {"scatter": scatter, "residuals": row_figures.residuals(record.numbers)})
 
 
 _PAGES: dict[str, Callable[[Record], Section]] = {
@@ -175,12 +198,14 @@ def _has(record: Record, sample: Mapping[str, Any]) -> bool:
 
 def _of_training(run: Run) -> Iterator[Section]:
     """What a single run logged and wrote."""
-    yield Section("data", [row_figures.classes(run.record.data["classes"], run.record.names)], data(run))
-    yield Section("rates", [figures.rates(run)])
-    yield Section("gradients", [figures.gradient_norms(run)])
-    yield Section("updates", [figures.per_part(run, "update_ratio/", "‖Δw‖ / ‖w‖ of a step")])
+    classes = row_figures.classes(run.record.data["classes"], run.record.names)
+    yield Section("data", {"classes": classes}, data(run))
+    yield Section("rates", {"rates": figures.rates(run)})
+    yield Section("gradients", {"gradient_norms": figures.gradient_norms(run)})
+    yield Section("updates", {"updates": figures.per_part(run, "update_ratio/", "‖Δw‖ / ‖w‖ of a step")})
     drift = figures.per_part(run, "drift/", "distance from the start")
-    yield Section("drift", [drift, figures.per_part(run, "similarity/", "similarity (CKA)")])
+    similarity = figures.per_part(run, "similarity/", "similarity (CKA)")
+    yield Section("drift", {"drift": drift, "similarity": similarity})
     machine = [[name, value] for name, value in run.record.machine.items()]
     yield Section("machine", table=Table(("", ""), machine, holds_numbers=False))
     yield Section("config", text=run.config_text)
@@ -248,7 +273,13 @@ def parts(run: Run) -> Table:
         moved = "" if drift is None else f"{drift.last:.1%}"
         rows.append([part["part"], part["origin"], f"{values:,}", alone, *texts, moved])
     columns = ("part", "origin", "values", "alone", "without it", "changes predictions by", "share of blend", "moved")
-    return Table(columns, rows)
+    # without predictions or drift, their columns would be empty
+    filled = [place for place in range(len(columns)) if any(row[place] for row in rows)]
+    return Table(_at(columns, filled), [_at(row, filled) for row in rows])
+
+
+def _at(cells: Sequence[str], places: Sequence[int]) -> list[str]:
+    return [cells[place] for place in places]
 
 
 def data(run: Run) -> Table:

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from hybrid_lightning.errors import counted
 from hybrid_lightning.resume.loop_counters import COUNTERS
+from hybrid_lightning.trainer import length_of
 
 
 class Division(NamedTuple):
@@ -99,30 +101,50 @@ def changes(trainer: Trainer, saved: Mapping[str, Any], now: Division | None, or
     if before is None or now is None or before == now:
         found += _other_counts(trainer, saved)
     elif before.global_batch != now.global_batch:
-        found.append(
-            f"a step takes {now.global_batch} samples, and {before.global_batch} in the checkpoint; keep ranks × batch "
-            f"size × trainer.accumulate_grad_batches at {before.global_batch}"
-        )
-    else:
-        found += _other_steps(trainer, saved, before, now)
+        found.append(_other_global_batch(before, now))
+    elif steps := _other_steps(trainer, saved, before, now):
+        found.append(f"{steps}; a whole number as trainer.limit_train_batches counts the batches of one device")
     if saved and "order" not in saved:
         found.append("it was saved by an earlier version, which drew the samples otherwise")
     return found
 
 
-def _other_steps(trainer: Trainer, saved: Mapping[str, Any], before: Division, now: Division) -> list[str]:
-    """How the number of steps of an epoch differs from that of a checkpoint whose steps are as large."""
+def warn_of_other_batch(trainer: Trainer, saved: Mapping[str, Any], now: Division | None) -> None:
+    """Warns of what another global batch changes in a run that goes on at the start of an epoch."""
+    before = saved_division(saved)
+    if before is None or now is None or before.global_batch == now.global_batch:
+        return
+    reasons = [_other_global_batch(before, now)]
+    steps = _other_steps(trainer, saved, before, now)
+    total = length_of(trainer, trainer.num_training_batches).total_steps
+    if steps is not None:
+        reasons.append(steps)
+    if steps is not None and total is not None:
+        # all epochs of the run are taken to have as many steps as those to come
+        reasons.append(
+            f"rates, and unfreezings in epochs or percent, are those of a run of {counted(total, 'step')}, which now "
+            f"stands at step {trainer.global_step}"
+        )
+    rank_zero_warn(f"Exact resume: the run goes on, but not exactly as it would have: {'; '.join(reasons)}.")
+
+
+def _other_global_batch(before: Division, now: Division) -> str:
+    return (
+        f"a step takes {now.global_batch} samples, and {before.global_batch} in the checkpoint; keep ranks × batch "
+        f"size × trainer.accumulate_grad_batches at {before.global_batch}"
+    )
+
+
+def _other_steps(trainer: Trainer, saved: Mapping[str, Any], before: Division, now: Division) -> str | None:
+    """How the number of steps of an epoch differs from that of a checkpoint; None if it is the same or not known."""
     batches, length = saved.get("batches"), trainer.num_training_batches
     if not isinstance(batches, int) or not isinstance(length, int):
-        return []
+        return None
     steps_before = -(-batches // before.accumulate)
     steps_now = -(-length // now.accumulate)
     if steps_before == steps_now:
-        return []
-    return [
-        f"an epoch has {steps_now} steps, and {steps_before} in the checkpoint; a whole number as "
-        f"trainer.limit_train_batches counts the batches of one device"
-    ]
+        return None
+    return f"an epoch has {counted(steps_now, 'step')}, and {steps_before} in the checkpoint"
 
 
 def _other_counts(trainer: Trainer, saved: Mapping[str, Any]) -> list[str]:

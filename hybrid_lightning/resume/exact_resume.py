@@ -12,22 +12,22 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.distributed.ranks import fix_buckets
 from hybrid_lightning.lightning_private import (
     accumulates,
     data_fetcher,
     forget_restart,
-    hands_out_iterator,
     logged_steps,
+    remember_loaders,
     restart_at_epoch_start,
     restart_within_validation,
     set_logged_steps,
     validation_fetcher,
     validation_is_due,
 )
-from hybrid_lightning.resume.division import Division, Move, changes, division_of, go_on
+from hybrid_lightning.resume.division import Division, Move, changes, division_of, go_on, warn_of_other_batch
 from hybrid_lightning.resume.loop_counters import SavedPoint, settle
-from hybrid_lightning.resume.replay import ReplayedLoader, epoch_of, position, seed_device
+from hybrid_lightning.resume.replay import ReplayedLoader, epoch_of, position, refuse_uncounted, seed_device
 from hybrid_lightning.resume.saved_fit import KEY, refuse_damaged_fit
 from hybrid_lightning.resume.seeded_loaders import hashed
 from hybrid_lightning.trainer import FitCallback, window_is_open
@@ -87,6 +87,12 @@ class ExactResume(FitCallback):
         """Forgets a checkpoint that other code has restored, such as a search for a learning rate."""
         self._saved = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets the Trainer keep the loaders as they are given."""
+        super().setup(trainer, pl_module, stage)
+        if self.enabled and stage == "fit":
+            remember_loaders(trainer)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the saved counters in order, before Lightning reads them."""
         if self.enabled and trainer.state.fn == "fit" and "loops" in checkpoint:
@@ -99,6 +105,7 @@ class ExactResume(FitCallback):
         """Prepares the loaders; continues what the checkpoint left unfinished."""
         if not self.enabled:
             return
+        fix_buckets(trainer)
         saved = self._saved
         self._saved = None
         self.seed = trainer.strategy.broadcast(chosen_seed((saved or {}).get("seed"), trainer.current_epoch))
@@ -185,13 +192,7 @@ class ExactResume(FitCallback):
         if isinstance(fetcher.combined_loader, ReplayedLoader):
             return
         assert self.seed is not None
-        done = position(trainer)
-        if done and hands_out_iterator(fetcher):
-            raise ConfigError(
-                f"--ckpt_path: the checkpoint was saved after batch {done} of an epoch, and training_step takes "
-                f"'dataloader_iter', so how many batches it read is unknown. Continue from a checkpoint of an epoch's "
-                f"end, or let training_step take 'batch'."
-            )
+        refuse_uncounted(position(trainer), fetcher)
         # in the fetcher alone: trainer.train_dataloader stays what the user gave
         combined = fetcher.combined_loader
         combined.reset()  # ends the workers of the first iterator, which have no seeds
@@ -200,6 +201,8 @@ class ExactResume(FitCallback):
         fetcher.setup(replayed)
         if saved is not None and self._point.in_epoch:
             self._divide_anew(trainer, saved)
+        elif saved is not None:
+            warn_of_other_batch(trainer, saved, self._division)
         iter(fetcher)
 
     def _divide_anew(self, trainer: Trainer, saved: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch.utils.data import DistributedSampler
 
-from hybrid_lightning.lightning_private import combination_of, loaders_to_read, wrapped_samplers
+from hybrid_lightning.errors import ConfigError
+from hybrid_lightning.lightning_private import combination_of, hands_out_iterator, loaders_as_given, wrapped_samplers
 from hybrid_lightning.resume.seeded_loaders import SeededLoader, hashed, seed_cpu
 
 
@@ -103,6 +104,16 @@ class ReplayedLoader:
             yield
 
 
+def refuse_uncounted(done: int, fetcher: Any) -> None:
+    """Raises `ConfigError` where an epoch would go on after some batches, and the module reads by itself."""
+    if done and hands_out_iterator(fetcher):
+        raise ConfigError(
+            f"--ckpt_path: the checkpoint was saved after batch {done} of an epoch, and training_step takes "
+            f"'dataloader_iter', so how many batches it read is unknown. Continue from a checkpoint of an epoch's "
+            f"end, or let training_step take 'batch'."
+        )
+
+
 def replaced_samplers(trainer: Trainer, loaders: list[Any]) -> list[Any]:
     """The user's sampler of each loader in which a distributed Trainer has replaced it; None of the others."""
     nothing = [None] * len(loaders)
@@ -110,8 +121,7 @@ def replaced_samplers(trainer: Trainer, loaders: list[Any]) -> list[Any]:
     # with overfit_batches, Lightning keeps the order on purpose
     if trainer.overfit_batches or not any(is_injected):  # type: ignore[attr-defined]
         return nothing
-    with torch.random.fork_rng(devices=[]):  # making a loader may draw random numbers
-        given = CombinedLoader(loaders_to_read(trainer)).flattened
+    given = loaders_as_given(trainer)
     if len(given) != len(loaders):
         return nothing
     found = []

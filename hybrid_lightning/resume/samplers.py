@@ -4,8 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle, islice
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler
+
+_BLOCK = 4096  # indices
 
 
 class RankShare:
@@ -19,13 +22,43 @@ class RankShare:
         self.sampler, self.ranks, self.rank = sampler, ranks, rank
 
     def __iter__(self) -> Iterator[Any]:
-        order = list(self.sampler)
+        order = _order_of(self.sampler)
         missing = -len(order) % self.ranks
-        order += islice(cycle(order), missing)
-        return iter(order[self.rank :: self.ranks])
+        if isinstance(order, list):
+            order += islice(cycle(order), missing)
+            return iter(order[self.rank :: self.ranks])
+        own = order[self.rank :: self.ranks].copy()  # a view would hold the shares of all ranks
+        place = self.rank + len(own) * self.ranks  # of the next one
+        if place < len(order) + missing:
+            own = np.append(own, order[place % len(order)])
+        return _in_blocks(own)
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.ranks)
+
+
+def with_light_order(sampler: Any) -> Any:
+    """The same batches in the same order; of torch's own `RandomSampler` without a list of all indices."""
+    if type(sampler) is not BatchSampler or type(sampler.sampler) is not RandomSampler:
+        return sampler
+    return BatchSampler(RankShare(sampler.sampler, ranks=1, rank=0), sampler.batch_size, sampler.drop_last)
+
+
+def _order_of(sampler: Any) -> "list[Any] | np.ndarray[Any, np.dtype[np.int64]]":
+    """All that a sampler draws: an array in place of torch's list of a permutation, which takes five times as much."""
+    is_plain = type(sampler) is RandomSampler and sampler.generator is None and not sampler.replacement
+    if not is_plain or sampler.num_samples != len(sampler.data_source):
+        return list(sampler)
+    # the same numbers as torch's, and as many of the global generator
+    generator = torch.Generator()
+    generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+    return torch.randperm(sampler.num_samples, generator=generator).numpy()
+
+
+def _in_blocks(indices: "np.ndarray[Any, np.dtype[np.int64]]") -> Iterator[int]:
+    """The indices as Python's numbers, a few of them at a time."""
+    for start in range(0, len(indices), _BLOCK):
+        yield from indices[start : start + _BLOCK].tolist()
 
 
 def share_of(sampler: Any) -> tuple[int, int]:

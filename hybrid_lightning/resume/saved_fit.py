@@ -29,6 +29,7 @@ _FORM = {
 }
 _HEAD = {"epoch": int, "global_step": int, "pytorch-lightning_version": str, "state_dict": dict}
 _VERSION = re.compile(r"[0-9]{1,4}(\.\w+)*")
+_LONGEST_CLASS = 200  # letters
 _OLDEST = 2  # of Lightning; it rewrites older files, by rules for programs of that time
 
 
@@ -57,10 +58,19 @@ def refuse_damaged_fit(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     saved = checkpoint.get(KEY)
     if path is None and saved:
         path = first_damaged(saved, _FORM, KEY)
+        if path is None and (saved.get("batches") or 0) < 0:
+            path = f"{KEY}.batches"
+        if path is None and not _is_class(saved.get("order")):
+            path = f"{KEY}.order"
         if path is None and saved["window"]:
             path = _first_in_window(trainer, saved)
     if path is not None:
         raise _missing(path)
+
+
+def _is_class(order: str | None) -> bool:
+    """Whether it can be the name of a sampler's class, which is told where another one decides."""
+    return not order or (order.isidentifier() and len(order) <= _LONGEST_CLASS)
 
 
 def _missing(path: str) -> ConfigError:

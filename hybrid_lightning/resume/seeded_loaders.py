@@ -24,7 +24,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from hybrid_lightning.resume.samplers import RankShare, held_generators, set_epoch, share_of
+from hybrid_lightning.resume.samplers import RankShare, held_generators, set_epoch, share_of, with_light_order
 
 
 def hashed(*words: object) -> int:
@@ -84,7 +84,7 @@ class SeededSampler:
         for generator, first_seed in self._generators:
             generator.manual_seed(hashed(first_seed, "order", place))
         seed_cpu(hashed(self._seed, "order", place))
-        indices = iter(self.sampler)
+        indices = iter(with_light_order(self.sampler))
         for number in count():
             if number == 0 or not self._draws_once:
                 seed_cpu(hashed(self._seed, "order", place, number))

@@ -54,8 +54,8 @@ class HybridTask(NetworkModule):
         lr: Base learning rate, the only one; each group's own rate is a multiple of it.
         weight_decay: Weight decay of parameters with two or more dimensions.
         pretrained: Defaults of all pretrained parts: ``lr_scale`` (0.1), ``layer_decay`` (1), ``weight_decay``,
-            ``decay_all`` (false), ``l2sp`` (null), ``unfreeze`` (10%), ``batch_norm``, ``clip`` and ``adapter``
-            (null).
+            ``decay_all`` (false), ``l2sp`` (null), ``unfreeze`` (10%), ``batch_norm``, ``clip``, ``adapter``,
+            ``checkpoint_activations`` (null).
         untrained: Defaults of all untrained parts; ``lr_scale`` is 1 and ``unfreeze`` is ``always``. ``origin: random``
             leaves them as they were drawn, all but the fusion and the head.
         fusion: Options of the fusion of several parts, such as ``{module: ConcatFusion, args: {width: 64}}``.

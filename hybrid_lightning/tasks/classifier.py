@@ -191,7 +191,8 @@ class ClassificationObjective(Objective):
             raise ConfigError(f"labels are {target.dtype}; class indices are integers (int64).")
         if is_multilabel and bool(((target != 0) & (target != 1)).any()):
             raise ConfigError(f"a multilabel target holds 0 and 1 only, not values such as {target.max():g}.")
-        low, high, top = target.min().item(), target.max().item(), self.num_classes - 1
+        low, high = (end.item() for end in target.aminmax())
+        top = self.num_classes - 1
         if not is_multilabel and (low < 0 or high > top):
             raise ConfigError(
                 f"labels run from {low} to {high}, but the model allows 0 to {top}. "

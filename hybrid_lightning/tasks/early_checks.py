@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
+from hybrid_lightning.distributed.strategies import refuse_strategy
 from hybrid_lightning.errors import ConfigError, at
 from hybrid_lightning.importing import check_names
 from hybrid_lightning.lightning_private import is_compiled
@@ -51,6 +52,7 @@ def check_trainer(task: Any, trainer: pl.Trainer) -> None:
             "Trainer the task itself, and write 'compile: true' on the parts that are worth it.",
             "model",
         )
+    refuse_strategy(trainer.strategy)
     check_monitors(task, trainer.callbacks)  # type: ignore[attr-defined]
     refuse_breaking_callbacks(trainer)
     refuse_changing_windows(trainer)

@@ -77,6 +77,8 @@ class SplitMetrics(nn.Module):
         self.counts = SampleCounts(classes)
         self.decide: Callable[[Tensor], Tensor] | None = None
         """What makes decisions of predictions, where thresholds are set; None: metrics decide at 0.5."""
+        self.kept: list[tuple[Tensor, Any]] | None = None
+        """Predictions and targets of each batch, on the CPU, from when somebody puts a list here."""
         self.samples = 0
         """How many samples the last values were of."""
         self.tables: dict[str, Tensor] = {}
@@ -103,6 +105,8 @@ class SplitMetrics(nn.Module):
     ) -> None:
         """Adds a batch; `weight` is what its loss was divided by, and a target may be None without metrics."""
         target = self._as_counted(target)
+        if self.kept is not None and isinstance(target, Tensor):
+            self.kept.append((predictions.cpu(), target.cpu()))
         self.loss.update(loss, weight)
         self.counts.update(predictions, target)
         for metric in self.metrics.values():

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from hybrid_lightning.data.loaders import example_batch
 from hybrid_lightning.distributed.fsdp2 import shard_if_asked
 from hybrid_lightning.distributed.ranks import first_of_node_before_others
+from hybrid_lightning.distributed.strategies import refuse_strategy
 from hybrid_lightning.errors import ConfigError, at, printable
 from hybrid_lightning.gradients.step import shared_pass
 from hybrid_lightning.lightning_private import BatchCheckingModule, skip_empty_hooks
@@ -196,6 +197,7 @@ class NetworkModule(BatchCheckingModule, ABC):
     def configure_model(self) -> None:
         """Builds what is not built yet; a run may take class weights or a scale from its training data."""
         self._restored_settings = None  # of a checkpoint with which an earlier run failed
+        refuse_strategy(self.trainer.strategy)
         self.build_if_needed()
         network = self.built()
         in_given_precision(self.trainer, network)
@@ -265,7 +267,7 @@ class NetworkModule(BatchCheckingModule, ABC):
         """Steps the scheduler, unless it waits for a metric: then each validation does."""
         if not getattr(scheduler, "by_metric", False):
             super().lr_scheduler_step(scheduler, metric)
-        if is_trial(self.trainer) and not isinstance(scheduler, GroupLR):
+        if not isinstance(scheduler, GroupLR) and is_trial(self.trainer):
             keep_shares(scheduler.optimizer)
 
     def _print(self, *lines: str) -> None:

@@ -179,14 +179,17 @@ def test_a_module_of_somebody_else_is_averaged(tmp_path):
         torch.testing.assert_close(saved["state_dict"][name], expected(record.states, name, 3).float())
 
 
-def test_statistics_are_averaged_or_estimated_anew_for_the_average(tmp_path):
+def test_statistics_are_averaged_or_estimated_anew_for_the_average(tmp_path, caplog):
     norm = "network.parts.old.first.1.running_mean"
     found = {}
     for mode in (None, "recalibrate"):
         torch.manual_seed(0)
         parts = {"old": {"module": Tower, "batch_norm": mode}}
         model = HybridClassifier(num_classes=2, parts=parts, lr=0.05, average={"ema": "4 steps"})
-        _, _, saved = fitted(tmp_path / str(mode), model)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            _, _, saved = fitted(tmp_path / str(mode), model)
+        assert caplog.text.count("'batch_norm: recalibrate' of a part estimates them") == (mode is None)
         found[mode] = saved["state_dict"][norm]
         assert not torch.equal(found[mode], saved["current_model_state"][norm])
         weight = saved["state_dict"]["network.parts.old.first.0.weight"]

@@ -3,7 +3,8 @@
 Each run is a process of its own, the two modes of a seed one after the other, with the same number of threads. A phase
 ends where another set of parts trains; the first one, ``start``, is all that comes before the first batch of training:
 data, the pass that prepares random parts, a closed-form start, the fill of a cache that begins with the first epoch.
-Memory is the largest resident set of the process in the phase, mapped files of features included.
+Seconds are CPU time of the process, so that other programs count little. Memory is the largest resident set of the
+process in the phase, mapped files of features included.
 
 RESULT cached_fit: median over the seeds of the seconds with ``cache: false`` / those with ``cache: auto``.
 RESULT cached_fit_loss: largest difference between the two modes' last validation losses.
@@ -35,7 +36,7 @@ class Phase(NamedTuple):
     """What a phase took."""
 
     name: str
-    seconds: float
+    seconds: float  # of CPU time
     peak: float  # MiB
 
 
@@ -48,13 +49,13 @@ class Phases(pl.Callback):
 
     def _begin(self, name: str) -> None:
         self._name = name
-        self._started = time.perf_counter()
+        self._started = time.process_time()
         # the kernel forgets the largest size so far
         (_OWN / "clear_refs").write_text("5")
 
     def end(self) -> None:
         """Ends the running phase."""
-        seconds = time.perf_counter() - self._started
+        seconds = time.process_time() - self._started
         status = (_OWN / "status").read_text()
         kibibytes = status.split("VmHWM:")[1].split()[0]
         self.found.append(Phase(self._name, seconds, int(kibibytes) / 1024))

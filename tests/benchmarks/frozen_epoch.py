@@ -72,6 +72,7 @@ class Rest(nn.Module):
         super().__init__()
         parts = model.built().parts
         self.kind, self.fusion, self.head = parts["kind"], parts["fusion"], parts["head"]
+        self.train()  # the encoder's features were computed in eval mode
 
     def forward(self, batch: Batch) -> Tensor:
         features = {"cell": batch["cell"], "kind": self.kind(batch["type"])}

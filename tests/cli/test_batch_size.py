@@ -1,10 +1,11 @@
 """``--batch_size_total``: a global batch is divided evenly, what fits is found, and a run that goes on keeps it."""
 
 import os
+import signal
 import socket
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -313,3 +314,24 @@ def test_a_trial_that_fails_is_told_to_those_who_wait():
         batch_size_trial._told_by_first(fail, server, 1)
     waiting.join(20)
     assert heard == ["--batch_size_total: the first process could not find what fits: no such file."]
+
+
+def test_a_trial_hears_no_signals_of_a_cluster(folder, monkeypatch):
+    """Lightning's handler of SIGUSR1 would save the trial and queue the job again."""
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "4242", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    heard = []
+    monkeypatch.setattr(Hearing, "heard", heard)
+    monkeypatch.setattr(batch_size_trial, "_Enough", Hearing)
+    parsed = parse(["fit", "--config", write(changed())])
+    assert batch_size_trial.largest_that_fits(parsed, 4, torch.device("cpu")) == 4
+    assert heard == [signal.SIG_DFL]
+
+
+class Hearing(batch_size_trial._Enough):
+    """Notes what hears SIGUSR1 in a trial."""
+
+    heard: ClassVar[list[Any]] = []
+
+    def on_train_start(self, *_: Any) -> None:
+        self.heard.append(signal.getsignal(signal.SIGUSR1))

@@ -276,6 +276,16 @@ def test_evaluation_reads_the_best_checkpoint_of_the_newest_run(split, fitted, m
     assert ("val/accuracy" if split == "validate" else "test/accuracy") in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["fit", "--trainer.max_epochs", "3"], ["test"], ["predict"]])
+def test_without_a_logger_a_config_in_the_working_directory_is_kept(words, fitted, folder):
+    text = "# mine\n" + yaml.safe_dump(CONFIG)
+    Path("config.yaml").write_text(text)
+    best = str(run_of(fitted) / "checkpoints" / "best.ckpt")
+    verb, *more = words
+    assert main([verb, "config.yaml", "--ckpt_path", best, "--trainer.logger", "false", *more]) == 0
+    assert Path("config.yaml").read_text() == text
+
+
 def test_evaluation_works_in_a_new_process(fitted):
     words = ["test", "--config", "small.yaml", "--ckpt_path", "best", "--trainer.logger", "false"]
     assert "test/accuracy" in succeed("-m", "hybrid_lightning", *words, cwd=fitted).stdout

@@ -120,6 +120,7 @@ def test_from_config_leaves_the_warning_filters_as_they_were(folder):
         (["--config", "x.yaml", "fit"], "error: the command comes first: write 'fit --config x.yaml'."),
         (["x.yaml"], "error: the command comes first: write 'fit x.yaml'."),
         (["fitt"], "error: unknown command 'fitt'. Did you mean 'fit'?"),
+        (["train", "x.yaml"], "error: unknown command 'train'. Here it is 'fit': write 'fit x.yaml'."),
     ],
 )
 def test_a_command_comes_first(words, says, capsys):

@@ -38,6 +38,9 @@ PARTS = {
 }
 ROWS = ["full", "linear_probe", "part_fresh", "part_tower", "random_weights", "ridge"]
 HOME = Path("runs/small_compare")
+RESULT = json.dumps(
+    {"validation": {"a": 1}, "test": {}, "main": "a", "is_better_high": True, "seconds": 2.5, "drift": {}}
+)
 
 
 class Here(Ended):
@@ -210,6 +213,19 @@ def test_a_run_that_was_cut_off_does_not_go_on_with_other_settings(folder, comma
     assert "lr: 0.01" in (HOME / "runs/as_is_seed0/version_0/config.yaml").read_text()
 
 
+@pytest.mark.parametrize("place", ["runs", "logs/as_is_seed0.log", "results"])
+def test_links_of_a_folder_to_other_places_are_refused(place, folder, commands, capsys):
+    Path("mine").mkdir()
+    Path("mine/kept").write_text("kept")
+    Path("given", place).parent.mkdir(parents=True)
+    Path("given", place).symlink_to(folder / ("mine/kept" if place.endswith("log") else "mine"))
+    words = ["--baselines", "false", "--seeds", "1", "--recipes", "as_is", "--folder", "given"]
+    assert main(["compare", "--config", prepare(), *words]) == 2
+    assert "is a link to" in capsys.readouterr().err
+    assert Path("mine/kept").read_text() == "kept"
+    assert [path.name for path in Path("mine").iterdir()] == ["kept"]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -363,8 +379,18 @@ def test_a_recipe_that_changes_nothing_is_told_and_so_is_one_that_is_as_good():
     ]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"seconds": []}', '{"validation": {"a": "b"}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"seconds": []}', '{"validation": {"a": "b"}}'),
+        pytest.param("[" * 100_000, id="nested"),
+        pytest.param(RESULT.replace("2.5", "1" + 400 * "0"), id="beyond a float"),
+        pytest.param(RESULT + " " * 2**20, id="large"),
+    ],
+)
 def test_a_damaged_result_is_none(text, folder):
+    Path("x.json").write_text(RESULT)
+    assert read_result(Path("x.json")) is not None
     Path("x.json").write_text(text)
     assert read_result(Path("x.json")) is None
     with pytest.raises(ConfigError):

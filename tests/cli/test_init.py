@@ -5,6 +5,7 @@ import yaml
 
 from hybrid_lightning.cli import main
 from tests.processes import succeed
+from tests.shards import write_splits
 from tests.tables import write_rows
 
 ROWS = [{"name": f"s{row}", "age": row * 7 % 41, "label": "ab"[row % 2]} for row in range(40)]
@@ -59,3 +60,16 @@ def test_lightning_is_not_imported(table, folder):
         "assert not {'lightning', 'torchmetrics', 'jsonargparse'} & sys.modules.keys()\n"
     )
     succeed("-c", code, cwd=folder, fresh=True)
+
+
+def test_shards_are_a_table_of_which_members_are_looked_at(folder, capsys):
+    write_splits("shards")
+    assert main(["init", "shards/*.tar", "--target", "cls", "--output", "mine.yaml"]) == 0
+    config = yaml.safe_load(Path("mine.yaml").read_text())["data"]["init_args"]
+    assert config["path"] == "shards/*.tar"
+    assert "images" in capsys.readouterr().err
+    columns = str(config["inputs"])
+    assert "png" in columns
+    assert "json.age" in columns
+    assert "shard" not in columns
+    assert main(["plan", "mine.yaml"]) == 0

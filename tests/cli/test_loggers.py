@@ -20,6 +20,11 @@ from hybrid_lightning.report import page
 from tests.small import changed, command
 
 NAMES = ("train/loss", "val/accuracy", "val/loss", "lr/head-no_decay", "grad_norm/total", "trainable/stem")
+FIGURES = [
+    *("report/classes", "report/confusion", "report/gradient_norms", "report/losses", "report/metrics"),
+    *("report/precision_recall", "report/rates", "report/reliability", "report/roc", "report/timeline"),
+    "report/updates",
+]
 BLOCK = 32768  # bytes of a block of W&B's file
 
 
@@ -43,6 +48,9 @@ class TensorBoard:
         texts = self.found.Tags()["tensors"]
         return "report/scores/text_summary" in texts and "hp_metric" in self.found.Tags()["scalars"]
 
+    def figures(self):
+        return self.found.Tags()["images"]
+
 
 class MLflow:
     given: ClassVar = {"class_path": "MLFlowLogger", "init_args": {"save_dir": "logs", "experiment_name": "mine"}}
@@ -61,6 +69,10 @@ class MLflow:
 
     def has_report(self):
         return "report.html" in [file.path for file in self.client.list_artifacts(self.run.info.run_id)]
+
+    def figures(self):
+        files = self.client.list_artifacts(self.run.info.run_id, "report")
+        return [file.path.removesuffix(".html") for file in files]
 
 
 class WandB:
@@ -91,6 +103,10 @@ class WandB:
 
     def has_report(self):
         return any(str(row.get("report._type", row.get("report", ""))).count("html-file") for row in self.rows)
+
+    def figures(self):
+        last = [row for row in self.rows if any(name.startswith("report/") for name in row)][-1:]
+        return [name.removesuffix("._type") for row in last for name in row if name.endswith("._type") and "/" in name]
 
 
 def records(content):
@@ -143,9 +159,12 @@ def environment(monkeypatch):
 
 
 @pytest.mark.filterwarnings("default")  # of libraries that are not ours
-@pytest.mark.parametrize(("package", "kind"), [("tensorboard", TensorBoard), ("mlflow", MLflow), ("wandb", WandB)])
+@pytest.mark.parametrize(
+    ("package", "kind", "drawn_with"),
+    [("tensorboard", TensorBoard, "matplotlib"), ("mlflow", MLflow, "plotly"), ("wandb", WandB, "plotly")],
+)
 def test_a_logger_gets_settings_metrics_and_report_and_goes_on_with_the_run(
-    folder, with_plotly, environment, package, kind, capsys
+    folder, with_plotly, environment, package, kind, drawn_with, capsys
 ):
     pytest.importorskip(package, reason=f"pip install 'hybrid_lightning[{package}]'")
     config = changed({"trainer.logger": kind.given, "trainer.max_epochs": 2})
@@ -164,6 +183,7 @@ def test_a_logger_gets_settings_metrics_and_report_and_goes_on_with_the_run(
     assert (settings["data.init_args.size"], settings["seed_everything"]) == (16, 0)
     assert "trainer.logger" not in " ".join(settings)
     assert logged.has_report()
+    assert sorted(logged.figures()) == (FIGURES if find_spec(drawn_with) else [])
     [saved] = folder.glob("runs/*/version_0/config.yaml")
     again = yaml.safe_load(saved.read_text())["trainer"]["logger"]["init_args"]
     assert [again.get(key) for key in ("version", "id", "run_id")] == [None] * 3  # another run of it is another run

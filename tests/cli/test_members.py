@@ -126,6 +126,54 @@ def test_values_are_averaged_in_the_units_of_the_target(folder):
     assert list(single[0][0]) == [name for name in rows[0] if name != "std"]
 
 
+def measured(*paths, settings=None):
+    """Checkpoint → metric → value, from what ``test`` of several checkpoints has written."""
+    assert main(["test", "--config", write(settings or config()), "--ckpt_path", *paths]) == 0
+    [newest] = sorted(Path("runs/small").glob("version_*"), key=lambda path: int(path.name[8:]))[-1:]
+    rows = list(csv.DictReader((newest / "test_members.csv").read_text().splitlines()))
+    return {row.pop("checkpoint"): row for row in rows}, newest
+
+
+def test_a_test_of_several_has_the_metrics_of_each_and_of_their_averaged_prediction(folder, capsys):
+    found, run = measured("runs/x_fold*/")
+    told = capsys.readouterr().out
+    target, each = torch.arange(COUNT) % 3, []
+    for fold in (1, 2, 3):
+        model = HybridTask.load_from_checkpoint(best(f"x_fold{fold}"))
+        with torch.no_grad():
+            each.append(model.predictions(model({"x": table(COUNT)})))
+        accuracy = (each[-1].argmax(1) == target).float().mean()
+        assert float(found[best(f"x_fold{fold}")]["accuracy"]) == pytest.approx(float(accuracy))
+    of_mean = float((torch.stack(each).mean(0).argmax(1) == target).float().mean())
+    averaged = found["their averaged prediction"]
+    assert float(averaged["accuracy"]) == pytest.approx(of_mean)
+    assert averaged["loss"] == ""
+    accuracies = torch.tensor([float(found[best(f"x_fold{fold}")]["accuracy"]) for fold in (1, 2, 3)])
+    [line] = [line for line in told.splitlines() if line.startswith("accuracy")]
+    assert line.split()[1:4] == [f"{accuracies.mean():.4g}", "±", f"{accuracies.std():.2g}"]
+    assert float(line.split()[4]) == pytest.approx(of_mean, abs=1e-3)
+    assert not Path("config.yaml").exists()
+    assert (run / "config.yaml").exists()
+    [row] = csv.DictReader((run / "metrics.csv").read_text().splitlines())
+    assert float(row["test/accuracy"]) == pytest.approx(of_mean, abs=1e-5)
+
+
+def test_one_checkpoint_twice_is_as_good_as_once(folder):
+    Path("copy.ckpt").write_bytes(Path(best("y_fold1")).read_bytes())
+    found, _ = measured(best("y_fold1"), "copy.ckpt", settings={**config(), **REGRESSION})
+    for metric in ("mae", "rmse", "r2"):
+        values = [float(row[metric]) for row in found.values()]
+        assert values == pytest.approx([values[0]] * 3, rel=1e-5)
+
+
+def test_several_checkpoints_that_do_not_go_together_are_not_tested(folder, capsys):
+    assert main(["test", "--config", write(config()), "--ckpt_path", "runs/x_fold1", "runs/beetles"]) == 2
+    assert "names of classes or targets of 'runs/beetles" in capsys.readouterr().err
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    assert main(["test", "--config", write(config()), "--ckpt_path", "runs/x_fold1", "runs/x_fold2", *two]) == 2
+    assert "2 checkpoints are tested together on one device. Add --trainer.devices 1." in capsys.readouterr().err
+
+
 def test_one_checkpoint_in_two_places_has_no_spread(folder):
     Path("copy.ckpt").write_bytes(Path(best("x_fold1")).read_bytes())
     rows = predicted(best("x_fold1"), "copy.ckpt")

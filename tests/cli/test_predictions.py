@@ -4,8 +4,10 @@ import contextlib
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from hybrid_lightning import ConfigError, HybridClassifier, HybridTask
@@ -295,6 +297,29 @@ def test_texts_that_a_spreadsheet_computes_are_quoted_and_numbers_are_not():
     assert found["id"] == ["'=1+1", "a"]
     assert found["'-class"] == ["'@b", "c"]
     assert found["probability"] is numbers
+
+
+@pytest.mark.parametrize("words", ["embed --output x.npz", "lr_find --plot x.png"])
+def test_files_that_cells_of_the_table_name_are_not_written_over(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    verb, flag, name = words.split()
+    Path("deep").mkdir()
+    file = Path("deep", name)
+    if name == "x.npz":
+        np.savez(file, np.ones(2, np.float32))
+        Path("link.npz").symlink_to(file)
+        kind, cell = {"array": "file"}, "link.npz"
+    else:
+        Image.fromarray(np.eye(8, dtype=np.uint8)).save(file)
+        kind, cell = {"image": "file", "size": 8}, "deep/x.png"
+    write_rows("m.csv", [{"file": cell, "label": "ab"[number % 2]} for number in range(10)])
+    before = file.read_bytes()
+    data = {"path": "m.csv", "inputs": {"x": kind}, "target": "label"}
+    config = write(table_config(data, {"x": {"module": "MLP"}}))
+    assert main([verb, "--config", config, flag, str(file)]) == 2
+    told = capsys.readouterr().err
+    assert f"error: {flag[2:]}: 'deep/{name}' is a file that the data name, and would be lost. Name another" in told
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(

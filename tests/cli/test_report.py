@@ -130,6 +130,7 @@ def test_a_fit_writes_its_report_by_itself(fitted):
     assert found.notes == []
     counts = found.confusion["counts"]
     assert sum(map(sum, counts)) == found.rows == found.data["rows"]["val"]
+    assert found.data["rows"].keys() == found.data["classes"].keys() == {"train", "val", "test"}
     accuracy = sum(row[place] for place, row in enumerate(counts)) / found.rows
     assert accuracy == pytest.approx(best_accuracy(run))
     starts = {part["part"]: [stage["start"] for stage in part["stages"]] for part in found.parts}

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from hybrid_lightning import FSDP2Strategy, ManifestDataModule
 from hybrid_lightning.distributed.fsdp2 import end_process_group
 from tests.resume.resuming import differences
+from tests.shards import tower_shards
 from tests.tiny import hybrid, trainer
 
 INPUTS = {"old": {"numeric": list("abcd")}, "new": {"numeric": list("dcba")}}
@@ -62,8 +63,10 @@ def draws(ranks: int) -> Any:
     return seen.epochs
 
 
-def resume(ranks: int, folder: Path) -> Any:
+def resume(ranks: int, folder: Path, kind: str) -> Any:
     def loader() -> Any:
+        if kind == "resume_shards":
+            return tower_shards("shards", 4)
         made = data(4)
         made.setup("fit")
         return made.train_dataloader()
@@ -89,7 +92,10 @@ def main(kind: str, ranks: int, folder: Path) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     os.chdir(folder)
-    found = {"draws": draws, "predict": predict}[kind](ranks) if kind != "resume" else resume(ranks, folder)
+    if kind.startswith("resume"):
+        found = resume(ranks, folder, kind)
+    else:
+        found = {"draws": draws, "predict": predict}[kind](ranks)
     torch.save(found, folder / f"{kind}-{ranks}-{os.environ.get('LOCAL_RANK', 0)}.pt")
 
 

@@ -214,7 +214,8 @@ def test_relative_paths_start_from_the_manifest_or_from_the_root(folder):
 # The split
 
 
-def test_a_fit_writes_the_split_with_the_names_of_the_samples(folder):
+def test_a_fit_writes_the_split_with_the_names_of_the_samples(folder, monkeypatch):
+    monkeypatch.setattr("hybrid_lightning.data.prepared._BLOCK", 7)
     assert fit("--data.init_args.id", "name", "--data.init_args.split_by", "patient") == 0
     with Path("runs/small/version_0/split.csv").open() as file:
         found = list(csv.DictReader(file))

@@ -8,6 +8,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from hybrid_lightning.data.spelling import positions
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
 
@@ -79,6 +80,95 @@ def test_columns_of_parquet_keep_their_meaning(tmp_path):
     assert empty["nothing"] == [True] * 4
     with pytest.raises(ConfigError, match=r"column 'day' .* holds '1970-01-01' in row 0, which is not a finite number"):
         table.numbers("day", "data.inputs.x")
+
+
+KINDS = {
+    "repeated": pyarrow.array([" b", "a", None, "b ", " ", "a"] * 4),
+    "different": pyarrow.array([*map(str, range(23)), ""]),
+    "in pieces": pyarrow.chunked_array([["b", "a"] * 6, ["c", "b"] * 6]),
+    "of pandas": pyarrow.DictionaryArray.from_arrays([2, 1, 2, None] * 6, ["unused", "a", "b"]),
+    "large": pyarrow.array(["b", "a"] * 12, pyarrow.large_string()),
+    "accents": pyarrow.array(["e\u0301", "\u00e9", "a"] * 8),
+    "whole": pyarrow.array([7, None, 1] * 8),
+    "real": pyarrow.array([1.0, np.nan, 0.5, None] * 6),
+    "flag": pyarrow.array([True, False, None] * 8),
+    "nothing": pyarrow.nulls(24),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_stand_for_the_names_in_order_of_their_first_rows(kind):
+    table, fresh = (Table(pyarrow.table({"a": KINDS[kind]})) for _ in range(2))
+    names, places = table.coded("a")
+    decoded = np.array([*names.to_pylist(), None], dtype=object)[places]
+    assert decoded.tolist() == fresh.names("a").to_pylist()
+    assert names.to_pylist() == fresh.names("a").unique().drop_null().to_pylist()
+    assert table.positions("a", ["a", "b"]).tolist() == positions(fresh.names("a"), ["a", "b"]).tolist()
+    # what is kept as codes reads as before
+    assert table.texts("a").to_pylist() == fresh.texts("a").to_pylist()
+    assert table.values("a").type == fresh.values("a").type
+    assert [str(table.cell("a", row)) for row in range(24)] == list(map(str, fresh.values("a").to_pylist()))
+    assert table.empty("a").tolist() == fresh.empty("a").tolist()
+
+
+def test_texts_that_repeat_take_four_bytes_a_row_once_they_are_coded():
+    names = ["a patient with a long name", "another patient"] * 500
+    table = Table(pyarrow.table({"a": names, "different": list(map(str, range(1000)))}))
+    table.texts("a")
+    for column in ("a", "different"):
+        table.coded(column)
+    assert table.arrow.column("a").nbytes < 5 * len(names)
+    assert pyarrow.types.is_string(table.arrow.column("different").type)
+    assert table.texts("a").to_pylist() == names
+
+
+def test_long_texts_in_pieces_get_wide_offsets_before_they_are_joined(monkeypatch):
+    monkeypatch.setattr("hybrid_lightning.data.table._LONG", 20)
+    table = Table(pyarrow.table({"a": KINDS["in pieces"]}))
+    assert pyarrow.types.is_large_string(table.texts("a").type)
+    assert table.coded("a")[0].to_pylist() == ["b", "a", "c"]
+    assert table.texts("a").to_pylist() == KINDS["in pieces"].to_pylist()
+
+
+def test_numbers_of_a_coded_column_are_those_of_its_texts():
+    table = Table(pyarrow.table({"a": ["1", "2.5", ""] * 4}))
+    table.coded("a")
+    np.testing.assert_equal(table.numbers("a"), [1, 2.5, np.nan] * 4)
+
+
+def test_of_parquet_other_columns_are_read_when_they_are_asked_for(tmp_path):
+    path = tmp_path / "rows.parquet"
+    content = {"a": [1, 2], "a.b": ["x", "y"], "c": [None, "z"]}
+    parquet.write_table(pyarrow.table(content), path)
+    table = Table.read(path, columns=["a", "nowhere"])
+    assert (table.columns, table.arrow.column_names) == (["a", "a.b", "c"], ["a"])
+    assert table.texts("c").to_pylist() == [None, "z"]
+    assert table.arrow.column_names == ["a", "c"]
+    assert Table.read(path).arrow.to_pydict() == content
+    assert len(Table.read(path, columns=["nowhere"])) == 2
+    parquet.write_table(pyarrow.table({"a.b": ["x"]}), path)
+    with pytest.raises(ConfigError, match=r"^data.path: .*rows.parquet' has changed since it was read"):
+        table.values("a.b")
+
+
+@pytest.mark.parametrize("columns", [None, ["a"]])
+def test_parquet_without_rows_or_with_equal_names_is_refused(tmp_path, columns):
+    path = tmp_path / "rows.parquet"
+    for arrays, names, message in (([[1], [2]], ["a", "a"], "several columns named 'a'"), ([[]], ["a"], "no rows")):
+        parquet.write_table(pyarrow.table([pyarrow.array(cells, "int64") for cells in arrays], names), path)
+        with pytest.raises(ConfigError, match=message):
+            Table.read(path, columns=columns)
+
+
+def test_parquet_is_the_same_in_pieces_of_any_size(tmp_path, monkeypatch):
+    words = pyarrow.array(["b", None, "a", "b", "c"])
+    content = pyarrow.table({"a": words, "b": words.dictionary_encode(), "c": [[1], [], None, [2, 3], [4]]})
+    parquet.write_table(content, tmp_path / "rows.parquet", row_group_size=2)
+    monkeypatch.setattr("hybrid_lightning.data.table_files._BATCH", 1)
+    monkeypatch.setattr("hybrid_lightning.data.table_files._WAITING", 2)
+    table = Table.read(tmp_path / "rows.parquet")
+    assert table.arrow.to_pydict() == content.to_pydict()
+    assert {column.num_chunks for column in table.arrow.columns} == {1}
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,15 @@ def test_a_small_file_that_becomes_a_large_table_is_refused(folder, monkeypatch)
             Table.read("m.parquet")
 
 
+def test_of_parquet_the_columns_that_are_read_count_alone(folder, monkeypatch):
+    monkeypatch.setattr(table_files, "_LARGEST", 10_000)
+    pandas.DataFrame({"a": range(500), "notes": ["the same long text"] * 500}).to_parquet("m.parquet")
+    table = Table.read("m.parquet", columns=["a"])
+    assert table.numbers("a").sum() == sum(range(500))
+    with pytest.raises(ConfigError, match=r"^data.path: 'm.parquet' holds more than .* GiB of values"):
+        table.texts("notes")
+
+
 @pytest.mark.parametrize("library", ["pyarrow", "pandas"])
 def test_a_missing_library_is_named_with_its_installation(folder, monkeypatch, library):
     Path("m.csv").write_text("a\n1\n")

@@ -99,6 +99,13 @@ def test_empty_cells_are_named(column):
         read("y", y=column)
 
 
+def test_files_in_no_folder_of_a_class_are_told_as_such(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=r"'label' .* is empty in all rows: their files are in no folder of a class"):
+        Target("label").fit(Table.read(str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -118,7 +125,7 @@ def test_an_impossible_target_is_refused(spec, message):
 
 
 def test_one_class_or_too_many_are_refused():
-    with pytest.raises(ConfigError, match="has 1 classes, 'a'; a multiclass target has at least two"):
+    with pytest.raises(ConfigError, match="has 1 class, 'a'; a multiclass target has at least two"):
         read("y", y=["a", "a"])
     with pytest.raises(ConfigError, match=r"has 3 classes, .*; a binary target has exactly two"):
         read({"column": "y", "kind": "binary"}, y=["a", "b", "c"])

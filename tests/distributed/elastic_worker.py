@@ -1,4 +1,4 @@
-"""One rank of `test_elastic.py`: fits on some ranks, from the start or from a checkpoint of another number of ranks."""
+"""One rank of `continued.py`: fits on some ranks, from the start or from a checkpoint of another number of ranks."""
 
 import json
 import logging
@@ -19,10 +19,11 @@ from hybrid_lightning.distributed.fsdp2 import end_process_group
 from hybrid_lightning.distributed.sharding import whole
 from tests.distributed.ddp_worker import plain_norm
 from tests.resume.resuming import Augmented
+from tests.shards import tower_shards
 from tests.tiny import batches, hybrid, trainer
 
-GLOBAL_BATCH, STEPS = 12, 4
-"""Samples of a step on all ranks together, and steps of an epoch."""
+GLOBAL_BATCH = 12
+"""Samples of a step on all ranks together."""
 STRATEGIES: dict[str, Any] = {
     "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
     "fsdp2": lambda: FSDP2Strategy(process_group_backend="gloo"),
@@ -41,7 +42,7 @@ class Watch(pl.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         facts = torch.tensor([float(outputs["loss"]), *batch["old"].double().sum(0), batch["target"].sum()])
         self.window.append(trainer.strategy.all_gather(facts).view(-1, 6).double())
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             of_window = torch.stack(self.window)
             rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
             loss, samples = of_window[..., 0].mean(1).sum(), of_window[..., 1:].sum((0, 1))
@@ -56,9 +57,11 @@ class Watch(pl.Callback):
             trainer.save_checkpoint(self.folder / "epoch.ckpt")
 
 
-def loader(ranks: int, accumulate: int) -> DataLoader[Any]:
+def loader(ranks: int, accumulate: int, facts: dict[str, Any]) -> DataLoader[Any]:
     size = GLOBAL_BATCH // (ranks * accumulate)
-    return DataLoader(Augmented(GLOBAL_BATCH * STEPS), size, shuffle=True)
+    if facts["kind"] == "shards":
+        return tower_shards(facts["folder"], size)
+    return DataLoader(Augmented(facts["samples"]), size, shuffle=True)
 
 
 def model(kind: str) -> Any:
@@ -78,7 +81,8 @@ def fit(facts: dict[str, Any]) -> None:
     runner = trainer(callbacks=[watch], gradient_clip_val=0.5, **options)
     task = model(facts["kind"])
     torch.manual_seed(2 if path else 1)
-    runner.fit(task, loader(ranks, accumulate), batches(12), ckpt_path=path, weights_only=True)
+    training = loader(ranks, accumulate, facts)
+    runner.fit(task, training, batches(12), ckpt_path=path, weights_only=True)
     optimizer = runner.optimizers[0]
     state = {"model": task.state_dict(), "optimizer": optimizer.state_dict()["state"]}
     unfrozen_at = {group["name"]: group["unfrozen_at"] for group in optimizer.param_groups}
@@ -94,4 +98,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for facts in json.loads(sys.argv[1]):
         fit(facts)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # where Lightning has started them, the others are killed when the first one ends
     end_process_group()

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -102,6 +103,35 @@ class Watch(pl.Callback):
             trainer.save_checkpoint(self.folder / f"step{self.step}.ckpt")
 
 
+class Reductions(pl.Callback):
+    """Asserts that a backward pass reduces what trains and nothing else, and that nothing else has optimizer state."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        # torch 2.13 calls it by another name than torch before
+        name = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+        original = getattr(dist, name)
+        setattr(dist, name, lambda *args, **options: self.counted(original, *args, **options))
+
+    def counted(self, original: Any, output: Tensor, input: Tensor, **options: Any) -> Any:
+        self.bytes += input.nbytes
+        return original(output, input, **options)
+
+    def on_after_backward(self, trainer: pl.Trainer, *_: Any) -> None:
+        trained = [p for group in trainer.optimizers[0].param_groups for p in group["params"] if p.requires_grad]
+        assert self.bytes == sum(self.padded(parameter, trainer.world_size) for parameter in trained)
+        self.bytes = 0
+
+    @staticmethod
+    def padded(parameter: Tensor, ranks: int) -> int:
+        """Bytes of a gradient of which each rank gets equally many rows."""
+        rows = -(-len(parameter) // ranks) * ranks
+        return rows * parameter[0].numel() * parameter.element_size()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        assert all(parameter.requires_grad for parameter in trainer.optimizers[0].state)
+
+
 def make(kind: str) -> tuple[pl.LightningModule, list[pl.Callback]]:
     if kind == "foreign":
         limits = {"backbone": {"value": 0.05}, "head": {"zclip": {"z": 1.0, "warm_up": "3 steps"}}}
@@ -158,7 +188,8 @@ def fit(name: str, facts: dict[str, Any], resume: int = 0) -> None:
     watch = Watch(folder, [] if resume else facts.get("resume", []))
     strategy = FSDP2Strategy(facts.get("sharded_files", False)) if ranks > 1 else "auto"
     options = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2, "use_distributed_sampler": False}
-    runner = trainer(devices=ranks, strategy=strategy, callbacks=[*callbacks, watch], log_every_n_steps=1, **options)
+    callbacks += [watch, Reductions()] if ranks > 1 else [watch]
+    runner = trainer(devices=ranks, strategy=strategy, callbacks=callbacks, log_every_n_steps=1, **options)
     if runner.global_rank:  # the weights that count are those of the first rank
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data.zero_()

@@ -11,28 +11,28 @@ SCRIPT = ROOT / "configs/cluster/slurm.sbatch"
 TASKS = 2
 LIMIT = 300
 """Seconds of one start of the job."""
-JOB = {
-    "SLURM_JOB_ID": "4242",
-    "SLURM_JOB_NAME": "hybrid",
-    "SLURM_NTASKS": str(TASKS),
-    "SLURM_NTASKS_PER_NODE": str(TASKS),
-    "SLURM_NNODES": "1",
-    "SLURM_NODELIST": "127.0.0.1",
-}
 SRUN = f"""#!{sys.executable}
-import os, subprocess, sys, time
+import os, subprocess, sys
 
-words = [word for word in sys.argv[1:]]
+words = sys.argv[1:]
 while words[0].startswith("--"):
     words.pop(0)
-tasks = []
-for number in map(str, range({TASKS})):
-    own = {{"SLURM_PROCID": number, "SLURM_LOCALID": number, "SLURM_NODEID": "0", "SLURM_STEP_NUM_TASKS": "{TASKS}"}}
+count, tasks = os.environ["SLURM_NTASKS"], []
+for number in map(str, range(int(count))):
+    own = {{"SLURM_PROCID": number, "SLURM_LOCALID": number, "SLURM_NODEID": "0", "SLURM_STEP_NUM_TASKS": count}}
     tasks.append(subprocess.Popen(words, env={{**os.environ, **own}}))
 codes = [task.wait() for task in tasks]
 sys.exit(max(codes))
 """
 SCONTROL = '#!/bin/sh\necho "$@" >> "$SCONTROL_CALLS"\n'
+
+
+def job(tasks: int) -> dict[str, str]:
+    """The variables of a job of so many tasks on one node."""
+    count = str(tasks)
+    name = {"SLURM_JOB_ID": "4242", "SLURM_JOB_NAME": "hybrid"}
+    nodes = {"SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": free_port()}
+    return {**name, **nodes, "SLURM_NTASKS": count, "SLURM_NTASKS_PER_NODE": count}
 
 
 def run_job(folder: Path, *words: str) -> int:
@@ -46,12 +46,12 @@ def run_job(folder: Path, *words: str) -> int:
     calls = folder / "calls.txt"
     calls.touch()
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, **ALONE, **JOB, "PATH": path, "SCONTROL_CALLS": str(calls)}
+    environment = {**os.environ, **ALONE, "PATH": path, "SCONTROL_CALLS": str(calls)}
     starts = 0
     while starts == len(calls.read_text().splitlines()):
         starts += 1
         command = ["bash", str(SCRIPT), *words]
-        environment["MASTER_PORT"] = free_port()
+        environment |= job(TASKS)
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
         )

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
-from torch import nn
+from lightning.pytorch.strategies import StrategyRegistry
 
 from hybrid_lightning import ConfigError, FSDP2Strategy, HybridClassifier
-from hybrid_lightning.distributed.fsdp2 import shard_if_asked
+from hybrid_lightning.distributed.strategies import refuse_strategy
 from hybrid_lightning.weights.safe_files import peek, read_file
 from tests.processes import python, succeed_on
 from tests.small import changed, trainer, write
@@ -159,16 +158,12 @@ def test_lightnings_own_strategy_is_refused_with_the_alternative(tmp_path: Path)
     assert "Use 'fsdp2'" in done.stderr
 
 
-def test_the_older_fsdp_is_refused_with_the_alternative() -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.strategy: under FSDPStrategy .* Use 'fsdp2'"):
-        shard_if_asked(FSDPStrategy(), nn.Linear(1, 1), [])
-
-
 def test_scaled_gradients_are_refused() -> None:
     strategy = FSDP2Strategy()
     strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-    with pytest.raises(ConfigError, match=r"trainer\.precision: .*bf16-mixed"):
-        strategy.setup(trainer())
+    for refuse in (lambda: refuse_strategy(strategy), lambda: strategy.setup(trainer())):
+        with pytest.raises(ConfigError, match=r"trainer\.precision: .*bf16-mixed"):
+            refuse()
 
 
 def test_the_strategy_is_known_by_its_name() -> None:

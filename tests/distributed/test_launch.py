@@ -10,7 +10,7 @@ import yaml
 
 from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import main
-from hybrid_lightning.distributed.launch import Launch, devices_as_launched, launched
+from hybrid_lightning.distributed.launch import Launch, devices_as_launched, idle_gpus, launched
 from tests.processes import ALONE, ROOT
 from tests.small import CONFIG, changed, command, write
 
@@ -64,6 +64,40 @@ def test_other_devices_than_were_started_are_refused_with_the_line_to_change(dev
     with pytest.raises(ConfigError, match="4 processes, 2 on each of 2 nodes") as error:
         devices_as_launched(devices, nodes, FOUR)
     assert "Write --trainer.devices 2 --trainer.num_nodes 2, or start with srun --nodes=" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        (
+            {"SLURM_NTASKS": "1", "SLURM_GPUS_ON_NODE": "4"},
+            "4 GPUs on a node, but 1 process there, so that 3 of them are",
+        ),
+        ({**SLURM, "SLURM_GPUS_ON_NODE": "3"}, "but 2 processes there, so that 1 of them is idle. Write #SBATCH --nta"),
+        ({**SLURM, "SLURM_GPUS_ON_NODE": "2"}, None),
+        ({**SLURM, "SLURM_GPUS_ON_NODE": "gpu:4"}, None),
+        (SLURM, None),
+        ({**TORCHRUN, "SLURM_GPUS_ON_NODE": "4"}, None),
+        ({**OWN, "SLURM_GPUS_ON_NODE": "4"}, None),
+    ],
+)
+def test_gpus_of_a_job_that_no_process_takes_are_told(variables, says):
+    launch = launched(variables)
+    assert launch is not None
+    told = idle_gpus(variables, launch)
+    assert (told is None) is (says is None)
+    assert (says or "") in (told or "")
+
+
+def test_a_job_with_one_task_and_several_gpus_is_told_how_to_take_them(folder, monkeypatch):
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "4242"}.items():
+        monkeypatch.setenv(name, value)
+    config = changed({"trainer.accelerator": "auto"})
+    with pytest.warns(
+        UserWarning, match="trainer.devices: the job has 4 GPUs .* Write #SBATCH --ntasks-per-node=4, and"
+    ):
+        assert command("plan", config=config) == 0
+    assert command("plan", "--trainer.devices", "1", config=config) == 0
 
 
 def test_what_the_trainer_starts_itself_is_as_the_config_says():

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from torch import Tensor, nn
 
+from hybrid_lightning.distributed import lost_rank as lost_rank_module
 from hybrid_lightning.distributed.lost_rank import lost_rank
 from tests.processes import ROOT, Running, python, ranks
 from tests.small import changed, write
@@ -122,6 +124,21 @@ def test_each_launcher_ends_all_when_one_is_killed(launcher, tmp_path):
     done = python(*words, cwd=tmp_path, seconds=2 * LIMIT, fresh=True)  # starting takes most of it
     assert done.returncode not in (0, None)
     assert "error: another process of the run has ended" in done.stderr
+
+
+def test_a_process_that_shuts_down_after_the_first_one_tells_no_error(monkeypatch, capsys):
+    ended: list[int] = []
+    monkeypatch.setattr(lost_rank_module, "_GRACE", 0.05)
+    monkeypatch.setattr(lost_rank_module, "_ended", threading.Event())
+    monkeypatch.setattr(os, "_exit", ended.append)
+    nobody = -1
+    lost_rank_module._watch(nobody)
+    assert ended == [1]
+    assert "the first process of the run has ended" in capsys.readouterr().err
+    lost_rank_module.command_has_ended()
+    lost_rank_module._watch(nobody)
+    assert ended == [1]
+    assert capsys.readouterr().err == ""
 
 
 def children(parent: int) -> list[int]:

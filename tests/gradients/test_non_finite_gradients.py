@@ -72,6 +72,21 @@ def test_an_error_names_parts_step_samples_and_precision(accumulate: int) -> Non
     assert len(message.splitlines()) <= 12
 
 
+class Huge(pl.Callback):
+    """Gradients that are finite, and the sum of whose squares is not in float32."""
+
+    def on_after_backward(self, runner: pl.Trainer, pl_module: Any) -> None:
+        for parameter in pl_module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_().flatten()[0] = 1.5e19
+
+
+def test_finite_gradients_are_no_error_although_their_norm_overflows() -> None:
+    model = hybrid("always")
+    trainer(max_epochs=1, callbacks=[Huge()]).fit(model, batches())
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_without_ids_samples_are_named_by_position() -> None:
     with pytest.raises(ConfigError, match="1 of 8 samples: position 3"):
         trainer().fit(hybrid("always"), poisoned(19, ids=False))

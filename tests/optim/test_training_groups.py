@@ -3,7 +3,12 @@ import torch
 from torch import nn
 
 from hybrid_lightning.optim.groups import named_param_groups
-from hybrid_lightning.optim.training_groups import groups_with_gradients, step_what_trains, training_groups
+from hybrid_lightning.optim.training_groups import (
+    TrainingGroups,
+    groups_with_gradients,
+    step_what_trains,
+    training_groups,
+)
 
 OPTIMIZERS = ["AdamW", "AdamW fused", "AdamW foreach", "Adam", "SGD", "SGD fused", "NAdam", "RMSprop", "Adagrad"]
 
@@ -165,6 +170,37 @@ def test_a_gradient_that_somebody_gives_to_a_frozen_group_is_used_and_cleared():
     assert not torch.equal(weight, before)
     optimizer.zero_grad()
     assert weight.grad is None
+
+
+def test_gradients_of_a_step_that_was_left_out_are_cleared_also_of_what_has_unfrozen_since():
+    module = network()
+    module["tower"].requires_grad_(False)
+    optimizer = torch.optim.SGD(groups_of(module), lr=0.1)
+    step_what_trains(optimizer)
+    loss_of(module).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    module["tower"].requires_grad_(True)
+    loss_of(module).backward()
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_what_is_frozen_is_looked_at_once_in_a_step(monkeypatch):
+    module = network()
+    module["tower"].requires_grad_(False)
+    optimizer = torch.optim.SGD(groups_of(module), lr=0.1)
+    step_what_trains(optimizer)
+    looks = []
+    look = TrainingGroups.has_all_gradients
+    monkeypatch.setattr(TrainingGroups, "has_all_gradients", lambda *given: looks.append(1) or look(*given))
+    for _ in range(3):
+        loss_of(module).backward()
+        groups_with_gradients(optimizer)  # as the pass that measures
+        looks_before = len(looks)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert len(looks) == looks_before
 
 
 def test_options_may_be_lists_as_in_yaml():

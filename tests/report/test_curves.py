@@ -26,6 +26,16 @@ def test_areas_are_those_of_torchmetrics():
         assert (roc[index]["x"][-1], roc[index]["y"][-1]) == (1, 1)
 
 
+def test_the_mean_of_curves_is_taken_at_each_x_and_lies_over_the_mean_area():
+    low = {"name": "a", "x": [0.0, 1.0], "y": [0.0, 1.0], "value": 0.5}
+    high = {"name": "b", "x": [0.0, 0.0, 1.0], "y": [0.0, 1.0, 1.0], "value": 1.0}
+    found = curves.mean_curve("run", [low, high])
+    assert (found["name"], found["value"]) == ("run", 0.75)
+    assert np.interp(0.5, found["x"], found["y"]) == pytest.approx(0.75)
+    assert np.trapezoid(found["y"], found["x"]) == pytest.approx(0.75, abs=0.01)
+    assert curves.mean_curve("run", [low]) == {**low, "name": "run"}
+
+
 def test_a_class_without_rows_has_no_curve():
     roc, precision_recall = curves.ranking_curves(np.array([[1, 0], [1, 1]]), np.full((2, 2), 0.5), ["a", "b"])
     assert [curve["name"] for curve in roc + precision_recall] == ["b", "b"]

@@ -1,6 +1,6 @@
 import pytest
 
-from hybrid_lightning.report import figures, row_figures
+from hybrid_lightning.report import figures, row_figures, timeline, traces
 from hybrid_lightning.report.sections import sections
 from tests.report.runs import EVIL, run, write_folder
 
@@ -9,14 +9,14 @@ from tests.report.runs import EVIL, run, write_folder
 def test_plotly_accepts_every_figure(tmp_path, kind):
     objects = pytest.importorskip("plotly.graph_objects", reason="plotly is not installed (extra 'report')")
     for section in sections([run(write_folder(tmp_path / "a", kind))]):
-        for drawn in section.figures:
+        for drawn in section.figures.values():
             objects.Figure(drawn)  # raises for an unknown key or a wrong value
 
 
 def test_names_are_no_markup_of_plotly_and_short():
-    assert figures.plain(EVIL) == "&lt;script&gt;alert(1)&lt;/script&gt;"
-    assert figures.plain("<a href='http://x'>y</a>" * 9).endswith("…")
-    assert figures.plain("a\nb\u202e") == "a b\\u202e"
+    assert traces.plain(EVIL) == "&lt;script&gt;alert(1)&lt;/script&gt;"
+    assert traces.plain("<a href='http://x'>y</a>" * 9).endswith("…")
+    assert traces.plain("a\nb\u202e") == "a b\\u202e"
 
 
 def test_long_runs_have_a_bounded_number_of_points(tmp_path):
@@ -28,13 +28,13 @@ def test_long_runs_have_a_bounded_number_of_points(tmp_path):
 
 
 def test_bars_begin_where_stages_begin_to_train(tmp_path):
-    drawn = figures.timeline([run(write_folder(tmp_path / "a"))])
+    drawn = timeline.timeline([run(write_folder(tmp_path / "a"))])
     assert [(bar["y"], bar["base"], bar["x"]) for bar in drawn["data"]] == [([1], [20], [20])]
     assert drawn["layout"]["yaxis"]["ticktext"] == ["head (frozen)", "tower"]
 
 
 def test_without_a_record_the_log_says_what_trained(tmp_path):
-    drawn = figures.timeline([run(write_folder(tmp_path / "a", kind=None))])
+    drawn = timeline.timeline([run(write_folder(tmp_path / "a", kind=None))])
     assert [(bar["y"], bar["base"]) for bar in drawn["data"]] == [([0], [0]), ([1], [20])]
     assert drawn["layout"]["yaxis"]["ticktext"] == ["head", "tower"]
 
@@ -80,3 +80,8 @@ def test_several_runs_share_a_figure_of_their_main_metric(tmp_path):
     drawn = figures.main_metrics([run(folder) for folder in folders])
     assert len(drawn["data"]) == 2
     assert drawn["layout"]["yaxis"]["title"]["text"] == "main metric"
+
+
+def test_classes_that_nobody_has_named_are_no_figure():
+    assert row_figures.classes({"val": [3, 4]}, [])["data"] == []
+    assert len(row_figures.classes({"train": [5, 5], "val": [3]}, ["a", "b"])["data"]) == 2

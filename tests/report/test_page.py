@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from hybrid_lightning.report import page
 from hybrid_lightning.report.record import LARGEST
+from hybrid_lightning.report.sections import sections
 from tests.report.runs import EVIL, Parsed, evaluation, run, write_folder
 
 PROGRAM = "/* plotly */"
@@ -18,6 +21,11 @@ def parsed(*runs):
     return Parsed(page.page(runs, PROGRAM))
 
 
+def table_of_parts(of_run):
+    [found] = [section.table for section in sections([of_run]) if section.key == "parts"]
+    return found
+
+
 @pytest.mark.parametrize("kind", OF_KIND)
 def test_each_kind_of_task_has_its_sections(tmp_path, kind):
     found = parsed(run(write_folder(tmp_path / "a", kind)))
@@ -31,6 +39,19 @@ def test_each_kind_of_task_has_its_sections(tmp_path, kind):
 def test_a_folder_alone_gives_the_curves_and_says_nothing_of_predictions(tmp_path):
     found = parsed(run(write_folder(tmp_path / "a", kind=None)))
     assert found.sections == [*FIRST, *TRAINING, "config"]
+
+
+def test_a_table_has_no_empty_columns_and_no_empty_head(tmp_path):
+    whole = run(write_folder(tmp_path / "a"))
+    assert len(table_of_parts(whole).columns) == 8
+    for part in whole.record.parts:
+        part |= {"without": None, "contribution": None}
+    table = table_of_parts(whole)
+    assert table.columns == ["part", "origin", "values", "alone", "share of blend", "moved"]
+    assert {len(row) for row in table.rows} == {6}
+    text = page.page([whole], PROGRAM)
+    assert "<thead>" not in text.split('<section id="machine">')[1].split("</section>")[0]
+    assert "<thead>" in text.split('<section id="parts">')[1].split("</section>")[0]
 
 
 def test_several_runs_share_their_curves_and_a_table_of_scores_and_of_what_differs(tmp_path):
@@ -57,9 +78,21 @@ def test_predictions_of_several_runs_stand_side_by_side_each_under_its_title(tmp
     assert [found.words[place + 1] for place, word in enumerate(found.words) if word == "also in"] == ["r/b", "r/a"]
 
 
+def test_several_runs_share_a_figure_of_the_means_of_their_curves(tmp_path):
+    runs = [run(write_folder(tmp_path / "r" / name)) for name in "ab"]
+    names = [f"r/{name}: 12 validation rows (0.750)" for name in "ab"]
+    shared = [one for one in parsed(*runs).figures if [trace.get("name") for trace in one["data"]] == names]
+    titles = [[one["layout"][axis]["title"]["text"] for axis in ("xaxis", "yaxis")] for one in shared]
+    assert titles == [["false positive rate", "true positive rate"], ["recall", "precision"]]
+    for one in runs:
+        one.record.roc = one.record.roc * 2
+    assert "true positive rate, mean over classes" in str(parsed(*runs).figures)
+    assert "mean over classes" not in str(parsed(runs[0]).figures)
+
+
 def test_an_evaluation_has_its_metrics_and_its_predictions(tmp_path):
     folder = write_folder(tmp_path / "a")
-    evaluation("new.csv").write(folder)
+    evaluation("new.csv").write(folder, Path("new.csv"))
     found = parsed(run(folder))
     assert found.sections[:2] == ["scores", "evaluations"]
     assert "0.9 (0.8 to 0.95)" in found.text
@@ -77,18 +110,18 @@ def test_what_a_page_has_no_room_for_is_told(tmp_path):
 
 def test_a_damaged_evaluation_is_left_out_and_told(tmp_path):
     folder = write_folder(tmp_path / "a")
-    path = evaluation("new.csv").write(folder)
+    path = evaluation("new.csv").write(folder, Path("new.csv"))
     path.write_text(path.read_text().replace('"drawn"', '"dawn"'))
     found = parsed(run(folder))
     assert "evaluations" not in found.sections
-    assert "evaluation_new.csv.json cannot be read" in found.text
+    assert f"{path.name} cannot be read" in found.text
 
 
 @pytest.mark.parametrize("title", ["../../evil", "a/b.csv", "ä b.csv"])
 def test_an_evaluation_stays_in_the_folder_of_its_run(tmp_path, title):
     folder = write_folder(tmp_path / "a")
-    assert evaluation(title).write(folder).parent == folder
-    assert [one.title for one in run(folder).evaluations] == [title]
+    assert evaluation(title).write(folder, Path(title)).parent == folder
+    assert [one.title for one in run(folder).evaluations] == [Path(title).name]
 
 
 def test_nothing_is_fetched_and_nothing_of_the_data_is_markup(tmp_path):
@@ -148,3 +181,9 @@ def test_a_page_of_the_largest_record_is_below_6_mb(tmp_path):
     large.record.worst = [{**large.record.worst[0], "shown": [picture]} for _ in range(12)]
     page.write_page([large], tmp_path / "report.html")
     assert len(plotly.get_plotlyjs()) < (tmp_path / "report.html").stat().st_size < 6_000_000
+
+
+def test_scores_of_parts_without_predictions_are_not_of_0_rows(tmp_path):
+    whole = run(write_folder(tmp_path / "a"))
+    whole.record.rows = 0
+    assert "Accuracy or R² on validation rows." in parsed(whole).text

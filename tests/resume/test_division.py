@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -59,3 +61,27 @@ def test_an_epoch_whose_number_of_steps_changes_is_told() -> None:
     other = ("--data.batch_size", "6", "--trainer.accumulate_grad_batches", "2", "--ckpt_path", "last")
     with pytest.warns(UserWarning, match="an epoch has 2 steps, and 3 in the checkpoint"):
         assert command(*words, *other, config=config) == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_another_global_batch_from_an_epochs_end_on_is_told_with_its_steps_and_its_schedule() -> None:
+    config = changed({"data.init_args.batch_size": 12, "trainer.limit_train_batches": 0.25})
+    assert command("fit", config=config) == 0
+    words = ("fit", "--trainer.max_epochs", "3", "--ckpt_path", "last", "--data.batch_size")
+    told = (
+        "a step takes 24 samples, and 12 in the checkpoint; keep ranks × batch size × "
+        "trainer.accumulate_grad_batches at 12; an epoch has 3 steps, and 6 in the checkpoint; rates, and unfreezings "
+        "in epochs or percent, are those of a run of 9 steps, which now stands at step 6."
+    )
+    with pytest.warns(UserWarning, match=re.escape(told)):
+        assert command(*words, "24", config=config) == 0
+    assert torch.load("runs/small/version_1/checkpoints/last.ckpt")["global_step"] == 12
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_same_global_batch_from_an_epochs_end_on_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    config = changed({"data.init_args.batch_size": 12, "trainer.limit_train_batches": 0.25})
+    assert command("fit", config=config) == 0
+    halves = ("--data.batch_size", "6", "--trainer.accumulate_grad_batches", "2")
+    assert command("fit", "--trainer.max_epochs", "2", "--ckpt_path", "last", *halves, config=config) == 0
+    assert "Exact resume" not in caplog.text  # a warning would be an error

@@ -65,7 +65,8 @@ def test_it_does_with_any_loader(loader: str, every: int, tmp_path: Path) -> Non
     assert_exact("foreign", loader, tmp_path, every, max_epochs=2 if short else 3)
 
 
-@pytest.mark.parametrize("loader", ["from_server", pytest.param("spawned", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("loader", ["from_server", "spawned"])
 def test_it_does_with_workers_that_share_nothing_with_their_parent(loader: str, tmp_path: Path) -> None:
     torch.multiprocessing.set_forkserver_preload(["tests.resume.resuming"])  # imported once, for all workers
     assert_exact("foreign", loader, tmp_path, every=9, max_epochs=2)

@@ -1,4 +1,5 @@
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from hybrid_lightning.resume.samplers import RankShare, held_generators
+from hybrid_lightning.resume.samplers import RankShare, held_generators, with_light_order
 from hybrid_lightning.resume.seeded_loaders import (
     Drawn,
     SeededDataset,
@@ -105,6 +106,28 @@ def test_the_shares_of_an_order_that_does_not_come_out_even_repeat_its_first_sam
     assert shares == [[0, 3, 6], [1, 4, 0], [2, 5, 1]]
     assert len(RankShare(SequentialSampler(range(7)), 3, 0)) == 3
     assert [list(RankShare(SequentialSampler(range(1)), 3, rank)) for rank in range(3)] == [[0], [0], [0]]
+
+
+@pytest.mark.parametrize(("ranks", "samples"), [(1, 9), (2, 9), (3, 10_000), (3, 1)])
+def test_a_shuffled_order_is_that_of_torch_without_its_list(ranks: int, samples: int) -> None:
+    torch.manual_seed(3)
+    whole = list(RandomSampler(range(samples)))
+    state = torch.get_rng_state()
+    whole += (whole * ranks)[: -samples % ranks]
+    for rank in range(ranks):
+        torch.manual_seed(3)
+        assert list(RankShare(RandomSampler(range(samples)), ranks, rank)) == whole[rank::ranks]
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("sampler", [SequentialSampler, RandomSampler, partial(RandomSampler, replacement=True)])
+def test_batches_are_those_of_the_sampler_they_stand_for(sampler: Any) -> None:
+    batches = BatchSampler(sampler(range(9)), 4, drop_last=False)
+    torch.manual_seed(3)
+    expected, state = list(batches), torch.get_rng_state()
+    torch.manual_seed(3)
+    assert list(with_light_order(batches)) == expected
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_sample_that_is_drawn_twice_is_augmented_anew() -> None:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hybrid_lightning.data.inputs.base import PART_POOL, check_count, check_name
+from hybrid_lightning.data.inputs.base import check_count, check_name
 from hybrid_lightning.data.inputs.files import FileInput
 from hybrid_lightning.data.inputs.mpeg import with_length
 from hybrid_lightning.data.inputs.numpy_files import refuse_huge, without_gaps
 from hybrid_lightning.data.inputs.signals import count_frames, log_mel, mel_filters, resample
+from hybrid_lightning.data.shard_members import source_of
 from hybrid_lightning.data.table import Array
+from hybrid_lightning.data.tensors import PART_POOL
 from hybrid_lightning.errors import ConfigError, check_choice, check_number
 from hybrid_lightning.importing import import_extra
 
@@ -161,4 +163,4 @@ def opened(path: Path) -> Any:
         counted = with_length(path.read_bytes())
         if counted is not None:
             return soundfile.SoundFile(io.BytesIO(counted))
-    return soundfile.SoundFile(path)
+    return soundfile.SoundFile(source_of(path))

@@ -12,11 +12,6 @@ from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.errors import ConfigError, check_number
 
 Value = Tensor | dict[str, Tensor]
-PART_POOL = "part_pool"
-"""Among `Input.inferred_arguments`: the ``pool`` of parts that make maps `(B, C, H, W)` of it and state none."""
-FILES_POOL = "files_pool"  # among them: how the features of several files per sample are pooled
-PRESENT = "present"
-"""Which of a sample's files are there, `(B, K)` bool, in an entry of a batch that has several per sample."""
 
 
 class Input(ABC):

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid_lightning.data.inputs.base import FILES_POOL, PRESENT, Input, check_count
+from hybrid_lightning.data.inputs.base import Input, check_count
 from hybrid_lightning.data.inputs.cells import check_separator
 from hybrid_lightning.data.inputs.files import FileInput, fit_files
 from hybrid_lightning.data.table import Array, Table
-from hybrid_lightning.data.tensors import map_tensors
+from hybrid_lightning.data.tensors import FILES_POOL, FILES_POOLS, PRESENT, map_tensors
 from hybrid_lightning.errors import ConfigError, check_choice
 
-FILES_POOLS = ("mean", "max")
 MOST_IN_CELL = 64  # files in a cell, unless the config allows more: a batch has as many times its memory
 
 

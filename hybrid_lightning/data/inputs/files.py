@@ -14,6 +14,7 @@ from hybrid_lightning.data.inputs.base import Input, Value, check_count
 from hybrid_lightning.data.inputs.cells import several_per_cell
 from hybrid_lightning.data.inputs.missing_files import why_missing
 from hybrid_lightning.data.inputs.moments import MOST_FITTED, Moments, spread
+from hybrid_lightning.data.shard_members import closing_member
 from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.data.transforms import Step, apply_steps, make_steps
 from hybrid_lightning.errors import ConfigError, at
@@ -52,6 +53,7 @@ class FileInput(Input):
 
     def bind(self, table: Table) -> None:
         """Takes the column of paths."""
+        self._members = table.members.get(self.columns[0])
         if self.separator is None:
             self._cells = table.texts(self.columns[0])
             self._rows: Array | None = None
@@ -145,17 +147,22 @@ class FileInput(Input):
         joined = [value if isinstance(value, Tensor) else zeros for value in values]
         return torch.stack(joined)
 
+    def path(self, number: int) -> Path:
+        """Where a file is; of a member of a shard, what stands for it."""
+        if self._members is None:
+            return Path(self.folder, self.cell(number))
+        return self._members.path(self.row_of(number))
+
     @contextmanager
     def file_of(self, number: int) -> Iterator[Path]:
         """The path of a file; an exception in the block becomes an error that names its row and the cell."""
         row, cell = self.row_of(number), self.cell(number)
-        path = Path(self.folder, cell)
-        if not self.is_there(path):
+        if self._members is None and not self.is_there(self.path(number)):
             folder = "" if Path(cell).is_absolute() else f" in {self.folder!r}"
             reason = f"there is no such file{folder}.{why_missing(self.folder, cell)}"
             raise self.cell_error(row, cell, reason)
         try:
-            with at(self.where):
+            with at(self.where), closing_member(self.path(number)) as path:
                 yield path
         except ConfigError:
             raise

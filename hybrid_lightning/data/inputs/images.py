@@ -12,6 +12,7 @@ from hybrid_lightning.data.inputs import dicom_images
 from hybrid_lightning.data.inputs.base import Value, check_name
 from hybrid_lightning.data.inputs.dicom_files import is_dicom
 from hybrid_lightning.data.inputs.files import FileInput, check_size
+from hybrid_lightning.data.shard_members import source_of
 from hybrid_lightning.data.table import Array
 from hybrid_lightning.errors import check_choice
 from hybrid_lightning.importing import import_extra
@@ -197,7 +198,7 @@ def _opened(path: Path) -> "ImageFile":
     from PIL import Image
 
     Image.init()  # else the rarer ones are not known
-    return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+    return Image.open(source_of(path), formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def _has_second_frame(image: "Image") -> bool:

@@ -1,7 +1,6 @@
 """Arrays from ``.npy`` and ``.npz`` files of anybody: numbers only, never objects, never more than a file states."""
 
 import math
-import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,7 +68,7 @@ def _opened(path: Path, name: str | None) -> Iterator[tuple[IO[bytes], int]]:
         start = file.read(6)
         file.seek(0)
         if start == b"\x93NUMPY":
-            yield file, os.fstat(file.fileno()).st_size
+            yield file, path.stat().st_size
         elif start[:4] == b"PK\x03\x04":
             with zipfile.ZipFile(file) as archive:
                 member = archive.getinfo(_member(archive, name))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hybrid_lightning.data.inputs.base import Input
-from hybrid_lightning.data.spelling import positions, without_decimals
+from hybrid_lightning.data.spelling import without_decimals
 from hybrid_lightning.data.table import Array, Table
 from hybrid_lightning.errors import ConfigError, check_choice
 
@@ -73,11 +73,11 @@ class NumericInput(ColumnInput):
             values = values[~np.isnan(values)]
             if not len(values):
                 raise self.empty_column(column, rows)
-            _, exponent = np.frexp(np.abs(values).max())
+            _, exponent = np.frexp(max(values.max(), -values.min()))
             largest = 2.0 ** (int(exponent) - 1)  # squares of huge numbers would overflow
-            shares = values / largest
-            std = shares.std()
-            means[column] = float(shares.mean() * largest)
+            values /= largest  # in place, as copies of long columns take most of the memory
+            std = values.std()
+            means[column] = float(values.mean() * largest)
             stds[column] = float(std * largest) if std > 1e-12 else 1.0  # below are rounding errors
         return {"mean": means, "std": stds}
 
@@ -89,7 +89,9 @@ class NumericInput(ColumnInput):
             numbers = table.numbers(column, self.where)
             mean = self.fitted("mean", column)
             std = self.fitted("std", column)
-            columns[:, index] = (numbers - mean) / std  # in float64
+            numbers -= mean  # in float64
+            numbers /= std
+            columns[:, index] = numbers
         values = torch.from_numpy(columns)
         gaps = values.isnan()
         if self.gaps != "keep":
@@ -123,7 +125,10 @@ class CategoricalInput(ColumnInput):
         """``categories`` of each column: the texts of these rows, sorted."""
         categories = {}
         for column in self.columns:
-            texts = without_decimals(table.names(column).take(rows)).unique().drop_null()
+            names, places = table.coded(column)
+            is_there = np.zeros(len(names) + 1, dtype=bool)  # the last one: an empty cell
+            is_there[places[rows]] = True
+            texts = without_decimals(names.take(np.flatnonzero(is_there[:-1]))).unique()
             if not len(texts):
                 raise self.empty_column(column, rows)
             categories[column] = sorted(texts.to_pylist())
@@ -140,7 +145,7 @@ class CategoricalInput(ColumnInput):
 
     def bind(self, table: Table) -> None:
         """Numbers all rows."""
-        codes = [positions(table.names(column), self.fitted("categories", column)) for column in self.columns]
+        codes = [table.positions(column, self.fitted("categories", column)) for column in self.columns]
         self._codes = torch.from_numpy(np.stack(codes, axis=1))
 
     def batch(self, rows: Tensor) -> Tensor:

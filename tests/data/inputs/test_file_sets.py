@@ -6,9 +6,7 @@ import torch
 from PIL import Image
 
 from hybrid_lightning.data.augment import make_augmentation
-from hybrid_lightning.data.inputs.base import FILES_POOL, PRESENT
 from hybrid_lightning.errors import ConfigError
-from hybrid_lightning.network import file_sets
 from tests.data.inputs.bound import bound
 
 COLUMNS = {"row": range(3), "front": ["0.png", "1.png", None], "back": ["2.png", None, None]}
@@ -26,10 +24,6 @@ def curves(folder, **given):
         np.save(folder / f"{name}.npy", np.arange(length, dtype=np.float32) + len(name) * length)
     columns = {"row": range(2), "one": ["a.npy", "b.npy"], "two": ["c.npy", None]}
     return bound(folder, columns, series=["one", "two"], **given)
-
-
-def test_network_and_data_name_the_parts_of_an_entry_alike():
-    assert (file_sets.PRESENT, file_sets.FILES_POOL) == (PRESENT, FILES_POOL)
 
 
 def test_a_batch_has_all_files_and_tells_which_are_there(photos):

@@ -240,6 +240,21 @@ def metrics_of_many_values(content: Content) -> None:
     content["exact_resume"]["metrics"] = {"val/loss": torch.zeros(3)}
 
 
+@continued("division of exact_resume", "a number of samples below 0", "exact_resume.division")
+def division_below_zero(content: Content) -> None:
+    content["exact_resume"]["division"] = {"samples": -4, "accumulate": 1}
+
+
+@continued("batches of exact_resume", "a number below 0", "exact_resume.batches")
+def batches_below_zero(content: Content) -> None:
+    content["exact_resume"]["batches"] = -5
+
+
+@continued("order of exact_resume", "characters that steer a terminal", "exact_resume.order")
+def order_that_steers(content: Content) -> None:
+    content["exact_resume"]["order"] = "\x1b[2J"
+
+
 # Callbacks
 
 

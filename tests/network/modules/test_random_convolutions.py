@@ -329,7 +329,7 @@ def test_series_of_a_manifest_are_read_with_their_steps_first(tmp_path):
 
 
 @pytest.mark.parametrize("pool", [pytest.param(["share"], marks=pytest.mark.exhaustive), POOLS])
-@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("with_mask", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_an_exported_network_answers_for_any_number_of_samples(with_mask, pool):
     def batch(count: int) -> dict:
         series = draw(count, 2, 20, seed=count)
