@@ -317,6 +317,12 @@ def write_count(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def has_gradient_hooks(parameter: nn.Parameter) -> bool:
+    """Whether something is called with a parameter's gradient, or after it was added up."""
+    # torch's, under names one of which Lightning uses for other things
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
 def holders(module: nn.Module) -> list[dict[str, Any]]:
     """The dicts in which a module holds its parameters, its buffers and its children."""
     # torch's, and several times as fast as its walks; under names one of which Lightning uses for other things

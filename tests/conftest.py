@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from tests import processes
 from tests.small import command
@@ -98,3 +100,21 @@ def elpv_is_unpacked_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils, "load_dataset", functools.cache(utils.load_dataset))
         yield
+
+
+class Alone(LightningEnvironment):
+    """One process, which needs no others to begin."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def ddp_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[DDPStrategy]:
+    """DistributedDataParallel with one rank, in this process."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(processes.free_port()))
+    yield DDPStrategy(process_group_backend="gloo", cluster_environment=Alone())
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

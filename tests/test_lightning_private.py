@@ -38,6 +38,7 @@ from hybrid_lightning.lightning_private import (
     ddp_options,
     forget_restart,
     hands_out_iterator,
+    has_gradient_hooks,
     holders,
     in_new_containers,
     is_compiled,
@@ -753,6 +754,14 @@ def test_skip_empty_hooks_leaves_those_that_do_something():
     assert task.on_train_batch_start is None
     trainer(callbacks=[own], max_steps=1).fit(task)
     assert called == ["task", "given", "own"]
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_has_gradient_hooks_knows_both_kinds(register):
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    assert not has_gradient_hooks(parameter)
+    getattr(parameter, register)(lambda gradient: None)
+    assert has_gradient_hooks(parameter)
 
 
 def test_write_count_changes_with_each_write_to_a_tensor():

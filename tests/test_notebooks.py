@@ -6,6 +6,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.distributed.launchers import forking_python
 from tests.processes import LIMIT, succeed
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -15,8 +16,8 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 def test_the_cells_of_a_notebook_run_with_small_values(path: Path, tmp_path: Path) -> None:
     cells = nbformat.read(path, as_version=4).cells
     code = "\n\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    # in the fork of a process that has imported Lightning; the exhaustive run has a kernel for each
-    succeed("-c", code, cwd=tmp_path, HYBRID_LIGHTNING_SMALL="1", MPLBACKEND="agg")
+    # forks of a process that has imported Lightning, those that a cell starts too; the exhaustive run has kernels
+    succeed("-c", code, cwd=tmp_path, HYBRID_LIGHTNING_SMALL="1", MPLBACKEND="agg", **forking_python(tmp_path))
 
 
 @pytest.mark.exhaustive

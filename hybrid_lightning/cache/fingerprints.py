@@ -132,7 +132,7 @@ class WatchedTensors:
         """Finds them, and notes what they and the modules of the network are now."""
         self.tensors = tensors_of(self._network, self._places)
         self._parameters = [tensor for tensor in self.tensors if isinstance(tensor, nn.Parameter)]
-        self._written = writes_to(self.tensors)
+        self._written = _writes(self.tensors)
         self._holders: list[dict[str, Any]] = []
         for module in self._network.modules():
             self._holders += holders(module)
@@ -153,14 +153,14 @@ class WatchedTensors:
         written = self._written
         now = self._now_held()
         is_same = len(now) == len(self._held) and all(map(operator.is_, now, self._held))
-        if is_same and writes_to(self.tensors) == written:
+        if is_same and _writes(self.tensors) == written:
             return True
         self._look()
         # written in place such as by DDP, which sends buffers in every step
         return self._written == written or digest(self.tensors) == self._digest
 
 
-def writes_to(tensors: list[Tensor]) -> list[int]:
+def _writes(tensors: list[Tensor]) -> list[int]:
     """Numbers that another write changes."""
     shares = own_shares(tensors)
     return [*map(Tensor.data_ptr, shares), *map(write_count, shares)]

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from hybrid_lightning.cache.fingerprints import digest, random_state, same_values, writes_to
+from hybrid_lightning.cache.fingerprints import digest, random_state, same_values
 from hybrid_lightning.cache.ranks import has_whole_parts
 from hybrid_lightning.cache.served import Collate, StandInDataset, exchange, read
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
@@ -23,7 +23,6 @@ from hybrid_lightning.drift.reference_batch import (
     evaluation_loaders,
     own_random_state,
 )
-from hybrid_lightning.network.batch import tensors_in
 from hybrid_lightning.network.hybrid_network import HybridNetwork
 from hybrid_lightning.resume.seeded_loaders import DatasetView
 from hybrid_lightning.trainer import as_validation
@@ -61,7 +60,6 @@ class Split:
     is_training: bool
     size: int
     hashed: tuple[Any, str] | None = None  # raw samples, and their hash
-    written: list[Any] | None = None  # `writes` when they were read
     view: View | None = None
     varies: bool = False
     """Whether the same raw samples may be read in another way the next time."""
@@ -81,7 +79,7 @@ class Split:
     def of_view(self, number: int) -> "Split":
         """The same samples in another version."""
         assert self.view is not None
-        return dataclasses.replace(self, view=self.view._replace(number=number), hashed=None, written=None)
+        return dataclasses.replace(self, view=self.view._replace(number=number), hashed=None)
 
     def views(self) -> list["Split"]:
         """All versions of the samples."""
@@ -107,12 +105,10 @@ class Split:
         """A raw batch, in this process."""
         return read(self.dataset, list(rows), self.collate)
 
-    def writes(self) -> list[Any] | None:
-        """What another write to its samples changes, if they are tensors in memory and given as they are; else None."""
-        dataset = self.dataset
-        if type(dataset) is not DictDataset or self.collate is not as_batch:
-            return None
-        return [*dataset.entries, *writes_to(list(tensors_in(dataset.entries.values())))]
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether its samples are tensors in memory, given as they are: to read them draws no random numbers."""
+        return type(self.dataset) is DictDataset and self.collate is as_batch
 
     def serve(self, served: StandInDataset) -> None:
         """Puts a served dataset into the loader, whose next iterator takes it."""
@@ -199,20 +195,16 @@ def _is_readable(loader: Any) -> bool:
 
 def samples_hashes(trainer: Trainer, splits: Sequence[Split]) -> dict[str, str]:
     """Split → a hash of a few raw samples and of their number."""
-    # of each epoch, where most often nothing has been written since the last one
-    written = [split.writes() for split in splits]
-    changed = [split for split, now in zip(splits, written, strict=True) if now is None or now != split.written]
+    found = {}
     # once for all, because it takes longer than the samples
-    with own_random_state(trainer) if changed else nullcontext():
-        for split in changed:
+    needs_own_state = not all(split.is_in_memory for split in splits)
+    with own_random_state(trainer) if needs_own_state else nullcontext():
+        for split in splits:
             samples = split.read(split.spread_rows(2))
-            # to compare is several times as fast as to hash
+            # to compare is several times as fast as to hash, and most often nothing has changed since the last epoch
             if split.hashed is None or not same_values(split.hashed[0], samples):
                 split.hashed = copy.deepcopy(samples), digest(split.rows, samples)
-    found = {}
-    for split, now in zip(splits, written, strict=True):
-        assert split.hashed is not None
-        split.written, found[split.name] = now, split.hashed[1]
+            found[split.name] = split.hashed[1]
     return found
 
 

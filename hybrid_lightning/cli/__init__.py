@@ -146,7 +146,8 @@ def _run(words: list[str]) -> int:
             return _tell_closed_output()
         if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        print("interrupted", file=sys.stderr)
+        way_on = "; add --resume auto to go on from the last checkpoint" if words[:1] == ["fit"] else ""
+        print(f"interrupted{way_on}", file=sys.stderr)
         return 130
     return 0
 
@@ -171,9 +172,9 @@ def _call(words: list[str]) -> None:
     command = COMMANDS[words[0]]
     with without_known_warnings():
         if command.has_setup:
-            from hybrid_lightning.cli.building import run_with_setup
             from hybrid_lightning.cli.loggers import end_loggers
             from hybrid_lightning.cli.report import report_after
+            from hybrid_lightning.cli.running import run_with_setup
 
             try:
                 setup = run_with_setup(words)

@@ -185,10 +185,11 @@ def _uneven(total: int, ranks: int, size: int | None, is_given: bool) -> ConfigE
         below -= quantum
     while not _pieces(above, ranks, size, is_given):
         above += quantum
-    nearest = f"{below} or {above}" if below > 0 else str(above)
+    possible = [str(number) for number in (below, above) if 0 < number <= _MOST]
+    nearest = f"The nearest that can: {' or '.join(possible)}" if possible else f"No total up to {_MOST} can"
     pieces = counted(ranks, "device")
     if is_given:
         pieces += f" with data.batch_size {size}"
     elif size is not None:
         pieces += f" with batches of 2 to {size} samples"
-    return ConfigError(f"{total} cannot be divided evenly over {pieces}. The nearest that can: {nearest}.", _OPTION)
+    return ConfigError(f"{total} cannot be divided evenly over {pieces}. {nearest}.", _OPTION)

@@ -1,8 +1,7 @@
 """From a parsed config to the model, its data and the Trainer, with all checks that need none of them."""
 
-import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,13 +20,13 @@ from hybrid_lightning.cli.commands import COMMANDS, OF_MEMBERS
 from hybrid_lightning.cli.launcher import follow_launcher, has_environment
 from hybrid_lightning.cli.log_interval import LogInterval
 from hybrid_lightning.cli.loggers import LoggerVersions, continued_loggers, flat_settings, prepare_loggers
-from hybrid_lightning.cli.members import member_paths, refuse_other_members
+from hybrid_lightning.cli.members import checkpoint_in, member_paths, refuse_other_members
 from hybrid_lightning.cli.metrics_table import RunLogger
-from hybrid_lightning.cli.parser import Parsed, Parser, parse
+from hybrid_lightning.cli.parser import Parsed, Parser
 from hybrid_lightning.cli.parser_errors import cause_of, explained
 from hybrid_lightning.cli.run_folder import Run, RunConfig, newest_checkpoint, run_to_continue
 from hybrid_lightning.cli.same_on_ranks import SameOnRanks
-from hybrid_lightning.cli.tables import check_output, refuse_named_file
+from hybrid_lightning.cli.tables import check_output
 from hybrid_lightning.direction import MAIN, checked_mode
 from hybrid_lightning.distributed.launch import launched
 from hybrid_lightning.distributed.strategies import refuse_strategy_name
@@ -43,8 +42,6 @@ Select = Literal["best", "joint"]
 _WITHOUT_CHECKPOINT = ("fit", "probe", "embed")
 """Commands that also work with the weights at which training starts."""
 _BEFORE_A_FIT = ("fit", "plan", "check", "probe", "prefetch", "lr_find")
-_WRITTEN = {"output", "plot", "write"}
-"""Flags that name a file to write."""
 _WITH_RUN_FOLDER = ("fit", "validate", "test", "predict")
 
 
@@ -59,26 +56,6 @@ class Setup:
     checkpoint: str | None = None  # the file that the command reads, also that of a continued run; None reads none
     continued: Run | None = None  # the run that ``--resume`` continues
     others: list["Setup"] = field(default_factory=list)  # the further members of an ensemble, with the same Trainer
-
-
-def run_with_setup(words: Sequence[str]) -> Setup:
-    """Runs a command whose function takes a `Setup`; gives what it has worked with."""
-    parsed = parse(words)
-    setup = build(parsed)
-    function = COMMANDS[parsed.command].function()
-    flags = [name for name in inspect.signature(function).parameters if name != "setup"]
-    arguments = {name: setup.options[name] for name in flags}
-    if "ckpt_path" in arguments:
-        arguments["ckpt_path"] = setup.checkpoint
-    try:
-        for option in _WRITTEN & arguments.keys():
-            if arguments[option] is not None:
-                refuse_named_file(arguments[option], setup.data, option)
-        function(setup, **arguments)
-    finally:
-        if setup.continued and setup.continued.lock:
-            setup.continued.lock.release()
-    return setup
 
 
 def build(parsed: Parsed) -> Setup:
@@ -209,8 +186,12 @@ def _given_checkpoint(command: str, config: Namespace) -> str | None:
         )
     if path in ("best", "last"):
         paths = [str(newest_checkpoint(runs_folder(config), f"{path}.ckpt"))]
+    elif command in OF_MEMBERS:
+        paths = member_paths(path)
     else:
-        paths = member_paths(path) if command in OF_MEMBERS else [str(path)]
+        # of a run that goes on nobody but the user can say from where
+        in_folder = None if command == "fit" else checkpoint_in(str(path))
+        paths = [in_folder or str(path)]
     for path in paths:
         if path.endswith(".pt2"):
             raise ConfigError(

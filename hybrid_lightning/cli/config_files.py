@@ -13,7 +13,7 @@ import yaml
 
 from hybrid_lightning.cli.parser_errors import refuse_missing_class, refuse_no_mapping
 from hybrid_lightning.errors import ConfigError, at, check_keys, listing, reason, unknown
-from hybrid_lightning.files import exists, is_regular_file
+from hybrid_lightning.files import exists, is_folder, is_regular_file
 from hybrid_lightning.gradients import clipping_rule
 from hybrid_lightning.network.part import implied_origin
 from hybrid_lightning.network.registry import registered_name
@@ -24,6 +24,7 @@ from hybrid_lightning.unfreezing import schedule
 _MOST_NODES = 100_000  # values of a config with its aliases written out
 _MOST_BITS = 256  # of a whole number
 _LARGEST = 16 * 2**20  # bytes
+_TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
 _RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -58,8 +59,9 @@ def read_yaml(text: str) -> Any:
     try:
         _check_size(yaml.compose(text, _Loader))
         return yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise
+    except yaml.YAMLError as error:
+        # the text has no name here; who knows the file names it
+        raise yaml.YAMLError(str(error).replace('in "<unicode string>", ', "in ")) from None
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
     except Exception as error:  # PyYAML raises any for a date, number or flag that is none
@@ -103,15 +105,31 @@ def read_config(path: str | Path, flag: str = "--config") -> dict[str, Any]:
     """One YAML file as a dict; relative paths of weights and data that exist beside the file become absolute."""
     path = Path(path)
     if not is_regular_file(path):
-        if str(path) not in recipes():
-            known = "" if path.suffix else f" Recipes: {listing(recipes(), 20)}."
-            raise ConfigError(f"there is no file {str(path)[:300]!r}.{known}", flag)
-        path = recipes()[str(path)]
+        path = recipes().get(str(path), path)
+    _refuse_data(path, flag)
+    if not is_regular_file(path):
+        known = "" if path.suffix else f" Recipes: {listing(recipes(), 20)}."
+        raise ConfigError(f"there is no file {str(path)[:300]!r}.{known}", flag)
     config = read_yaml_file(path, flag)
     if not isinstance(config, dict):
         raise ConfigError(f"{str(path)!r} holds no keys and values at its top level.", flag)
     _anchor_paths(config, path.resolve().parent)
     return config
+
+
+def _refuse_data(path: Path, flag: str) -> None:
+    """Raises `ConfigError` for a folder, or for a table, in the place of a config."""
+    if is_folder(path):
+        kind, words = "folder", ""
+    elif path.suffix.lower() in _TABLES and is_regular_file(path):
+        kind, words = "table", " --target COLUMN"
+    else:
+        return
+    raise ConfigError(
+        f"{str(path)[:300]!r} is a {kind}, not a config. If it holds your data, write a first config with: "
+        f"init {str(path)[:300]}{words} --output mine.yaml",
+        flag,
+    )
 
 
 def recipes() -> dict[str, Path]:

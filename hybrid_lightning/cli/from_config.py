@@ -13,6 +13,7 @@ from hybrid_lightning.cli.parser import parse
 from hybrid_lightning.cli.warning_filters import without_known_warnings
 from hybrid_lightning.data.frames import frame_name, is_frame
 from hybrid_lightning.errors import ConfigError, check_keys
+from hybrid_lightning.init.suggest import Suggestion
 from hybrid_lightning.tasks import HybridTask
 
 
@@ -29,7 +30,7 @@ def from_config(path: str | Path | Mapping[str, Any] | Sequence[str | Path], **o
 
     Args:
         path: A YAML file, or several, of which each is merged over those before it; or a config as a dict, such as
-            `suggest` returns it.
+            `suggest` returns it. With that of a DataFrame, the data are this DataFrame unless another is given.
         **overrides: What changes, by the sections of a config: ``trainer={"max_epochs": 3}``, ``model={"lr": 1e-4}``,
             ``data={"batch_size": 8}``, ``seed_everything=1``. In ``model`` and ``data`` they are arguments. The
             ``path`` and ``predict_path`` of a `ManifestDataModule` may be DataFrames.
@@ -38,6 +39,8 @@ def from_config(path: str | Path | Mapping[str, Any] | Sequence[str | Path], **o
         ConfigError: If the command line would refuse it.
     """
     overlay = _overlay_of(overrides)
+    if isinstance(path, Suggestion) and path.frame is not None and "class_path" not in overlay.get("data", {}):
+        overlay.setdefault("data", {}).setdefault("init_args", {}).setdefault("path", path.frame)
     frames = _frames_in(overlay)
     if isinstance(path, Mapping):
         overlay = merge(path, overlay)

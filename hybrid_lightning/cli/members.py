@@ -22,11 +22,11 @@ def member_paths(given: str | Sequence[str]) -> list[str]:
     found: list[str] = []
     for text in [given] if isinstance(given, str) else given:
         if not glob.has_magic(text) or exists(text):
-            found.append(_checkpoint_in(text) or text)
+            found.append(checkpoint_in(text) or text)
             continue
         matches = sorted(glob.glob(text))  # noqa: PTH207  of a pattern that may be absolute
         # the tables of a cross-validation lie beside its folds
-        of_pattern = [path for path in map(_checkpoint_in, matches) if path is not None]
+        of_pattern = [path for path in map(checkpoint_in, matches) if path is not None]
         if not of_pattern:
             raise ConfigError(
                 f"{text!r} matches no checkpoint and no folder of a run. Give one such as 'runs/x_fold*'.",
@@ -36,7 +36,7 @@ def member_paths(given: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _checkpoint_in(text: str) -> str | None:
+def checkpoint_in(text: str) -> str | None:
     """The checkpoint that a path is or holds; None if there is none."""
     path = Path(text)
     if is_regular_file(path) or is_regular_file(path / REST):

@@ -20,6 +20,7 @@ from hybrid_lightning.errors import ConfigError, listing
 from hybrid_lightning.tasks import HybridTask
 from hybrid_lightning.tasks.objective import output_names
 
+_TABLE = "predictions.csv"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a cell begins with that a spreadsheet computes."""
 
@@ -46,17 +47,30 @@ def predict(
     """
     trainer = setup.trainer
     members = [setup, *setup.others]
+    if output is None:
+        _refuse_earlier_table(trainer)
     of_members = [_predicted(member, select, is_one=len(members) == 1) for member in members]
     folder = trainer.log_dir or "."  # a collective call: the answer is broadcast
     if not trainer.is_global_zero:
         return
     predicted, spread = _together(members, of_members)
-    path = Path(folder) / "predictions.csv" if output is None else Path(output)
+    path = Path(folder) / _TABLE if output is None else Path(output)
     table = prediction_table(predicted, setup.model, setup.data, row_numbers, spread)
     write_table(quoted(table) if quote_formulas else table, path)
     if setup.others:
         print(f"the mean of {len(members)} checkpoints: {listing([str(member.checkpoint) for member in members], 20)}")
     print(f"predictions: {path}")
+
+
+def _refuse_earlier_table(trainer: Trainer) -> None:
+    """Raises `ConfigError` where, without a logger, no new folder is made and a table of the same name is there."""
+    path = Path(trainer.log_dir or ".") / _TABLE
+    if not trainer.loggers and path.exists():
+        raise ConfigError(
+            f"{str(path)!r} is there already, and would be lost: without a logger there is no folder for each run. "
+            f"Name another file.",
+            "--output",
+        )
 
 
 def _predicted(member: Setup, select: Select, is_one: bool) -> "Predicted | None":

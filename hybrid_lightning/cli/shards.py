@@ -1,5 +1,10 @@
 """``shards``: the data of a config as tar shards."""
 
+import textwrap
+from collections.abc import Mapping
+
+import yaml
+
 from hybrid_lightning.cli.building import Setup
 from hybrid_lightning.data import ManifestDataModule
 from hybrid_lightning.data.shard_writing import write_shards
@@ -23,7 +28,11 @@ def shards(setup: Setup, output: str, samples: int = 1000) -> None:
         written = write_shards(data, output, samples)
     for split, count in written.samples.items():
         print(f"{written.patterns[split]}: {counted(count, 'sample')}")
-    patterns = ", ".join(f"{split}: {pattern}" for split, pattern in written.patterns.items())
-    print(f"data in the config:\n  path: {{{patterns}}}\n  sampling: {{shards: 4}}\nin place of columns:")
-    for column, name in written.columns.items():
-        print(f"  {column}: {name}")
+    sampling = data.sampling if data.sampling == "balanced" else {"shards": 4}
+    print(f"data in the config:\n{_yaml({'path': written.patterns, 'sampling': sampling})}")
+    print(f"in place of columns:\n{_yaml(written.columns)}")
+
+
+def _yaml(values: Mapping[str, object]) -> str:
+    """Lines of a config, indented."""
+    return textwrap.indent(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip(), "  ")

@@ -115,7 +115,7 @@ class ManifestDataModule(TableSources, PredictedRows, RowGroups, NamedFiles, pl.
         if workers is not None:
             check_number(workers, "data.workers", low=0)
         self.batch_size, self.workers, self.sampling = batch_size, workers, check_sampling(sampling)
-        split_column = split_column_of(path, split_column)
+        split_column = split_column_of(path, split_column, bool(fractions or fold))
         self.split_rule = SplitRule(split_column, fold, fractions, stratify, split_by, split_seed)
         self._sources = {}
         self.path: str = self._named(path, "data.path")

@@ -9,6 +9,7 @@ import numpy as np
 from hybrid_lightning.data.inputs import members_of
 from hybrid_lightning.data.inputs.base import Input
 from hybrid_lightning.data.inputs.files import FileInput
+from hybrid_lightning.data.shard_index import INDEX
 from hybrid_lightning.data.table import Table
 from hybrid_lightning.errors import ConfigError
 
@@ -45,6 +46,8 @@ class NamedFiles:
 
 def is_named(path: Path, table: Table, entries: Iterable[Input]) -> bool:
     """Whether cells of a table name an existing file, or the folder in which it lies as one of a series."""
+    if table.shards is not None:
+        return path.name == INDEX  # no table can take the name of a shard
     own = {_identity(path), _identity(path.parent)}
     for entry in entries:
         if not isinstance(entry, FileInput):

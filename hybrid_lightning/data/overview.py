@@ -45,7 +45,7 @@ def overview(
     lines = _sizes(manifest, rows)
     lines += _targets(manifest.target, split, rows)
     lines += _gaps(manifest, rows)
-    header: tuple[str, ...] = (manifest.table.path.name, *SPLITS)
+    header: tuple[str, ...] = (manifest.table.title, *SPLITS)
     splits = [dict(zip(header, line, strict=True)) for line in lines]
     if not len(rows[CALIBRATION]):
         header = header[:-1]

@@ -1,6 +1,5 @@
 """Checks of a manifest before a run: files, shapes and ids; what is wrong is one error and a table of rows."""
 
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,13 +64,14 @@ def check_manifest(manifest: ManifestToCheck, folder: Path, decode: bool, bar: b
         repeated = _repeated_ids(manifest.table.names(manifest.id), manifest.split)
         problems += _problems_of_ids(repeated)
         lines += _lines_of_ids(manifest.id, repeated, manifest.split)
-    name = re.sub(r"[^\w.-]+", "_", manifest.table.path.name.removesuffix(".gz"))  # a pattern of shards has a *
+    name = manifest.table.title.removesuffix(".gz")
     path = folder / f"{name.rpartition('.')[0] or name}.problems.csv"
     if problems:
         _write_problems(sorted(problems), manifest, path)
         more = "" if decode else " Only the first bytes were read; the command 'check' reads whole files."
         lines.append(
-            f"All are listed in {str(path)!r}. Correct the cells, the files or data.root, or remove these rows.{more}"
+            f"All are listed in {str(path)!r}; row 0 is the first below the header. Correct the cells, the files or "
+            f"data.root, or remove these rows.{more}"
         )
         raise ConfigError("\n".join(lines))
     path.unlink(missing_ok=True)  # the list of an earlier check would mislead

@@ -82,7 +82,7 @@ def index_of(path: Path) -> ShardIndex:
         members = list(_members(path, place.st_size))
     except ConfigError:
         raise
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # tarfile raises also MemoryError and RecursionError on a broken header
         raise ConfigError(f"the shard {str(path)!r} is damaged: {reason(error)} Fetch or write it again.") from error
     if not members:
         raise ConfigError(
@@ -114,7 +114,8 @@ def _members(path: Path, size: int) -> Iterator[Member]:
         end, last = 0, "its beginning"
         file.seek(0)
         with tarfile.open(fileobj=file, mode="r:") as archive:
-            for info in archive:
+            while (info := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # they take a kilobyte each
                 end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK if info.isreg() else info.offset_data
                 last = repr(info.name)
                 if info.size < 0 or end > size:
@@ -124,6 +125,7 @@ def _members(path: Path, size: int) -> Iterator[Member]:
                     continue
                 if not info.isreg() or info.sparse is not None:
                     raise tarfile.ReadError(f"{last} is a link or the like, not a plain file")
+                info.name.encode()  # raises ValueError for a name that is not in UTF-8
                 text = _text(file, info) if extension.rpartition(".")[2] in TEXTS else None
                 yield Member(key, extension, info.offset_data, info.size, text)
         file.seek(end)
@@ -156,8 +158,9 @@ def _text(file: IO[bytes], info: tarfile.TarInfo) -> str:
     try:
         text = content.decode("utf-8-sig")
         if info.name.lower().endswith(".json"):
-            text = json.dumps(_object(text))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            text = json.dumps(_object(text), ensure_ascii=False)
+            text.encode()  # raises ValueError for half of a pair of surrogates, which is no letter
+    except (ValueError, RecursionError) as error:  # those of Unicode and JSON are ValueErrors
         raise tarfile.ReadError(f"{info.name!r} cannot be read as text: {reason(error)}") from None
     return text
 
@@ -184,7 +187,8 @@ def _refuse_repeated(path: Path, members: Sequence[Member]) -> None:
             seen.add(member.key)
             before, own = member.key, set()
         if member.extension in own:
-            raise ConfigError(f"the shard {str(path)!r} holds the member {member.key}.{member.extension} twice.")
+            name = f"{member.key}.{member.extension}"
+            raise ConfigError(f"the shard {str(path)!r} holds the member {name!r} twice.")
         own.add(member.extension)
 
 

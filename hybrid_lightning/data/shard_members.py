@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 _AT_ONCE = 2**16  # bytes up to which a member is read as a whole
+_LONGEST_SUFFIX = 32  # letters
 _MOST_OPEN = 64  # shards of a table in a process, of which a system often allows 1024 files
 
 
@@ -149,8 +151,9 @@ class MemberFile:
 
     def __fspath__(self) -> str:
         if self._written is None:
-            _, _, suffixes = self.name.partition(".")
-            number, self._written = tempfile.mkstemp(suffix=f".{suffixes}")
+            # a reader may need the suffix; what else a name holds may be no part of a path
+            suffixes = re.sub(r"[^\w.]", "_", f".{self.name.partition('.')[2]}")[-_LONGEST_SUFFIX:]
+            number, self._written = tempfile.mkstemp(suffix=suffixes)
             with os.fdopen(number, "wb") as file:
                 file.write(self.read_bytes())
         return self._written

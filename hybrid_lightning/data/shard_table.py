@@ -123,7 +123,8 @@ def _matching(pattern: Any) -> list[Path]:
         raise ConfigError(f"{pattern!r} is not on a file system. Fetch the shards, or mount what holds them.")
     paths: list[Path] = []
     for one in expanded(str(Path(pattern).expanduser())):
-        found = sorted(glob.glob(one)) if glob.has_magic(one) else [one]  # noqa: PTH207  Path.glob takes no full path
+        is_name = not glob.has_magic(one) or is_regular_file(one)
+        found = [one] if is_name else sorted(glob.glob(one))  # noqa: PTH207  Path.glob takes no full path
         absent = [path for path in found if not is_regular_file(path)]
         if absent or not found:
             raise ConfigError(
@@ -152,17 +153,18 @@ def _table_of(
     found: dict[str, Members] = {}
     offsets, sizes = (_column(members, name).to_numpy() for name in ("offset", "bytes"))
     for extension, member_of_row in _members_of_rows(members, np.cumsum(is_first) - 1):
-        if extension in columns:
-            raise ConfigError(f"no member can have the extension {extension!r}, which names a column of the table.")
         is_there = member_of_row >= 0
         if extension.rpartition(".")[2] in TEXTS:
             texts = _column(members, "text").take(pyarrow.array(member_of_row, mask=~is_there))
-            columns |= _cells(extension, texts, samples)
-            continue
-        cells = _joined(samples, extension, ".")
-        columns[extension] = compute.if_else(pyarrow.array(is_there), cells, None)
-        places = np.stack([shard_of_row, offsets[member_of_row], sizes[member_of_row]], axis=1)
-        found[extension] = Members(files, places, columns[extension])
+            own = _cells(extension, texts, samples)
+        else:
+            own = {extension: compute.if_else(pyarrow.array(is_there), _joined(samples, extension, "."), None)}
+            places = np.stack([shard_of_row, offsets[member_of_row], sizes[member_of_row]], axis=1)
+            found[extension] = Members(files, places, own[extension])
+        twice = sorted(own.keys() & columns.keys())
+        if twice:
+            raise ConfigError(f"{twice[0]!r} cannot be an extension, as another column of the table has that name.")
+        columns |= own
     return ShardTable(pyarrow.table(columns), found, samples, shard_of_row)
 
 
@@ -248,13 +250,13 @@ def _fields(extension: str, texts: "pyarrow.Array", samples: "pyarrow.Array") ->
         cells = [value.get(field) for value in values]
         try:
             columns[f"{extension}.{field}"] = pyarrow.array(cells)
-        except (pyarrow.ArrowException, OverflowError) as error:
+        except (pyarrow.ArrowException, OverflowError, ValueError) as error:
             kind = type(next(cell for cell in cells if cell is not None))
-            others = (row for row, cell in enumerate(cells) if cell is not None and type(cell) is not kind)
-            example = samples[next(others, 0)].as_py()
+            others = [row for row, cell in enumerate(cells) if cell is not None and type(cell) is not kind]
+            example = f"; that of {samples[others[0]].as_py()!r} is another than the first" if others else ""
             raise ConfigError(
-                f"the field {field!r} of {extension} cannot be a column: {reason(error)} Write values of one type; "
-                f"that of {example!r} is another than the first."
+                f"the field {field!r} of {extension} cannot be a column: {reason(error)} Write values of one "
+                f"type{example}."
             ) from None
     return columns
 

@@ -74,10 +74,16 @@ def _in_order(source: Any, place: str) -> Any:
     return {split: source[split] for split in SPLITS if split in source}
 
 
-def split_column_of(source: Any, given: str | None) -> str | None:
+def split_column_of(source: Any, given: str | None, is_drawn: bool) -> str | None:
     """The column of the splits, which shards have by themselves if there is a pattern per split."""
     if not isinstance(source, Mapping):
         return given
+    if is_drawn:
+        raise ConfigError(
+            "a pattern per split decides the split. Name all shards by one pattern, such as 'shards/*.tar', or leave "
+            "out 'fractions' and 'fold', which draw it.",
+            "data.path",
+        )
     if given is not None:
         raise ConfigError("data.path has a pattern per split, which decides. Leave this out.", "data.split_column")
     return SPLIT

@@ -86,6 +86,11 @@ class Table:
             arrow, names, untyped = read_arrow(Path(path), texts, columns)
             return cls(arrow, path, place, untyped, names)
 
+    @property
+    def title(self) -> str:
+        """A name for heads of tables and names of files, which patterns of shards are not."""
+        return self.path.name if self.shards is None else "shards"
+
     def __len__(self) -> int:
         return int(self.arrow.num_rows)
 
@@ -172,24 +177,23 @@ class Table:
         """A column in its own type; of a column of categories, the type of these."""
         import pyarrow
 
-        if column in self.columns and column not in self.arrow.column_names:
-            self._read_more(column)
-        cells = self.arrow.column(column)
+        cells = self._stored(column)
         return cells.cast(cells.type.value_type) if pyarrow.types.is_dictionary(cells.type) else cells
 
     def cell(self, column: str, row: int) -> Any:
-        """A single cell, as `values` has it."""
-        if column in self._coded:
-            return self.arrow.column(column)[row].as_py()
-        return self.values(column)[row].as_py()
+        """A single cell, as `values` has it; of a column that is kept as codes, without the others."""
+        return self._stored(column)[row].as_py()
 
-    def _read_more(self, column: str) -> None:
-        """Reads a column that was left out."""
+    def _stored(self, column: str) -> "pyarrow.ChunkedArray":
+        """A column as `arrow` has it; one that was left out is read."""
+        if column not in self.columns or column in self.arrow.column_names:
+            return self.arrow.column(column)
         with at(self.place):
             arrow, _, _ = read_arrow(self.path, columns=[column])
             if arrow.num_rows != len(self) or column not in arrow.column_names:
                 raise ConfigError(f"{str(self.path)!r} has changed since it was read. Start again.")
         self.arrow = self.arrow.append_column(column, arrow.column(column))
+        return arrow.column(column)
 
     def empty(self, column: str) -> Array:
         """Which cells are empty: `(rows,)` bool; blank text and nan are empty."""

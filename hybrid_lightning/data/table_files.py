@@ -39,6 +39,7 @@ _HARMLESS = 2**28  # bytes that may be unpacked of any text
 _CHUNK = 2**24  # bytes
 _LONGEST_ROW = 2**24  # bytes
 _BATCH = 4096  # rows
+_BATCH_OF_CODES = 2**20  # rows of a column of categories, all of which each batch brings along
 _WAITING = 256  # batches
 _MOST_CELLS = 2**26  # of JSON, whose rows may each name columns of their own
 _EXCEL = (".xlsx", ".xls", ".xlsm", ".ods")
@@ -141,9 +142,18 @@ def _read_column(file: "ParquetFile", field: "pyarrow.Field", room: int) -> "tup
     pieces: list[pyarrow.Array] = []
     waiting: list[pyarrow.Array] = []
     size = 0
+    is_coded = pyarrow.types.is_dictionary(field.type)
+    texts = None  # those of the codes of the batch before
     # batch by batch, because equal values take no room in a file
-    for batch in file.iter_batches(_BATCH, columns=[field.name]) if room >= 0 else ():
+    batches = file.iter_batches(_BATCH_OF_CODES if is_coded else _BATCH, columns=[field.name]) if room >= 0 else ()
+    for batch in batches:
         cells = batch.column(field.name)  # a dot in a name brings other columns along
+        if is_coded:
+            if texts is not None and texts.equals(cells.dictionary):  # of which each batch has a copy
+                cells = pyarrow.DictionaryArray.from_arrays(cells.indices, texts, ordered=field.type.ordered)
+            else:
+                texts = cells.dictionary
+                size += texts.nbytes
         size += getattr(cells, "indices", cells).nbytes
         if size > room:
             break

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.nn.parallel import DistributedDataParallel
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hybrid_lightning.distributed.fsdp2 import FSDP2Strategy
 from hybrid_lightning.distributed.strategies import refuse_strategy
 from hybrid_lightning.errors import ConfigError, listing
-from hybrid_lightning.lightning_private import ddp_hook_state, ddp_options
+from hybrid_lightning.lightning_private import ddp_hook_state, ddp_options, has_gradient_hooks
 
 _SLICE = 2**20  # values
 
@@ -47,6 +48,9 @@ def fix_buckets(trainer: Trainer) -> None:
     named = wrapper.module.named_parameters()
     ignored = wrapper.parameters_to_ignore
     trained = [value for name, value in named if value.requires_grad and name not in ignored]
+    # all ranks do the same, while a logger may watch parameters on the first one alone
+    if not trainer.strategy.reduce_boolean_decision(not _is_observed(wrapper, trained), all=True):
+        return
     gradients = [parameter.grad for parameter in trained]
     for parameter in trained:
         parameter.grad = None
@@ -58,6 +62,15 @@ def fix_buckets(trainer: Trainer) -> None:
     wrapper.reducer._rebuild_buckets()
     for parameter, gradient in zip(trained, gradients, strict=True):
         parameter.grad = gradient
+
+
+def _is_observed(wrapper: Any, trained: Iterable[nn.Parameter]) -> bool:
+    """Whether code of the user's would see a backward that is not of a step, and might count it or step by it."""
+    if any(map(has_gradient_hooks, trained)):
+        return True
+    # without a state, or with a group of processes as that of torch's own, a communication hook remembers nothing
+    states = [state for _, state in wrapper._comm_hooks]
+    return not all(state is None or isinstance(state, ProcessGroup) for state in states)
 
 
 def refuse_other_reducer(wrapper: Any) -> None:

@@ -28,12 +28,15 @@ class Suggestion(dict[str, Any]):
     Attributes:
         text: The config as commented YAML.
         notes: What was seen, a line each.
+        frame: The DataFrame that it was made for, which `from_config` takes where no other ``path`` is given; None of
+            a file, whose name stands in the config.
     """
 
-    def __init__(self, text: str, notes: Sequence[str]) -> None:
+    def __init__(self, text: str, notes: Sequence[str], frame: Any = None) -> None:
         super().__init__(yaml.safe_load(text))
         self.text = text
         self.notes = list(notes)
+        self.frame = frame
 
     def __str__(self) -> str:
         return self.text
@@ -66,7 +69,7 @@ def suggest(
     """
     found = look_at(source, target, kind)
     pieces = replace_parts(make_pieces(found.columns, found.files), parts or {})
-    return Suggestion(config_text(found, pieces), notes_on(found))
+    return Suggestion(config_text(found, pieces), notes_on(found), source if is_frame(source) else None)
 
 
 def look_at(source: Any, target: str | Sequence[str] | None, kind: str | None) -> Findings:

@@ -1,6 +1,6 @@
 """Activation checkpointing: what a part's stages compute is not kept for the backward pass but computed again there."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ from hybrid_lightning.network.stages import Stages
 from hybrid_lightning.optim.groups import matches
 from hybrid_lightning.unfreezing.freezing import apply_modes
 
+Buffers = dict[nn.Module, dict[str, Tensor]]
 _KINDS_OF_LAYERS = ("linear", "conv", "sparse", "batchnorm", "normalization")
 _LAYERS = tuple(f"torch.nn.modules.{kind}" for kind in _KINDS_OF_LAYERS)
 """Where torch has layers that keep their input and little else, so that nothing is gained from running them again."""
@@ -69,7 +70,7 @@ def _recomputed(module: nn.Module, forward: Callable[..., Any], place: str) -> C
         versions = _versions(tensors)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), state.restored()
+            return nullcontext(), state
 
         result = checkpoint(forward_of_leaves, *leaves, use_reentrant=False, context_fn=contexts)
         if versions != _versions(tensors):
@@ -96,32 +97,36 @@ def _versions(tensors: Collection[Tensor]) -> list[int]:
 
 
 class _State:
-    """The buffers and modes with which a module ran: running statistics have moved when it runs again."""
+    """The buffers and modes with which a module ran: running statistics have moved when it runs again.
+
+    Within it, as often as a backward pass comes to the module, it has them again; what it writes into its buffers is
+    lost, as it has done so before.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._modes = {each: each.training for each in module.modules()}
-        self._buffers: dict[nn.Module, dict[str, Tensor]] = {}
+        self._buffers: Buffers = {}
         for each in module.modules():
             own = dict(each.named_buffers(recurse=False))
             if own:
                 self._buffers[each] = {name: buffer.detach().clone() for name, buffer in own.items()}
 
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Within it the module has them again; what it writes into its buffers is lost, as it has done so before."""
-        now = {module: module.training for module in self._modes}
-        before = _exchanged(self._buffers)
+    def __enter__(self) -> None:
+        self._modes_now = {module: module.training for module in self._modes}
+        copies: Buffers = {}
+        for module, own in self._buffers.items():
+            copies[module] = {name: buffer.clone() for name, buffer in own.items()}
+        self._buffers_now = _exchanged(copies)
         apply_modes(self._modes)
-        try:
-            yield
-        finally:
-            apply_modes(now)
-            _exchanged(before)
+
+    def __exit__(self, *error: object) -> None:
+        apply_modes(self._modes_now)
+        _exchanged(self._buffers_now)
 
 
-def _exchanged(buffers: Mapping[nn.Module, Mapping[str, Tensor]]) -> dict[nn.Module, dict[str, Tensor]]:
+def _exchanged(buffers: Buffers) -> Buffers:
     """Gives modules these buffers, and returns those that they had."""
-    before: dict[nn.Module, dict[str, Tensor]] = {}
+    before: Buffers = {}
     for module, of_module in buffers.items():
         before[module] = {name: getattr(module, name) for name in of_module}
         for name, buffer in of_module.items():

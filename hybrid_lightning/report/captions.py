@@ -54,8 +54,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "ranking": (
         "ROC and precision–recall",
         "Of {rows}, each class against the others, with the area below its curve (AUROC, average precision). Where a "
-        "class is rare, look at precision and recall: ROC flatters. Of several runs or tables, the first "
-        "figures have the mean over the classes, each of which counts alike.",
+        "class is rare, look at precision and recall: ROC flatters. Of more than 12 classes the most frequent are "
+        "shown. Of several runs or tables, the first figures have the mean over these, each of which counts alike.",
     ),
     "reliability": (
         "Reliability",

@@ -99,9 +99,10 @@ def mean_curve(name: str, curves: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(curves) == 1:
         return {**curves[0], "name": name}
     x = np.linspace(0, 1, _MOST_POINTS)
-    heights = [np.interp(x, curve["x"], curve["y"]) for curve in curves]
+    heights = np.mean([np.interp(x, curve["x"], curve["y"]) for curve in curves], axis=0)
+    start = np.mean([curve["y"][0] for curve in curves])  # where several points are at 0, interp takes the last one
     value = float(np.mean([curve["value"] for curve in curves]))
-    return {"name": name, "x": x.tolist(), "y": np.mean(heights, axis=0).tolist(), "value": value}
+    return {"name": name, "x": [0.0, *x.tolist()], "y": [float(start), *heights.tolist()], "value": value}
 
 
 def spread(count: int, most: int) -> Array:

@@ -75,7 +75,7 @@ def _pixels(image: Tensor) -> Array:
     low = float(image.min())
     high = float(image.max())
     if low < 0 or high > 1:
-        image = (image - low) / (high - low)
+        image = (image - low) / ((high - low) or 1.0)
     values = (image * 255).round().to(torch.uint8)
     return values.permute(1, 2, 0).contiguous().numpy()
 

@@ -38,21 +38,28 @@ class RankShare:
 
 
 def with_light_order(sampler: Any) -> Any:
-    """The same batches in the same order; of torch's own `RandomSampler` without a list of all indices."""
-    if type(sampler) is not BatchSampler or type(sampler.sampler) is not RandomSampler:
+    """The same batches in the same order; those of a permutation of torch's without a list of all indices."""
+    # what draws with replacement is left alone: it draws a few indices at a time, and has no such list
+    if type(sampler) is not BatchSampler or not _is_permutation(sampler.sampler):
         return sampler
     return BatchSampler(RankShare(sampler.sampler, ranks=1, rank=0), sampler.batch_size, sampler.drop_last)
 
 
 def _order_of(sampler: Any) -> "list[Any] | np.ndarray[Any, np.dtype[np.int64]]":
     """All that a sampler draws: an array in place of torch's list of a permutation, which takes five times as much."""
-    is_plain = type(sampler) is RandomSampler and sampler.generator is None and not sampler.replacement
-    if not is_plain or sampler.num_samples != len(sampler.data_source):
+    if not _is_permutation(sampler):
         return list(sampler)
     # the same numbers as torch's, and as many of the global generator
     generator = torch.Generator()
     generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
     return torch.randperm(sampler.num_samples, generator=generator).numpy()
+
+
+def _is_permutation(sampler: Any) -> bool:
+    """Whether a sampler is torch's own, and draws each sample once in an order from the global random state."""
+    if type(sampler) is not RandomSampler or sampler.generator is not None or sampler.replacement:
+        return False
+    return sampler.num_samples == len(sampler.data_source)
 
 
 def _in_blocks(indices: "np.ndarray[Any, np.dtype[np.int64]]") -> Iterator[int]:

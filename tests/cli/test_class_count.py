@@ -54,5 +54,5 @@ def test_what_has_no_classes_is_told(folder, capsys, target, message):
 
 
 def test_in_python_it_must_be_given():
-    with pytest.raises(ConfigError, match=r"model.num_classes: None is not possible for a multiclass target"):
+    with pytest.raises(ConfigError, match=r"model.num_classes: it must be given, such as 3"):
         HybridClassifier(parts={"x": {"module": "MLP"}})

@@ -570,6 +570,7 @@ def test_a_wrong_input_is_told_in_short_before_the_first_step(case, folder, caps
         ("", ["small.yaml", "no keys and values"]),
         ("- a\n- b\n", ["small.yaml", "no keys and values"]),
         ("model: {a: b", ["small.yaml", "not valid YAML", "line 1"]),
+        ("model:\n\tlr: 1", ["'small.yaml' is not valid YAML", "'\\t'", "in line 2, column 1"]),
         ("\0", ["small.yaml", "not valid YAML"]),
         ('model: !!python/object/apply:os.mkdir ["pwned"]', ["small.yaml", "not valid YAML"]),
         ("trainer: {max_epochs: 1}\ntrainer: {max_epochs: 2}", ["'trainer' stands twice", "line 2"]),
@@ -678,7 +679,7 @@ def test_an_interrupt_ends_the_fit_without_a_traceback(folder):
         assert running.process.wait(LIMIT) == 130
         err = running.done().stderr
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == "interrupted"
+    assert err.splitlines()[-1] == "interrupted; add --resume auto to go on from the last checkpoint"
 
 
 def test_prefetch_reads_pretrained_weights_and_trains_nothing(folder, capsys):

@@ -1,9 +1,11 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hybrid_lightning.cli import main
 from hybrid_lightning.cli.config_files import merge, merged_arguments, read_config, read_yaml
 from hybrid_lightning.errors import ConfigError
 
@@ -107,9 +109,24 @@ def test_a_file_that_is_no_mapping_is_refused(content, message, tmp_path):
 
 def test_what_is_no_file_is_never_opened(folder):
     os.mkfifo("pipe.yaml")
-    for name in ("pipe.yaml", "/dev/zero", "x" * 300 + ".yaml", "."):
+    os.mkfifo("pipe.csv")
+    for name in ("pipe.yaml", "pipe.csv", "/dev/zero", "x" * 300 + ".yaml"):
         with pytest.raises(ConfigError, match=r"^--config: there is no file"):
             read_config(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("photos", "error: 'photos' is a folder, not a config. .* with: init photos --output mine.yaml"),
+        ("rows.CSV", "error: 'rows.CSV' is a table, not a config. .* with: init rows.CSV --target COLUMN --output"),
+    ],
+)
+def test_data_in_the_place_of_a_config_are_told_what_makes_one(name, says, folder, capsys):
+    Path("photos").mkdir()
+    Path("rows.CSV").write_text("a,b\n1,2\n")
+    assert main(["plan", name]) == 2
+    assert re.search(says, capsys.readouterr().err.replace("--config: ", ""))
 
 
 def test_aliases_and_merge_keys_within_bounds_are_read(folder):

@@ -178,6 +178,15 @@ def test_a_table_that_cannot_be_written_is_told(words, message, best, folder, ca
     assert message in capsys.readouterr().err
 
 
+def test_without_a_folder_for_each_run_an_earlier_table_is_kept(best, folder, capsys):
+    assert predict(best, "--trainer.logger", "false") == 0
+    first = Path("predictions.csv").read_text()
+    assert predict(best, "--trainer.logger", "false", "--data.batch_size", "5") == 2
+    assert "predictions.csv' is there already, and would be lost: without a logger" in capsys.readouterr().err
+    assert Path("predictions.csv").read_text() == first
+    assert predict(best, "--trainer.logger", "false", "--output", "predictions.csv") == 0
+
+
 def test_the_name_of_a_table_is_refused_before_the_model_is_made(best, folder, capsys):
     assert predict(best, "--output", "a.xlsx", "--model.num_classes", "1") == 2
     assert "output: 'a.xlsx'" in capsys.readouterr().err

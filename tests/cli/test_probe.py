@@ -89,9 +89,10 @@ def read(path: str) -> dict[str, Any]:
     return {name: np.array(table[name].to_pylist()) for name in table.column_names}
 
 
-def test_features_of_a_checkpoint_are_those_of_its_network(folder):
+@pytest.mark.parametrize("given", ["best", "runs/small"])
+def test_features_of_a_checkpoint_are_those_of_its_network(folder, given):
     assert small.command("fit") == 0
-    assert small.command("embed", "--output", "features.npz", "--ckpt_path", "best") == 0
+    assert small.command("embed", "--output", "features.npz", "--ckpt_path", given) == 0
     model = HybridClassifier.load_from_checkpoint("runs/small/version_0/checkpoints/best.ckpt")
     from hybrid_lightning import DigitsDataModule
 

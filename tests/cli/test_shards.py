@@ -9,6 +9,7 @@ import yaml
 from hybrid_lightning.data.table import Table
 from tests import small
 from tests.data.make_files import make_manifest
+from tests.tables import write_rows
 
 INPUTS = {
     "photo": {"image": "photo", "size": 8},
@@ -85,6 +86,68 @@ def test_each_column_of_an_input_of_several_files_has_members(made):
     with tarfile.open("shards/val-0.tar") as archive:
         extensions = {name.partition(".")[2] for name in archive.getnames()}
     assert extensions == {"both_emb.npy", "both_spectrum.npz", "json"}
+
+
+def write_files(*names, content=b"1,2\n3,4\n", **columns):
+    """A table of files of these names, one a row, in the column ``file``."""
+    for name in names:
+        Path(name).write_bytes(content)
+    others = {column: [cell.format(row) for row in range(len(names))] for column, cell in columns.items()}
+    rows = [
+        {"file": name, "label": "ab"[row % 2], **{column: others[column][row] for column in others}}
+        for row, name in enumerate(names)
+    ]
+    write_rows("files.csv", rows)
+
+
+def of_files(inputs, **data):
+    return config(path="files.csv", inputs=inputs, target="label", split_column=None, id=None, split_by=None, **data)
+
+
+def test_dots_within_names_of_files_make_no_further_columns(folder, capsys):
+    write_files(*[f"scan.2024.{row:03}.CSV" for row in range(20)])
+    assert small.command("shards", "--output", "shards", config=of_files({"curve": {"series": "file"}})) == 0
+    assert "file: curve.csv\n" in capsys.readouterr().out
+
+
+def test_columns_that_differ_in_a_blank_keep_their_own_files(folder):
+    columns = {"left eye": "left{}.csv", "left_eye": "other{}.csv"}
+    write_files(*[f"{row}.csv" for row in range(20)], **columns)
+    for row in range(20):
+        for number, column in enumerate(columns.values()):
+            Path(column.format(row)).write_text(f"{number}.5\n{row}.5\n")
+    inputs = {"both": {"series": list(columns)}}
+    assert small.command("shards", "--output", "shards", config=of_files(inputs)) == 0
+    with tarfile.open("shards/train-0.tar") as archive:
+        texts = {archive.extractfile(name).read()[:2] for name in archive.getnames() if name.endswith(".csv")}
+    assert texts == {b"0.", b"1."}
+
+
+def test_a_file_of_two_inputs_is_written_once_and_its_name_may_be_the_id(folder, capsys):
+    write_files(*[f"{row}.csv" for row in range(20)])
+    given = of_files({"short": {"series": "file", "length": 1}, "curve": {"series": "file"}})
+    given["data"]["init_args"]["id"] = "file"
+    assert small.command("shards", "--output", "shards", config=given) == 0
+    shown = yaml.safe_load(capsys.readouterr().out.partition("in place of columns:\n")[2])
+    assert shown == {"file": "curve.csv", "label": "json.label", "file as text": "json.file"}
+
+
+def test_a_file_that_would_be_read_as_a_cell_is_refused(folder, capsys):
+    write_files(*[f"{row}.txt" for row in range(20)], content=b"1 2\n3 4\n")
+    assert small.command("shards", "--output", "shards", config=of_files({"curve": {"series": "file"}})) == 2
+    assert "txt' would be read as a cell" in capsys.readouterr().err
+    assert not list(Path().glob("shards*"))
+
+
+def test_what_is_printed_is_yaml_whatever_names_are(folder, capsys):
+    write_files(*[f"{row}.csv" for row in range(20)], **{"a: b": "{}"})
+    given = of_files({"curve": {"series": "file"}, "table": {"numeric": ["a: b"]}}, sampling="balanced")
+    assert small.command("shards", "--output", "new {1}, [2]", config=given) == 0
+    shown = capsys.readouterr().out.partition("data in the config:\n")[2]
+    data, _, columns = shown.partition("in place of columns:\n")
+    assert yaml.safe_load(columns)["a: b"] == "json.a: b"
+    assert yaml.safe_load(data)["sampling"] == "balanced"
+    assert yaml.safe_load(data)["path"]["val"] == "new {1}, [[]2]/val-*.tar"
 
 
 @pytest.mark.parametrize("wrong", ["exists", "missing", "other"])

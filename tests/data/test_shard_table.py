@@ -143,6 +143,18 @@ def test_a_member_is_a_file_for_those_who_need_one_and_leaves_none(folder, shard
     assert not path.exists()
 
 
+def test_a_name_of_a_member_is_no_path_of_the_file_written_of_it(folder):
+    write_shard("a.tar", {"1": {"a\\..\\b" + "c" * 300 + ".npy": b"1"}})
+    table = Table.read("a.tar")
+    member = table.members[table.columns[2]].path(0)
+    assert isinstance(member, MemberFile)
+    path = Path(os.fspath(member))
+    assert path.read_bytes() == b"1"
+    assert path.name.endswith("ccc.npy")
+    assert "\\" not in path.name
+    member.close()
+
+
 def test_of_a_large_member_no_more_is_read_than_asked_for(folder, monkeypatch):
     whole = np.random.default_rng(0).bytes(200_000)
     write_shard("a.tar", {"1": {"bin": b"x" * 700}, "2": {"bin": whole}, "3": {"bin": b"y" * 700}})
@@ -196,20 +208,51 @@ def test_a_damaged_shard_is_named_with_the_member(folder, shard, damage):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("1.npy", b"1"), ("1.npy", b"2")], "holds the member 1.npy twice"),
+        ([("1.npy", b"1"), ("1.npy", b"2")], "holds the member '1.npy' twice"),
         ([("1.npy", b"1"), ("2.npy", b"2"), ("1.cls", b"3")], "holds the key '1' twice"),
         ([("README", b"1")], "holds no samples"),
         ([("1.txt", b"\xff\xfe")], "'1.txt' cannot be read as text"),
         ([("1.json", b"[" * 10**5)], "'1.json' cannot be read as text: maximum recursion"),
         ([("1.json", b"[1]")], "'1.json' cannot be read as text: it is not an object"),
         ([("1.txt", b"x" * (2**20 + 1))], "'1.txt' has 1048577 bytes, and a text at most 1048576"),
-        ([("1.key", b"x")], "no member can have the extension 'key'"),
+        ([("1.json", b'{"a": "\\ud800"}')], r"'1\.json' cannot be read as text: .* surrogates not allowed"),
+        ([("1.json", b'{"a": 1' + b"0" * 30 + b"}")], r"field 'a' of json cannot be a column: .* of one type\.$"),
+        ([("1.key", b"x")], "'key' cannot be an extension"),
+        ([("1.json.age", b"x"), ("1.json", b'{"age": 3}')], "'json.age' cannot be an extension"),
     ],
 )
 def test_members_that_cannot_be_a_row_are_refused(folder, members, message):
     write_members("a.tar", members)
     with pytest.raises(ConfigError, match=message):
         Table.read("a.tar")
+
+
+def header(name, kind=tarfile.REGTYPE, size=0):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        header("x", tarfile.XHDTYPE, size=2**62),
+        header("x", tarfile.GNUTYPE_LONGNAME, size=2**62),
+        header("x", tarfile.XHDTYPE) * 3000,
+        header("1.png", size=2**62),
+        header("1.png", size=-512),
+        header("k\udcff.png"),
+    ],
+)
+def test_headers_that_ask_for_too_much_or_are_no_text_are_damage(folder, headers):
+    Path("a.tar").write_bytes(headers + bytes(1024))
+    with pytest.raises(ConfigError, match=r"the shard 'a\.tar' is damaged"):
+        Table.read("a.tar")
+
+
+def test_a_shard_whose_name_is_a_pattern_can_be_named(folder):
+    write_shard("a[1].tar", {"1": {"cls": 1}})
+    assert len(Table.read("a[1].tar")) == 1
 
 
 def test_keys_with_dots_are_told(folder):

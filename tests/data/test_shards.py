@@ -55,6 +55,7 @@ def test_a_config_with_a_pattern_per_split_is_checked_planned_fitted_and_predict
     assert run("check", sampling={"shards": 2}) == 0
     shown = capsys.readouterr().out
     assert "check: nothing is wrong" in shown
+    assert shown.splitlines()[0].split() == ["shards", "train", "val", "test"]
     assert shown.splitlines()[2].split() == ["rows", "40", "10", "10"]
     assert run("plan", sampling={"shards": 2}) == 0
     assert run("fit", "--test_after_fit", "best", sampling={"shards": 2}, id="key") == 0
@@ -66,6 +67,9 @@ def test_a_config_with_a_pattern_per_split_is_checked_planned_fitted_and_predict
     assert lines[0].startswith("id,target,prediction")
     assert [line.split(",")[0] for line in lines[1:]] == [f"{row:04}" for row in range(50, 60)]
     assert main(["evaluate", "shards/test-*.tar", "--ckpt_path", "runs/small"]) == 0
+    capsys.readouterr()
+    assert run("predict", "--ckpt_path", "best", "--output", "shards/shards.index.parquet") == 2
+    assert "'shards/shards.index.parquet' is a file that the data name" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +194,7 @@ def test_a_sample_without_a_member_lacks_the_input(folder):
             {"path": {"train": "shards/*.tar", "val": "shards/val-*.tar"}},
             r"path.val: .*val-000.tar' are in",
         ),
+        ({}, {"fold": "1/3"}, r"data.path: a pattern per split decides the split\. Name all shards by one pattern"),
         ({}, {"split_column": "split"}, r"data.split_column: data.path has a pattern per split"),
         ({}, {"sampling": {"shards": 0}}, r"data.sampling.shards: 0 is not a number at least 1"),
         ({}, {"sampling": "shards"}, r"data.sampling: unknown sampling 'shards'.*\{shards: 4\}"),

@@ -208,3 +208,21 @@ def test_a_small_csv_is_read_without_threads(folder, monkeypatch):
     monkeypatch.setattr(table_files, "_LONGEST_ROW", 4)
     read("a,b\n1,2\n")
     assert asked == [False, True]
+
+
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_texts_of_categories_count_once_however_many_batches_bring_them(folder, monkeypatch, is_ordered):
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = pyarrow.array([letter * 1000 for letter in "ab"])
+    codes = pyarrow.array([row % 2 for row in range(1000)], pyarrow.int32())
+    words = pyarrow.DictionaryArray.from_arrays(codes, texts, ordered=is_ordered)
+    pyarrow.parquet.write_table(pyarrow.table({"words": words}), "rows.parquet")
+    monkeypatch.setattr(table_files, "_BATCH_OF_CODES", 10)
+    monkeypatch.setattr(table_files, "_LARGEST", 8100)  # bytes; 4000 of codes and 2000 of texts
+    table = Table.read("rows.parquet")
+    assert table.texts("words").to_pylist() == words.to_pylist()
+    monkeypatch.setattr(table_files, "_LARGEST", 5900)
+    with pytest.raises(ConfigError, match="GiB of values"):
+        Table.read("rows.parquet")

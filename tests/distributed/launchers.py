@@ -20,6 +20,14 @@ def of_forks() -> dict[str, str]:
     return {SHARED: str(folder())}
 
 
+def forking_python(place: Path) -> dict[str, str]:
+    """Variables by which a fork of the zygote takes a program in `place` for Python, which forks once more."""
+    program = place / "python"
+    program.write_text(f'#!/bin/sh\nexec {" ".join(FORK)} "$@"\n')
+    program.chmod(0o755)
+    return {**of_forks(), PYTHON: str(program)}
+
+
 def start(launcher: str, count: int, place: Path, *words: str) -> None:
     """Runs ``python words`` on so many ranks, and fails unless all end well.
 
@@ -32,10 +40,7 @@ def start(launcher: str, count: int, place: Path, *words: str) -> None:
     if launcher == "ranks":
         succeed_on(count, *words)
     elif launcher == "plain":
-        python = place / "python"
-        python.write_text(f'#!/bin/sh\nexec {" ".join(FORK)} "$@"\n')
-        python.chmod(0o755)
-        succeed(*words, **of_forks(), **{PYTHON: str(python)})
+        succeed(*words, **forking_python(place))
     elif launcher == "torchrun":
         options = ("--standalone", "--nproc_per_node", str(count), "--no-python")
         succeed("-m", "torch.distributed.run", *options, *FORK, *words, **of_forks())

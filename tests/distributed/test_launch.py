@@ -1,17 +1,13 @@
 """The processes that a launcher has started are those that the config names, or a line says what to change."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import yaml
 
 from hybrid_lightning import ConfigError
 from hybrid_lightning.cli import main
 from hybrid_lightning.distributed.launch import Launch, devices_as_launched, idle_gpus, launched
-from tests.processes import ALONE, ROOT
+from tests.distributed.launchers import FORK, of_forks
+from tests.processes import ROOT, succeed
 from tests.small import CONFIG, changed, command, write
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
@@ -133,17 +129,11 @@ def test_tasks_without_their_number_per_node_are_told_the_line_of_the_script(fol
     assert "Write #SBATCH --nodes=2 and #SBATCH --ntasks-per-node=2, without --ntasks." in capsys.readouterr().err
 
 
-def start(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    everything = {**os.environ, **ALONE, **environment}
-    return subprocess.run(words, cwd=folder, env=everything, capture_output=True, text=True, timeout=300, check=False)
-
-
 def test_torchrun_starts_as_many_as_it_was_told_and_the_total_is_kept(folder):
     write(yaml.safe_dump(CONFIG))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python", *FORK)
     words = ("-m", "hybrid_lightning", "fit", "small.yaml", "--batch_size_total", "64", "--trainer.accelerator", "cpu")
-    done = start(folder, *torchrun, *words)
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = succeed(*torchrun, *words, cwd=folder, **of_forks())
     assert done.stdout.count("batch_size_total: 64 = 32 per device × 2 devices × 1 batch per step") == 1
     saved = yaml.safe_load((folder / "runs/small/version_0/config.yaml").read_text())
     assert saved["trainer"]["devices"] == 2

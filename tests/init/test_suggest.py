@@ -56,9 +56,16 @@ def test_a_table_in_memory_is_suggested_and_fitted_without_a_file(folder):
     found = suggest(frame())
     assert "path" not in found["data"]["init_args"]
     quiet = {"max_epochs": 1, "logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    built = from_config(found, data={"path": frame(), "workers": 0}, trainer=quiet)
+    built = from_config(found, data={"workers": 0}, trainer=quiet)
     built.trainer.fit(built.model, built.data)
     assert built.trainer.global_step == 2
+
+
+def test_another_table_may_take_the_place_of_the_one_that_was_looked_at(folder):
+    quiet = {"logger": False, "accelerator": "cpu"}
+    other = from_config(suggest(frame()), data={"path": frame(30)}, trainer=quiet)
+    other.data.setup()
+    assert sum(map(len, other.data.datasets.values())) == 30
 
 
 def test_only_tables_of_the_data_may_be_in_memory(folder):

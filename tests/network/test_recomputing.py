@@ -165,6 +165,14 @@ def test_buffers_that_the_forward_pass_writes_and_reads_are_those_that_it_read()
     assert "forward" not in vars(recomputed)
 
 
+def test_two_backward_passes_over_one_graph_begin_with_the_same_buffers():
+    module = Spectral()
+    with recomputing([module], "model.parts.x"):
+        loss = module(torch.randn(3, 4), shift=torch.zeros(4))["out"].square().sum()
+    first = torch.autograd.grad(loss, [*module.parameters()], retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(loss, [*module.parameters()])))
+
+
 def test_stages_run_again_one_by_one_and_parts_of_single_layers_as_a_whole():
     tower = Tower(4)
     stages = {"first": ["first"], "second": ["second"], "third": ["third"]}

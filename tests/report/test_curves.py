@@ -33,6 +33,7 @@ def test_the_mean_of_curves_is_taken_at_each_x_and_lies_over_the_mean_area():
     assert (found["name"], found["value"]) == ("run", 0.75)
     assert np.interp(0.5, found["x"], found["y"]) == pytest.approx(0.75)
     assert np.trapezoid(found["y"], found["x"]) == pytest.approx(0.75, abs=0.01)
+    assert (found["x"][:2], found["y"][:2]) == ([0, 0], [0, 0.5])
     assert curves.mean_curve("run", [low]) == {**low, "name": "run"}
 
 

@@ -130,6 +130,12 @@ def test_batches_are_those_of_the_sampler_they_stand_for(sampler: Any) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("options", [{"replacement": True}, {"generator": torch.default_generator}])
+def test_a_sampler_that_draws_as_it_goes_is_left_to_do_so(options: dict[str, Any]) -> None:
+    batches = BatchSampler(RandomSampler(range(9), **options), 4, drop_last=False)
+    assert with_light_order(batches) is batches
+
+
 def test_a_sample_that_is_drawn_twice_is_augmented_anew() -> None:
     dataset = SeededDataset(Noisy(), 3, rank=0)
     first, second, other = dataset.__getitems__(Drawn("0/0/0/0", [5, 5, 6]))

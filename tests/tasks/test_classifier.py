@@ -90,6 +90,7 @@ def test_logged_metrics_are_those_of_all_samples():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        ({"num_classes": None}, r"model\.num_classes: it must be given, such as 3"),
         ({"num_classes": 1}, r"model\.num_classes: 1 is not possible for a multiclass"),
         ({"num_classes": 3, "kind": "binary"}, r"model\.num_classes: 3 is not possible for a binary"),
         ({"num_classes": 1, "kind": "multilabel"}, "'kind: binary' with 2 classes"),
