@@ -39,13 +39,12 @@ class ClassificationObjective(Objective):
     ) -> None:
         with at("model"):
             check_choice(kind, "kind", KINDS, "kind")
-            if num_classes is None or num_classes < 2 or (kind == "binary" and num_classes != 2):
+            if num_classes is None:
+                problem = "it must be given, such as 3. With a manifest, commands and from_config count the classes."
+                raise ConfigError(problem, "num_classes")
+            if num_classes < 2 or (kind == "binary" and num_classes != 2):
                 wanted = "2" if kind == "binary" else "2 or more; one label alone is 'kind: binary' with 2 classes"
                 problem = f"{num_classes} is not possible for a {kind} target, which has {wanted}."
-                if num_classes is None:
-                    problem = (
-                        "it must be given, such as 3. With a manifest, commands and from_config count the classes."
-                    )
                 raise ConfigError(problem, "num_classes")
             if not 0 <= label_smoothing < 1:
                 raise ConfigError(f"{label_smoothing} is not in [0, 1).", "label_smoothing")
