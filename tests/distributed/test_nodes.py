@@ -118,9 +118,10 @@ def test_a_killed_process_ends_both_nodes_and_the_same_command_goes_on_exactly(n
 
 @EXHAUSTIVE
 def test_torchrun_starts_a_killed_run_again_which_goes_on_exactly(nodes: Nodes, tmp_path: Path) -> None:
-    statuses, said = run(nodes, tmp_path, {"trainer.callbacks": KILLED}, restarts=1)
+    # a node that starts again before the other has noticed meets nobody, which takes a restart more (torch 2.13)
+    statuses, said = run(nodes, tmp_path, {"trainer.callbacks": KILLED}, restarts=3)
     assert statuses == [0, 0], "\n".join(said)[-6000:]
-    assert said[0].count("MEMBER: 1/2") == said[1].count("MEMBER: 2/2") == 2
+    assert min(said[0].count("MEMBER: 1/2"), said[1].count("MEMBER: 2/2")) >= 2
     assert_equal_to_one_machine(tmp_path, tmp_path / "one machine")
 
 
