@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from hybrid_lightning.cli.config_files import origin_in
+from hybrid_lightning.cli.launcher import as_list
 from hybrid_lightning.cli.parser import Parsed
 from hybrid_lightning.errors import ConfigError, reason
 from hybrid_lightning.lightning_private import cluster_environment
@@ -82,8 +83,7 @@ def _train(parsed: Parsed, size: int) -> None:
 
 def _without_cluster(plugins: Any) -> list[Any]:
     """The Trainer's plugins for a trial, which is one process, wherever the run has been started."""
-    given = plugins if isinstance(plugins, list) else [plugins]
-    kept = [plugin for plugin in given if plugin is not None and not isinstance(plugin, ClusterEnvironment)]
+    kept = [plugin for plugin in as_list(plugins) if not isinstance(plugin, ClusterEnvironment)]
     # under SLURM, Lightning's handlers of signals would save the trial and queue the job again
     return [*kept, LightningEnvironment()]
 

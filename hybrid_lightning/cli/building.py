@@ -17,7 +17,7 @@ from hybrid_lightning.callbacks import LastCheckpoint
 from hybrid_lightning.cli.batch_size import divide_batch
 from hybrid_lightning.cli.class_count import fill_num_classes
 from hybrid_lightning.cli.commands import COMMANDS, OF_MEMBERS
-from hybrid_lightning.cli.launcher import follow_launcher, has_environment
+from hybrid_lightning.cli.launcher import as_list, follow_launcher, has_environment
 from hybrid_lightning.cli.log_interval import LogInterval
 from hybrid_lightning.cli.loggers import LoggerVersions, continued_loggers, flat_settings, prepare_loggers
 from hybrid_lightning.cli.members import checkpoint_in, member_paths, refuse_other_members
@@ -65,7 +65,7 @@ def build(parsed: Parsed) -> Setup:
     refuse_strategy_name(config.trainer.strategy)
     check_number(config.trainer.accumulate_grad_batches, "trainer.accumulate_grad_batches", low=1)
     _check_output(command, config)
-    follow_launcher(config.trainer, _as_list(config.trainer.plugins))
+    follow_launcher(config.trainer, as_list(config.trainer.plugins))
     prepare_loggers(command, config)
     _seed(config)
     continued = _continued_run(config) if command == "fit" and config.resume else None
@@ -273,8 +273,8 @@ def _follow_metric(config: Namespace, options: Namespace) -> None:
 def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None, resumes: bool) -> Trainer:
     """A Trainer that keeps ``best.ckpt`` and ``last.ckpt``, and writes each checkpoint in one step."""
     settings = dict(options.trainer)
-    callbacks = _as_list(settings["callbacks"])
-    plugins = _as_list(settings["plugins"])
+    callbacks = as_list(settings["callbacks"])
+    plugins = as_list(settings["plugins"])
     if settings["enable_checkpointing"] is not False:
         # not ModelCheckpoint's save_last, which writes only when the best one is written too
         callbacks += [options.checkpoint, LastCheckpoint(options.save_every, requeue=resumes)]
@@ -307,13 +307,6 @@ def _make_trainer(parsed: Parsed, options: Namespace, continued: Run | None, res
     return Trainer(**{**settings, "callbacks": callbacks, "plugins": plugins})
 
 
-def _as_list(value: Any) -> list[Any]:
-    """A setting of which Lightning takes none, one or several."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
-
-
 def _make_loggers(config: Namespace, given: Any, continued: Run | None) -> list[Logger]:
     """The table ``runs/<name>/<version>/metrics.csv``, and beside it the loggers of the config."""
     runs, version, step, rows = runs_folder(config), None, 0, 0
@@ -330,7 +323,7 @@ def _make_loggers(config: Namespace, given: Any, continued: Run | None) -> list[
     # the first logger: Lightning puts checkpoints into its folder
     table = RunLogger(runs.parent, runs.name, version, first_step=step, kept=rows)
     if isinstance(given, Logger | list):
-        return [table, *_as_list(given)]
+        return [table, *as_list(given)]
     if not find_spec("tensorboard"):
         return [table]
     return [table, TensorBoardLogger(runs.parent, runs.name, table.version, purge_step=step if continued else None)]

@@ -29,6 +29,13 @@ def follow_launcher(trainer: Namespace, plugins: Sequence[Any]) -> None:
             name_parent()
 
 
+def as_list(value: Any) -> list[Any]:
+    """A setting of which Lightning takes none, one or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
 def has_environment(plugins: Sequence[Any]) -> bool:
     """Whether plugins of the Trainer, or what a config says of them, tell how processes are started."""
     paths = [str(plugin.get("class_path")) for plugin in plugins if isinstance(plugin, Namespace | dict)]

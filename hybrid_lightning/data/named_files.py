@@ -54,7 +54,7 @@ def is_named(path: Path, table: Table, entries: Iterable[Input]) -> bool:
             continue
         entry.bind(table)
         for number in entry.numbers(np.arange(len(table))).tolist():
-            identity = _identity(Path(entry.folder, entry.cell(number)))
+            identity = _identity(entry.path(number))
             if identity is not None and identity in own:
                 return True
     return False
