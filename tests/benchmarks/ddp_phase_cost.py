@@ -18,9 +18,7 @@ RESULT ddp_phase_cost_lr_zero: median over rounds of ours / lr zero.
 import argparse
 import logging
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -35,6 +33,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hybrid_lightning import GradualUnfreezing, named_param_groups
+
+sys.path.insert(0, str(Path(__file__).parent))
+from side_by_side import started
 
 RANKS, WIDTH, LAYERS, BATCH, STEPS, SKIPPED = 2, 1024, 5, 16, 30, 10
 
@@ -138,18 +139,9 @@ def main() -> int:
     if "LOCAL_RANK" in os.environ:
         rank(options.rounds, options.threads)
         return 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
-    root = str(Path(__file__).parents[2])
-    words = [sys.executable, __file__, "--rounds", str(options.rounds), "--threads", str(options.threads)]
-    environment = {**os.environ, **place, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": root}
-    ranks = [subprocess.Popen(words, env={**environment, "LOCAL_RANK": str(index)}) for index in range(RANKS)]
-    try:
+    words = [__file__, "--rounds", str(options.rounds), "--threads", str(options.threads)]
+    with started(words, RANKS, options.threads) as ranks:
         return max(process.wait(timeout=120 * (options.rounds + 1)) for process in ranks)
-    finally:
-        for process in ranks:
-            process.kill()
 
 
 if __name__ == "__main__":

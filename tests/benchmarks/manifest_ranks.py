@@ -20,7 +20,6 @@ import argparse
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -39,7 +38,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from hybrid_lightning import HybridClassifier
 from hybrid_lightning.data.manifest import ManifestDataModule
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+from side_by_side import started
+
 IMAGES, LINKS, ROWS_OF_GROUP, STEPS = 100, 1000, 100, 100
 
 
@@ -156,21 +157,10 @@ def rank(path: str, ranks: int, workers: int, threads: int) -> None:
 
 def run_ranks(path: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """What each rank found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
-    place |= {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(options.ranks)}
-    words = [sys.executable, __file__, "--open", str(path), "--ranks", str(options.ranks)]
+    words = [__file__, "--open", str(path), "--ranks", str(options.ranks)]
     words += ["--workers", str(options.workers), "--threads", str(options.threads)]
-    processes = []
-    for index in map(str, range(options.ranks)):
-        own = {**os.environ, **place, "LOCAL_RANK": index, "RANK": index}
-        processes.append(subprocess.Popen(words, env=own, stdout=subprocess.PIPE, text=True))
-    try:
+    with started(words, options.ranks, options.threads, output=subprocess.PIPE) as processes:
         outputs = [process.communicate(timeout=1800)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 

@@ -16,8 +16,6 @@ RESULT reduced_bytes_fsdp2_frozen, RESULT reduced_bytes_fsdp2_unfrozen, RESULT r
 
 import logging
 import os
-import socket
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -33,6 +31,9 @@ from torch.utils.data import DataLoader
 from hybrid_lightning import FSDP2Strategy, HybridClassifier
 from hybrid_lightning.cli.config_files import read_config
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from side_by_side import started
 
 ROOT = Path(__file__).parents[2]
 RANKS, BATCH, STEPS, SIDE = 2, 8, 20, 64
@@ -150,19 +151,8 @@ def report(name: str, rows: list[tuple[int, int]], buffers: int) -> None:
 
 def run(name: str) -> int:
     """Starts the ranks under a strategy, and waits for them; the largest of their exit statuses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
-    environment = {**os.environ, **place, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(RANKS)}
-    ranks = []
-    for index in map(str, range(RANKS)):
-        own = {**environment, "LOCAL_RANK": index, "RANK": index}
-        ranks.append(subprocess.Popen([sys.executable, __file__, name], env=own))
-    try:
+    with started([__file__, name], RANKS, threads=1) as ranks:
         return max(process.wait(timeout=300) for process in ranks)
-    finally:
-        for process in ranks:
-            process.kill()
 
 
 def main() -> int:

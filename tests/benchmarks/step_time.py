@@ -25,7 +25,6 @@ import json
 import logging
 import math
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -43,6 +42,9 @@ from hybrid_lightning import HybridClassifier
 from hybrid_lightning.cli.config_files import read_config
 from hybrid_lightning.data.in_memory import DictDataset, as_batch
 from hybrid_lightning.errors import counted
+
+sys.path.insert(0, str(Path(__file__).parent))
+from side_by_side import started
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "elpv.yaml"
@@ -216,21 +218,9 @@ def all_reduce_time(numbers: int, times: int = 20) -> float:
 
 def run(processes: int, ranks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """What so many processes print that run beside each other, each alone or as a rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
-    place |= {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(ranks)}
-    words = [sys.executable, __file__, "--steps", str(options.steps), "--threads", str(options.threads), "--rank"]
-    started = []
-    for index in range(processes):
-        own = {"LOCAL_RANK": str(index % ranks), "RANK": str(index % ranks)}
-        environment = {**os.environ, **place, **own}
-        started.append(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True))
-    try:
-        outputs = [process.communicate(timeout=900)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
+    words = [__file__, "--steps", str(options.steps), "--threads", str(options.threads), "--rank"]
+    with started(words, ranks, options.threads, processes, output=subprocess.PIPE) as running:
+        outputs = [process.communicate(timeout=900)[0] for process in running]
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
