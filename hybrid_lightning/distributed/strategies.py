@@ -21,12 +21,14 @@ from hybrid_lightning.lightning_private import start_method
 KEPT = ("auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp2")
 """The names of the strategies under which everything holds that this package promises."""
 _SHARDED = "Use 'fsdp2', which shards too, or 'ddp'."
+_INEXACT = f"unfreezing, clipping and resuming would not be exact. {_SHARDED}"
+_UNTESTED = "nothing has been tested, as on TPUs at large. Use 'auto' or 'ddp' on CPUs or GPUs."
 _REFUSED: dict[type[Strategy], str] = {
-    FSDPStrategy: f"unfreezing, clipping and resuming would not be exact. {_SHARDED}",
-    ModelParallelStrategy: f"unfreezing, clipping and resuming would not be exact. {_SHARDED}",
+    FSDPStrategy: _INEXACT,
+    ModelParallelStrategy: _INEXACT,
     DeepSpeedStrategy: f"unfreezing, clipping and resuming, which it does by itself, would not be exact. {_SHARDED}",
-    XLAStrategy: "nothing has been tested, as on TPUs at large. Use 'auto' or 'ddp' on CPUs or GPUs.",
-    SingleDeviceXLAStrategy: "nothing has been tested, as on TPUs at large. Use 'auto' or 'ddp' on CPUs or GPUs.",
+    XLAStrategy: _UNTESTED,
+    SingleDeviceXLAStrategy: _UNTESTED,
 }
 """Class of a strategy → what goes wrong under it and what to use instead."""
 _IN_CHILDREN = (
